@@ -1,0 +1,282 @@
+"""Texts in, error counts out: words, characters, repeated n-grams, and the normalisers that come before counting.
+
+Counts add up over shards and processes, rates do not: every function returns counts. WER is a fraction here and
+becomes a percentage only where it is printed. Knows nothing of models and audio (paper: sections 7.4 and 8.4, appendix
+B.2).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import datasets
+import evaluate
+import jiwer
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+from whisper_normalizer.basic import BasicTextNormalizer
+from whisper_normalizer.english import EnglishTextNormalizer
+
+Normalizer = Callable[[str], str]
+
+LANGUAGES_WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
+"""Whisper's codes of the languages that put no space between words. A sentence of theirs is one "word", so that a
+single wrong character makes a WER of 100 %: count characters instead, as `errors_in_language` does."""
+
+
+@dataclass(frozen=True)
+class WordErrors:
+    """Counts of an alignment of hypotheses to references, of words or of characters. Adds up over rows and shards.
+
+    Args:
+        hits (`int`, *optional*, defaults to 0): words of the reference that are right.
+        substitutions (`int`, *optional*, defaults to 0): words of the reference that became another word.
+        deletions (`int`, *optional*, defaults to 0): words of the reference that are missing.
+        insertions (`int`, *optional*, defaults to 0): words of the hypothesis that are too many.
+
+    Example:
+        ```python
+        >>> errors = word_errors(["the cat sat"], ["the cat sat down"]) + word_errors(["a dog"], ["a fog"])
+        >>> errors
+        WordErrors(hits=4, substitutions=1, deletions=0, insertions=1)
+        >>> errors.wer
+        0.4
+        ```
+    """
+
+    hits: int = 0
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+
+    def __add__(self, other: "WordErrors") -> "WordErrors":
+        if not isinstance(other, WordErrors):
+            return NotImplemented
+        return WordErrors(
+            self.hits + other.hits,
+            self.substitutions + other.substitutions,
+            self.deletions + other.deletions,
+            self.insertions + other.insertions,
+        )
+
+    def __radd__(self, other: int) -> "WordErrors":
+        # `sum` starts from the integer 0.
+        return self if other == 0 else NotImplemented
+
+    @property
+    def num_words(self) -> int:
+        """Words of the references: hits + substitutions + deletions."""
+        return self.hits + self.substitutions + self.deletions
+
+    @property
+    def wer(self) -> float:
+        """(S + D + I) / words of the references. With no such word, as jiwer has it: the number of insertions."""
+        return self._rate(self.substitutions + self.deletions + self.insertions)
+
+    @property
+    def ser(self) -> float:
+        """Substitution error rate: S / words of the references."""
+        return self._rate(self.substitutions)
+
+    @property
+    def der(self) -> float:
+        """Deletion error rate: D / words of the references."""
+        return self._rate(self.deletions)
+
+    @property
+    def ier(self) -> float:
+        """Insertion error rate: I / words of the references, the paper's measure of hallucination (table 8)."""
+        return self._rate(self.insertions)
+
+    def _rate(self, count: int) -> float:
+        return count / max(self.num_words, 1)
+
+
+def word_errors(
+    references: str | Sequence[str], hypotheses: str | Sequence[str], normalizer: Normalizer | None = None
+) -> WordErrors:
+    """Aligns each hypothesis to its reference by words and counts, over all rows together.
+
+    Args:
+        references (`str` or `Sequence[str]`): what was said. Rows whose reference is empty count too: every word of
+            their hypothesis is an insertion. Where such rows must not weigh on the rate, count them apart.
+        hypotheses (`str` or `Sequence[str]`): what was recognised, in the same order.
+        normalizer (`Callable[[str], str]`, *optional*): applied to both sides first; see [`get_normalizer`].
+
+    Returns:
+        `WordErrors`: the counts (jiwer's alignment).
+
+    Raises:
+        ValueError: if there are more of the one than of the other, or a text is `None`.
+
+    Example:
+        ```python
+        >>> word_errors(["Hello, world!"], ["hello word"], normalizer=get_normalizer("en"))
+        WordErrors(hits=1, substitutions=1, deletions=0, insertions=0)
+        ```
+    """
+    return _counts(jiwer.process_words(*_texts(references, hypotheses, normalizer)))
+
+
+def character_errors(
+    references: str | Sequence[str], hypotheses: str | Sequence[str], normalizer: Normalizer | None = None
+) -> WordErrors:
+    """As [`word_errors`], by characters (code points, spaces between words included): `.wer` is then the CER."""
+    return _counts(jiwer.process_characters(*_texts(references, hypotheses, normalizer)))
+
+
+def errors_in_language(references: str | Sequence[str], hypotheses: str | Sequence[str], language: str) -> WordErrors:
+    """Errors after the language's normaliser, in the unit that fits its script.
+
+    Args:
+        references (`str` or `Sequence[str]`): what was said.
+        hypotheses (`str` or `Sequence[str]`): what was recognised.
+        language (`str`): as for [`get_normalizer`].
+
+    Returns:
+        `WordErrors`: of characters without spaces for `LANGUAGES_WITHOUT_SPACES`, of words for all others.
+    """
+    normalizer = get_normalizer(language)
+    if _language_code(language) in LANGUAGES_WITHOUT_SPACES:
+        return character_errors(references, hypotheses, lambda text: normalizer(text).replace(" ", ""))
+    return word_errors(references, hypotheses, normalizer)
+
+
+def repeated_ngrams(text: str, n: int = 5) -> int:
+    """How often a run of `n` words occurs again: all n-grams minus the distinct ones (paper, table 8: "5-Dup.").
+
+    Args:
+        text (`str`): split at white space; normalise it first if case and punctuation shall not count.
+        n (`int`, *optional*, defaults to 5): words of a run.
+
+    Returns:
+        `int`: 0 for a text without repetition or shorter than `n` words.
+
+    Raises:
+        ValueError: if `n` is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"repeated_ngrams: expected n >= 1, got {n}.")
+    words = text.split()
+    ngrams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
+    return len(ngrams) - len(set(ngrams))
+
+
+def get_normalizer(language: str) -> Normalizer:
+    """The text normaliser with which a language is scored and filtered.
+
+    Args:
+        language (`str`): `"en"` (also `"english"`, `"en-GB"`) for the published English one of Whisper. `"basic"` and
+            every other language for the basic one: lower case, no punctuation and symbols, nothing in brackets. It
+            keeps combining marks, where Whisper's own turns the vowel signs of Hindi or Thai into spaces, and digits
+            as they are.
+
+    Returns:
+        `Callable[[str], str]`: without leading, trailing and double spaces.
+
+    Raises:
+        ValueError: if no language is given: the English normaliser and the basic one give different rates.
+
+    The English one writes spoken numbers as digits and joins them ("one two" becomes "12", one word): digit strings
+    are scored with `"basic"`, one word per digit.
+
+    Example:
+        ```python
+        >>> get_normalizer("en")("Mr. Smith's colour"), get_normalizer("hi")("प्राचीन, समय!")
+        ("mister smith is color", "प्राचीन समय")
+        ```
+    """
+    if not language or not isinstance(language, str):
+        raise ValueError(
+            f"get_normalizer: expected a language such as 'en' or 'hi', or 'basic', got {language!r}. English and "
+            "basic normalisation give different rates, so it must be said which one (`language`)."
+        )
+    return _normalize_english if _language_code(language) == "en" else _normalize_basic
+
+
+class WordErrorRate(evaluate.Metric):
+    """WER as an `evaluate.Metric` that needs no network: `evaluate.load("wer")` would download a script.
+
+    `compute` takes `predictions`, `references` and, *optionally*, `language` (see [`get_normalizer`]; by default the
+    texts are compared as they are) and returns `wer` (a fraction) with the counts `hits`, `substitutions`,
+    `deletions`, `insertions` and `num_words`.
+
+    Example:
+        ```python
+        >>> WordErrorRate().compute(predictions=["hello word"], references=["Hello, world!"], language="en")["wer"]
+        0.5
+        ```
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Word error rate with its counts, by jiwer, after the normaliser of a language.",
+            citation="",
+            inputs_description="predictions and references: lists of texts in the same order.",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Value("string")}
+            ),
+        )
+
+    def _compute(
+        self, predictions: list[str], references: list[str], language: str | None = None
+    ) -> dict[str, float | int]:
+        errors = word_errors(references, predictions, get_normalizer(language) if language is not None else None)
+        return {
+            "wer": errors.wer,
+            "hits": errors.hits,
+            "substitutions": errors.substitutions,
+            "deletions": errors.deletions,
+            "insertions": errors.insertions,
+            "num_words": errors.num_words,
+        }
+
+
+def _counts(output: jiwer.WordOutput | jiwer.CharacterOutput) -> WordErrors:
+    return WordErrors(output.hits, output.substitutions, output.deletions, output.insertions)
+
+
+def _texts(
+    references: str | Sequence[str], hypotheses: str | Sequence[str], normalizer: Normalizer | None
+) -> tuple[list[str], list[str]]:
+    # A text alone would otherwise be taken for a list of one-letter texts.
+    references = [references] if isinstance(references, str) else list(references)
+    hypotheses = [hypotheses] if isinstance(hypotheses, str) else list(hypotheses)
+    if len(references) != len(hypotheses):
+        raise ValueError(
+            f"expected one hypothesis for each reference, got {len(references)} references and {len(hypotheses)} "
+            "hypotheses. They would be compared with the wrong partner."
+        )
+    for name, texts in (("reference", references), ("hypothesis", hypotheses)):
+        for row, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{name} {row}: expected a text, got {text!r}. Leave rows without text out and count them."
+                )
+    if normalizer is None:
+        return references, hypotheses
+    return [normalizer(text) for text in references], [normalizer(text) for text in hypotheses]
+
+
+def _language_code(language: str) -> str:
+    name = language.strip().lower()
+    code = name.replace("_", "-").split("-")[0]
+    return TO_LANGUAGE_CODE.get(name, "en" if code == "eng" else code)
+
+
+# Functions of the module rather than closures, so that a normaliser can be sent to another process.
+def _normalize_english(text: str) -> str:
+    return _english_normalizer()(text).strip()
+
+
+def _normalize_basic(text: str) -> str:
+    return _basic_normalizer()(text).strip()
+
+
+@lru_cache(maxsize=1)
+def _english_normalizer() -> EnglishTextNormalizer:
+    return EnglishTextNormalizer()
+
+
+@lru_cache(maxsize=1)
+def _basic_normalizer() -> BasicTextNormalizer:
+    return BasicTextNormalizer(preserve_marks=True)

@@ -1,0 +1,128 @@
+"""Error counts, repeated n-grams and the normalisers."""
+
+import pickle
+
+import pytest
+
+from hf_distil_whisper.metrics import (
+    WordErrorRate,
+    WordErrors,
+    character_errors,
+    errors_in_language,
+    get_normalizer,
+    repeated_ngrams,
+    word_errors,
+)
+
+
+def test_word_errors_are_counted_as_worked_out_by_hand():
+    """References and hypotheses exchanged leave the WER of long texts nearly right, but not its parts."""
+    errors = word_errors(["the cat sat on the mat"], ["oh well the bat sat on mat"])
+    assert errors == WordErrors(hits=4, substitutions=1, deletions=1, insertions=2)
+    assert errors.num_words == 6
+    assert errors.wer == pytest.approx(4 / 6)
+    assert (errors.ser, errors.der, errors.ier) == pytest.approx((1 / 6, 1 / 6, 2 / 6))
+
+
+def test_counts_of_shards_add_up_to_the_counts_of_the_whole():
+    """Averaging the rates of batches gives short rows the weight of long ones."""
+    references, hypotheses = ["a b c d", "e", "f g"], ["a b c d", "x", "f g h"]
+    parts = [
+        word_errors([reference], [hypothesis]) for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
+    assert sum(parts) == parts[0] + parts[1] + parts[2] == word_errors(references, hypotheses)
+    assert sum(parts[:0], WordErrors()) == WordErrors()
+
+
+def test_words_against_an_empty_reference_are_insertions():
+    """A hallucination on silence would otherwise cost nothing, or raise after hours of labelling."""
+    errors = word_errors(["", "a b"], ["so much", "a b"])
+    assert errors == WordErrors(hits=2, insertions=2)
+    assert errors.wer == 1.0
+    assert word_errors([""], ["a b"]).wer == 2.0
+    assert word_errors([""], [""]).wer == 0.0
+    assert word_errors([], []) == WordErrors()
+
+
+def test_a_text_alone_is_one_row_and_not_a_list_of_letters():
+    """`zip` over two strings would align letters and call it WER."""
+    assert word_errors("a big dog", "a big cat") == word_errors(["a big dog"], ["a big cat"])
+
+
+def test_rows_without_a_partner_or_without_text_are_refused():
+    """Lists of unequal length would be compared one row off, and `None` would be read as the word 'None'."""
+    with pytest.raises(ValueError, match="2 references and 1 hypotheses"):
+        word_errors(["a", "b"], ["a"])
+    with pytest.raises(ValueError, match="reference 1: expected a text, got None"):
+        word_errors(["a", None], ["a", "b"])
+
+
+def test_one_wrong_character_in_an_unspaced_sentence_is_one_error_in_eleven():
+    """By words it is a WER of 100 %, and a filter at 10 % would throw nearly all Chinese away."""
+    reference, hypothesis = "今天天气很好我们去公园", "今天天气很好我们去花园"
+    assert character_errors([reference], [hypothesis]) == WordErrors(hits=10, substitutions=1)
+    assert word_errors([reference], [hypothesis]).wer == 1.0
+    assert errors_in_language(["今天天气很好。我们去公园。"], [hypothesis], "zh") == WordErrors(
+        hits=10, substitutions=1
+    )
+    assert errors_in_language(["สวัสดี ครับ"], ["สวัสดีครับ"], "thai").wer == 0.0
+    assert errors_in_language(["Hello, world"], ["hello word"], "en") == WordErrors(hits=1, substitutions=1)
+
+
+def test_repeated_ngrams_are_all_minus_the_distinct_ones():
+    """Counting pairs of equal n-grams instead would grow with the square of a loop's length."""
+    assert repeated_ngrams("a b c d e f") == 0
+    assert repeated_ngrams("thank you so very much " * 4) == 16 - 5
+    assert repeated_ngrams("a a a a", n=2) == 2
+    assert repeated_ngrams("too short") == 0
+    with pytest.raises(ValueError, match="n >= 1"):
+        repeated_ngrams("a", n=0)
+
+
+def test_english_normaliser_is_the_published_one():
+    """Transformers ships no spelling map: without one, 'colour' against 'color' counts as an error."""
+    normalize = get_normalizer("en")
+    assert normalize("Mr. Smith's COLOUR, isn't it?") == "mister smith is color is not it"
+    assert normalize(" twenty-one  dollars ") == "$21"
+    for name in ("english", "English", "en-GB", "en_us", "eng"):
+        assert get_normalizer(name) is normalize
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("hi", "प्राचीन, समय।", "प्राचीन समय"),
+        ("th", "ภาษาไทย!", "ภาษาไทย"),
+        ("basic", "  Où est-il ? [rire] (bas) ", "où est il"),
+        ("de", "Die Straße, 3 €", "die straße 3"),
+    ],
+)
+def test_basic_normaliser_keeps_combining_marks(language: str, text: str, expected: str):
+    """Whisper's own turns the vowel signs of Hindi and Thai into spaces: the WER is then one of consonants."""
+    assert get_normalizer(language)(text) == expected
+
+
+def test_digit_strings_are_one_word_per_digit_only_in_the_basic_normaliser():
+    """The English one joins them: one wrong digit of six would be a WER of 100 %, and six right ones a single hit."""
+    reference, hypothesis = ["one two three"], ["one two four"]
+    assert get_normalizer("en")("one two three") == "123"
+    assert word_errors(reference, hypothesis, get_normalizer("en")).wer == 1.0
+    assert word_errors(reference, hypothesis, get_normalizer("basic")) == WordErrors(hits=2, substitutions=1)
+
+
+def test_normaliser_wants_a_language_and_goes_to_other_processes():
+    """A default would score English with the basic normaliser, as the reference scripts do."""
+    with pytest.raises(ValueError, match="expected a language"):
+        get_normalizer(None)
+    assert pickle.loads(pickle.dumps(get_normalizer("en")))("Okay.") == get_normalizer("en")("Okay.")
+
+
+def test_the_metric_loads_without_a_network_and_adds_batches_up():
+    """`evaluate.load("wer")` downloads a script and fails offline."""
+    metric = WordErrorRate()
+    metric.add_batch(predictions=["hello word"], references=["Hello, world!"])
+    metric.add_batch(predictions=["yes"], references=["Yes."])
+    result = metric.compute(language="en")
+    assert result["wer"] == pytest.approx(1 / 3)
+    assert (result["hits"], result["substitutions"], result["num_words"]) == (2, 1, 3)
+    assert metric.compute(predictions=["yes"], references=["Yes."])["wer"] == 1.0
