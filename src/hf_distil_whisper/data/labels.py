@@ -1,0 +1,262 @@
+"""From a transcript to what the decoder reads and what it shall say: timestamps, previous text as prompt, masks.
+
+Knows the tokenizer and Whisper's format of a sequence, `<|startofprev|> previous <|startoftranscript|> language task
+text <|endoftext|>` (paper, section 3; Radford et al., figure 1), and draws which variant of a sample is trained. Knows
+no audio.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from transformers import WhisperTokenizer
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS, TO_LANGUAGE_CODE
+
+IGNORED = -100
+"""The label of positions without a loss, as in `torch.nn.CrossEntropyLoss`."""
+
+TIME_STEP = 0.02
+"""Seconds from one timestamp token to the next."""
+
+_TIMESTAMP = re.compile(r"<\|(\d+\.\d+)\|>")
+_SPECIAL = re.compile(r"<\|(?!\d+\.\d+\|>)[^<>|]*\|>")
+# Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese: Whisper puts no space before a segment of these.
+_WITHOUT_SPACES = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
+)
+_CLOSING = frozenset(".,;:!?%)]}\u2026\u2019\u201d\u00bb-")
+
+
+class LabelError(ValueError):
+    """A transcript that cannot become a label, such as one longer than the decoder. It costs the row."""
+
+
+class Labels(NamedTuple):
+    """`labels[i]` is the target of `decoder_input_ids[i]`, or -100 in the prompt: both have the same length."""
+
+    decoder_input_ids: list[int]
+    labels: list[int]
+
+
+class DrawnVariant(NamedTuple):
+    """Which variant of a sample is trained: with its timestamps, with the text before it as prompt."""
+
+    timestamps: bool
+    use_prompt: bool
+
+
+def has_timestamps(transcript: str) -> bool:
+    """Whether the text holds a timestamp token such as `<|1.20|>`."""
+    return _TIMESTAMP.search(transcript) is not None
+
+
+def strip_special_tokens(transcript: str) -> str:
+    """Leaves the text and its timestamp tokens: no start, language, task or end token, and no prompt before them.
+
+    Example:
+        ```python
+        >>> strip_special_tokens("<|startoftranscript|><|en|><|transcribe|><|0.00|> Hello.<|1.20|><|endoftext|>")
+        "<|0.00|> Hello.<|1.20|>"
+        ```
+    """
+    transcript = transcript.rpartition("<|startoftranscript|>")[2]
+    transcript = transcript.partition("<|endoftext|>")[0]
+    return _SPECIAL.sub("", transcript)
+
+
+def strip_timestamps(transcript: str) -> str:
+    """The text without timestamp tokens, its segments joined by one space where the script has spaces.
+
+    Example:
+        ```python
+        >>> strip_timestamps("<|0.00|> Hello. <|1.20|><|1.40|> World.<|2.00|>")
+        " Hello. World."
+        ```
+    """
+    joined = ""
+    for text in _TIMESTAMP.split(transcript)[::2]:
+        if (
+            joined
+            and text.strip()
+            and (joined[-1].isspace() or text[0].isspace() or _wants_space(joined[-1], text[0]))
+        ):
+            joined = joined.rstrip() + " " + text.lstrip()
+        else:
+            joined += text
+    return joined
+
+
+def plain_text(transcript: str) -> str:
+    """Only what was said: neither special nor timestamp tokens, no spaces around it."""
+    return strip_timestamps(strip_special_tokens(transcript)).strip()
+
+
+def make_labels(
+    tokenizer: WhisperTokenizer,
+    transcript: str,
+    *,
+    timestamps: bool,
+    previous: str | Sequence[int] | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    max_length: int = 448,
+    truncated: bool = False,
+) -> Labels:
+    """Builds one sample's decoder input and its targets.
+
+    Args:
+        tokenizer (`WhisperTokenizer`): English-only or multilingual.
+        transcript (`str`): text with or without timestamp and special tokens. As Whisper writes it, a text begins with
+            a space (not in Chinese, Japanese, Thai, ...): it is added where it is missing.
+        timestamps (`bool`): whether to keep the timestamps, rounded to 0.02 s. Otherwise, and where the transcript has
+            none, `<|notimestamps|>` comes after the prefix: a sample never claims to have timestamps without having
+            them.
+        previous (`str` or `Sequence[int]`, *optional*): the text before, or its token ids. Special tokens in it are
+            dropped, timestamps too unless they are asked for. The tail is kept, at most `max_length // 2 - 1` tokens
+            and no more than fit beside the label.
+        language (`str`, *optional*): a code or name such as `"de"`, for multilingual models. Without it the language
+            and task tokens of the transcript are kept, if it has any, and English-only models get none.
+        task (`str`, *optional*, defaults to `"transcribe"`): `"transcribe"` or `"translate"`; only said with a
+            language.
+        max_length (`int`, *optional*, defaults to 448): positions of the decoder.
+        truncated (`bool`, *optional*, defaults to `False`): whether the transcript stops short of its end, as a
+            generation does at its limit. No `<|endoftext|>` is taught after it then.
+
+    Returns:
+        `Labels`: `decoder_input_ids` and `labels`, of the same length; -100 on everything before
+        `<|startoftranscript|>`.
+
+    Raises:
+        LabelError: if the label is longer than `max_length` or has a timestamp beyond 30 s. It costs the row.
+        ValueError: for an unknown language or task, or a tokenizer that is not Whisper's.
+
+    Example:
+        ```python
+        >>> make_labels(tokenizer, " Hello.", timestamps=False, previous=" Well,").labels
+        [-100, -100, -100, 50362, 18435, 13, 50256]
+        ```
+    """
+    no_timestamps = _token_id(tokenizer, "<|notimestamps|>")
+    body = strip_special_tokens(transcript)
+    timestamps = timestamps and has_timestamps(body)
+    sequence = [_token_id(tokenizer, token) for token in _prefix(transcript, language, task)]
+    if timestamps:
+        sequence += _timed_ids(tokenizer, body, no_timestamps + 1)
+    else:
+        sequence += [no_timestamps, *_text_ids(tokenizer, strip_timestamps(body))]
+    if not truncated:
+        sequence.append(_token_id(tokenizer, "<|endoftext|>"))
+    # The last token is a target only.
+    length = len(sequence) - 1
+    if length > max_length:
+        raise LabelError(
+            f"the label has {length} tokens, more than the {max_length} positions of the decoder (text: "
+            f"{body[:40]!r}...). Cut the recording into shorter ones."
+        )
+    prompt: list[int] = []
+    room = min(max_length // 2 - 1, max_length - length - 1)
+    if previous is not None and room > 0:
+        prompt = _prompt_ids(tokenizer, previous, timestamps)[-room:]
+    if prompt:
+        prompt = [_token_id(tokenizer, "<|startofprev|>"), *prompt]
+    whole = prompt + sequence
+    return Labels(whole[:-1], [IGNORED] * len(prompt) + sequence[1:])
+
+
+def draw_variant(
+    seed: int,
+    epoch: int,
+    index: int,
+    *,
+    timestamp_probability: float = 0.5,
+    condition_on_prev_probability: float = 0.2,
+) -> DrawnVariant:
+    """Draws a sample's variant, anew in each epoch (paper, table 15: timestamps with p = 0.5).
+
+    A generator of its own for each (seed, epoch, index): the result depends neither on the order of the samples nor on
+    the number of workers or processes, and nothing else draws from it.
+
+    Args:
+        seed (`int`): of the run.
+        epoch (`int`): from 0.
+        index (`int`): of the sample.
+        timestamp_probability (`float`, *optional*, defaults to 0.5): share of samples with timestamps.
+        condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share with the text before as prompt.
+
+    Returns:
+        `DrawnVariant`: what was drawn.
+    """
+    first, second = np.random.default_rng((seed, epoch, index)).random(2)
+    return DrawnVariant(bool(first < timestamp_probability), bool(second < condition_on_prev_probability))
+
+
+def language_token(language: str) -> str:
+    """`"de"`, `"German"` → `"<|de|>"`.
+
+    Raises:
+        ValueError: for a language that Whisper does not know.
+    """
+    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+    if code not in LANGUAGES:
+        raise ValueError(
+            f"`language`: Whisper knows no {language!r}; expected a code or name such as 'en' or 'german'."
+        )
+    return f"<|{code}|>"
+
+
+def _prefix(transcript: str, language: str | None, task: str) -> list[str]:
+    prefix = ["<|startoftranscript|>"]
+    if task not in TASK_IDS:
+        raise ValueError(f"`task`: expected one of {', '.join(TASK_IDS)}, got {task!r}.")
+    if language is not None:
+        return [*prefix, language_token(language), f"<|{task}|>"]
+    head = _SPECIAL.findall(transcript.rpartition("<|startoftranscript|>")[2])
+    return prefix + [token for token in head[:2] if token[2:-2] in LANGUAGES or token[2:-2] in TASK_IDS]
+
+
+def _timed_ids(tokenizer: WhisperTokenizer, body: str, first_timestamp: int) -> list[int]:
+    ids = []
+    # Texts and times alternate, a text first.
+    for number, part in enumerate(_TIMESTAMP.split(body)):
+        if number % 2 == 0:
+            ids += _text_ids(tokenizer, part)
+            continue
+        step = round(float(part) / TIME_STEP)
+        if step > 1500:
+            raise LabelError(f"timestamp <|{part}|> lies beyond the 30 s of a window.")
+        ids.append(first_timestamp + step)
+    return ids
+
+
+def _text_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
+    stripped = text.strip()
+    if not stripped:
+        return []
+    if text[0].isspace() or _wants_space("", stripped[0]):
+        stripped = " " + stripped
+    return tokenizer(stripped, add_special_tokens=False).input_ids
+
+
+def _prompt_ids(tokenizer: WhisperTokenizer, previous: str | Sequence[int], timestamps: bool) -> list[int]:
+    if isinstance(previous, str):
+        return _text_ids(tokenizer, plain_text(previous))
+    end_of_text, no_timestamps = _token_id(tokenizer, "<|endoftext|>"), _token_id(tokenizer, "<|notimestamps|>")
+    # Whisper's special tokens are the last of the vocabulary, in this order, and the timestamps come after them.
+    return [token for token in previous if token < end_of_text or (timestamps and token > no_timestamps)]
+
+
+def _wants_space(left: str, right: str) -> bool:
+    """Whether Whisper would write a space between these two characters that have none; `left` may be empty."""
+    if _WITHOUT_SPACES.match(right) or (left and _WITHOUT_SPACES.match(left)):
+        return False
+    return right not in _CLOSING
+
+
+def _token_id(tokenizer: WhisperTokenizer, token: str) -> int:
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or (token_id == tokenizer.unk_token_id and token != tokenizer.unk_token):
+        raise ValueError(
+            f"the tokenizer has no {token}: expected the tokenizer of a Whisper, got {type(tokenizer).__name__}."
+        )
+    return token_id

@@ -1,0 +1,138 @@
+"""Short utterances of one speaker joined into windows of up to 30 s in the order in which they came.
+
+Whisper always computes 30 s: a window with one short utterance pays for silence. Knows rows, not models and labels.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers.utils import logging
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac, load_audio
+from hf_distil_whisper.data.sources import RowErrors, without_decoder
+
+logger = logging.get_logger(__name__)
+
+
+def pack_utterances(
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    max_duration: float = 30.0,
+    speaker_column: str | None = "speaker",
+    gap: float = 0.0,
+    errors: RowErrors | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Joins neighbouring rows of the same speaker as long as they fit (next fit).
+
+    Sort the rows by speaker first if the speakers alternate: only neighbours are joined, so that what follows another
+    utterance in a window also followed it in the recording.
+
+    Args:
+        rows (`Iterable[Mapping]`):
+            With `audio` as [`load_audio`] takes it, and where known `id`, `text` and the speaker.
+        max_duration (`float`, *optional*, defaults to 30.0): seconds of a window; one of exactly that length fits.
+        speaker_column (`str`, *optional*, defaults to `"speaker"`):
+            Rows with no speaker are not joined with anything: two unknown speakers are not the same one. `None` joins
+            nothing.
+        gap (`float`, *optional*, defaults to 0.0): seconds of silence between two utterances.
+        errors (`RowErrors`, *optional*):
+            Receives the rows that cannot be decoded or are longer than `max_duration`. Without it they are logged at
+            the end.
+
+    Yields:
+        `dict`: `id` (of the first utterance), `ids`, `audio` (`{"bytes": <FLAC at 16 kHz>, "path": None}`), `text`
+        (joined by spaces; `None` if an utterance has none), `speaker`, `duration` in seconds, and `condition_on_prev`:
+        whether the window goes on where the one before it ended (same speaker, no row lost in between).
+
+    Raises:
+        ValueError: if `max_duration` or `gap` makes no sense, or a `Dataset` lacks the audio column or a speaker
+            column that was asked for.
+
+    Example:
+        ```python
+        >>> rows = [{"audio": np.zeros(16_000, np.float32), "text": text, "speaker": "a"} for text in ("Yes.", "No.")]
+        >>> [(window["text"], window["duration"]) for window in pack_utterances(rows)]
+        [("Yes. No.", 2.0)]
+        ```
+    """
+    if not max_duration > 0 or gap < 0:
+        raise ValueError(f"expected max_duration > 0 and gap >= 0 seconds, got {max_duration} and {gap}.")
+    if isinstance(rows, Dataset):
+        for column in {"audio", speaker_column} - {None, "speaker"}:
+            if column not in rows.column_names:
+                raise ValueError(f"cannot pack: no column {column!r}; there are {', '.join(rows.column_names)}.")
+        rows = without_decoder(rows)
+    lost = RowErrors() if errors is None else errors
+    # In samples: 30 s are exactly 480,000 of them, while sums of seconds miss the limit by rounding.
+    limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
+    window, previous_speaker = _Window(silence), None
+    for number, row in enumerate(rows):
+        row_id = str(row["id"]) if row.get("id") is not None else str(number)
+        speaker = row.get(speaker_column) if speaker_column is not None else None
+        try:
+            samples = _load_to(limit, row, row_id)
+        except AudioError as error:
+            lost.add(row_id, error)
+            if window.parts:
+                yield window.row(previous_speaker)
+            # Over the hole that the row leaves nothing is joined, and what follows does not continue what came before.
+            window, previous_speaker = _Window(silence), None
+            continue
+        if window.parts and not (speaker is not None and window.speaker == speaker and window.fits(samples, limit)):
+            yield window.row(previous_speaker)
+            window, previous_speaker = _Window(silence), window.speaker
+        window.add(row_id, samples, row.get("text"), speaker)
+    if window.parts:
+        yield window.row(previous_speaker)
+    if errors is None and lost:
+        logger.warning(lost.summary())
+
+
+@dataclass
+class _Window:
+    """What has been joined so far."""
+
+    silence: int
+    speaker: Any = None
+    ids: list[str] = field(default_factory=list)
+    texts: list[str | None] = field(default_factory=list)
+    parts: list[np.ndarray] = field(default_factory=list)
+    length: int = 0
+
+    def fits(self, samples: np.ndarray, limit: int) -> bool:
+        return self.length + self.silence + len(samples) <= limit
+
+    def add(self, row_id: str, samples: np.ndarray, text: str | None, speaker: Any) -> None:
+        if self.parts and self.silence:
+            self.parts.append(np.zeros(self.silence, dtype=np.float32))
+            self.length += self.silence
+        self.speaker = speaker
+        self.ids.append(row_id)
+        self.texts.append(text)
+        self.parts.append(samples)
+        self.length += len(samples)
+
+    def row(self, previous_speaker: Any) -> dict[str, Any]:
+        texts = [text.strip() for text in self.texts if text is not None]
+        return {
+            "id": self.ids[0],
+            "ids": self.ids,
+            "audio": {"bytes": encode_flac(np.concatenate(self.parts)), "path": None},
+            "text": " ".join(filter(None, texts)) if len(texts) == len(self.texts) else None,
+            "speaker": self.speaker,
+            "duration": self.length / SAMPLING_RATE,
+            "condition_on_prev": self.speaker is not None and self.speaker == previous_speaker,
+        }
+
+
+def _load_to(limit: int, row: Mapping[str, Any], row_id: str) -> np.ndarray:
+    samples = load_audio(row.get("audio"), name=row_id)
+    if len(samples) > limit:
+        raise AudioError(
+            f"{row_id}: {len(samples) / SAMPLING_RATE:.2f} s, longer than a window of {limit / SAMPLING_RATE:g} s. "
+            "Split it first: its text would say more than a window holds."
+        )
+    return samples

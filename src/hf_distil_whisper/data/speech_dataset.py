@@ -1,0 +1,298 @@
+"""Rows of audio and transcripts as samples of a `DataLoader`: log-mel on the fly, labels drawn anew in each epoch.
+
+Nothing is cached: the log-mel of 30 s takes 1.5 MB and 10 ms, so that storing it costs more than computing it. Joins
+`audio` and `labels`; knows no model.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from transformers import WhisperProcessor
+from transformers.utils import logging
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
+from hf_distil_whisper.data.labels import LabelError, draw_variant, make_labels, plain_text
+from hf_distil_whisper.data.sources import RowErrors, without_decoder
+
+logger = logging.get_logger(__name__)
+
+LABEL_COLUMNS = ("id", "text", "condition_on_prev", "previous_transcript", "truncated", "duration")
+
+
+class SpeechDataset(torch.utils.data.Dataset):
+    """Samples for training and validation from rows of recordings with transcripts.
+
+    Which variant of a sample is drawn (with timestamps, with the previous text as prompt) depends on the seed, the
+    epoch and the row alone. Epoch and lost rows lie in shared memory, so that workers that live on see a new epoch.
+
+    Args:
+        dataset (`datasets.Dataset`): with `audio` and a transcript, as from `load_source` or the labelling. Used where
+            there: `id`, `text`, `truncated`, and the text before as `previous_transcript` or as list of token ids in
+            `condition_on_prev`. Clean it with [`check_rows`] first.
+        processor (`WhisperProcessor`): of the student.
+        transcript_column (`str`, *optional*, defaults to `"whisper_transcript"`): the text to learn.
+        timestamp_probability (`float`, *optional*, defaults to 0.5): share of samples with timestamps, of those that
+            have any.
+        condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share of samples with a prompt, of those
+            that have a text before.
+        language (`str`, *optional*): for multilingual models; see [`make_labels`].
+        task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
+        max_label_length (`int`, *optional*, defaults to 448): positions of the decoder
+            (`config.max_target_positions`).
+        seed (`int`, *optional*, defaults to 42): of the draws.
+        train (`bool`, *optional*, defaults to `True`): `False` for validation: never a prompt or timestamps, and each
+            item holds the `reference` text.
+
+    Raises:
+        ValueError: for 0 rows, a missing column, a probability outside [0, 1] or an unknown language.
+
+    Example:
+        ```python
+        >>> samples = SpeechDataset(dataset, processor, transcript_column="text")
+        >>> samples[0]["input_features"].shape
+        torch.Size([80, 3000])
+        ```
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        processor: WhisperProcessor,
+        *,
+        transcript_column: str = "whisper_transcript",
+        timestamp_probability: float = 0.5,
+        condition_on_prev_probability: float = 0.2,
+        language: str | None = None,
+        task: str = "transcribe",
+        max_label_length: int = 448,
+        seed: int = 42,
+        train: bool = True,
+    ):
+        _check_columns(dataset, transcript_column)
+        for name, value in (
+            ("timestamp_probability", timestamp_probability),
+            ("condition_on_prev_probability", condition_on_prev_probability),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}`: expected a probability between 0 and 1, got {value}.")
+        self._label = partial(
+            make_labels, processor.tokenizer, language=language, task=task, max_length=max_label_length
+        )
+        # An unknown language or task fails here, and not in a worker for each row.
+        self._label("", timestamps=False)
+        self.processor = processor
+        self.transcript_column = transcript_column
+        self._draw = partial(
+            draw_variant,
+            timestamp_probability=timestamp_probability,
+            condition_on_prev_probability=condition_on_prev_probability,
+        )
+        self.seed, self.train = seed, train
+        # Two views, so that a label alone does not read the audio.
+        self._audio = without_decoder(dataset).select_columns(["audio"])
+        self._texts = dataset.select_columns(_label_columns(dataset, transcript_column))
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._lost = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self._lost)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the draws those of this epoch. Data loaders of the Trainer call it."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One sample.
+
+        A row that fails to decode is replaced by the next good one, logged, and counted in [`row_errors`].
+
+        Returns:
+            `dict`: `input_features` (mel bins, frames) in float32, `decoder_input_ids` and `labels` (lists of one
+            length), `index` of the row that was used, and `reference` in validation.
+        """
+        return next(
+            item | {"input_features": features}
+            for item in self._label_items(index)
+            if (features := self._features(item["index"])) is not None
+        )
+
+    def label_item(self, index: int) -> dict[str, Any]:
+        """The same without `input_features`, for runs that keep the encoder's output."""
+        return next(self._label_items(index))
+
+    def row_errors(self) -> RowErrors:
+        """The rows that were replaced so far, in this process and in the workers, with their reasons."""
+        errors = RowErrors()
+        for index in torch.nonzero(self._lost).flatten().tolist():
+            try:
+                self._make_labels(index)
+                self._load(index)
+            except (AudioError, LabelError) as error:
+                errors.add(self._row_id(index), error)
+        return errors
+
+    def _label_items(self, index: int) -> Iterator[dict[str, Any]]:
+        """Labels of the row, then of those after it, for as long as rows turn out to be bad."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        for offset in range(len(self)):
+            row = (index + offset) % len(self)
+            if self._lost[row]:
+                continue
+            try:
+                yield self._make_labels(row)
+            except LabelError as error:
+                self._lose(row, error)
+        raise ValueError(f"none of {len(self)} rows can be used.\n{self.row_errors().summary()}")
+
+    def _make_labels(self, index: int) -> dict[str, Any]:
+        row = self._texts[index]
+        transcript = row[self.transcript_column]
+        if transcript is None:
+            raise LabelError(_no_text(self.transcript_column))
+        timestamps, use_prompt = False, False
+        if self.train:
+            timestamps, use_prompt = self._draw(self.seed, int(self._epoch), index)
+        previous = _previous(row) if use_prompt else None
+        labels = self._label(
+            transcript, timestamps=timestamps, previous=previous, truncated=bool(row.get("truncated"))
+        )
+        item = {"decoder_input_ids": labels.decoder_input_ids, "labels": labels.labels, "index": index}
+        if not self.train:
+            item["reference"] = row["text"] if row.get("text") is not None else plain_text(transcript)
+        return item
+
+    def _features(self, index: int) -> torch.Tensor | None:
+        try:
+            samples = self._load(index)
+        except AudioError as error:
+            self._lose(index, error)
+            return None
+        extractor = self.processor.feature_extractor
+        features = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="np").input_features[0]
+        return torch.from_numpy(features)
+
+    def _load(self, index: int) -> Any:
+        name = self._row_id(index)
+        samples = load_audio(self._audio[index]["audio"], name=name)
+        window = self.processor.feature_extractor.n_samples
+        if len(samples) > window:
+            raise AudioError(_too_long(name, len(samples) / SAMPLING_RATE, window / SAMPLING_RATE))
+        return samples
+
+    def _lose(self, index: int, error: Exception) -> None:
+        self._lost[index] = True
+        logger.warning(f"row {self._row_id(index)} is replaced by the next one: {error}")
+
+    def _row_id(self, index: int) -> str:
+        return _row_id(self._texts[index], index)
+
+
+def check_rows(
+    dataset: Dataset,
+    processor: WhisperProcessor,
+    *,
+    transcript_column: str = "whisper_transcript",
+    language: str | None = None,
+    task: str = "transcribe",
+    max_label_length: int = 448,
+) -> tuple[Dataset, RowErrors]:
+    """Leaves out the rows that cannot be trained on, before the training and without decoding their audio.
+
+    Args:
+        dataset (`datasets.Dataset`): as for [`SpeechDataset`].
+        processor (`WhisperProcessor`): of the student.
+        transcript_column (`str`, *optional*, defaults to `"whisper_transcript"`): the text to learn.
+        language (`str`, *optional*): as for [`make_labels`].
+        task (`str`, *optional*, defaults to `"transcribe"`): as for [`make_labels`].
+        max_label_length (`int`, *optional*, defaults to 448): positions of the decoder.
+
+    Returns:
+        `tuple[Dataset, RowErrors]`: the good rows in their order, and the others with what is wrong: no transcript, a
+        label longer than the decoder, audio that is missing, empty or longer than the window. Neither case nor script
+        counts.
+
+    Raises:
+        ValueError: for 0 rows, a missing column, or if no row is left.
+    """
+    _check_columns(dataset, transcript_column)
+    texts = dataset.select_columns(_label_columns(dataset, transcript_column))
+    window = processor.feature_extractor.n_samples / SAMPLING_RATE
+    errors, good = RowErrors(), []
+    label = partial(make_labels, processor.tokenizer, language=language, task=task, max_length=max_label_length)
+    audio = without_decoder(dataset).select_columns(["audio"])
+    embedded = _embedded(audio)
+    for index, row in enumerate(texts):
+        row_id = _row_id(row, index)
+        try:
+            # The duration of labelled rows is measured; that of a file says nothing about whether it is there.
+            seconds = row.get("duration") if embedded[index] else None
+            if seconds is None:
+                seconds = audio_duration(audio[index]["audio"], name=row_id)
+            if seconds > window:
+                raise AudioError(_too_long(row_id, seconds, window))
+            if row[transcript_column] is None:
+                raise LabelError(_no_text(transcript_column))
+            # With its timestamps a label is longest.
+            label(row[transcript_column], timestamps=True)
+        except (AudioError, LabelError) as error:
+            errors.add(row_id, error)
+        else:
+            good.append(index)
+    if not good:
+        raise ValueError(f"none of {len(dataset)} rows can be used.\n{errors.summary()}")
+    return (dataset.select(good) if errors else dataset), errors
+
+
+def _check_columns(dataset: Dataset, transcript_column: str) -> None:
+    if not len(dataset):
+        raise ValueError("the data set has 0 rows; expected at least one. Check its source and its filter.")
+    for column, option in (("audio", "audio_column"), (transcript_column, "transcript_column")):
+        if column not in dataset.column_names:
+            raise ValueError(f"no column {column!r} (`{option}`); there are {', '.join(dataset.column_names)}.")
+
+
+def _label_columns(dataset: Dataset, transcript_column: str) -> list[str]:
+    return [name for name in dict.fromkeys((transcript_column, *LABEL_COLUMNS)) if name in dataset.column_names]
+
+
+def _row_id(row: dict[str, Any], index: int) -> str:
+    return str(index) if row.get("id") is None else str(row["id"])
+
+
+def _previous(row: dict[str, Any]) -> str | list[int] | None:
+    """The text before, only where the row itself says it: the row before may be of another speaker or document."""
+    condition = row.get("condition_on_prev")
+    if isinstance(condition, list):
+        return condition
+    if "condition_on_prev" in row and not condition:
+        return None
+    return row.get("previous_transcript")
+
+
+def _embedded(audio: Dataset) -> list[bool]:
+    """Whether each row holds the bytes of its file. Reads only their lengths."""
+    found: list[bool] = []
+    for batch in audio.with_format("arrow").iter(batch_size=1000):
+        column = batch["audio"]
+        stored = pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0
+        if not stored or pa.types.is_null(column.type.field("bytes").type):
+            return [False] * len(audio)
+        found += [bool(size) for size in pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()]
+    return found
+
+
+def _too_long(name: str, seconds: float, window: float) -> str:
+    return (
+        f"{name}: {seconds:.2f} s, longer than the window of {window:g} s: the text would say more than the "
+        "model hears. Split the recording first."
+    )
+
+
+def _no_text(column: str) -> str:
+    return f"no text in {column!r}; expected a transcript. Label the row or leave it out."

@@ -1,0 +1,219 @@
+"""Decoding, resampling and the refusal of what is broken."""
+
+import io
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, encode_flac, load_audio
+
+SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
+needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="../shared/speech with real recordings is missing")
+
+FORMATS = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS")]
+
+
+def tone(rate: int = SAMPLING_RATE, seconds: float = 1.0, frequency: float = 440.0) -> np.ndarray:
+    """A sine of 440 Hz and amplitude 0.3."""
+    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+
+
+def speechlike(seconds: float = 3.0) -> np.ndarray:
+    """Noise and tones: compresses badly, so that a cut file has lost audio and not only padding."""
+    noise = np.random.default_rng(0).standard_normal(round(SAMPLING_RATE * seconds))
+    return tone(seconds=seconds) + (0.05 * noise).astype(np.float32)
+
+
+def encoded(samples: np.ndarray, rate: int = SAMPLING_RATE, kind: str = "WAV", subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+def loudest_frequency(samples: np.ndarray) -> float:
+    return float(np.abs(np.fft.rfft(samples)).argmax() * SAMPLING_RATE / len(samples))
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_every_format_and_channel_count_becomes_mono_at_16_khz(kind: str, subtype: str | None, channels: int):
+    """Interleaved stereo taken for mono plays at half speed; a rate that is not resampled shifts every frequency."""
+    rate = 48_000 if subtype == "OPUS" else 44_100
+    samples = tone(rate)
+    if channels == 2:
+        samples = np.stack([samples, 0.5 * samples], axis=1)
+    result = load_audio(encoded(samples, rate, kind, subtype))
+    assert result.dtype == np.float32
+    assert result.shape == (SAMPLING_RATE,)
+    assert loudest_frequency(result) == pytest.approx(440, abs=1)
+    middle = result[4000:12000]
+    assert np.sqrt(2 * np.mean(middle**2)) == pytest.approx(0.3 if channels == 1 else 0.225, rel=0.05)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000, 96_000])
+def test_any_sampling_rate_is_resampled(rate: int):
+    """Whisper hears 8 kHz speech fed as 16 kHz an octave too high and twice as fast."""
+    result = load_audio((tone(rate, seconds=0.5), rate))
+    assert len(result) == pytest.approx(8_000, abs=1)
+    assert loudest_frequency(result) == pytest.approx(440, abs=3)
+
+
+def test_every_way_to_hand_audio_over_gives_the_same_samples(tmp_path: Path):
+    """Data sets, files, pipelines and microphones each have their own shape for the same recording."""
+    samples = (np.round(tone() * 32768) / 32768).astype(np.float32)
+    content = encoded(samples, kind="FLAC")
+    path = tmp_path / "tone.flac"
+    path.write_bytes(content)
+    ways = [
+        path,
+        str(path),
+        content,
+        {"bytes": content, "path": None},
+        {"bytes": content, "path": "gone.flac"},
+        {"bytes": None, "path": str(path)},
+        {"array": samples, "sampling_rate": 16_000},
+        {"array": samples.tolist(), "sampling_rate": 16_000},
+        (samples, 16_000),
+        samples,
+        samples.astype(np.float64),
+        np.stack([samples, samples]),
+        np.stack([samples, samples], axis=1),
+        np.round(samples * 32768).astype(np.int16),
+    ]
+    for way in ways:
+        np.testing.assert_allclose(load_audio(way), samples, atol=1e-7)
+        assert audio_duration(way) == pytest.approx(1.0)
+
+
+def test_flac_gives_16_bit_samples_back_exactly_and_clips_the_rest():
+    """Floats are scaled by 32767 on writing and 1/32768 on reading: a corpus loses a step with each rewriting."""
+    samples = np.random.default_rng(0).integers(-32768, 32768, 1000).astype(np.float32) / 32768
+    content = encode_flac(samples)
+    np.testing.assert_array_equal(load_audio(content), samples)
+    assert encode_flac(load_audio(content)) == content
+    assert np.abs(load_audio(encode_flac(np.float32([0.1, 0.2]))) - [0.1, 0.2]).max() <= 0.5 / 32768 + 1e-9
+    np.testing.assert_array_equal(load_audio(encode_flac(np.float32([2, -2]))), np.float32([32767 / 32768, -1]))
+
+
+def test_a_missing_file_is_named(tmp_path: Path):
+    """'Error opening: System error' after an hour of labelling helps nobody."""
+    path = tmp_path / "gone.wav"
+    with pytest.raises(AudioError, match=r"gone\.wav: no such audio file"):
+        load_audio(path)
+    with pytest.raises(AudioError, match=r"row 7: .*gone\.wav: no such audio file"):
+        load_audio({"bytes": None, "path": str(path)}, name="row 7")
+    with pytest.raises(AudioError, match="no such audio file"):
+        audio_duration(path)
+    with pytest.raises(AudioError, match="directory"):
+        load_audio(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (None, "got nothing"),
+        ({"bytes": None, "path": None}, "got nothing"),
+        ({"array": None, "sampling_rate": 16_000}, "got nothing"),
+        (b"", "empty"),
+        (np.zeros(0, dtype=np.float32), "0 samples"),
+        ((np.zeros(0, dtype=np.float32), 8_000), "0 samples"),
+        (np.zeros((0, 2), dtype=np.float32), "0 samples"),
+        (encoded(np.zeros(0)), "0 samples"),
+        (np.float32([0.0, np.nan, np.inf]), "2 of 3 samples are NaN or infinite"),
+        (encoded(np.float32([0.1, np.nan]), subtype="FLOAT"), "1 of 2 samples are NaN"),
+        (b"this is not audio at all" * 10, "cannot be read as audio"),
+        (np.array(["a", "b"]), "got ndarray"),
+        (np.zeros((2, 2, 2), dtype=np.float32), r"shape \(2, 2, 2\)"),
+        ([[0.0, 1.0], [0.0]], "expected an array of samples"),
+        ({"array": np.zeros(10), "sampling_rate": None}, "sampling rate in Hz"),
+        ((np.zeros(10), 0), "sampling rate in Hz"),
+        (np.arange(10), "int64"),
+    ],
+)
+def test_what_is_not_audio_is_refused_with_the_name_of_the_row(audio: object, message: str):
+    """NaN samples make the log-mel NaN and then the weights; integers of unknown scale make silence or noise."""
+    with pytest.raises(AudioError, match=f"row-3: .*{message}"):
+        load_audio(audio, name="row-3")
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.02])
+def test_a_truncated_file_is_refused_in_every_format(kind: str, subtype: str | None, share: float):
+    """Libsndfile decodes cut WAV, MP3 and Ogg files without a word: the text then says more than the audio."""
+    content = encoded(speechlike(), kind=kind, subtype=subtype)
+    assert len(load_audio(content)) == 48_000
+    with pytest.raises(AudioError, match=r"row-1: .*(truncated|cut short|empty|0 samples)"):
+        load_audio(content[: int(len(content) * share)], name="row-1")
+
+
+def test_files_written_into_a_pipe_are_whole_or_refused_with_the_reason():
+    """Their headers leave the length open: no truncation, but soundfile would ask for an array of 2⁶³ samples."""
+    wav = bytearray(encoded(speechlike()))
+    start = wav.find(b"data")
+    wav[start + 4 : start + 8] = b"\xff" * 4
+    assert len(load_audio(bytes(wav))) == 48_000
+    flac = bytearray(encoded(speechlike(), kind="FLAC"))
+    flac[21] &= 0xF0
+    flac[22:26] = bytes(4)
+    for read in (load_audio, audio_duration):
+        with pytest.raises(AudioError, match=r"row-2: .*leaves its length open"):
+            read(bytes(flac), name="row-2")
+
+
+def test_an_mp3_whose_length_would_be_guessed_too_short_is_refused():
+    """Variable bit rate without a Xing header: libsndfile guesses from the first frame and drops the rest."""
+    quiet = 0.01 * speechlike()
+    content = encoded(np.concatenate([speechlike(), quiet, speechlike()]), kind="MP3")
+    headerless = content[next(i for i in range(100, len(content)) if content[i : i + 2] == content[:2]) :]
+    with pytest.raises(AudioError, match="would stay unread"):
+        load_audio(headerless)
+    tagged = b"ID3\x04\x00\x00\x00\x00\x02\x00" + bytes(256) + content
+    assert len(load_audio(tagged)) == len(load_audio(content)) == 144_000
+
+
+def test_a_torchcodec_that_does_not_load_costs_only_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The registry's build wants CUDA and raises OSError where torch is a CPU build: not an ImportError."""
+    (tmp_path / "torchcodec").mkdir()
+    (tmp_path / "torchcodec" / "__init__.py").write_text("raise OSError('libcudart.so')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "torchcodec", raising=False)
+    assert len(load_audio(encoded(tone(), kind="OGG"))) == SAMPLING_RATE
+    with pytest.raises(AudioError, match="install a torchcodec"):
+        load_audio(b"M4A " * 100)
+
+
+def test_a_torchcodec_that_loads_reads_what_libsndfile_cannot(monkeypatch: pytest.MonkeyPatch):
+    """Its samples are (channels, frames), the other way round than libsndfile's."""
+
+    class AudioDecoder:
+        def __init__(self, source: bytes):
+            assert source == b"M4A " * 100
+
+        def get_all_samples(self) -> SimpleNamespace:
+            return SimpleNamespace(data=torch.stack([torch.full((800,), 0.5), torch.zeros(800)]), sample_rate=8_000)
+
+    decoders = ModuleType("torchcodec.decoders")
+    decoders.AudioDecoder = AudioDecoder
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    samples = load_audio(b"M4A " * 100)
+    assert samples.shape == (1600,)
+    assert samples[800] == pytest.approx(0.25, abs=0.01)
+
+
+@needs_speech
+def test_real_recordings_at_8_and_16_khz_decode_to_their_stated_duration():
+    """Telephone speech (fsdd) has another rate than all that is generated here."""
+    for file, rate in (("fsdd/0_george_02.flac", 8_000), ("ljspeech/LJ001-0002.flac", None)):
+        path = SPEECH / file
+        info = soundfile.info(path)
+        samples = load_audio(path)
+        assert rate in (None, info.samplerate)
+        assert len(samples) / SAMPLING_RATE == pytest.approx(info.duration, abs=1e-3)
+        assert audio_duration(path) == pytest.approx(info.duration)
+        assert 0.01 < np.abs(samples).max() <= 1.05
