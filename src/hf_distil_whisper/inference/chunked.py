@@ -1,0 +1,218 @@
+"""Long recordings in overlapping chunks that are transcribed in parallel and joined on their words (paper, section 5).
+
+Knows where to cut and how to join; each chunk is transcribed by `generation.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.inference.generation import (
+    TokenSequence,
+    generate_tokens,
+    timestamp_begin,
+    window_features,
+    window_seconds,
+)
+from hf_distil_whisper.inference.results import (
+    Transcription,
+    TranscriptionStatistics,
+    compression_ratio,
+    plain_text,
+    segments_of,
+    timed_tokens,
+)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Samples `start` to `stop` of a recording."""
+
+    start: int
+    stop: int
+
+
+def cut_chunks(num_samples: int, chunk_length: float, stride: float) -> list[Chunk]:
+    """Cuts a recording into chunks that overlap by two strides, as the transformers pipeline does.
+
+    Args:
+        num_samples (`int`): at 16 kHz.
+        chunk_length (`float`): seconds.
+        stride (`float`): seconds at either side of a chunk that its neighbour covers too, so that a word cut in one
+            chunk is whole in the other.
+
+    Returns:
+        `list[Chunk]`: in order; the last one reaches the end.
+
+    Raises:
+        ValueError: if the strides leave nothing of the chunk.
+    """
+    length, margin = round(chunk_length * SAMPLING_RATE), round(stride * SAMPLING_RATE)
+    if stride < 0 or length <= 2 * margin:
+        raise ValueError(
+            f"`stride` is {stride} s at either side of a chunk of {chunk_length} s, expected 0 or more and less than "
+            "half of `chunk_length`: the chunks would never move on."
+        )
+    chunks = []
+    for start in range(0, num_samples, length - 2 * margin):
+        chunks.append(Chunk(start, min(start + length, num_samples)))
+        if start + length >= num_samples:
+            break
+    return chunks
+
+
+def join_spans(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
+    """Finds which part of each chunk's tokens to keep, by the longest common sequence of neighbours.
+
+    Every alignment of the end of one chunk with the start of the next is tried; the best has the largest share of
+    equal tokens, where longer ones win ties and fewer than two equal tokens count for nothing. The left chunk is
+    trusted up to the middle of the match, the right one from there on. The choice is that of transformers'
+    `_find_longest_common_sequence`; spans instead of tokens let times follow the words.
+
+    Args:
+        sequences (`Sequence[Sequence[int]]`): text tokens per chunk, in order.
+
+    Returns:
+        `list[tuple[int, int, int]]`: (chunk, start, stop), in order; empty spans are left out.
+    """
+    spans = []
+    begin = 0
+    for index in range(1, len(sequences)):
+        left, right = np.asarray(sequences[index - 1][begin:]), np.asarray(sequences[index])
+        left_middle, right_middle = _best_overlap(left, right)
+        spans.append((index - 1, begin, begin + left_middle))
+        begin = right_middle
+    if sequences:
+        spans.append((len(sequences) - 1, begin, len(sequences[-1])))
+    return [span for span in spans if span[1] < span[2]]
+
+
+def _best_overlap(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
+    """Where to leave the left sequence and to enter the right one."""
+    best, middles = 0.0, (len(left), 0)
+    for shift in range(1, len(left) + len(right)):
+        left_start, left_stop = max(0, len(left) - shift), min(len(left), len(left) + len(right) - shift)
+        right_start, right_stop = max(0, shift - len(left)), min(len(right), shift)
+        equal = int(np.sum(left[left_start:left_stop] == right[right_start:right_stop]))
+        score = equal / shift + shift / 10_000.0
+        if equal > 1 and score > best:
+            best, middles = score, ((left_start + left_stop) // 2, (right_start + right_stop) // 2)
+    return middles
+
+
+def transcribe_chunked(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    audio: object,
+    *,
+    chunk_length: float = 30.0,
+    stride: float | None = None,
+    batch_size: int = 16,
+    return_timestamps: bool = False,
+    language: str | None = None,
+    task: str = "transcribe",
+    num_beams: int = 1,
+    max_new_tokens: int | None = None,
+) -> Transcription:
+    """Transcribes a recording of any length in overlapping chunks, several at a time.
+
+    Up to nine times faster than [`transcribe_sequential`] for the same model, and blind to what came before a chunk,
+    which also keeps it from carrying a hallucination on (section 8.4). The text does not depend on `batch_size`.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
+        processor (`WhisperProcessor`): of the model.
+        audio: path, bytes, float array at 16 kHz, or (array, rate).
+        chunk_length (`float`, *optional*, defaults to 30.0): seconds, at most the encoder's window. The paper found 30
+            best for Whisper and 15 for Distil-Whisper (Table 23): take the length that the model was trained on.
+        stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds of overlap at either side, as in the
+            pipeline.
+        batch_size (`int`, *optional*, defaults to 16): chunks per pass, as in the paper.
+        return_timestamps (`bool`, *optional*, defaults to `False`): also predict times and fill `segments`.
+        language (`str`, *optional*): None: English, or detected chunk by chunk by a multilingual model.
+        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
+        num_beams (`int`, *optional*, defaults to 1): greedy, which the paper found enough here.
+        max_new_tokens (`int`, *optional*): per chunk; by default as many as the decoder has room for.
+
+    Returns:
+        `Transcription`: text, segments and statistics over all chunks.
+
+    Raises:
+        ValueError: if chunk and stride do not fit the model's window.
+        AudioError: if the recording cannot be read.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}, expected at least 1.")
+    if not 0 < chunk_length <= window_seconds(processor):
+        raise ValueError(
+            f"`chunk_length` is {chunk_length} s, expected more than 0 and at most the {window_seconds(processor):g} "
+            "s that the model's encoder sees at once."
+        )
+    samples = load_audio(audio)
+    chunks = cut_chunks(len(samples), chunk_length, chunk_length / 6 if stride is None else stride)
+    found: list[TokenSequence] = []
+    for start in range(0, len(chunks), batch_size):
+        batch = [samples[chunk.start : chunk.stop] for chunk in chunks[start : start + batch_size]]
+        found += generate_tokens(
+            model,
+            window_features(model, processor, batch),
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            return_timestamps=return_timestamps,
+            language=language,
+            task=task,
+            statistics=True,
+        )
+    return _join(chunks, found, processor, timestamp_begin(model), return_timestamps)
+
+
+def _join(
+    chunks: Sequence[Chunk],
+    found: Sequence[TokenSequence],
+    processor: WhisperProcessor,
+    begin: int,
+    return_timestamps: bool,
+) -> Transcription:
+    """Joins the chunks' words; each word brings the times of the stretch that it was spoken in."""
+    parts = [
+        timed_tokens(sequence.tokens, begin, chunk.start / SAMPLING_RATE, chunk.stop / SAMPLING_RATE)
+        for chunk, sequence in zip(chunks, found, strict=True)
+    ]
+    words = [[token for _, _, tokens in of_chunk for token in tokens] for of_chunk in parts]
+    stretch_of = [[number for number, part in enumerate(of_chunk) for _ in part[2]] for of_chunk in parts]
+    stretches: list[tuple[float, float, list[int]]] = []
+    for index, start, stop in join_spans(words):
+        for number, run in groupby(range(start, stop), key=stretch_of[index].__getitem__):
+            begins, ends, _ = parts[index][number]
+            tokens = [words[index][position] for position in run]
+            # The rest of a stretch that the chunk before had begun: neighbours overlap there in time.
+            if stretches and number == stretch_of[index][start] and begins < stretches[-1][1]:
+                begins, before, earlier = stretches.pop()
+                ends, tokens = max(ends, before), earlier + tokens
+            stretches.append((begins, ends, tokens))
+    text = plain_text([token for _, _, tokens in stretches for token in tokens], processor.tokenizer, begin)
+    segments = segments_of(stretches, processor.tokenizer, begin) if return_timestamps else []
+    return Transcription(text, segments, chunk_statistics(found, text))
+
+
+def chunk_statistics(found: Sequence[TokenSequence], text: str) -> TranscriptionStatistics:
+    """Sums up the windows of one recording, weighted by their tokens.
+
+    Args:
+        found (`Sequence[TokenSequence]`): per window, with statistics.
+        text (`str`): the joined text.
+    """
+    weights = [len(sequence.tokens) + (not sequence.truncated) for sequence in found]
+    log_probs = [sequence.mean_log_prob or 0.0 for sequence in found]
+    return TranscriptionStatistics(
+        num_tokens=sum(len(sequence.tokens) for sequence in found),
+        num_windows=len(found),
+        truncated=any(sequence.truncated for sequence in found),
+        compression_ratio=compression_ratio(text),
+        mean_log_prob=sum(w * p for w, p in zip(weights, log_probs, strict=True)) / sum(weights),
+        no_speech_prob=min(sequence.no_speech_prob or 0.0 for sequence in found),
+    )

@@ -1,0 +1,364 @@
+"""Token generation for windows of at most 30 s: one encoder pass per batch, greedy or beam search, bounded length.
+
+Knows Whisper's prefix, languages, suppressed tokens and the statistics of a finished sequence. Knows neither audio
+files nor text: `results.py` turns tokens into text. The model's own generation config is never touched, always copied.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    WhisperForCausalLM,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTimeStampLogitsProcessor,
+)
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """What the decoder wrote for one window.
+
+    Args:
+        tokens (`list[int]`): without the prefix and without `<|endoftext|>`; timestamp tokens included where asked
+            for.
+        truncated (`bool`): whether the length ran out before `<|endoftext|>` came: the transcript stops mid-sentence.
+        mean_log_prob (`float`, *optional*): see [`score_tokens`].
+        no_speech_prob (`float`, *optional*): see [`score_tokens`].
+    """
+
+    tokens: list[int]
+    truncated: bool
+    mean_log_prob: float | None = None
+    no_speech_prob: float | None = None
+
+
+class SuppressedTokens(LogitsProcessor):
+    """Forbids some tokens everywhere and some at the first position behind the prefix.
+
+    One object for what transformers spreads over two: they are dropped or misplaced in assisted decoding, whose output
+    then differs from the main model's own. Positions here are absolute, so draft and check see the same rule.
+    """
+
+    def __init__(
+        self, always: Sequence[int], at_begin: Sequence[int], begin_index: int, vocab_size: int, device: torch.device
+    ):
+        self.always = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.always[list(always)] = True
+        self.at_begin = self.always.clone()
+        self.at_begin[list(at_begin)] = True
+        self.begin_index = begin_index
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Sets the scores (batch, vocab) of the forbidden tokens to minus infinity."""
+        mask = self.at_begin if input_ids.shape[1] == self.begin_index else self.always
+        return scores.masked_fill(mask, float("-inf"))
+
+
+def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
+    """Whether the model's prefix names a language and a task (the English-only checkpoints have neither)."""
+    return bool(model.generation_config.to_dict().get("is_multilingual", False))
+
+
+def timestamp_begin(model: WhisperForConditionalGeneration) -> int:
+    """The id of `<|0.00|>`: every id from there on is a time, in steps of 0.02 s."""
+    return _generation_entry(model, "no_timestamps_token_id") + 1
+
+
+def _generation_entry(model: WhisperForConditionalGeneration, name: str) -> Any:
+    entries = model.generation_config.to_dict()
+    if entries.get(name) is None:
+        raise ValueError(
+            f"The model's generation_config has no `{name}`, which Whisper needs to generate. Take "
+            "generation_config.json from the checkpoint that the model was made from (`model.generation_config = "
+            "GenerationConfig.from_pretrained(...)`)."
+        )
+    return entries[name]
+
+
+def resolve_language(
+    model: WhisperForConditionalGeneration, language: str | None, task: str = "transcribe"
+) -> str | None:
+    """Turns a language's name or code into the code that the model's prefix takes.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): decides which languages there are.
+        language (`str`, *optional*): code ("de"), name ("german") or token ("<|de|>"). None: English for an
+            English-only model, else detected per window by the model.
+        task (`str`, *optional*, defaults to `"transcribe"`): or "translate" (into English).
+
+    Returns:
+        `str | None`: the code; None for English-only models, whose prefix has no language, and where it is to be
+        detected.
+
+    Raises:
+        ValueError: for a language or a task that the model does not know.
+    """
+    if task not in ("transcribe", "translate"):
+        raise ValueError(f"`task` is {task!r}, expected 'transcribe' or 'translate'.")
+    code = None
+    if language is not None:
+        code = language.lower().strip("<|>")
+        code = TO_LANGUAGE_CODE.get(code, code)
+    if not is_multilingual(model):
+        if code not in (None, "en") or task != "transcribe":
+            raise ValueError(
+                f"The model is English-only, so language={language!r} with task={task!r} is out of its reach. Leave "
+                "both out, or take a multilingual checkpoint."
+            )
+        return None
+    languages = _generation_entry(model, "lang_to_id")
+    if code is not None and f"<|{code}|>" not in languages:
+        known = ", ".join(token.strip("<|>") for token in languages)
+        raise ValueError(f"`language` is {language!r}, expected one of those that the model was trained on: {known}.")
+    return code
+
+
+def scoring_language(model: WhisperForConditionalGeneration, language: str | None) -> str:
+    """The language whose normaliser is to score the model's texts: "basic" where it is detected window by window."""
+    return resolve_language(model, language) or ("basic" if is_multilingual(model) else "en")
+
+
+def prefix_length(model: WhisperForConditionalGeneration, return_timestamps: bool) -> int:
+    """Tokens before the transcript: `<|startoftranscript|>`, language and task, `<|notimestamps|>`."""
+    return 1 + 2 * is_multilingual(model) + (not return_timestamps)
+
+
+def max_generated_tokens(model: WhisperForConditionalGeneration, return_timestamps: bool) -> int:
+    """The most tokens that a window may give: what the generation config's `max_length` leaves behind the prefix.
+
+    Prefix and transcript together never exceed the decoder's `max_target_positions` (448 in all published models).
+    """
+    positions = model.config.max_target_positions
+    longest = model.generation_config.max_length or positions
+    return min(longest, positions) - prefix_length(model, return_timestamps)
+
+
+def window_seconds(processor: WhisperProcessor) -> float:
+    """Length of the encoder's window in seconds: 30 for all published models."""
+    return processor.feature_extractor.n_samples / SAMPLING_RATE
+
+
+def window_features(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, recordings: Sequence[np.ndarray]
+) -> Tensor:
+    """Log-mel features of recordings of up to one window, padded with silence to the window.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the features come in its dtype and on its device.
+        processor (`WhisperProcessor`): holds the feature extractor.
+        recordings (`Sequence[np.ndarray]`): float32 mono at 16 kHz.
+
+    Returns:
+        `Tensor`: (batch, mel bins, frames).
+    """
+    features = processor.feature_extractor(list(recordings), sampling_rate=SAMPLING_RATE, return_tensors="pt")
+    return features.input_features.to(model.device, model.dtype)
+
+
+def batches_by_length(lengths: Sequence[float], batch_size: int) -> list[list[int]]:
+    """Groups the indices of `lengths` into batches of like length, longest first.
+
+    A batch runs until its longest transcript ends, so neighbours should be of one length; with the longest first, a
+    batch that does not fit into memory fails at once instead of after hours.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}, expected at least 1.")
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+@torch.inference_mode()
+def generate_tokens(
+    model: WhisperForConditionalGeneration,
+    input_features: Tensor | None,
+    *,
+    encoder_states: Tensor | None = None,
+    num_beams: int = 1,
+    max_new_tokens: int | None = None,
+    min_new_tokens: int | None = None,
+    return_timestamps: bool = False,
+    language: str | None = None,
+    task: str = "transcribe",
+    assistant: WhisperForCausalLM | None = None,
+    statistics: bool = False,
+) -> list[TokenSequence]:
+    """Transcribes a batch of windows in one pass of the encoder and one of the decoder.
+
+    Unlike `model.generate`, it never starts a second window: that loop over-runs its length on models that are not
+    trained yet, and can go on for ever. Without timestamps their tokens are suppressed. The model and its generation
+    config are left as they are.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): in eval mode.
+        input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), padded to the window; may be
+            None where `encoder_states` are given.
+        encoder_states (`Tensor`, *optional*): (batch, frames, width), where the encoder has run already.
+        num_beams (`int`, *optional*, defaults to 1): greedy search, as the paper labels and evaluates.
+        max_new_tokens (`int`, *optional*, defaults to what [`max_generated_tokens`] allows): bound on the tokens.
+        min_new_tokens (`int`, *optional*): no `<|endoftext|>` before; equal to `max_new_tokens` it fixes the work, to
+            measure time.
+        return_timestamps (`bool`, *optional*, defaults to `False`): ask for and keep timestamp tokens.
+        language (`str`, *optional*): see [`resolve_language`]; None detects it from the encoder's states.
+        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
+        assistant (`WhisperForCausalLM`, *optional*): from [`create_assistant`]; batch of 1 and greedy only.
+        statistics (`bool`, *optional*, defaults to `False`): also fill `mean_log_prob` and `no_speech_prob`.
+
+    Returns:
+        `list[TokenSequence]`: one per window, in order.
+
+    Raises:
+        ValueError: for lengths beyond the decoder, unknown languages, or an assistant with beams or several windows.
+    """
+    allowed = max_generated_tokens(model, return_timestamps)
+    new_tokens = allowed if max_new_tokens is None else max_new_tokens
+    if not 1 <= new_tokens <= allowed:
+        raise ValueError(
+            f"`max_new_tokens` is {new_tokens}, expected 1 to {allowed}: the decoder's positions and the generation "
+            "config's `max_length` leave no more behind the prefix."
+        )
+    windows = input_features if encoder_states is None else encoder_states
+    if windows is None:
+        raise ValueError("generate_tokens: expected `input_features` or `encoder_states`, got neither.")
+    if assistant is not None and (num_beams > 1 or len(windows) > 1):
+        raise ValueError(
+            f"Assisted decoding works on one recording at a time and greedily, but num_beams={num_beams} and "
+            f"{len(windows)} recordings came in one batch. Pass batch_size=1 and num_beams=1."
+        )
+    code = resolve_language(model, language, task)
+    states = model.get_encoder()(windows).last_hidden_state if encoder_states is None else encoder_states
+    prefix = _prefix_tokens(model, states, code, task, return_timestamps)
+    config = _generation_settings(model, prefix.shape[1], new_tokens, min_new_tokens, num_beams)
+    # GenerationMixin.generate is the single search that Whisper's own generate wraps into its loop over windows.
+    sequences = GenerationMixin.generate(
+        model,
+        encoder_outputs=BaseModelOutput(last_hidden_state=states),
+        attention_mask=torch.ones(states.shape[:2], dtype=torch.long, device=states.device),
+        decoder_input_ids=prefix,
+        generation_config=config,
+        logits_processor=_token_rules(model, config, prefix.shape[1], return_timestamps),
+        **({} if assistant is None else {"assistant_model": assistant}),
+    )
+    found = [_cut_at_end(row, config.eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
+    if not statistics:
+        return [TokenSequence(tokens, truncated) for tokens, truncated in found]
+    scores = score_tokens(
+        model, states, prefix, [tokens for tokens, _ in found], [truncated for _, truncated in found]
+    )
+    return [TokenSequence(*row, *score) for row, score in zip(found, scores, strict=True)]
+
+
+def _generation_settings(
+    model: WhisperForConditionalGeneration, prefix: int, new_tokens: int, min_new_tokens: int | None, num_beams: int
+) -> GenerationConfig:
+    config = copy.deepcopy(model.generation_config)
+    config.max_length = prefix + new_tokens
+    config.max_new_tokens = None
+    config.min_new_tokens = min_new_tokens
+    config.num_beams = num_beams
+    config.do_sample = False
+    config.use_cache = True  # the Trainer leaves it off in the config of a trained model
+    config.return_dict_in_generate = False
+    # Empty, not None, which would be filled from the model's config again: `SuppressedTokens` does this work.
+    config.suppress_tokens = []
+    config.begin_suppress_tokens = []
+    return config
+
+
+def _token_rules(
+    model: WhisperForConditionalGeneration, config: GenerationConfig, begin_index: int, return_timestamps: bool
+) -> LogitsProcessorList:
+    always = list(model.generation_config.suppress_tokens or [])
+    if not return_timestamps:
+        always += range(timestamp_begin(model), model.config.vocab_size)
+    at_begin = model.generation_config.begin_suppress_tokens or []
+    rules = LogitsProcessorList(
+        [SuppressedTokens(always, at_begin, begin_index, model.config.vocab_size, model.device)]
+    )
+    if return_timestamps:
+        timestamp_begin(model)  # says what is missing in a config that lacks it
+        rules.append(WhisperTimeStampLogitsProcessor(config, begin_index=begin_index))
+    return rules
+
+
+def _prefix_tokens(
+    model: WhisperForConditionalGeneration, states: Tensor, code: str | None, task: str, return_timestamps: bool
+) -> Tensor:
+    """The decoder's first tokens, (batch, prefix): one language for all, or detected window by window."""
+    batch = len(states)
+    columns = [torch.full((batch,), _generation_entry(model, "decoder_start_token_id"))]
+    if is_multilingual(model):
+        if code is None:
+            detected = model.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=states))
+            columns.append(detected.cpu())
+        else:
+            columns.append(torch.full((batch,), _generation_entry(model, "lang_to_id")[f"<|{code}|>"]))
+        columns.append(torch.full((batch,), _generation_entry(model, "task_to_id")[task]))
+    if not return_timestamps:
+        columns.append(torch.full((batch,), _generation_entry(model, "no_timestamps_token_id")))
+    return torch.stack(columns, dim=1).to(states.device)
+
+
+def _cut_at_end(row: list[int], end: int) -> tuple[list[int], bool]:
+    """The tokens before `<|endoftext|>`, and whether it is missing."""
+    return (row[: row.index(end)], False) if end in row else (row, True)
+
+
+@torch.inference_mode()
+def score_tokens(
+    model: WhisperForConditionalGeneration,
+    encoder_states: Tensor,
+    prefix: Tensor,
+    tokens: Sequence[Sequence[int]],
+    truncated: Sequence[bool],
+) -> list[tuple[float, float]]:
+    """How sure the model is of finished sequences, and of there being speech at all.
+
+    One more pass of the decoder over known tokens, beside the encoder's states: about the cost of one step of the
+    search, where keeping the scores of every step would hold (batch, length, vocabulary) numbers, 1.5 GB for 16 full
+    windows. The vocabulary is only ever spread out for one window at a time.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the model that wrote the tokens.
+        encoder_states (`Tensor`): (batch, frames, width).
+        prefix (`Tensor`): (batch, prefix) token ids, `<|startoftranscript|>` first.
+        tokens (`Sequence[Sequence[int]]`): per window, without `<|endoftext|>`.
+        truncated (`Sequence[bool]`): where true, no `<|endoftext|>` was written and none is scored.
+
+    Returns:
+        `list[tuple[float, float]]`: per window the mean log-probability per token, `<|endoftext|>` counted as a token
+        as in OpenAI's Whisper, and the probability of `<|nospeech|>` behind `<|startoftranscript|>`. Both under the
+        model's own distribution, before any token is suppressed.
+    """
+    end = _generation_entry(model, "eos_token_id")
+    # `<|nospeech|>` stands right before `<|notimestamps|>` in every Whisper vocabulary, under changing names.
+    no_speech = _generation_entry(model, "no_timestamps_token_id") - 1
+    targets = [list(row) + ([] if cut else [end]) for row, cut in zip(tokens, truncated, strict=True)]
+    longest = max(len(row) for row in targets)
+    padded = torch.tensor([row + [end] * (longest - len(row)) for row in targets], device=prefix.device)
+    inputs = torch.cat([prefix, padded[:, :-1]], dim=1)
+    hidden = model.get_decoder()(
+        input_ids=inputs, encoder_hidden_states=encoder_states, use_cache=False
+    ).last_hidden_state
+    start = prefix.shape[1] - 1
+    scores = []
+    for states, row in zip(hidden, targets, strict=True):
+        logits = model.proj_out(states[start : start + len(row)]).float()
+        target = torch.tensor(row, device=logits.device).unsqueeze(1)
+        log_probs = logits.gather(1, target).squeeze(1) - logits.logsumexp(dim=1)
+        first = model.proj_out(states[0]).float().softmax(dim=0)
+        scores.append((log_probs.mean().item(), first[no_speech].item()))
+    return scores

@@ -1,0 +1,127 @@
+"""Every row of a data set through a model, in batches of like length, with bad rows set aside.
+
+The common ground of labelling and short-form evaluation: knows rows and their audio, not what the tokens are for.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import logging
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
+from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.inference.generation import (
+    TokenSequence,
+    batches_by_length,
+    window_features,
+    window_seconds,
+)
+
+
+@dataclass(frozen=True)
+class RowTokens:
+    """What the model wrote for the rows of a data set.
+
+    Args:
+        sequences (`dict[int, TokenSequence]`): by row number, in order; rows that could not be read are missing.
+        durations (`dict[int, float]`): seconds of audio, for the same rows.
+        seconds (`float`): spent on features and generation, reading and decoding of files not counted.
+    """
+
+    sequences: dict[int, TokenSequence]
+    durations: dict[int, float]
+    seconds: float
+
+
+def row_id(row: Mapping, index: int) -> str:
+    """The row's `id`, or its number."""
+    return str(row.get("id", index))
+
+
+def generate_rows(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    dataset: Dataset | Sequence[Mapping],
+    errors: RowErrors,
+    generate: Callable[[Tensor], list[TokenSequence]],
+    *,
+    batch_size: int = 16,
+) -> RowTokens:
+    """Generates tokens for every row that can be read and fits into one window.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): in eval mode.
+        processor (`WhisperProcessor`): of the model.
+        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` as [`load_audio`] takes it, and possibly `id`.
+        errors (`RowErrors`): takes the rows that cannot be read or are longer than the window.
+        generate (`Callable[[Tensor], list[TokenSequence]]`): features (batch, mel bins, frames) to tokens, usually a
+            `partial` of [`generate_tokens`].
+        batch_size (`int`, *optional*, defaults to 16): windows per pass.
+
+    Returns:
+        `RowTokens`: by row number.
+    """
+    window = window_seconds(processor)
+    lengths = _lengths(dataset, errors, window)
+    rows = list(lengths)
+    found: dict[int, TokenSequence] = {}
+    durations: dict[int, float] = {}
+    seconds = 0.0
+    bar = logging.tqdm(total=len(rows), desc="transcribing", unit="row")
+    for batch in batches_by_length([lengths[row] for row in rows], batch_size):
+        recordings = _load([rows[position] for position in batch], dataset, errors, window)
+        if recordings:
+            start = time.perf_counter()
+            sequences = generate(window_features(model, processor, list(recordings.values())))
+            seconds += time.perf_counter() - start
+            found |= dict(zip(recordings, sequences, strict=True))
+            durations |= {index: len(samples) / SAMPLING_RATE for index, samples in recordings.items()}
+        bar.update(len(batch))
+    bar.close()
+    return RowTokens({index: found[index] for index in sorted(found)}, durations, seconds)
+
+
+def _lengths(dataset: Dataset | Sequence[Mapping], errors: RowErrors, window: float) -> dict[int, float]:
+    """Seconds by row from the files' headers, to sort by; what is far too long is not even decoded."""
+    lengths = {}
+    for index, row in enumerate(dataset):
+        try:
+            length = audio_duration(row["audio"], name=row_id(row, index))
+        except AudioError as error:
+            errors.add(row_id(row, index), str(error))
+            continue
+        if length > window + 1.0:
+            errors.add(row_id(row, index), _too_long(length, window))
+        else:
+            lengths[index] = length
+    return lengths
+
+
+def _load(
+    rows: Sequence[int], dataset: Dataset | Sequence[Mapping], errors: RowErrors, window: float
+) -> dict[int, np.ndarray]:
+    recordings = {}
+    for index in rows:
+        row = dataset[index]
+        try:
+            samples = load_audio(row["audio"], name=row_id(row, index))
+        except AudioError as error:
+            errors.add(row_id(row, index), str(error))
+            continue
+        if len(samples) > window * SAMPLING_RATE:
+            errors.add(row_id(row, index), _too_long(len(samples) / SAMPLING_RATE, window))
+        else:
+            recordings[index] = samples
+    return recordings
+
+
+def _too_long(length: float, window: float) -> str:
+    return (
+        f"{length:.2f} s of audio, expected at most the model's window of {window:g} s: all behind it would be cut "
+        "off unheard. Split the recording, or transcribe it with the chunked or sequential algorithm."
+    )

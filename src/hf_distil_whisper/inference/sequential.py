@@ -1,0 +1,172 @@
+"""Long recordings window by window, each starting where the last timestamp of the one before stood (paper, section 5).
+
+The algorithm is transformers' own long-form `generate`; this module feeds it and reads its segments.
+"""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    SuppressTokensAtBeginLogitsProcessor,
+    WhisperForCausalLM,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.inference.generation import (
+    is_multilingual,
+    prefix_length,
+    resolve_language,
+    timestamp_begin,
+    window_features,
+    window_seconds,
+)
+from hf_distil_whisper.inference.results import (
+    Transcription,
+    TranscriptionStatistics,
+    compression_ratio,
+    plain_text,
+    segments_of,
+)
+
+
+class StuckTranscriptionError(RuntimeError):
+    """The model's timestamps hardly move on, so that the recording would never end."""
+
+
+TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Tried in turn with temperature fallback, as in OpenAI's Whisper."""
+
+
+@torch.inference_mode()
+def transcribe_sequential(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    audio: object,
+    *,
+    assistant: WhisperForCausalLM | None = None,
+    language: str | None = None,
+    task: str = "transcribe",
+    num_beams: int = 1,
+    temperature_fallback: bool = False,
+    condition_on_prev_tokens: bool = False,
+) -> Transcription:
+    """Transcribes a recording of any length window after window, moving on to the last predicted timestamp.
+
+    More exact than [`transcribe_chunked`] where the model predicts good timestamps, and slower, since windows wait for
+    one another. Recordings are taken one at a time: transformers' loop fails on batches of unequal length.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
+        processor (`WhisperProcessor`): of the model.
+        audio: path, bytes, float array at 16 kHz, or (array, rate).
+        assistant (`WhisperForCausalLM`, *optional*): from [`create_assistant`]; the text stays the model's own.
+        language (`str`, *optional*): None: English, or detected on the first window by a multilingual model.
+        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
+        num_beams (`int`, *optional*, defaults to 1): greedy.
+        temperature_fallback (`bool`, *optional*, defaults to `False`): repeat windows that come out repetitive (token
+            compression above 1.35) or unlikely (mean log-probability below -1) at temperatures up to 1, and skip those
+            without speech (probability above 0.6): the settings of Distil-Whisper's model cards. Sampled, so not
+            repeatable without a seed.
+        condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): prompt each window with the text before it.
+
+    Returns:
+        `Transcription`: with segments; its statistics hold no log-probabilities.
+
+    Raises:
+        ValueError: for an assistant together with beams or temperature fallback, or an unknown language.
+        AudioError: if the recording cannot be read.
+        StuckTranscriptionError: if the windows advance by less than a second in the mean, as those of a student that
+            is not trained yet may do: the loop has no other end.
+    """
+    if assistant is not None and (num_beams > 1 or temperature_fallback):
+        raise ValueError(
+            "An assistant drafts for greedy decoding only, but num_beams > 1 or temperature_fallback=True came with "
+            "it: leave out one or the other."
+        )
+    samples = load_audio(audio)
+    options: dict[str, object] = {}
+    if is_multilingual(model):
+        options |= {"language": resolve_language(model, language, task), "task": task}
+    else:
+        resolve_language(model, language, task)
+    if temperature_fallback:
+        options |= {
+            "temperature": TEMPERATURES,
+            "compression_ratio_threshold": 1.35,
+            "logprob_threshold": -1.0,
+            "no_speech_threshold": 0.6,
+        }
+    config = copy.deepcopy(model.generation_config)
+    config.num_beams = num_beams
+    config.use_cache = True
+    if assistant is not None:
+        options["assistant_model"] = assistant
+        options["logits_processor"] = _begin_rule(model)
+    seconds = len(samples) / SAMPLING_RATE
+    output = model.generate(
+        _features(model, processor, samples),
+        generation_config=config,
+        return_timestamps=True,
+        return_segments=True,
+        condition_on_prev_tokens=condition_on_prev_tokens,
+        monitor_progress=_limit_windows(seconds),
+        **options,
+    )
+    return _transcription(output["segments"][0], processor, timestamp_begin(model), seconds)
+
+
+def _features(model: WhisperForConditionalGeneration, processor: WhisperProcessor, samples: np.ndarray) -> Tensor:
+    """Features of the whole recording; one that fits into a window is padded with silence to it."""
+    if len(samples) <= window_seconds(processor) * SAMPLING_RATE:
+        return window_features(model, processor, [samples])
+    features = processor.feature_extractor(
+        samples, sampling_rate=SAMPLING_RATE, truncation=False, padding="longest", return_tensors="pt"
+    )
+    return features.input_features.to(model.device, model.dtype)
+
+
+def _limit_windows(seconds: float) -> Callable[[Tensor], None]:
+    """Called before every window; 30 s that are said in one go take one or two."""
+    limit, windows = 10 + int(seconds), 0
+
+    def count(progress: Tensor) -> None:
+        nonlocal windows
+        windows += 1
+        if windows > limit:
+            reached = progress[0, 0].item() / 100
+            raise StuckTranscriptionError(
+                f"After {limit} windows the model's timestamps have reached {reached:.1f} s of {seconds:.1f} s: it "
+                "does not know where a sentence ends and would go on for hours. Use the chunked algorithm, or train "
+                "it on timestamps."
+            )
+
+    return count
+
+
+def _begin_rule(model: WhisperForConditionalGeneration) -> LogitsProcessorList:
+    """Whisper's generate drops `begin_suppress_tokens` when assisted; the text would not be the model's then."""
+    tokens = model.generation_config.begin_suppress_tokens
+    if not tokens:
+        return LogitsProcessorList()
+    begin = prefix_length(model, return_timestamps=True)
+    return LogitsProcessorList([SuppressTokensAtBeginLogitsProcessor(tokens, begin, device=model.device)])
+
+
+def _transcription(segments: list[dict], processor: WhisperProcessor, begin: int, seconds: float) -> Transcription:
+    tokens = [segment["tokens"].tolist() for segment in segments]
+    text = plain_text([token for row in tokens for token in row], processor.tokenizer, begin)
+    times = [(min(float(part["start"]), seconds), min(float(part["end"]), seconds)) for part in segments]
+    parts = [(*time, [token for token in row if token < begin]) for time, row in zip(times, tokens, strict=True)]
+    statistics = TranscriptionStatistics(
+        num_tokens=sum(len(row) for row in tokens),
+        num_windows=len({id(segment["result"]) for segment in segments}),
+        truncated=False,
+        compression_ratio=compression_ratio(text),
+    )
+    return Transcription(text, segments_of(parts, processor.tokenizer, begin), statistics)

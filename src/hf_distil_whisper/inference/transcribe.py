@@ -1,0 +1,107 @@
+"""One call from audio to text: short recordings in batches, longer ones window by window.
+
+The three ways to transcribe are found here: [`transcribe`], [`transcribe_chunked`], [`transcribe_sequential`].
+"""
+
+from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.inference.chunked import chunk_statistics, transcribe_chunked
+from hf_distil_whisper.inference.generation import (
+    TokenSequence,
+    batches_by_length,
+    generate_tokens,
+    timestamp_begin,
+    window_features,
+    window_seconds,
+)
+from hf_distil_whisper.inference.results import Segment, Transcription, plain_text, segments_of, timed_tokens
+from hf_distil_whisper.inference.sequential import transcribe_sequential
+
+__all__ = ["Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"]
+
+
+def transcribe(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    audio: object,
+    *,
+    assistant: WhisperForCausalLM | None = None,
+    batch_size: int = 1,
+    return_timestamps: bool = False,
+    language: str | None = None,
+    task: str = "transcribe",
+    num_beams: int = 1,
+    max_new_tokens: int | None = None,
+) -> list[Transcription]:
+    """Transcribes one recording or a list of them.
+
+    Recordings of up to one window (30 s) go through the model in batches of like length, each with one pass of the
+    encoder; longer ones go through [`transcribe_sequential`] one after another. Greedy by default, as in the paper.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
+        processor (`WhisperProcessor`): of the model.
+        audio: path, bytes, float array at 16 kHz, (array, rate), or a list of any of these.
+        assistant (`WhisperForCausalLM`, *optional*): from [`create_assistant`], to speed up a teacher by its student;
+            needs `batch_size=1` and `num_beams=1`, and leaves the text as it is.
+        batch_size (`int`, *optional*, defaults to 1): short recordings per pass.
+        return_timestamps (`bool`, *optional*, defaults to `False`): also predict times and fill `segments`. Long
+            recordings always have them.
+        language (`str`, *optional*): None: English, or detected by a multilingual model.
+        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
+        num_beams (`int`, *optional*, defaults to 1): beams of the search.
+        max_new_tokens (`int`, *optional*): per short recording; by default as many as the decoder has room for.
+
+    Returns:
+        `list[Transcription]`: in the order of `audio`; one entry for a single recording.
+
+    Raises:
+        AudioError: if a recording cannot be read; the message names it.
+        ValueError: for an assistant with batches or beams, or an unknown language.
+
+    Example:
+        ```python
+        >>> model, processor = load_model("distil-whisper/distil-small.en"),
+        load_processor("distil-whisper/distil-small.en") >>> transcribe(model, processor, ["one.wav", "two.flac"],
+        batch_size=2)[0].text
+        ```
+    """
+    if assistant is not None and (batch_size > 1 or num_beams > 1):
+        raise ValueError(
+            f"Assisted decoding works on one recording at a time and greedily, but batch_size={batch_size} and "
+            f"num_beams={num_beams}: leave both at 1 or leave out `assistant`."
+        )
+    recordings = [load_audio(one) for one in (audio if isinstance(audio, list) else [audio])]
+    window = window_seconds(processor) * SAMPLING_RATE
+    short = [index for index, samples in enumerate(recordings) if len(samples) <= window]
+    results: dict[int, Transcription] = {}
+    for batch in batches_by_length([len(recordings[index]) for index in short], batch_size):
+        indices = [short[position] for position in batch]
+        found = generate_tokens(
+            model,
+            window_features(model, processor, [recordings[index] for index in indices]),
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            return_timestamps=return_timestamps,
+            language=language,
+            task=task,
+            assistant=assistant,
+            statistics=True,
+        )
+        for index, sequence in zip(indices, found, strict=True):
+            seconds = len(recordings[index]) / SAMPLING_RATE
+            results[index] = _transcription(sequence, processor, timestamp_begin(model), seconds, return_timestamps)
+    for index in sorted(set(range(len(recordings))) - set(short)):
+        results[index] = transcribe_sequential(
+            model, processor, recordings[index], assistant=assistant, language=language, task=task, num_beams=num_beams
+        )
+    return [results[index] for index in range(len(recordings))]
+
+
+def _transcription(
+    sequence: TokenSequence, processor: WhisperProcessor, begin: int, seconds: float, return_timestamps: bool
+) -> Transcription:
+    text = plain_text(sequence.tokens, processor.tokenizer, begin)
+    parts = timed_tokens(sequence.tokens, begin, 0.0, seconds) if return_timestamps else []
+    return Transcription(text, segments_of(parts, processor.tokenizer, begin), chunk_statistics([sequence], text))

@@ -1,0 +1,123 @@
+"""Chunked transcription: every sample heard, no word lost or doubled at a seam, the same text for every batch size."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from transformers.models.whisper.tokenization_whisper import _find_longest_common_sequence
+
+from hf_distil_whisper.inference import chunked
+from hf_distil_whisper.inference.chunked import Chunk, cut_chunks, join_spans, transcribe_chunked
+from hf_distil_whisper.inference.generation import TokenSequence, timestamp_begin
+from hf_distil_whisper.inference.transcribe import transcribe
+from talking_models import talking_whisper
+from toy_models import toy_audio, toy_processor
+
+
+def joined(sequences: list[list[int]]) -> list[int]:
+    return [token for index, start, stop in join_spans(sequences) for token in sequences[index][start:stop]]
+
+
+def test_joined_tokens_are_those_of_transformers() -> None:
+    """Another choice of the overlap gives other texts than the pipeline, with which users compare."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        words = rng.integers(0, 12, 60).tolist()
+        cuts = [words[:25], words[15 : 15 + rng.integers(0, 30)], words[35:], rng.integers(0, 12, 8).tolist()]
+        for cut in cuts:
+            if cut and rng.random() < 0.5:
+                cut[rng.integers(len(cut))] = 99  # one token heard differently
+        cuts = [cut for cut in cuts if cut]
+        assert joined(cuts) == _find_longest_common_sequence(cuts)
+
+
+def test_overlap_is_said_once_and_errors_at_the_cut_are_dropped() -> None:
+    """A word cut in two at the seam must come from the chunk that heard it whole."""
+    left, right = [1, 2, 3, 4, 5, 91], [92, 4, 5, 6, 7, 8]
+    assert joined([left, right]) == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "expected"), [([], []), ([[]], []), ([[1, 2]], [1, 2]), ([[1, 2], [], [3]], [1, 2, 3])]
+)
+def test_silent_chunks_join_to_what_was_said(sequences: list[list[int]], expected: list[int]) -> None:
+    """A recording that begins, pauses or ends in silence has chunks without a token."""
+    assert joined(sequences) == expected
+
+
+def test_chunks_overlap_by_two_strides_and_cover_every_sample() -> None:
+    """A recording that ends between two chunks would lose its last words."""
+    assert cut_chunks(40 * 16_000, 15.0, 2.5) == [
+        Chunk(0, 240_000),
+        Chunk(160_000, 400_000),
+        Chunk(320_000, 560_000),
+        Chunk(480_000, 640_000),
+    ]
+    for samples in (1, 239_999, 240_000, 240_001, 400_000, 400_001):
+        chunks = cut_chunks(samples, 15.0, 2.5)
+        assert chunks[0].start == 0
+        assert chunks[-1].stop == samples
+        assert all(left.stop - right.start == 80_000 for left, right in pairwise(chunks))
+
+
+@pytest.mark.parametrize(("chunk_length", "stride"), [(10.0, 5.0), (10.0, -1.0), (31.0, None), (0.0, None)])
+def test_impossible_chunks_are_refused(chunk_length: float, stride: float | None) -> None:
+    """A stride of half a chunk never moves on; a chunk above the window is cut off unheard."""
+    with pytest.raises(ValueError, match=r"`stride`|`chunk_length`"):
+        transcribe_chunked(talking_whisper(), toy_processor(), toy_audio(1), chunk_length=chunk_length, stride=stride)
+
+
+def test_text_does_not_depend_on_batch_size() -> None:
+    """Padding or order that leaks into the text makes long-form figures irreproducible."""
+    model = talking_whisper(4)
+    audio = np.concatenate([toy_audio(4, seed=index) for index in range(6)])
+    results = [
+        transcribe_chunked(model, toy_processor(), audio, chunk_length=6, batch_size=size, return_timestamps=True)
+        for size in (1, 3, 16)
+    ]
+    assert results[0].text
+    for result in results[1:]:
+        assert (result.text, result.segments) == (results[0].text, results[0].segments)
+        assert result.statistics.num_windows == results[0].statistics.num_windows == 6
+
+
+def test_recording_of_one_chunk_reads_as_a_short_one() -> None:
+    """Chunking must change nothing where there is nothing to cut."""
+    model, audio = talking_whisper(4), toy_audio(3, seed=2)
+    short = transcribe(model, toy_processor(), audio, return_timestamps=True)[0]
+    chunk = transcribe_chunked(model, toy_processor(), audio, return_timestamps=True)
+    assert chunk == short
+    assert short.text
+
+
+def test_times_follow_the_words_over_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times of a joined text must count from the start of the recording, and a sentence over a seam is one segment."""
+    model, processor = talking_whisper(), toy_processor()
+    begin = timestamp_begin(model)
+
+    def tokens(text: str) -> list[int]:
+        return processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    first = tokens("<|0.00|> the quick<|4.00|><|5.00|> brown fox jumps over<|10.00|>")
+    second = tokens("<|0.00|> fox jumps over the lazy dog<|8.00|>")
+    found = [TokenSequence(row, False, -0.5, 0.1) for row in (first, second)]
+    monkeypatch.setattr(chunked, "generate_tokens", lambda *_, **__: found)
+    audio = np.zeros(16 * 16_000, dtype=np.float32)
+    result = transcribe_chunked(model, processor, audio, chunk_length=10, stride=2, return_timestamps=True)
+    assert result.text == "the quick brown fox jumps over the lazy dog"
+    assert [(part.start, part.end, part.text) for part in result.segments] == [
+        (0.0, 4.0, "the quick"),
+        (5.0, 14.0, "brown fox jumps over the lazy dog"),
+    ]
+    assert begin not in tokens(result.text)
+
+
+def test_statistics_sum_up_all_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A truncated window or a silent one must be seen in the statistics of the whole recording."""
+    found = [TokenSequence([5, 6, 7], False, -1.0, 0.9), TokenSequence([8, 9], True, -2.5, 0.2)]
+    monkeypatch.setattr(chunked, "generate_tokens", lambda *_, **__: found)
+    audio = np.zeros(16 * 16_000, dtype=np.float32)
+    statistics = transcribe_chunked(talking_whisper(), toy_processor(), audio, chunk_length=10, stride=2).statistics
+    assert (statistics.num_tokens, statistics.num_windows, statistics.truncated) == (5, 2, True)
+    assert statistics.mean_log_prob == pytest.approx((4 * -1.0 + 2 * -2.5) / 6)
+    assert statistics.no_speech_prob == 0.2

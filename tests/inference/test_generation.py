@@ -1,0 +1,227 @@
+"""Tokens of one window: the same as transformers', bounded, without side effects, with statistics that are right."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration
+
+from hf_distil_whisper.inference.generation import (
+    batches_by_length,
+    generate_tokens,
+    max_generated_tokens,
+    resolve_language,
+    scoring_language,
+    timestamp_begin,
+    window_features,
+)
+from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
+from toy_models import toy_audio, toy_processor, toy_whisper
+
+
+def windows(model: WhisperForConditionalGeneration, count: int = 4) -> Tensor:
+    return window_features(model, toy_processor(), [toy_audio(1 + index, seed=index) for index in range(count)])
+
+
+@pytest.mark.parametrize("return_timestamps", [False, True])
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_tokens_are_those_of_transformers_generate(return_timestamps: bool, num_beams: int) -> None:
+    """Own rules for suppressed tokens that differ from transformers' would change every label without a word."""
+    model = talking_whisper()
+    features = windows(model)
+    ours = generate_tokens(
+        model, features, num_beams=num_beams, max_new_tokens=40, return_timestamps=return_timestamps
+    )
+    config = copy.deepcopy(model.generation_config)
+    if not return_timestamps:
+        config.suppress_tokens += range(timestamp_begin(model), model.config.vocab_size)
+    config.max_length = 40
+    theirs = model.generate(
+        features,
+        generation_config=config,
+        num_beams=num_beams,
+        return_timestamps=return_timestamps,
+        force_unique_generate_call=True,
+    )
+    prefix = 1 if return_timestamps else 2
+    end = config.eos_token_id
+    expected = [(row[: row.index(end)] if end in row else row) for row in theirs[:, prefix:].tolist()]
+    assert [sequence.tokens for sequence in ours] == expected
+    assert any(not sequence.truncated for sequence in ours)
+
+
+def test_begin_suppressed_token_never_comes_first_but_may_come_later() -> None:
+    """Suppressing at a wrong position either lets an empty transcript through or changes the text."""
+    model = talking_whisper(end_gain=0.3)
+    features = windows(model, 1)
+    free = generate_tokens(model, features, max_new_tokens=30)[0].tokens
+    model.generation_config.begin_suppress_tokens = [free[0]]
+    bound = generate_tokens(model, features, max_new_tokens=30)[0].tokens
+    assert bound[0] != free[0]
+    model.generation_config.begin_suppress_tokens = [free[-1]]
+    assert generate_tokens(model, features, max_new_tokens=30)[0].tokens[-1] == free[-1]
+
+
+def test_untrained_model_stays_within_its_length_and_says_that_it_was_cut() -> None:
+    """Transformers' loop over windows gave 190 tokens for 10 on an untrained student, and can go on for ever."""
+    model = toy_whisper()
+    found = generate_tokens(model, windows(model, 2), max_new_tokens=10)
+    assert [(len(sequence.tokens), sequence.truncated) for sequence in found] == [(10, True), (10, True)]
+    whole = generate_tokens(model, windows(model, 1))[0]
+    assert len(whole.tokens) == max_generated_tokens(model, return_timestamps=False) == 448 - 2
+
+
+def test_timestamps_come_only_where_asked_for() -> None:
+    """Without suppression a model that likes timestamps puts them into plain texts, where they count as errors."""
+    model = talking_whisper()
+    begin = timestamp_begin(model)
+    with torch.no_grad():
+        model.model.decoder.embed_tokens.weight[begin:] *= 3
+    plain = generate_tokens(model, windows(model), max_new_tokens=20)
+    timed = generate_tokens(model, windows(model), max_new_tokens=20, return_timestamps=True)
+    assert all(token < begin for sequence in plain for token in sequence.tokens)
+    assert all(sequence.tokens[0] >= begin for sequence in timed)
+
+
+@pytest.mark.parametrize("max_new_tokens", [0, 447])
+def test_length_beyond_the_decoder_is_refused_with_the_bound(max_new_tokens: int) -> None:
+    """Prefix and transcript beyond 448 positions end in an index error deep in the decoder."""
+    model = toy_whisper()
+    with pytest.raises(ValueError, match="expected 1 to 446"):
+        generate_tokens(model, windows(model, 1), max_new_tokens=max_new_tokens)
+
+
+def test_generation_leaves_model_and_config_as_they_are() -> None:
+    """Evaluation during training would otherwise write its own lengths into every checkpoint saved later."""
+    model = talking_whisper()
+    model.config.use_cache = False
+    generation, config = model.generation_config.to_dict(), model.config.to_dict()
+    generate_tokens(model, windows(model), num_beams=2, max_new_tokens=5, return_timestamps=True, statistics=True)
+    assert model.generation_config.to_dict() == generation
+    assert model.config.to_dict() == config
+
+
+@pytest.mark.parametrize("language", ["en", None])
+def test_encoder_runs_once_per_window(language: str | None) -> None:
+    """Language detection and statistics must read the states that are there: the encoder is most of the work."""
+    model = multilingual_whisper()
+    features = windows(model)
+    count = count_encoder_windows(model)
+    generate_tokens(model, features, max_new_tokens=5, language=language, statistics=True)
+    assert count() == len(features)
+
+
+def test_language_is_detected_window_by_window() -> None:
+    """One detected language for the whole batch would put the wrong prefix before all other rows."""
+    model = multilingual_whisper()
+    features = windows(model)
+    ids = model.detect_language(features)
+    codes = {index: token.strip("<|>") for token, index in model.generation_config.lang_to_id.items()}
+    assert len(set(ids.tolist())) > 1
+    together = generate_tokens(model, features, max_new_tokens=20)
+    for window, (row, sequence) in enumerate(zip(ids.tolist(), together, strict=True)):
+        alone = generate_tokens(model, features[window : window + 1], max_new_tokens=20, language=codes[row])
+        assert alone[0].tokens == sequence.tokens
+
+
+def test_text_does_not_depend_on_the_batch() -> None:
+    """Labels that change with `batch_size` cannot be reproduced."""
+    model = talking_whisper(1)
+    features = windows(model, 5)
+    together = generate_tokens(model, features, max_new_tokens=50)
+    alone = [generate_tokens(model, row.unsqueeze(0), max_new_tokens=50)[0] for row in features]
+    assert [sequence.tokens for sequence in together] == [sequence.tokens for sequence in alone]
+
+
+@pytest.mark.parametrize("return_timestamps", [False, True])
+def test_statistics_are_those_of_a_plain_forward_pass(return_timestamps: bool) -> None:
+    """A shift by one position gives plausible numbers that say nothing about the transcript."""
+    model = talking_whisper(4)
+    features = windows(model)
+    found = generate_tokens(
+        model,
+        features,
+        max_new_tokens=10,
+        return_timestamps=return_timestamps,
+        statistics=True,
+    )
+    assert {sequence.truncated for sequence in found} == {False, True}
+    settings = model.generation_config
+    prefix = [settings.decoder_start_token_id] + [settings.no_timestamps_token_id] * (not return_timestamps)
+    for window, sequence in zip(features, found, strict=True):
+        row = prefix + sequence.tokens + [settings.eos_token_id] * (not sequence.truncated)
+        with torch.no_grad():
+            logits = model(window.unsqueeze(0), decoder_input_ids=torch.tensor([row])).logits[0]
+        log_probs = [logits[i - 1].log_softmax(0)[row[i]].item() for i in range(len(prefix), len(row))]
+        assert sequence.mean_log_prob == pytest.approx(sum(log_probs) / len(log_probs), rel=1e-4)
+        no_speech = toy_processor().tokenizer.convert_tokens_to_ids("<|nospeech|>")
+        assert sequence.no_speech_prob == pytest.approx(logits[0].softmax(0)[no_speech].item(), rel=1e-4)
+
+
+def test_fixed_number_of_tokens_is_exact() -> None:
+    """Latency at 100 tokens is measured on models that would stop at 3."""
+    model = talking_whisper(end_gain=2.0)
+    assert generate_tokens(model, windows(model, 1), max_new_tokens=30)[0].tokens == []
+    found = generate_tokens(model, windows(model, 2), max_new_tokens=30, min_new_tokens=30)
+    assert [len(sequence.tokens) for sequence in found] == [30, 30]
+
+
+def test_model_in_half_precision_transcribes_and_scores() -> None:
+    """Float32 features in a bfloat16 encoder fail; scores summed in bfloat16 are off in the second digit."""
+    model = talking_whisper(4).to(torch.bfloat16)
+    features = windows(model, 2)
+    assert features.dtype == torch.bfloat16
+    found = generate_tokens(model, features, max_new_tokens=10, statistics=True)
+    assert all(sequence.mean_log_prob < 0 for sequence in found)
+
+
+def test_encoder_states_take_the_place_of_features() -> None:
+    """Evaluation while training has the states already: running the encoder again would double its work."""
+    model = talking_whisper(4)
+    features = windows(model)
+    states = model.get_encoder()(features).last_hidden_state
+    expected = generate_tokens(model, features, max_new_tokens=20, statistics=True)
+    count = count_encoder_windows(model)
+    assert generate_tokens(model, None, encoder_states=states, max_new_tokens=20, statistics=True) == expected
+    assert count() == 0
+    with pytest.raises(ValueError, match="got neither"):
+        generate_tokens(model, None)
+
+
+def test_english_only_model_takes_english_and_nothing_else() -> None:
+    """Transformers raises on any language here, so a script with `language: en` would fail on the .en checkpoints."""
+    model = talking_whisper()
+    assert resolve_language(model, "English") is None
+    assert scoring_language(model, None) == scoring_language(model, "en") == "en"
+    with pytest.raises(ValueError, match="English-only"):
+        resolve_language(model, "de")
+    with pytest.raises(ValueError, match="English-only"):
+        resolve_language(model, None, task="translate")
+
+
+def test_language_is_a_code_a_name_or_a_token() -> None:
+    """A name that is taken for an unknown code would fail after hours, or be detected instead."""
+    model = multilingual_whisper()
+    assert [resolve_language(model, name) for name in ("de", "German", "<|de|>", None)] == ["de", "de", "de", None]
+    assert scoring_language(model, None) == "basic"
+    with pytest.raises(ValueError, match="'xx', expected one of"):
+        resolve_language(model, "xx")
+    with pytest.raises(ValueError, match="'sing'"):
+        resolve_language(model, "de", task="sing")
+
+
+def test_missing_entry_of_the_generation_config_is_named() -> None:
+    """A generation config made from scratch has none of Whisper's entries and fails deep inside, without a name."""
+    model = toy_whisper()
+    del model.generation_config.no_timestamps_token_id
+    with pytest.raises(ValueError, match="no `no_timestamps_token_id`"):
+        generate_tokens(model, windows(model, 1), max_new_tokens=5)
+
+
+def test_batches_hold_every_row_once_and_go_from_long_to_short() -> None:
+    """A lost last batch is a lost label for every row in it."""
+    batches = batches_by_length([1.0, 5.0, 3.0, 5.0, 2.0], batch_size=2)
+    assert batches == [[1, 3], [2, 4], [0]]
+    with pytest.raises(ValueError, match="batch_size"):
+        batches_by_length([1.0], batch_size=0)
