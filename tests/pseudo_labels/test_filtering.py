@@ -1,0 +1,116 @@
+"""The WER filter: normalised, right at the threshold, honest about what it dropped, and never leaving nothing."""
+
+from pathlib import Path
+
+import pytest
+import soundfile
+from datasets import Dataset
+
+from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError, filter_by_wer
+from toy_models import toy_audio
+
+TEN_WORDS = "the quick brown fox jumps over a very lazy dog"
+
+
+def rows(pairs: list[tuple[str | None, str | None]], **columns: list) -> Dataset:
+    return Dataset.from_dict(
+        {"text": [text for text, _ in pairs], "whisper_transcript": [label for _, label in pairs], **columns}
+    )
+
+
+def test_threshold_is_inclusive_and_order_is_kept() -> None:
+    """Equation 7 discards what exceeds λ: exactly 10 % stays, and rows that follow one another must go on doing so."""
+    one_wrong = TEN_WORDS.replace("fox", "cat")
+    two_wrong = one_wrong.replace("dog", "log")
+    pairs = [(TEN_WORDS, one_wrong), (TEN_WORDS, two_wrong), (TEN_WORDS, TEN_WORDS)]
+    kept, report = filter_by_wer(rows(pairs, id=["a", "b", "c"]))
+    assert kept["id"] == ["a", "c"]
+    assert (report.kept, report.dropped, report.threshold) == (2, 1, 0.1)
+    assert len(filter_by_wer(rows(pairs), 0.2)[0]) == 3
+
+
+def test_texts_are_normalised_and_tokens_taken_out_before_they_are_compared() -> None:
+    """With case, punctuation or timestamps counted as errors, the filter drops good labels by the thousand."""
+    label = "<|startoftranscript|><|0.00|> mister Smith's COLOR,<|1.20|><|1.20|> okay?<|2.00|><|endoftext|>"
+    _, report = filter_by_wer(rows([("MR. SMITH'S COLOUR OKAY", label)]))
+    assert report.worst_kept[0] == {
+        "id": "0",
+        "wer": 0.0,
+        "reference": "MR. SMITH'S COLOUR OKAY",
+        "prediction": "mister Smith's COLOR, okay?",
+    }
+
+
+def test_normaliser_follows_the_language() -> None:
+    """The English normaliser joins digits to one word, and one wrong Chinese character is not a wrong sentence."""
+    spoken = "one two three four five six seven eight nine ten"
+    digits = [(spoken, spoken.replace("ten", "eleven"))]
+    with pytest.raises(EmptyFilterError):
+        filter_by_wer(rows(digits), language="en")
+    assert len(filter_by_wer(rows(digits), language="basic")[0]) == 1
+    chinese = [("今天天气很好我们去公园", "今天天气很好我们去公元")]
+    assert len(filter_by_wer(rows(chinese), language="zh")[0]) == 1
+
+
+def test_report_counts_hours_by_threshold() -> None:
+    """The table is what a threshold is chosen by: hours or shares of the wrong side lead to the wrong one."""
+    pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "the quick brown fox jumps"), (TEN_WORDS, "thank you")]
+    kept, report = filter_by_wer(rows(pairs, duration=[3600.0, 1800.0, 900.0]), 0.25)
+    assert len(kept) == 1
+    assert (report.hours_kept, report.hours_dropped) == (1.0, 0.75)
+    assert report.by_threshold[0.25] == (pytest.approx(2 / 3), 1.0)
+    assert report.by_threshold[0.8] == (pytest.approx(1 / 3), 1.5)
+    assert report.by_threshold[1.0] == (0.0, 1.75)
+    assert [row["wer"] for row in report.worst_dropped] == [1.0, 0.5]
+    table = report.table()
+    assert "25.0%    66.7%       1.000  <- used" in table
+    assert "1 of 3 rows kept, 1.000 of 1.750 h" in table
+
+
+def test_hours_come_from_the_audio_where_no_column_tells_them(tmp_path: Path) -> None:
+    """A report of 0 hours kept looks like a filter that kept nothing."""
+    path = tmp_path / "speech.wav"
+    soundfile.write(path, toy_audio(9), 16_000)
+    audio = [{"bytes": None, "path": str(path)}, {"bytes": None, "path": str(tmp_path / "missing.wav")}]
+    _, report = filter_by_wer(rows([(TEN_WORDS, TEN_WORDS)] * 2, audio=audio))
+    assert report.hours_kept == pytest.approx(9 / 3600)
+
+
+def test_rows_without_reference_are_kept_apart_and_counted() -> None:
+    """As WER 0 they would make the report look good, as WER 1 audio without transcripts could not be used at all."""
+    pairs = [(TEN_WORDS, TEN_WORDS), (None, "hello"), (None, "la la la la"), (None, None), ("", "hello"), ("", "")]
+    kept, report = filter_by_wer(rows(pairs, truncated=[False, False, True, False, False, False]))
+    assert kept["whisper_transcript"] == [TEN_WORDS, "hello", ""]
+    assert (report.unjudged, report.truncated, report.dropped) == (1, 2, 3)
+    assert "1 rows without a reference kept unjudged, 2 dropped as cut off" in report.table()
+    assert all(row["reference"] is not None for row in report.worst_kept)
+
+
+def test_empty_result_raises_with_the_table_and_the_best_row() -> None:
+    """A run that goes on with nothing fails hours later in the data loader, without a reason."""
+    pairs = [(TEN_WORDS, "thank you"), (TEN_WORDS, "the quick brown fox jumps over")]
+    with pytest.raises(EmptyFilterError, match=r"None of 2 rows") as error:
+        filter_by_wer(rows(pairs, duration=[3600.0, 3600.0]))
+    message = str(error.value)
+    assert "10.0%   100.0%       0.000  <- used" in message
+    assert "40.0%    50.0%       1.000" in message
+    assert "'the quick brown fox jumps over'" in message
+    assert "Raise the threshold" in message
+
+
+def test_nearly_empty_result_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """One row of twenty trains a student of one sentence."""
+    pairs = [(TEN_WORDS, TEN_WORDS)] + [(TEN_WORDS, "thank you")] * 19
+    with caplog.at_level("WARNING", logger="hf_distil_whisper"):
+        filter_by_wer(rows(pairs))
+    assert "dropped nearly all rows" in caplog.text
+
+
+def test_missing_columns_and_rows_are_named() -> None:
+    """A KeyError from inside of a data set says neither what is there nor what to do."""
+    with pytest.raises(ValueError, match=r"no column 'sentence'.*text, whisper_transcript.*reference_column"):
+        filter_by_wer(rows([("a", "a")]), reference_column="sentence")
+    with pytest.raises(ValueError, match="0 rows"):
+        filter_by_wer(rows([("a", "a")]).select([]))
+    with pytest.raises(ValueError, match="`threshold` is -1"):
+        filter_by_wer(rows([("a", "a")]), -1)
