@@ -1,0 +1,114 @@
+"""How long models take for the same work: in turn, warmed up, medians (paper, appendix D.4).
+
+Knows features and generation; reading and decoding of files is no part of a model's latency.
+"""
+
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration
+
+from hf_distil_whisper.inference.generation import generate_tokens
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one model.
+
+    Args:
+        seconds (`list[float]`): per window, one entry per repetition over all inputs.
+        batch_size (`int`): windows per pass.
+        num_tokens (`float`): generated per window, in the mean.
+    """
+
+    seconds: list[float]
+    batch_size: int
+    num_tokens: float
+
+    @property
+    def median(self) -> float:
+        """Seconds per window, median over the repetitions: a single disturbed run does not count."""
+        return statistics.median(self.seconds)
+
+    @property
+    def fastest(self) -> float:
+        """Seconds per window of the fastest repetition."""
+        return min(self.seconds)
+
+    def speedup_over(self, baseline: "Latency") -> float:
+        """How many times faster than `baseline`: the ratio of the medians.
+
+        Args:
+            baseline (`Latency`): of the same inputs, usually the teacher's.
+        """
+        return baseline.median / self.median
+
+
+def measure_latency(
+    models: Mapping[str, WhisperForConditionalGeneration],
+    inputs: Tensor,
+    *,
+    batch_size: int = 1,
+    num_tokens: int | None = None,
+    repeats: int = 5,
+    language: str | None = None,
+) -> dict[str, Latency]:
+    """Times models on the same windows: encoder, decoder and the search, greedy and without timestamps.
+
+    Every model first runs once unmeasured; then they take turns in every repetition, so that a slow minute of the
+    machine falls on all of them. Fixing `num_tokens` separates the speed of a model from what it happens to say: a
+    student that is not trained yet may stop at once, or never.
+
+    Args:
+        models (`Mapping[str, WhisperForConditionalGeneration]`): by name, in eval mode, all on one device.
+        inputs (`Tensor`): log-mel windows of shape (windows, mel bins, frames), as of [`window_features`].
+        batch_size (`int`, *optional*, defaults to 1): windows per pass; 1 is the paper's short-form setting.
+        num_tokens (`int`, *optional*): exactly so many tokens per window; None lets each model end by itself.
+        repeats (`int`, *optional*, defaults to 5): repetitions over all inputs.
+        language (`str`, *optional*): for multilingual models; without it they also spend time on detecting one.
+
+    Returns:
+        `dict[str, Latency]`: by name, in the order of `models`.
+
+    Raises:
+        ValueError: for no models, no windows, or a number below 1.
+
+    Example:
+        ```python
+        >>> times = measure_latency({"teacher": teacher, "student": student}, windows, num_tokens=100)
+        >>> times["student"].speedup_over(times["teacher"])
+        ```
+    """
+    if not models or len(inputs) == 0 or min(batch_size, repeats) < 1:
+        raise ValueError(
+            f"Expected at least one model, window, batch and repetition to measure, got {len(models)} models, "
+            f"{len(inputs)} windows, batch_size={batch_size}, repeats={repeats}."
+        )
+    batches = list(inputs.split(batch_size))
+    for model in models.values():
+        _run(model, batches[:1], num_tokens, language)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    tokens: dict[str, int] = {}
+    for _ in range(repeats):
+        for name, model in models.items():
+            start = time.perf_counter()
+            tokens[name] = _run(model, batches, num_tokens, language)
+            seconds[name].append((time.perf_counter() - start) / len(inputs))
+    return {name: Latency(seconds[name], batch_size, tokens[name] / len(inputs)) for name in models}
+
+
+def _run(
+    model: WhisperForConditionalGeneration, batches: list[Tensor], num_tokens: int | None, language: str | None
+) -> int:
+    """Tokens generated over all batches. The tokens come back to the host, so the device has finished by then."""
+    total = 0
+    for batch in batches:
+        features = batch.to(model.device, model.dtype)
+        found = generate_tokens(
+            model, features, max_new_tokens=num_tokens, min_new_tokens=num_tokens, language=language
+        )
+        total += sum(len(sequence.tokens) for sequence in found)
+    return total
