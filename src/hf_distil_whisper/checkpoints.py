@@ -1,0 +1,263 @@
+"""Save and load Whisper checkpoints with every file that other runtimes read; repair of generation configs.
+
+Knows files, and which model, teacher and processor go together; nothing of audio or training.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedConfig,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+from whisper_normalizer.english import EnglishSpellingNormalizer
+
+START_TOKEN = "<|startoftranscript|>"
+_LIBRARY_MAX_LENGTH = 20
+"""What transformers writes into a generation config without a length; a Whisper would be cut in mid-sentence by it."""
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    subfolder: str = "",
+    attn_implementation: str | None = None,
+) -> WhisperForConditionalGeneration:
+    """Loads a Whisper with its language-model head, from safetensors only.
+
+    Args:
+        name_or_path (`str` or `Path`): folder of a checkpoint, or name of a model on the Hub.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the weights, whatever the file holds: a
+            checkpoint in half precision would otherwise be trained in half precision.
+        revision (`str`, *optional*): branch, tag or commit on the Hub.
+        subfolder (`str`, *optional*, defaults to `""`): folder inside the repository that holds the checkpoint.
+        attn_implementation (`str`, *optional*): "sdpa", "eager" or "flash_attention_2"; by default what transformers
+            chooses.
+
+    Returns:
+        `WhisperForConditionalGeneration`: in eval mode.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint.
+        ValueError: if it is not a Whisper with a language-model head.
+    """
+    place = {"revision": revision, "subfolder": subfolder}
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), **place)
+    except OSError as error:
+        raise _not_found(name_or_path, "config.json and model.safetensors", error) from error
+    if config.get("model_type") != "whisper":
+        raise ValueError(
+            f"{name_or_path}: expected a Whisper checkpoint (model_type 'whisper' in config.json), got model_type "
+            f"{config.get('model_type')!r}. Only Whisper models can be teacher or student."
+        )
+    try:
+        model, report = WhisperForConditionalGeneration.from_pretrained(
+            str(name_or_path),
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            output_loading_info=True,
+            **place,
+        )
+    except OSError as error:
+        raise _not_found(name_or_path, "model.safetensors", error) from error
+    if report["missing_keys"]:
+        raise ValueError(
+            f"{name_or_path}: {len(report['missing_keys'])} weights are missing, {sorted(report['missing_keys'])[0]} "
+            "for one; they would be random. Expected a complete WhisperForConditionalGeneration, the file holds "
+            f"{', '.join(config.get('architectures') or ['an unnamed architecture'])}."
+        )
+    return model
+
+
+def load_processor(name_or_path: str | Path, *, revision: str | None = None, subfolder: str = "") -> WhisperProcessor:
+    """Loads the feature extractor and tokenizer that lie beside a checkpoint.
+
+    Args:
+        name_or_path (`str` or `Path`): folder of a checkpoint, or name of a model on the Hub.
+        revision (`str`, *optional*): branch, tag or commit on the Hub.
+        subfolder (`str`, *optional*, defaults to `""`): folder inside the repository.
+
+    Raises:
+        FileNotFoundError: if the files of a processor are missing.
+    """
+    try:
+        return WhisperProcessor.from_pretrained(str(name_or_path), revision=revision, subfolder=subfolder)
+    except OSError as error:
+        raise _not_found(name_or_path, "preprocessor_config.json and tokenizer.json", error) from error
+
+
+def save_checkpoint(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: str | Path) -> None:
+    """Writes a model so that transformers, faster-whisper, whisper.cpp and transformers.js find all they read.
+
+    The weights go to safetensors in the model's own dtype; the generation config is written repaired (see
+    `repair_generation_config`), the model itself is left as it is.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): what to save.
+        processor (`WhisperProcessor`): its feature extractor and tokenizer.
+        folder (`str` or `Path`): made where it does not exist.
+
+    Example:
+        ```python
+        save_checkpoint(student, processor, "distil-small")
+        pipeline("automatic-speech-recognition", model="distil-small")
+        ```
+    """
+    model.save_pretrained(str(folder))
+    save_generation_config(model, folder)
+    save_processor(processor, folder)
+
+
+def save_generation_config(model: WhisperForConditionalGeneration, folder: str | Path) -> None:
+    """Writes `generation_config.json`, repaired for the model's own decoder."""
+    config = model.config
+    repaired = repair_generation_config(
+        model.generation_config, config.decoder_layers, max_length=config.max_target_positions
+    )
+    repaired.save_pretrained(str(folder))
+
+
+def save_processor(processor: WhisperProcessor, folder: str | Path) -> None:
+    """Writes every file of a processor, those included that `WhisperProcessor.save_pretrained` leaves out.
+
+    These are `preprocessor_config.json` (faster-whisper), `vocab.json`, `merges.txt`, `added_tokens.json`
+    (whisper.cpp's converter), `special_tokens_map.json` and `normalizer.json`, without which
+    `tokenizer.normalize()` raises after loading.
+
+    Args:
+        processor (`WhisperProcessor`): what to save.
+        folder (`str` or `Path`): made where it does not exist.
+    """
+    folder = Path(folder)
+    tokenizer = processor.tokenizer
+    processor.save_pretrained(str(folder))
+    processor.feature_extractor.save_pretrained(str(folder))
+    tokenizer.save_vocabulary(str(folder))
+    _write_json(folder / "added_tokens.json", dict(sorted(tokenizer.get_added_vocab().items())))
+    _write_json(folder / "special_tokens_map.json", _special_tokens(tokenizer))
+    spelling = tokenizer.english_spelling_normalizer or EnglishSpellingNormalizer().mapping
+    _write_json(folder / "normalizer.json", spelling)
+
+
+def repair_generation_config(
+    config: GenerationConfig,
+    num_decoder_layers: int,
+    kept_layers: list[int] | None = None,
+    max_length: int = 448,
+) -> GenerationConfig:
+    """Makes a generation config fit a decoder of other depth, with nothing left to the library's defaults.
+
+    - `alignment_heads` name decoder layers: each head of a kept layer gets the layer's new number, the others are
+      dropped. Without `kept_layers` they stay if the decoder has all the layers they name; otherwise they belong to
+      another model and all are dropped (runtimes then use their default heads instead of reading beyond the decoder).
+    - `forced_decoder_ids`, which force a language and task, are cleared: `generate` refuses them.
+    - `max_length` is made explicit (20 otherwise), and `num_beams` too: the speech recognition pipeline otherwise
+      takes 5 beams, which also switches off an assistant model.
+
+    Args:
+        config (`GenerationConfig`): left as it is.
+        num_decoder_layers (`int`): of the model that the result is for.
+        kept_layers (`list[int]`, *optional*): the teacher's number of each of the student's decoder layers.
+        max_length (`int`, *optional*, defaults to 448): length of the decoder's context.
+
+    Returns:
+        `GenerationConfig`: a repaired copy.
+    """
+    repaired = copy.deepcopy(config)
+    heads = config.to_dict().get("alignment_heads") or []
+    if kept_layers is not None:
+        heads = [[kept_layers.index(layer), head] for layer, head in heads if layer in kept_layers]
+    elif any(layer >= num_decoder_layers for layer, _ in heads):
+        heads = []
+    vars(repaired).pop("alignment_heads", None)  # a null in the file would keep runtimes from their default heads
+    if heads:
+        repaired.alignment_heads = heads
+    repaired.forced_decoder_ids = None
+    if repaired.max_length in (None, _LIBRARY_MAX_LENGTH):
+        repaired.max_length = max_length
+    if repaired.num_beams is None:
+        repaired.num_beams = 1
+    return repaired
+
+
+def check_compatible(
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration | None,
+    processor: WhisperProcessor | None,
+) -> None:
+    """Makes sure that student, teacher and processor speak of the same tokens, mel bins and windows.
+
+    Args:
+        student (`WhisperForConditionalGeneration`): the model to train.
+        teacher (`WhisperForConditionalGeneration`, *optional*): None where there is none.
+        processor (`WhisperProcessor`, *optional*): what makes the features and labels.
+
+    Raises:
+        ValueError: on different vocabularies, mel bins or window lengths; says which and what to do.
+    """
+    names = {"vocab_size": "tokens", "num_mel_bins": "mel bins", "max_source_positions": "encoder positions"}
+    for name, unit in names.items():
+        if teacher is not None and getattr(student.config, name) != getattr(teacher.config, name):
+            raise ValueError(
+                f"The student has {getattr(student.config, name)} {unit}, the teacher {getattr(teacher.config, name)}:"
+                f" both read the same batch, so {name} must be equal. Make the student from this teacher "
+                "(create_student), or choose a teacher of the student's family."
+            )
+    if teacher is not None and student.config.decoder_start_token_id != teacher.config.decoder_start_token_id:
+        raise ValueError(
+            f"Student and teacher begin a transcript with different tokens ({student.config.decoder_start_token_id} "
+            f"and {teacher.config.decoder_start_token_id}): their vocabularies differ. Make the student from this "
+            "teacher (create_student), or choose a teacher of the student's family."
+        )
+    if processor is not None:
+        _check_processor(student, processor)
+
+
+def _check_processor(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> None:
+    config, extractor, tokenizer = model.config, processor.feature_extractor, processor.tokenizer
+    hint = "Load the processor from the same checkpoint as the model."
+    if extractor.feature_size != config.num_mel_bins:
+        raise ValueError(
+            f"The processor makes {extractor.feature_size} mel bins, the model expects {config.num_mel_bins}. {hint}"
+        )
+    if extractor.nb_max_frames != 2 * config.max_source_positions:
+        raise ValueError(
+            f"The processor makes windows of {extractor.nb_max_frames} frames, the model expects "
+            f"{2 * config.max_source_positions} (2 x max_source_positions). {hint}"
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}. {hint}")
+    start = tokenizer.convert_tokens_to_ids(START_TOKEN)
+    if start != config.decoder_start_token_id:
+        raise ValueError(
+            f"{START_TOKEN} is token {start} of the tokenizer, but {config.decoder_start_token_id} of the model: "
+            f"their vocabularies differ. {hint}"
+        )
+
+
+def _special_tokens(tokenizer: WhisperTokenizer) -> dict[str, Any]:
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    roles = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if name in names}
+    others = [token for token in tokenizer.all_special_tokens if token not in roles.values()]
+    return roles | {"additional_special_tokens": others}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _not_found(name_or_path: str | Path, files: str, error: OSError) -> FileNotFoundError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return FileNotFoundError(
+        f"{name_or_path}: expected a folder with {files}, or the name of such a model on the Hub. {reason}"
+    )

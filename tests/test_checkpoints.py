@@ -1,0 +1,210 @@
+"""What lies in a saved checkpoint, what comes back from it, and which models go together."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForAudioClassification,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+    pipeline,
+)
+
+from hf_distil_whisper.checkpoints import (
+    check_compatible,
+    load_model,
+    load_processor,
+    repair_generation_config,
+    save_checkpoint,
+)
+from toy_models import toy_processor, toy_whisper
+
+FILES = {
+    "added_tokens.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model.safetensors",
+    "normalizer.json",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+}
+OFFICIAL = Path(__file__).parents[2] / "shared" / "whisper-files"
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    save_checkpoint(toy_whisper(), toy_processor(), folder)
+    return folder
+
+
+def test_a_checkpoint_holds_every_file_that_other_runtimes_read(saved):
+    """`WhisperProcessor.save_pretrained` leaves out what faster-whisper and whisper.cpp's converter open first."""
+    assert FILES <= {path.name for path in saved.iterdir()}
+    assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in saved.iterdir())
+    preprocessor = json.loads((saved / "preprocessor_config.json").read_text())
+    assert preprocessor["feature_size"] == 80
+    vocabulary = json.loads((saved / "vocab.json").read_text())
+    added = json.loads((saved / "added_tokens.json").read_text())
+    tokenizer = toy_processor().tokenizer
+    assert sorted({*vocabulary.values(), *added.values()}) == list(range(len(tokenizer)))
+    assert added["<|0.02|>"] == tokenizer.convert_tokens_to_ids("<|0.02|>")
+
+
+def test_model_and_processor_come_back_as_they_were_saved(saved):
+    """A tokenizer that numbers its tokens anew makes every label wrong."""
+    model, processor = load_model(saved), load_processor(saved)
+    expected = toy_whisper().state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in model.state_dict().items())
+    text = "<|startoftranscript|><|notimestamps|> The quick brown fox.<|1.20|>"
+    ids = toy_processor().tokenizer(text, add_special_tokens=False).input_ids
+    assert processor.tokenizer(text, add_special_tokens=False).input_ids == ids
+    audio = np.random.default_rng(0).standard_normal(16_000).astype(np.float32)
+    features = [
+        p(audio, sampling_rate=16_000, return_tensors="np").input_features for p in (processor, toy_processor())
+    ]
+    np.testing.assert_array_equal(*features)
+
+
+def test_the_saved_tokenizer_can_normalise_english(saved):
+    """Without normalizer.json `tokenizer.normalize()` raises after loading."""
+    assert load_processor(saved).tokenizer.normalize("Mr. Smith's COLOUR") == "mister smith is color"
+
+
+def test_the_pipeline_opens_a_checkpoint_by_its_path_and_decodes_greedily(saved):
+    """The pipeline's own default is 5 beams, which also switches off an assistant model."""
+    recognise = pipeline("automatic-speech-recognition", model=str(saved))
+    assert isinstance(recognise(np.zeros(16_000, dtype=np.float32), max_new_tokens=4)["text"], str)
+    assert recognise.model.generation_config.num_beams == 1
+
+
+def test_a_half_precision_checkpoint_is_loaded_in_float32_unless_asked(tmp_path):
+    """It would otherwise be trained in half precision, where small steps are lost."""
+    save_checkpoint(toy_whisper().to(torch.float16), toy_processor(), tmp_path)
+    assert load_model(tmp_path).dtype == torch.float32
+    assert load_model(tmp_path, dtype=torch.float16).dtype == torch.float16
+
+
+def test_saving_leaves_the_model_alone_and_repairs_only_the_file(tmp_path):
+    """A model whose config changes on every save would not be the one that was evaluated."""
+    model = toy_whisper()
+    model.generation_config.max_length = None
+    model.generation_config.alignment_heads = [[1, 0], [9, 1]]
+    before = model.generation_config.to_dict()
+    save_checkpoint(model, toy_processor(), tmp_path)
+    assert model.generation_config.to_dict() == before
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    assert written["max_length"] == 448
+    assert "alignment_heads" not in written
+
+
+def test_alignment_heads_are_renumbered_dropped_or_kept():
+    """Heads of layers that do not exist make faster-whisper crash; heads of the wrong layer give wrong times."""
+    config = GenerationConfig(alignment_heads=[[0, 1], [2, 0], [5, 3]], max_length=448)
+    assert repair_generation_config(config, 2, kept_layers=[2, 5]).alignment_heads == [[0, 0], [1, 3]]
+    assert "alignment_heads" not in repair_generation_config(config, 2, kept_layers=[1, 4]).to_dict()
+    assert "alignment_heads" not in repair_generation_config(config, 2).to_dict()
+    assert repair_generation_config(config, 6).alignment_heads == config.alignment_heads
+
+
+@pytest.mark.parametrize("length", [None, 20])
+def test_the_librarys_length_of_20_tokens_is_replaced(length):
+    """An evaluation writes it into configs without a length; transcripts would stop in mid-sentence."""
+    assert repair_generation_config(GenerationConfig(max_length=length), 2).max_length == 448
+    assert repair_generation_config(GenerationConfig(max_length=length), 2, max_length=64).max_length == 64
+    assert repair_generation_config(GenerationConfig(max_length=225), 2).max_length == 225
+
+
+def test_a_checkpoint_that_is_no_whisper_is_refused(tmp_path):
+    """Loading would give a Whisper with random weights."""
+    BertConfig().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"expected a Whisper checkpoint.*got model_type 'bert'"):
+        load_model(tmp_path)
+
+
+def test_a_checkpoint_without_decoder_weights_is_refused(tmp_path):
+    """An audio classifier loads as a transcriber with a random decoder, with a warning only."""
+    config = WhisperConfig(**{**toy_whisper().config.to_dict(), "architectures": None})
+    WhisperForAudioClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"weights are missing.*they would be random"):
+        load_model(tmp_path)
+
+
+def test_a_missing_checkpoint_names_what_was_expected(tmp_path):
+    """The library's own message speaks of tokens and the Hub."""
+    with pytest.raises(FileNotFoundError, match=r"nowhere: expected a folder with config.json and model.safetensors"):
+        load_model(tmp_path / "nowhere")
+    toy_whisper().config.save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with model.safetensors"):
+        load_model(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"preprocessor_config.json and tokenizer.json"):
+        load_processor(tmp_path)
+
+
+def test_models_that_speak_of_other_tokens_mel_bins_or_windows_are_refused():
+    """Each pair would train without an error, towards nonsense."""
+    student, teacher = toy_whisper(decoder_layers=2), toy_whisper()
+    check_compatible(student, teacher, toy_processor())
+    check_compatible(student, None, None)
+    with pytest.raises(ValueError, match="The student has 1909 tokens, the teacher 2000"):
+        check_compatible(student, toy_whisper(vocab_size=2000), None)
+    with pytest.raises(ValueError, match="The student has 80 mel bins, the teacher 128"):
+        check_compatible(student, toy_whisper(num_mel_bins=128), None)
+    with pytest.raises(ValueError, match="The student has 1500 encoder positions, the teacher 500"):
+        check_compatible(student, toy_whisper(max_source_positions=500), None)
+    with pytest.raises(ValueError, match="begin a transcript with different tokens"):
+        check_compatible(student, toy_whisper(decoder_start_token_id=302), None)
+
+
+def test_a_processor_of_another_model_is_refused():
+    """Token ids and mel bins of another family fit in size and mean something else."""
+    tokenizer = toy_processor().tokenizer
+    wide = WhisperProcessor(WhisperFeatureExtractor(feature_size=128), tokenizer)
+    with pytest.raises(ValueError, match="makes 128 mel bins, the model expects 80"):
+        check_compatible(toy_whisper(), None, wide)
+    short = WhisperProcessor(WhisperFeatureExtractor(feature_size=80, chunk_length=10), tokenizer)
+    with pytest.raises(ValueError, match="windows of 1000 frames, the model expects 3000"):
+        check_compatible(toy_whisper(), None, short)
+    with pytest.raises(ValueError, match="The tokenizer has 1909 tokens, the model only 1000"):
+        check_compatible(toy_whisper(vocab_size=1000), None, toy_processor())
+    with pytest.raises(
+        ValueError, match=r"<\|startoftranscript\|> is token 301 of the tokenizer, but 302 of the model"
+    ):
+        check_compatible(toy_whisper(decoder_start_token_id=302), None, toy_processor())
+
+
+@pytest.mark.skipif(not OFFICIAL.is_dir(), reason="needs ../shared/whisper-files")
+@pytest.mark.parametrize("name", ["whisper-tiny", "whisper-tiny.en"])
+def test_the_official_vocabularies_survive_a_round_trip(name, tmp_path):
+    """whisper.cpp has these ids built in: a file that differs from the original reads other words."""
+    config = WhisperConfig.from_pretrained(OFFICIAL / name)
+    config.update({"d_model": 16, "encoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16})
+    config.update({"encoder_attention_heads": 2, "decoder_attention_heads": 2})
+    model = WhisperForConditionalGeneration(config)
+    model.generation_config = GenerationConfig.from_pretrained(OFFICIAL / name)
+    processor = load_processor(OFFICIAL / name)
+    check_compatible(model, model, processor)
+    save_checkpoint(model, processor, tmp_path)
+    for file in ("vocab.json", "normalizer.json"):
+        assert json.loads((tmp_path / file).read_text()) == json.loads((OFFICIAL / name / file).read_text())
+    merges = [(folder / "merges.txt").read_text().split("\n", 1)[1] for folder in (tmp_path, OFFICIAL / name)]
+    assert merges[0] == merges[1]
+    text = "<|startoftranscript|> Hello, wörld.<|1.20|><|endoftext|>"
+    tokenizers = [WhisperTokenizer.from_pretrained(folder) for folder in (tmp_path, OFFICIAL / name)]
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for tokenizer in tokenizers]
+    assert ids[0] == ids[1]
+    reloaded = load_model(tmp_path)
+    assert reloaded.generation_config.forced_decoder_ids is None
+    assert reloaded.generation_config.alignment_heads == model.generation_config.alignment_heads

@@ -1,0 +1,159 @@
+"""Which layers a student gets, and that nothing else of the teacher changes on the way."""
+
+import copy
+
+import pytest
+import torch
+from transformers import WhisperConfig, WhisperForAudioClassification
+
+from hf_distil_whisper.student import create_student, select_layers
+from toy_models import toy_whisper
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "expected"),
+    [
+        (32, 2, [0, 31]),
+        (12, 4, [0, 3, 7, 11]),
+        (24, 2, [0, 23]),
+        (8, 3, [0, 3, 7]),
+        (5, 1, [0]),
+        (4, 4, [0, 1, 2, 3]),
+        (1, 1, [0]),
+    ],
+)
+def test_layers_are_spaced_as_in_the_published_students(teacher, student, expected):
+    """Rounding up instead of down would still train, from other layers than the paper's."""
+    assert select_layers(teacher, student) == expected
+
+
+@pytest.mark.parametrize("count", [0, -1, 5])
+def test_layers_that_the_teacher_does_not_have_are_refused(count):
+    """The reference script would build a student with random layers."""
+    with pytest.raises(ValueError, match=f"Expected 1 to 4 layers for the student, got {count}"):
+        select_layers(4, count)
+
+
+def test_a_copy_with_all_layers_is_bit_identical_to_the_teacher():
+    """Any weight that is left out would stay random, and train back to something plausible."""
+    teacher = toy_whisper()
+    student = create_student(teacher, decoder_layers=4)
+    expected, found = teacher.state_dict(), student.state_dict()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
+    features, tokens = torch.randn(1, 80, 3000), torch.tensor([[301, 407, 5]])
+    with torch.no_grad():
+        logits = [m(input_features=features, decoder_input_ids=tokens).logits for m in (teacher, student)]
+    assert torch.equal(*logits)
+
+
+def test_each_kept_layer_is_the_named_layer_of_the_teacher():
+    """`--decoder_layers_numbers 0 -1` of the reference script silently keeps teacher layer 1 as the last one."""
+    teacher = toy_whisper(encoder_layers=3)
+    student = create_student(teacher, decoder_layer_ids=[0, -1], encoder_layer_ids=[-3, 2])
+    assert (student.config.decoder_layers, student.config.encoder_layers) == (2, 2)
+    for part, kept in (("decoder", [0, 3]), ("encoder", [0, 2])):
+        layers = [getattr(model.model, part).layers for model in (student, teacher)]
+        for layer, teacher_layer in zip(layers[0], [layers[1][index] for index in kept], strict=True):
+            expected = teacher_layer.state_dict()
+            assert all(torch.equal(weight, expected[name]) for name, weight in layer.state_dict().items())
+    rest = {name: weight for name, weight in teacher.state_dict().items() if ".layers." not in name}
+    assert all(torch.equal(student.state_dict()[name], weight) for name, weight in rest.items())
+
+
+def test_counts_choose_spaced_layers_in_decoder_and_encoder():
+    """The number of layers alone has to mean the paper's choice."""
+    teacher = toy_whisper(encoder_layers=5)
+    student = create_student(teacher, decoder_layers=2, encoder_layers=3)
+    weights, expected = student.state_dict(), teacher.state_dict()
+    for part, kept in (("decoder", [0, 3]), ("encoder", [0, 2, 4])):
+        for layer, index in enumerate(kept):
+            name = "layers.{}.fc1.weight"
+            found = weights[f"model.{part}.{name.format(layer)}"]
+            assert torch.equal(found, expected[f"model.{part}.{name.format(index)}"])
+
+
+def test_the_student_shares_no_memory_with_the_teacher_and_ties_its_own_head():
+    """Training the student would train the teacher; an untied head would be saved and trained twice."""
+    teacher = toy_whisper()
+    before = copy.deepcopy(teacher.state_dict())
+    student = create_student(teacher)
+    assert student.proj_out.weight is student.model.decoder.embed_tokens.weight
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.add_(1.0)
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+
+
+def test_the_student_is_in_float32_and_eval_mode_whatever_the_teacher_is():
+    """A student in half precision trains into nothing at small learning rates."""
+    teacher = toy_whisper().to(torch.bfloat16).train()
+    student = create_student(teacher)
+    assert {weight.dtype for weight in student.parameters()} == {torch.float32}
+    assert student.config.dtype == torch.float32
+    assert not student.training
+    assert teacher.training
+
+
+def test_the_encoder_positions_stay_without_gradient():
+    """They are sinusoids; a copy that makes them trainable would drift from every other Whisper."""
+    assert not create_student(toy_whisper()).model.encoder.embed_positions.weight.requires_grad
+
+
+def test_alignment_heads_follow_their_layers():
+    """Heads that name the teacher's layers crash word timestamps in faster-whisper and transformers.js."""
+    teacher = toy_whisper()
+    teacher.generation_config.alignment_heads = [[1, 0], [3, 1], [0, 1]]
+    assert create_student(teacher).generation_config.alignment_heads == [[1, 1], [0, 1]]
+    teacher.generation_config.alignment_heads = [[1, 0], [2, 1]]
+    assert "alignment_heads" not in create_student(teacher).generation_config.to_dict()
+    assert teacher.generation_config.alignment_heads == [[1, 0], [2, 1]]
+
+
+def test_generation_config_forces_nothing_and_has_explicit_lengths():
+    """`forced_decoder_ids` make generate refuse a language; a missing length cuts transcripts at 20 tokens."""
+    teacher = toy_whisper()
+    teacher.generation_config.forced_decoder_ids = [[1, 302]]
+    teacher.generation_config.max_length = None
+    teacher.config.forced_decoder_ids = [[1, 302]]
+    student = create_student(teacher)
+    assert student.generation_config.forced_decoder_ids is None
+    assert student.config.forced_decoder_ids is None
+    assert (student.generation_config.max_length, student.generation_config.num_beams) == (448, 1)
+    assert teacher.generation_config.max_length is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"decoder_layers": 5}, "Expected 1 to 4 layers for the student, got 5"),
+        ({"decoder_layers": 0}, "Expected 1 to 4 layers for the student, got 0"),
+        ({"encoder_layers": 3}, "Expected 1 to 2 layers for the student, got 3"),
+        ({"decoder_layer_ids": [0, 4]}, "--decoder_layer_ids: the teacher's decoder has the layers 0 to 3.*got 4"),
+        ({"decoder_layer_ids": [-5]}, "got -5"),
+        ({"encoder_layer_ids": []}, "--encoder_layer_ids: expected at least one layer"),
+        ({"decoder_layer_ids": [0, 3, -1]}, r"each layer can be copied once, got \[0, 3, -1\], that is \[0, 3, 3\]"),
+    ],
+)
+def test_impossible_students_are_refused_with_the_flag_to_change(changes, message):
+    """Each would otherwise end in a stack trace, or in a student with other layers than asked for."""
+    with pytest.raises(ValueError, match=message):
+        create_student(toy_whisper(), **changes)
+
+
+def test_a_teacher_that_is_no_whisper_with_a_head_is_refused():
+    """A classifier has the same encoder: copying would only fail at the decoder, with a missing key."""
+    config = WhisperConfig(**{**toy_whisper().config.to_dict(), "architectures": None})
+    with pytest.raises(ValueError, match="Expected a WhisperForConditionalGeneration as teacher, got WhisperForAudio"):
+        create_student(WhisperForAudioClassification(config))
+
+
+def test_a_folder_is_as_good_as_a_model(tmp_path):
+    """The string form must not take another path than the object form."""
+    teacher = toy_whisper()
+    teacher.save_pretrained(tmp_path)
+    student = create_student(str(tmp_path), decoder_layer_ids=[1, 2])
+    expected = create_student(teacher, decoder_layer_ids=[1, 2]).state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in student.state_dict().items())
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with config\.json"):
+        create_student(tmp_path / "nowhere")
