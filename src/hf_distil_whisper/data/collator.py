@@ -21,7 +21,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
     """Stacks the features and pads the tokens of a batch.
 
     Args:
-        processor (`WhisperProcessor`): its tokenizer gives the pad token.
+        processor (`WhisperProcessor`): inputs are padded with its `<|endoftext|>`; whisper-tiny.en has no pad token.
         pad_to_multiple_of (`int`, *optional*): lengths are rounded up to multiples of this, for tensor cores. A
             divisor of 448, so that no label grows beyond Whisper's decoder.
 
@@ -67,7 +67,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         tokenizer = self.processor.tokenizer
         return {
             source: torch.stack([torch.as_tensor(item[source]) for item in features]),
-            "decoder_input_ids": _padded([ids for ids, _ in pairs], length, tokenizer.pad_token_id),
+            "decoder_input_ids": _padded([ids for ids, _ in pairs], length, tokenizer.eos_token_id),
             "labels": _padded([labels for _, labels in pairs], length, IGNORED),
         }
 
@@ -81,7 +81,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             labels = [start, *labels]
         # The model would shift labels by one itself and so feed a start token that they hold already twice.
         prompt = labels.index(start)
-        inputs = [tokenizer.pad_token_id if token == IGNORED else token for token in labels[:-1]]
+        inputs = [tokenizer.eos_token_id if token == IGNORED else token for token in labels[:-1]]
         return inputs, [IGNORED] * prompt + labels[prompt + 1 :]
 
 

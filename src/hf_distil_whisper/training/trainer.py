@@ -1,0 +1,445 @@
+"""`DistillationTrainer`: a `Seq2SeqTrainer` whose student learns from a Whisper teacher (arXiv 2311.00430, section 4).
+
+Knows both models and one batch at a time: who runs which encoder, what is lost, logged and saved. The formulas are in
+`losses`, the data in `data`. The notes on upstream behaviour refer to transformers 5.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import (
+    EvalPrediction,
+    Seq2SeqTrainer,
+    TrainerCallback,
+    TrainerControl,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
+from transformers.trainer_utils import EvalLoopOutput
+
+from hf_distil_whisper.checkpoints import check_compatible, save_generation_config, save_processor
+from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.inference.generation import (
+    generate_tokens,
+    max_generated_tokens,
+    prefix_length,
+    scoring_language,
+)
+from hf_distil_whisper.training.callbacks import AverageEarlyStoppingCallback, KeepTokenIdsCallback
+from hf_distil_whisper.training.losses import (
+    IGNORE_INDEX,
+    distillation_token_losses,
+    fused_distillation_loss,
+    hidden_state_mse_loss,
+)
+from hf_distil_whisper.training.pairing import as_forward, check_pair, encode, freeze, same_encoder
+from hf_distil_whisper.training.teacher_cache import EncoderStateDataset
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from hf_distil_whisper.training.validation import PARTS, LossSums, WordErrorMetrics, check_evaluation
+
+_GENERATION_SETTINGS = {"max_length", "max_new_tokens", "num_beams"}
+_MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TeacherOutput(NamedTuple):
+    """What the teacher says of a batch; all None without a teacher.
+
+    Args:
+        states (`Tensor`, *optional*): last decoder states, (batch, length, width).
+        head (`Tensor`, *optional*): weight of the language-model head, (vocab, width).
+        hidden_states (`tuple[Tensor, ...]`, *optional*): of all decoder layers, where MSE asks for them.
+    """
+
+    states: Tensor | None = None
+    head: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+
+class DistillationTrainer(Seq2SeqTrainer):
+    """Trains a student on a teacher's distributions and pseudo-labels, or on labels alone where there is no teacher.
+
+    A batch holds `input_features`, `decoder_input_ids` and `labels` (-100 on prompt and padding); student and teacher
+    get the same decoder inputs. A frozen encoder that equals the teacher's (the weights are compared) runs once per
+    batch for both. The loss is a mean over the tokens of the whole accumulated batch of all processes.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the student. Its frozen parts are chosen by `args`.
+        teacher_model (`WhisperForConditionalGeneration`, *optional*): is frozen, put in eval mode, moved to the device
+            and, in mixed precision, cast to it; where its encoder is shared, its own stays where it is. None needs
+            `kl_weight` and `mse_weight` of 0.
+        args (`DistillationTrainingArguments`, *optional*): the settings.
+        data_collator (`Callable`, *optional*): by default a `DataCollatorSpeechSeq2SeqWithPadding`.
+        train_dataset (`torch.utils.data.Dataset`, *optional*): for example a `SpeechDataset`.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): several sets log `eval_<name>_loss`, `_kl`, `_pl`
+            and `_wer`, and the macro-average `eval_macro_wer`.
+        processing_class (`WhisperProcessor`, *optional*): is saved with every checkpoint.
+        compute_metrics (`Callable`, *optional*): by default [`WordErrorMetrics`], where there is a processor.
+        callbacks (`list[TrainerCallback]`, *optional*): besides early stopping, which `args` switch on.
+        optimizers (`tuple`, *optional*, defaults to `(None, None)`): instead of the optimizer and scheduler of `args`.
+
+    Raises:
+        ValueError: on models, teacher, processor and settings that do not go together; says what to change.
+
+    Example:
+        ```python
+        teacher = load_model("openai/whisper-small.en")
+        trainer = DistillationTrainer(
+            create_student(teacher), teacher, args, train_dataset=train, eval_dataset={"test": test},
+            processing_class=processor,
+        )
+        trainer.train()
+        trainer.save_model()
+        ```
+    """
+
+    # The loss is divided by the tokens of the whole accumulated batch; without this the Trainer would divide again.
+    loss_is_scaled_for_ga = True
+
+    args: DistillationTrainingArguments
+    train_dataset: Dataset | None
+    control: TrainerControl
+
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration,
+        teacher_model: WhisperForConditionalGeneration | None = None,
+        args: DistillationTrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | dict[str, Dataset] | None = None,
+        processing_class: WhisperProcessor | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+    ):
+        args = args or DistillationTrainingArguments()
+        check_pair(model, teacher_model, args)
+        check_evaluation(args, eval_dataset, processing_class, compute_metrics)
+        check_compatible(model, teacher_model, processing_class)
+        self._frozen_parts = freeze(model, args)
+        if processing_class is not None:
+            data_collator = data_collator or DataCollatorSpeechSeq2SeqWithPadding(processing_class)
+            if compute_metrics is None and args.predict_with_generate:
+                language = args.normalizer or scoring_language(model, args.language)
+                compute_metrics = WordErrorMetrics(processing_class, language)
+        callbacks = list(callbacks or [])
+        if args.early_stopping_patience is not None:
+            callbacks.append(AverageEarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+        use_cache = model.config.use_cache
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+        )
+        model.config.use_cache = use_cache  # upstream switches it off, and would save that
+        self.add_callback(KeepTokenIdsCallback(model))
+        self.teacher_model = teacher_model
+        self._settle_teacher()
+        self._part_sums = torch.zeros(len(PARTS), device=args.device)
+        self._part_steps = 0
+        self._eval_sums = LossSums(())
+        self._gen_kwargs: dict[str, Any] = {}
+
+    # Models
+
+    def _settle_teacher(self) -> None:
+        """Compares the encoders, and puts what is needed of the teacher on the device."""
+        self.shares_encoder = False
+        teacher, student = self.teacher_model, self.model
+        if teacher is None:
+            return
+        teacher.requires_grad_(False)
+        self.shares_encoder = self.args.freeze_encoder and same_encoder(student, teacher)
+        if self.args.teacher_cache == "encoder" and not self.shares_encoder:
+            raise ValueError(
+                "--teacher_cache encoder keeps the states of one encoder for both models, but the student's encoder "
+                "is not the teacher's. Set --teacher_cache none: each will run its own."
+            )
+        dtype = _MIXED_PRECISION.get(self.args.mixed_precision, teacher.dtype)
+        for module in (teacher.model.decoder, teacher.proj_out) if self.shares_encoder else (teacher,):
+            module.to(self.args.device, dtype)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._settle_teacher()  # the checkpoint's encoder may be another one than the student came with
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        if self.model.config.tie_word_embeddings:  # saved once, as token embeddings: upstream warns that it is missing
+            load_result.missing_keys[:] = [name for name in load_result.missing_keys if name != "proj_out.weight"]
+        super()._issue_warnings_after_load(load_result)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The training batches; fills the cache of encoder states first, where `teacher_cache` asks for it."""
+        if self.args.teacher_cache == "encoder" and not isinstance(self.train_dataset, EncoderStateDataset):
+            dtype = _MIXED_PRECISION.get(self.args.mixed_precision, self.model.dtype)
+            with self.compute_loss_context_manager():
+                self.train_dataset = EncoderStateDataset(
+                    self.train_dataset,
+                    self.model,
+                    dtype,
+                    self.args.per_device_train_batch_size,
+                    self.args.dataloader_num_workers,
+                )
+        return super().get_train_dataloader()
+
+    def _encoder_states(self, inputs: dict[str, Tensor]) -> Tensor:
+        """States of the student's encoder, without gradient."""
+        return inputs["encoder_states"] if "encoder_states" in inputs else encode(self.model, inputs["input_features"])
+
+    def _run_teacher(self, inputs: dict[str, Tensor], student_states: Tensor | None) -> TeacherOutput:
+        """The teacher's decoder on the batch: beside the student's encoder states where the encoder is shared."""
+        teacher = self.teacher_model
+        if teacher is None:
+            return TeacherOutput()
+        teacher.eval()
+        states = student_states if self.shares_encoder else None
+        if states is None:
+            states = encode(teacher, inputs["input_features"])
+        head = teacher.proj_out.weight
+        with torch.no_grad():
+            output = teacher.model.decoder(
+                input_ids=inputs["decoder_input_ids"],
+                encoder_hidden_states=states.to(head.dtype),
+                use_cache=False,
+                output_hidden_states=self.args.mse_weight > 0,
+            )
+        return TeacherOutput(output.last_hidden_state, head, output.hidden_states)
+
+    def _run_student(self, inputs: dict[str, Tensor], states: Tensor | None) -> Seq2SeqModelOutput:
+        """The student on the batch; through its own encoder, with gradient, where no states are given."""
+        source: dict[str, Any] = {"encoder_outputs": BaseModelOutput(last_hidden_state=states)}
+        if states is None:
+            source = {"input_features": inputs["input_features"].to(self.model.dtype)}
+        return self.model.model(
+            **source,
+            decoder_input_ids=inputs["decoder_input_ids"],
+            use_cache=False,
+            output_hidden_states=self.args.mse_weight > 0,
+        )
+
+    # Training
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        if missing := sorted({"decoder_input_ids", "labels"} - inputs.keys()):
+            raise ValueError(
+                f"A batch lacks {' and '.join(missing)}: student and teacher need the same decoder inputs. Use "
+                "DataCollatorSpeechSeq2SeqWithPadding, or a collator that gives both."
+            )
+        return super()._prepare_inputs(inputs)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager:
+        """Mixed precision around the whole step: teacher and loss run outside the student's wrapped forward pass."""
+        return self.accelerator.autocast()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
+        """The weighted losses, summed over the batch's tokens and divided by those of the whole accumulated batch.
+
+        Args:
+            model (`nn.Module`): the student as wrapped for training, for example by DDP.
+            inputs (`dict[str, Tensor]`): one batch.
+            return_outputs (`bool`, *optional*, defaults to `False`): also return the parts `kl`, `pl` and `mse`.
+            num_items_in_batch (`Tensor`, *optional*): labels that count in the accumulated batch, over all processes
+                unless `average_tokens_across_devices` is off. By default those of this batch.
+        """
+        for part in self._frozen_parts:
+            part.eval()  # upstream puts the whole student in train mode at every step: no dropout in frozen parts
+        states = self._encoder_states(inputs) if self.args.freeze_encoder else None
+        taught = self.args.kl_weight > 0 or self.args.mse_weight > 0
+        teacher = self._run_teacher(inputs, states) if taught else TeacherOutput()
+        scale = self._loss_scale(inputs["labels"], num_items_in_batch)
+
+        def forward() -> tuple[Tensor, Tensor]:
+            return self._losses(self._run_student(inputs, states), teacher, inputs["labels"])
+
+        with as_forward(self.model, forward):
+            loss, parts = model()
+        loss, parts = loss * scale, parts * scale
+        if self.model.training:
+            self._part_sums += parts
+            self._part_steps += int(self.accelerator.sync_gradients)
+        return (loss, dict(zip(PARTS, parts, strict=True))) if return_outputs else loss
+
+    def _loss_scale(self, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
+        """What a sum over this batch's tokens is multiplied with."""
+        if num_items_in_batch is None:
+            return 1 / (labels != IGNORE_INDEX).sum().clamp(min=1)
+        # DDP will average the gradients over processes, but the count already goes over all of them.
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+
+    def _losses(self, student: Seq2SeqModelOutput, teacher: TeacherOutput, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and its detached parts, summed over tokens."""
+        args = self.args
+        fused = fused_distillation_loss(
+            student.last_hidden_state,
+            self.model.proj_out.weight,
+            teacher.states,
+            teacher.head,
+            labels,
+            temperature=args.temperature,
+            kl_weight=args.kl_weight,
+            pl_weight=args.pl_weight,
+            chunk_size=args.loss_chunk_size,
+            reduction="sum",
+        )
+        loss, mse = fused.loss, torch.zeros_like(fused.kl)
+        if teacher.hidden_states is not None:
+            mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="sum")
+            loss = loss + args.mse_weight * mse
+        return loss, torch.stack([fused.kl, fused.pl, mse.detach()])
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the loss parts, as means over steps since the last log, to the training logs."""
+        if "loss" in logs and self._part_steps > 0:
+            sums = self.accelerator.reduce(self._part_sums, reduction="mean")
+            means = dict(zip(PARTS, (sums / self._part_steps).tolist(), strict=True))
+            logs.update({name: means[name] for name in self._logged_parts(training=True)})
+            self._part_sums.zero_()
+            self._part_steps = 0
+        super().log(logs, start_time)
+
+    def _logged_parts(self, training: bool) -> list[str]:
+        with_kl = self.args.kl_weight > 0 or (not training and self.teacher_model is not None)
+        return ["kl"] * with_kl + ["pl"] + ["mse"] * (self.args.mse_weight > 0)
+
+    # Evaluation
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | dict[str, Dataset] | str | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+        **gen_kwargs: Any,
+    ) -> dict[str, float]:
+        """Evaluates one or several sets; several also get the macro-average of their WER.
+
+        Args:
+            eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): by default the trainer's own.
+            ignore_keys (`list[str]`, *optional*): has no effect, no model outputs are gathered.
+            metric_key_prefix (`str`, *optional*, defaults to `"eval"`): before the name of each metric.
+            gen_kwargs: `num_beams` or `max_new_tokens`, for all sets.
+
+        Returns:
+            `dict[str, float]`: `eval_<set>_loss`, `_kl`, `_pl`, `_wer`, times, and `eval_macro_wer`.
+        """
+        sets = self.eval_dataset if eval_dataset is None else eval_dataset
+        if not isinstance(sets, dict):
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix, **gen_kwargs)
+        metrics: dict[str, float] = {}
+        for name, dataset in sets.items():
+            chosen = name if eval_dataset is None else dataset
+            metrics.update(self.evaluate(chosen, ignore_keys, f"{metric_key_prefix}_{name}", **gen_kwargs))
+        rates = [metrics[key] for name in sets if (key := f"{metric_key_prefix}_{name}_wer") in metrics]
+        if rates:
+            macro = {f"{metric_key_prefix}_macro_wer": sum(rates) / len(rates)}
+            metrics.update(macro)
+            self.log(macro)
+            # Upstream reports each set by itself, before this average exists: early stopping would never see it.
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """Upstream's loop, with each row counted once over all processes and losses averaged over tokens."""
+        self.gather_function = self.accelerator.gather_for_metrics
+        self._eval_sums = LossSums(["loss", *PARTS])
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        means = self._eval_sums.means()
+        names = ["loss", *self._logged_parts(training=False)] if means else []
+        output.metrics.update({f"{metric_key_prefix}_{name}": means[name] for name in names})
+        return output
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Losses at temperature 1 and a transcript of one batch; keeps no logits.
+
+        Returns:
+            `tuple`: mean loss, generated tokens (batch, fixed length) padded with the pad token, labels; the last two
+            are None where nothing is generated.
+        """
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        with torch.no_grad(), self.compute_loss_context_manager():
+            states = self._encoder_states(inputs)
+            student, teacher = self._run_student(inputs, states), self._run_teacher(inputs, states)
+            rows = self._row_losses(student, teacher, labels)
+            self._eval_sums.add(self.accelerator.gather_for_metrics(rows))
+            loss = rows[:, 0].sum() / rows[:, -1].sum().clamp(min=1)
+            if prediction_loss_only or not self.args.predict_with_generate:
+                return loss, None, None
+            tokens = self._generate(inputs, states, gen_kwargs or self._gen_kwargs)
+        return loss, tokens, labels
+
+    def _row_losses(self, student: Seq2SeqModelOutput, teacher: TeacherOutput, labels: Tensor) -> Tensor:
+        """Loss, its parts and the number of tokens of each row, (batch, 5): sums over the row's tokens."""
+        args = self.args
+        kl, pl = distillation_token_losses(
+            student.last_hidden_state,
+            self.model.proj_out.weight,
+            teacher.states,
+            teacher.head,
+            labels,
+            temperature=1.0,
+            chunk_size=args.loss_chunk_size,
+        )
+        mse = torch.zeros_like(pl)
+        if teacher.hidden_states is not None:
+            mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="none")
+        loss = args.kl_weight * kl + args.pl_weight * pl + args.mse_weight * mse
+        return torch.stack([values.sum(1) for values in (loss, kl, pl, mse, (labels != IGNORE_INDEX).to(pl))], dim=1)
+
+    def _generate(self, inputs: dict[str, Tensor], states: Tensor, settings: dict[str, Any]) -> Tensor:
+        """Transcribes a batch, without timestamps; the model's generation config stays as it is."""
+        if unknown := sorted(set(settings) - _GENERATION_SETTINGS):
+            raise ValueError(f"evaluate: unknown {unknown}; expected {', '.join(sorted(_GENERATION_SETTINGS))}.")
+        longest = self.model.config.max_target_positions // 2  # OpenAI's bound for a window; runaway loops end there
+        if settings.get("max_length") is not None:
+            longest = settings["max_length"] - prefix_length(self.model, return_timestamps=False)
+        longest = settings.get("max_new_tokens") or longest
+        longest = max(1, min(longest, max_generated_tokens(self.model, return_timestamps=False)))
+        found = generate_tokens(
+            self.model,
+            inputs.get("input_features"),
+            encoder_states=states,
+            num_beams=settings.get("num_beams") or 1,
+            max_new_tokens=longest,
+            language=self.args.language,
+            task=self.args.task,
+        )
+        tokens = inputs["labels"].new_full((len(found), longest), self.model.config.pad_token_id)
+        for row, sequence in enumerate(found):
+            tokens[row, : len(sequence.tokens)] = torch.as_tensor(sequence.tokens)
+        return tokens
+
+    # Saving
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Saves the student with all that other runtimes read; the teacher is no part of it."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = output_dir or self.args.output_dir
+            save_generation_config(self.model, folder)
+            if self.processing_class is not None:
+                save_processor(self.processing_class, folder)

@@ -1,0 +1,119 @@
+"""What a validation adds up: losses by token over all processes, and the WER of generated transcripts.
+
+Knows tokens and tensors of one batch at a time; which sets there are is known by the trainer.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, WhisperProcessor
+
+from hf_distil_whisper.inference.results import plain_text
+from hf_distil_whisper.metrics import errors_in_language, get_normalizer
+from hf_distil_whisper.training.losses import IGNORE_INDEX
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+
+PARTS = ("kl", "pl", "mse")
+"""Of the loss, in the order of all sums of them."""
+
+
+class WordErrorMetrics:
+    """`compute_metrics` of the trainer: WER between generated tokens and labels, after text normalisation.
+
+    Labels are turned back into text, so the reference is what the evaluation set was tokenised from. Rows without a
+    word in the reference are left out: they have no rate.
+
+    Args:
+        processor (`WhisperProcessor`): its tokenizer turns tokens into text.
+        language (`str`): whose normaliser and unit count (characters where there are no spaces), or "basic".
+
+    Example:
+        ```python
+        trainer = DistillationTrainer(..., compute_metrics=WordErrorMetrics(processor, "basic"))
+        ```
+    """
+
+    def __init__(self, processor: WhisperProcessor, language: str):
+        self.tokenizer = processor.tokenizer
+        self.language = language
+        self.timestamp_begin = int(self.tokenizer.convert_tokens_to_ids("<|0.00|>"))
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Returns `{"wer": fraction}`, or nothing if no reference holds a word."""
+        references = [self._text(row) for row in np.asarray(prediction.label_ids)]
+        hypotheses = [self._text(row) for row in np.asarray(prediction.predictions)]
+        normalizer = get_normalizer(self.language)
+        spoken = [pair for pair in zip(references, hypotheses, strict=True) if normalizer(pair[0])]
+        if not spoken:
+            return {}
+        references, hypotheses = (list(side) for side in zip(*spoken, strict=True))
+        return {"wer": errors_in_language(references, hypotheses, self.language).wer}
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        kept = [int(token) for token in tokens if token != IGNORE_INDEX]
+        return plain_text(kept, self.tokenizer, self.timestamp_begin)
+
+
+class LossSums:
+    """Sums of losses over the tokens of a validation set, and how many tokens there were.
+
+    Args:
+        names (`Sequence[str]`): of the losses.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self.names = list(names)
+        self.rows: torch.Tensor | None = None
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Adds rows of shape (batch, losses + 1): sums over each row's tokens, and its number of tokens."""
+        total = rows.cpu().double().sum(0)
+        self.rows = total if self.rows is None else self.rows + total
+
+    def means(self) -> dict[str, float]:
+        """Returns each loss per token; nothing where no token was seen."""
+        if self.rows is None or self.rows[-1] == 0:
+            return {}
+        return dict(zip(self.names, (self.rows[:-1] / self.rows[-1]).tolist(), strict=True))
+
+
+def check_evaluation(
+    args: DistillationTrainingArguments,
+    eval_dataset: Dataset | dict[str, Dataset] | None,
+    processor: WhisperProcessor | None,
+    compute_metrics: Callable | None,
+) -> None:
+    """Makes sure that an evaluation can give the metrics that are asked of it.
+
+    Args:
+        args (`DistillationTrainingArguments`): the settings.
+        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): what is evaluated.
+        processor (`WhisperProcessor`, *optional*): what turns tokens into text.
+        compute_metrics (`Callable`, *optional*): given by the user.
+
+    Raises:
+        ValueError: names the flag or argument to change.
+    """
+    if processor is not None and not isinstance(processor, WhisperProcessor):
+        raise ValueError(
+            f"processing_class: expected a WhisperProcessor, got {type(processor).__name__}; a checkpoint needs both "
+            "its feature extractor and its tokenizer."
+        )
+    if compute_metrics is not None and not args.predict_with_generate:
+        raise ValueError(
+            "compute_metrics is given, but --predict_with_generate is off: without it there are no transcripts to "
+            "compute metrics of. Switch it on, or leave compute_metrics out."
+        )
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if isinstance(eval_dataset, dict) and metric in ("loss", *PARTS, "wer"):
+        raise ValueError(
+            f"--metric_for_best_model: there is no {metric!r} with several validation sets "
+            f"({', '.join(eval_dataset)}). Set it to macro_wer, or to one set's: {next(iter(eval_dataset))}_{metric}."
+        )
+    if eval_dataset is not None and not isinstance(eval_dataset, dict) and metric == "macro_wer":
+        raise ValueError(
+            "--metric_for_best_model: macro_wer is an average over several validation sets, but there is one without "
+            "a name. Set it to wer, or pass eval_dataset as a dictionary."
+        )

@@ -1,0 +1,114 @@
+"""Windows of one second with random features, and trainers on them that take a step in milliseconds."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.training.trainer import DistillationTrainer
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from toy_models import SENTENCES, toy_processor, toy_whisper
+
+
+def small_whisper(seed: int = 0, **changes: Any) -> WhisperForConditionalGeneration:
+    """`toy_whisper` with windows of 1 s: 100 frames, 50 encoder positions."""
+    return toy_whisper(seed, **{"max_source_positions": 50, **changes})
+
+
+@lru_cache(maxsize=1)
+def small_processor() -> WhisperProcessor:
+    """`toy_processor` for these windows."""
+    return WhisperProcessor(WhisperFeatureExtractor(feature_size=80, chunk_length=1), toy_processor().tokenizer)
+
+
+class RandomWindows(torch.utils.data.Dataset):
+    """Random features with labels of different lengths; every third row is prompted.
+
+    Args:
+        count (`int`): rows.
+        seed (`int`, *optional*, defaults to 0): of the features.
+        prompts (`bool`, *optional*, defaults to `True`): whether there are prompted rows.
+    """
+
+    def __init__(self, count: int, seed: int = 0, prompts: bool = True):
+        generator = torch.Generator().manual_seed(seed)
+        self.features = torch.randn(count, 80, 100, generator=generator)
+        self.prompts = prompts
+        self.decoded: list[int] = []
+        self.epochs: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.decoded.append(index)
+        return {**self.label_item(index), "input_features": self.features[index]}
+
+    def label_item(self, index: int) -> dict[str, Any]:
+        tokenizer = toy_processor().tokenizer
+        start, previous, end = tokenizer.convert_tokens_to_ids(
+            ["<|startoftranscript|>", "<|startofprev|>", "<|endoftext|>"]
+        )
+        text = tokenizer(SENTENCES[index % 3], add_special_tokens=False).input_ids[: 4 + 3 * (index % 4)]
+        sequence = [start, tokenizer.convert_tokens_to_ids("<|notimestamps|>"), *text, end]
+        prompt = [previous, *text[:3]] if self.prompts and index % 3 == 0 else []
+        return {
+            "decoder_input_ids": prompt + sequence[:-1],
+            "labels": [-100] * len(prompt) + sequence[1:],
+            "index": index,
+        }
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epochs.append(epoch)
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return DataCollatorSpeechSeq2SeqWithPadding(small_processor())(items)
+
+
+def small_args(folder: Path | str, **changes: Any) -> DistillationTrainingArguments:
+    """On the CPU, logging every step, saving nothing, unless told otherwise."""
+    settings = {
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 4,
+        "max_steps": 2,
+        "generation_max_length": 12,
+    }
+    return DistillationTrainingArguments(str(folder), **(settings | changes))
+
+
+def small_trainer(
+    folder: Path | str,
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration | None,
+    *,
+    train: torch.utils.data.Dataset | None = None,
+    evaluation: Any = None,
+    processor: WhisperProcessor | None = None,
+    callbacks: list | None = None,
+    **changes: Any,
+) -> DistillationTrainer:
+    """A trainer on `RandomWindows(8)`."""
+    return DistillationTrainer(
+        student,
+        teacher,
+        small_args(folder, **changes),
+        data_collator=collate,
+        train_dataset=RandomWindows(8) if train is None else train,
+        eval_dataset=evaluation,
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+
+
+def logged(trainer: DistillationTrainer, name: str) -> list[float]:
+    """All values of one name in the logs, in order."""
+    return [entry[name] for entry in trainer.state.log_history if name in entry]

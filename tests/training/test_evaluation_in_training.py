@@ -1,0 +1,254 @@
+"""What a validation logs: losses by token at temperature 1, WER, macro averages, and who stops on them."""
+
+import pytest
+import torch
+from transformers import EvalPrediction, TrainerCallback
+
+from hf_distil_whisper.inference.generation import generate_tokens
+from hf_distil_whisper.metrics import errors_in_language
+from hf_distil_whisper.student import create_student
+from hf_distil_whisper.training.losses import kl_divergence_loss, pseudo_label_loss
+from hf_distil_whisper.training.trainer import DistillationTrainer
+from hf_distil_whisper.training.validation import WordErrorMetrics
+from toy_models import SENTENCES
+from toy_training import (
+    RandomWindows,
+    collate,
+    logged,
+    small_args,
+    small_processor,
+    small_trainer,
+    small_whisper,
+)
+
+
+@pytest.fixture
+def pair():
+    teacher = small_whisper()
+    return create_student(teacher), teacher
+
+
+class FixedScores(TrainerCallback):
+    """Puts given WERs in place of the measured ones, one for each evaluation."""
+
+    def __init__(self, rates):
+        self.rates = rates
+
+    def attach(self, trainer: DistillationTrainer) -> DistillationTrainer:
+        rates = iter(self.rates)
+        loop = trainer.evaluation_loop
+
+        def patched(*args, metric_key_prefix, **kwargs):
+            output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+            output.metrics[f"{metric_key_prefix}_wer"] = next(rates)
+            return output
+
+        trainer.evaluation_loop = patched
+        return trainer
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_losses_are_means_over_tokens_at_temperature_1(tmp_path, pair, batch_size):
+    """Upstream averages over batches: the loss then depends on the batch size, and short rows weigh more."""
+    student, teacher = pair
+    windows = RandomWindows(7)
+    batch = collate([windows[index] for index in range(7)])
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_features", "decoder_input_ids")}
+        ours, theirs = student(**inputs).logits, teacher(**inputs).logits
+    kl = kl_divergence_loss(ours, theirs, batch["labels"], temperature=1.0).item()
+    pl = pseudo_label_loss(ours, batch["labels"]).item()
+    trainer = small_trainer(tmp_path, student, teacher, per_device_eval_batch_size=batch_size)
+    metrics = trainer.evaluate(windows)
+    assert metrics["eval_kl"] == pytest.approx(kl, rel=1e-4)
+    assert metrics["eval_pl"] == pytest.approx(pl, rel=1e-4)
+    assert metrics["eval_loss"] == pytest.approx(0.8 * kl + pl, rel=1e-4)
+
+
+def test_wer_is_that_of_generated_transcripts_against_the_labels_text(tmp_path, pair):
+    """A WER of teacher-forced predictions looks far better than what a user will get."""
+    student, teacher = pair
+    windows = RandomWindows(6)
+    trainer = small_trainer(tmp_path, student, teacher, processor=small_processor())
+    found = trainer.evaluate(windows)["eval_wer"]
+    tokenizer = small_processor().tokenizer
+    items = [windows[index] for index in range(6)]
+    references = [
+        tokenizer.decode([token for token in item["labels"] if token >= 0], skip_special_tokens=True) for item in items
+    ]
+    features = torch.stack([item["input_features"] for item in items])
+    sequences = generate_tokens(student, features, max_new_tokens=10)
+    hypotheses = [tokenizer.decode(sequence.tokens, skip_special_tokens=True) for sequence in sequences]
+    assert found == pytest.approx(errors_in_language(references, hypotheses, "en").wer)
+    assert any(hypotheses)
+
+
+def test_several_sets_get_their_own_names_and_a_macro_average(tmp_path, pair):
+    """An average over rows would let the largest set decide which model is the best."""
+    student, teacher = pair
+    sets = {"one": RandomWindows(4), "two": RandomWindows(6, seed=5)}
+    trainer = small_trainer(tmp_path, student, teacher, evaluation=sets, processor=small_processor())
+    FixedScores([0.2, 0.6]).attach(trainer)
+    metrics = trainer.evaluate()
+    expected = {f"eval_{name}_{metric}" for name in sets for metric in ("loss", "kl", "pl", "wer")}
+    assert expected <= metrics.keys()
+    assert metrics["eval_macro_wer"] == pytest.approx(0.4)
+    assert logged(trainer, "eval_macro_wer") == [pytest.approx(0.4)]
+
+
+def test_the_best_model_by_the_macro_average_is_loaded_at_the_end(tmp_path, pair):
+    """The larger error rate counts as better where nobody says otherwise."""
+    student, teacher = pair
+    sets = {"one": RandomWindows(4), "two": RandomWindows(4)}
+    trainer = small_trainer(
+        tmp_path,
+        student,
+        teacher,
+        evaluation=sets,
+        processor=small_processor(),
+        max_steps=3,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="macro_wer",
+        learning_rate=1e-2,
+    )
+    FixedScores([0.9, 0.9, 0.3, 0.3, 0.5, 0.5]).attach(trainer)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
+    assert trainer.state.best_metric == pytest.approx(0.3)
+    best = DistillationTrainer(student, teacher, small_args(tmp_path)).model.state_dict()
+    loaded = type(student).from_pretrained(tmp_path / "checkpoint-2").state_dict()
+    assert all(torch.equal(weight, best[name]) for name, weight in loaded.items())
+
+
+def test_early_stopping_counts_evaluations_of_the_macro_average(tmp_path, pair, caplog):
+    """Upstream's callback never sees the average, says that it is disabled, and trains to the end."""
+    student, teacher = pair
+    trainer = small_trainer(
+        tmp_path,
+        student,
+        teacher,
+        evaluation={"one": RandomWindows(4), "two": RandomWindows(4)},
+        processor=small_processor(),
+        max_steps=10,
+        eval_strategy="steps",
+        eval_steps=1,
+        save_strategy="steps",
+        save_steps=1,
+        load_best_model_at_end=True,
+        metric_for_best_model="macro_wer",
+        early_stopping_patience=2,
+    )
+    FixedScores([0.5, 0.5, 0.4, 0.4, 0.6, 0.6, 0.4, 0.4, 0.1, 0.1]).attach(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 4
+    assert "early stopping required" not in caplog.text
+
+
+def test_an_evaluation_keeps_no_logits_and_leaves_the_configs_alone(tmp_path, pair):
+    """Logits of one validation set fill the memory; upstream writes 25 defaults and a length of 20 into the config."""
+    student, teacher = pair
+    student.generation_config.max_length = None
+    before = student.generation_config.to_dict(), student.config.to_dict()
+    trainer = small_trainer(tmp_path, student, teacher, processor=small_processor())
+    output = trainer.predict(RandomWindows(5))
+    assert output.predictions.shape == (5, 10)
+    assert (student.generation_config.to_dict(), student.config.to_dict()) == before
+    plain = small_trainer(tmp_path, student, teacher, predict_with_generate=False)
+    assert plain.predict(RandomWindows(5)).predictions is None
+    assert plain.predict(RandomWindows(5)).metrics["test_kl"] > 0
+
+
+def test_generation_settings_reach_every_set_and_unknown_ones_are_refused(tmp_path, pair, monkeypatch):
+    """Upstream drops them for the sets of a dictionary."""
+    student, teacher = pair
+    seen = []
+    monkeypatch.setattr(
+        "hf_distil_whisper.training.trainer.generate_tokens",
+        lambda *args, **kwargs: (
+            seen.append((kwargs["num_beams"], kwargs["max_new_tokens"])) or generate_tokens(*args, **kwargs)
+        ),
+    )
+    sets = {"one": RandomWindows(4), "two": RandomWindows(4)}
+    trainer = small_trainer(tmp_path, student, teacher, evaluation=sets, processor=small_processor())
+    trainer.evaluate(num_beams=2, max_new_tokens=3)
+    trainer.evaluate()
+    assert seen == [(2, 3), (2, 3), (1, 10), (1, 10)]
+    with pytest.raises(ValueError, match=r"unknown \['do_sample'\]"):
+        trainer.evaluate(do_sample=True)
+    bounded = small_trainer(
+        tmp_path, student, teacher, evaluation=sets["one"], processor=small_processor(), generation_max_length=None
+    )
+    bounded.evaluate()
+    assert seen[-1] == (1, 224)
+
+
+def test_the_encoder_runs_once_per_validation_batch(tmp_path, pair):
+    """Loss and transcript need the same states; the encoder is most of the work of a small student."""
+    student, teacher = pair
+    runs = []
+    student.model.encoder.register_forward_hook(lambda *_: runs.append(True))
+    small_trainer(tmp_path, student, teacher, processor=small_processor()).evaluate(RandomWindows(8))
+    assert len(runs) == 2
+
+
+def test_kl_is_logged_beside_a_baseline_whose_loss_does_not_use_it(tmp_path, pair):
+    """Only so can a student trained on labels be compared with a distilled one."""
+    student, teacher = pair
+    trainer = small_trainer(tmp_path, student, teacher, kl_weight=0.0, evaluation=RandomWindows(4), max_steps=1)
+    trainer.train()
+    metrics = trainer.evaluate()
+    assert metrics["eval_kl"] > 0
+    assert metrics["eval_loss"] == pytest.approx(metrics["eval_pl"])
+    assert logged(trainer, "kl") == []
+
+
+def test_rows_without_words_in_the_reference_have_no_error_rate():
+    """Silence with an empty reference makes the rate infinite, or the run crash."""
+    processor = small_processor()
+    tokenizer = processor.tokenizer
+    words = tokenizer(" " + SENTENCES[0], add_special_tokens=False).input_ids
+    end = tokenizer.eos_token_id
+    labels = [[*words, end], [end] + [-100] * len(words)]
+    metrics = WordErrorMetrics(processor, "en")
+    assert metrics(EvalPrediction(predictions=[[*words, end], [*words, end]], label_ids=labels)) == {"wer": 0.0}
+    assert metrics(EvalPrediction(predictions=[[end]], label_ids=[[end]])) == {}
+
+
+def test_timestamps_prompts_and_case_do_not_count_as_words():
+    """Special tokens in the text would be counted as errors of every row."""
+    processor = small_processor()
+    tokenizer = processor.tokenizer
+    labels = tokenizer("<|notimestamps|> Hello, World.<|endoftext|>", add_special_tokens=False).input_ids
+    tokens = tokenizer("<|0.00|> hello<|0.50|><|0.50|> world<|1.20|><|endoftext|>", add_special_tokens=False).input_ids
+    found = WordErrorMetrics(processor, "en")(EvalPrediction(predictions=[tokens], label_ids=[[-100, *labels]]))
+    assert found == {"wer": 0.0}
+
+
+def test_the_normaliser_is_the_languages_unless_named(tmp_path, pair):
+    """The English one joins spoken digits: each string of digits would be a single word."""
+    student, teacher = pair
+    trainer = small_trainer(tmp_path, student, teacher, processor=small_processor())
+    assert trainer.compute_metrics.language == "en"
+    trainer = small_trainer(tmp_path, student, teacher, processor=small_processor(), normalizer="basic")
+    assert trainer.compute_metrics.language == "basic"
+
+
+def test_metrics_that_cannot_exist_are_refused_before_training(tmp_path, pair):
+    """The trainer would only find out at the first evaluation, hours later."""
+    student, teacher = pair
+    sets = {"one": RandomWindows(4)}
+    with pytest.raises(ValueError, match=r"no 'wer' with several validation sets \(one\).*macro_wer.*one_wer"):
+        small_trainer(tmp_path, student, teacher, evaluation=sets, metric_for_best_model="wer")
+    with pytest.raises(ValueError, match="macro_wer is an average over several validation sets"):
+        small_trainer(tmp_path, student, teacher, evaluation=sets["one"], metric_for_best_model="eval_macro_wer")
+    with pytest.raises(ValueError, match="--predict_with_generate is off"):
+        DistillationTrainer(
+            student,
+            teacher,
+            small_args(tmp_path, predict_with_generate=False),
+            compute_metrics=WordErrorMetrics(small_processor(), "en"),
+        )

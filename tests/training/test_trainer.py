@@ -1,0 +1,314 @@
+"""The training step: what is lost, who runs which encoder, what learns, and that no split of the batch changes it."""
+
+import copy
+
+import pytest
+import torch
+
+from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.student import create_student
+from hf_distil_whisper.training.losses import hidden_state_mse_loss, kl_divergence_loss, pseudo_label_loss
+from hf_distil_whisper.training.pairing import same_encoder
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from toy_training import RandomWindows, collate, logged, small_processor, small_trainer, small_whisper
+
+
+def count_runs(module: torch.nn.Module) -> list[bool]:
+    """Grows with every forward pass of `module`: whether it ran in train mode."""
+    runs: list[bool] = []
+    module.register_forward_hook(lambda *_: runs.append(module.training))
+    return runs
+
+
+@pytest.mark.parametrize("freeze_encoder", [True, False])
+@pytest.mark.parametrize("mse_weight", [0.0, 0.5])
+def test_the_loss_is_the_plain_formula_on_the_full_logits(tmp_path, freeze_encoder, mse_weight):
+    """The fused path, the shared encoder and the scaling by tokens together have to give the textbook number."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    batch = collate([RandomWindows(4)[index] for index in range(4)])
+    with torch.no_grad():
+        inputs = {name: batch[name] for name in ("input_features", "decoder_input_ids")}
+        ours, theirs = (m(**inputs, output_hidden_states=True) for m in (student, teacher))
+    kl = kl_divergence_loss(ours.logits, theirs.logits, batch["labels"], temperature=2.0)
+    pl = pseudo_label_loss(ours.logits, batch["labels"])
+    mse = hidden_state_mse_loss(ours.decoder_hidden_states, theirs.decoder_hidden_states, batch["labels"])
+    trainer = small_trainer(
+        tmp_path,
+        student,
+        teacher,
+        train=RandomWindows(4),
+        max_steps=1,
+        freeze_encoder=freeze_encoder,
+        mse_weight=mse_weight,
+    )
+    trainer.train()
+    assert logged(trainer, "kl") == [pytest.approx(kl.item(), rel=1e-4)]
+    assert logged(trainer, "pl") == [pytest.approx(pl.item(), rel=1e-4)]
+    assert logged(trainer, "mse") == ([pytest.approx(mse.item(), rel=1e-4)] if mse_weight else [])
+    expected = 0.8 * kl + pl + mse_weight * mse
+    assert logged(trainer, "loss") == [pytest.approx(expected.item(), rel=1e-4)]
+
+
+def test_no_split_into_micro_batches_changes_loss_gradient_norm_or_weights(tmp_path):
+    """The stock trainer multiplies Whisper's loss by the number of accumulation steps: 4.17, 16.7, 33.4."""
+    results = []
+    for batch_size, accumulation in ((8, 1), (2, 4), (1, 8)):
+        teacher = small_whisper()
+        trainer = small_trainer(
+            tmp_path,
+            create_student(teacher),
+            teacher,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+            mse_weight=0.1,
+            learning_rate=1e-3,
+        )
+        trainer.train()
+        names = ("loss", "grad_norm", "kl", "pl", "mse")
+        results.append(([logged(trainer, name) for name in names], trainer.model.state_dict()))
+    for numbers, weights in results[1:]:
+        torch.testing.assert_close(torch.tensor(numbers), torch.tensor(results[0][0]), rtol=1e-4, atol=1e-5)
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, results[0][1][name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("freeze_encoder", [True, False])
+@pytest.mark.parametrize("prompts", [True, False])
+def test_a_student_that_equals_its_teacher_has_no_divergence(tmp_path, freeze_encoder, prompts):
+    """The reference script gives prompts to the student only: 0.5 nats between two equal models."""
+    student = small_whisper()
+    teacher = copy.deepcopy(student)
+    windows = RandomWindows(8, prompts=prompts)
+    assert any(-100 in windows.label_item(index)["labels"] for index in range(8)) == prompts
+    trainer = small_trainer(
+        tmp_path, student, teacher, train=windows, evaluation=windows, freeze_encoder=freeze_encoder, max_steps=1
+    )
+    trainer.train()
+    assert logged(trainer, "kl")[0] == pytest.approx(0.0, abs=1e-5)
+    teacher.load_state_dict(student.state_dict())
+    assert trainer.evaluate()["eval_kl"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_a_frozen_equal_encoder_runs_once_per_batch_without_gradient(tmp_path):
+    """Run twice, or with gradient, the encoder of a large model doubles time and memory of a step."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    ours, theirs = count_runs(student.model.encoder), count_runs(teacher.model.encoder)
+    grads = []
+    student.model.encoder.register_forward_hook(lambda _, __, out: grads.append(out.last_hidden_state.requires_grad))
+    trainer = small_trainer(tmp_path, student, teacher, gradient_accumulation_steps=2, max_steps=2)
+    trainer.train()
+    assert trainer.shares_encoder
+    assert (len(ours), len(theirs), set(grads)) == (4, 0, {False})
+
+
+@pytest.mark.parametrize("case", ["other weights", "fewer layers", "other width", "other heads", "trained"])
+def test_an_encoder_that_differs_is_run_by_each_model_itself(tmp_path, case):
+    """The reference script compares widths only, and feeds a teacher with the states of another encoder."""
+    teacher = small_whisper()
+    changes = {"fewer layers": {"encoder_layers": 1}, "other width": {"d_model": 32}}
+    student = small_whisper(decoder_layers=2, **changes.get(case, {}))
+    student.model.encoder.load_state_dict(teacher.model.encoder.state_dict()) if case == "trained" else None
+    if case == "other heads":
+        student = create_student(small_whisper(encoder_attention_heads=4))
+    if case == "other weights":
+        student = create_student(teacher)
+        with torch.no_grad():
+            student.model.encoder.layers[1].fc2.bias[3] += 1e-3
+    ours, theirs = count_runs(student.model.encoder), count_runs(teacher.model.encoder)
+    trainer = small_trainer(tmp_path, student, teacher, max_steps=1, freeze_encoder=case != "trained")
+    trainer.train()
+    assert not trainer.shares_encoder
+    assert (len(ours), len(theirs)) == (1, 1)
+
+
+def test_encoders_are_compared_in_the_lower_of_two_precisions():
+    """A teacher in half precision is the usual case; its encoder would be run a second time for nothing."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    assert same_encoder(student, teacher.to(torch.bfloat16))
+    with torch.no_grad():
+        student.model.encoder.conv1.weight[0, 0, 0] += 0.1
+    assert not same_encoder(student, teacher)
+
+
+def test_frozen_parts_stay_in_eval_mode_and_the_teacher_too(tmp_path):
+    """`model.train()` at every step switches dropout on in the frozen encoder, and the teacher learns from noise."""
+    teacher = small_whisper(dropout=0.5, encoder_layerdrop=0.5)
+    student = create_student(teacher)
+    encoder, decoder = count_runs(student.model.encoder), count_runs(student.model.decoder)
+    teacher_decoder = count_runs(teacher.model.decoder)
+    trainer = small_trainer(tmp_path, student, teacher)
+    teacher.train()
+    trainer.train()
+    assert (set(encoder), set(decoder), set(teacher_decoder)) == ({False}, {True}, {False})
+
+
+def test_student_and_teacher_read_the_same_tokens(tmp_path):
+    """Labels that each model shifts by itself lose the prompt for one of them."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    read = {"student": [], "teacher": []}
+    for name, model in (("student", student), ("teacher", teacher)):
+        model.model.decoder.register_forward_pre_hook(
+            lambda _, __, kwargs, name=name: read[name].append(kwargs["input_ids"]), with_kwargs=True
+        )
+    small_trainer(tmp_path, student, teacher).train()
+    assert len(read["student"]) == 2
+    assert all(torch.equal(*pair) for pair in zip(*read.values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("flags", "trained"),
+    [
+        ({}, {"decoder.layers", "decoder.embed_tokens", "decoder.embed_positions", "decoder.layer_norm"}),
+        ({"freeze_embed_positions": True}, {"decoder.layers", "decoder.embed_tokens", "decoder.layer_norm"}),
+        ({"freeze_decoder": True}, {"decoder.embed_tokens"}),
+        (
+            {"freeze_encoder": False, "freeze_decoder": True},
+            {"encoder.conv1", "encoder.conv2", "encoder.layers", "encoder.layer_norm", "decoder.embed_tokens"},
+        ),
+    ],
+)
+def test_each_freeze_flag_keeps_its_weights_and_no_others(tmp_path, flags, trained):
+    """A flag that is read and has no effect costs a training run to find."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    before = copy.deepcopy(student.state_dict())
+    trainer = small_trainer(tmp_path, student, teacher, learning_rate=1e-2, **flags)
+    trainer.train()
+    changed = {name for name, weight in student.state_dict().items() if not torch.equal(weight, before[name])}
+    parts = {".".join(name.removeprefix("model.").split(".")[:2]) for name in changed if name != "proj_out.weight"}
+    assert parts == trained
+    optimised = {id(weight) for group in trainer.optimizer.param_groups for weight in group["params"]}
+    assert optimised == {id(weight) for weight in student.parameters() if weight.requires_grad}
+
+
+def test_the_teacher_learns_nothing_and_holds_no_gradients(tmp_path):
+    """A teacher in the optimiser or with gradients takes gigabytes, and drifts."""
+    teacher = small_whisper()
+    before = copy.deepcopy(teacher.state_dict())
+    trainer = small_trainer(tmp_path, create_student(teacher), teacher, learning_rate=1e-2, mse_weight=1.0)
+    trainer.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+    assert all(not weight.requires_grad and weight.grad is None for weight in teacher.parameters())
+    assert all(model is not teacher for model in trainer.accelerator._models)
+
+
+def test_without_a_teacher_the_student_learns_from_labels_alone(tmp_path):
+    """The baseline of Table 21; a KL of 0 in its logs would look like a perfect student."""
+    student = small_whisper(decoder_layers=2)
+    trainer = small_trainer(tmp_path, student, None, kl_weight=0.0, learning_rate=1e-2, max_steps=6)
+    trainer.train()
+    assert logged(trainer, "loss") == pytest.approx(logged(trainer, "pl"))
+    assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
+    assert logged(trainer, "kl") == []
+
+
+def test_logged_parts_are_means_over_the_steps_since_the_last_log(tmp_path):
+    """Parts that are summed or taken from the last step only do not add up to the logged loss."""
+    runs = []
+    for steps in (1, 4):
+        teacher = small_whisper()
+        trainer = small_trainer(
+            tmp_path, create_student(teacher), teacher, logging_steps=steps, max_steps=4, learning_rate=1e-3
+        )
+        trainer.train()
+        runs.append({name: logged(trainer, name) for name in ("loss", "kl", "pl")})
+    for name, values in runs[0].items():
+        assert runs[1][name] == [pytest.approx(sum(values) / 4, rel=1e-3)]
+    assert runs[1]["loss"][0] == pytest.approx(0.8 * runs[1]["kl"][0] + runs[1]["pl"][0], rel=1e-3)
+
+
+def test_activation_checkpointing_gives_the_same_gradients_with_everything_frozen_below(tmp_path):
+    """The reference script announces that it disables this combination, and does not."""
+    norms = []
+    for checkpointing in (False, True):
+        teacher = small_whisper()
+        trainer = small_trainer(
+            tmp_path,
+            create_student(teacher),
+            teacher,
+            activation_checkpointing=checkpointing,
+            freeze_embed_positions=True,
+        )
+        trainer.train()
+        norms.append(logged(trainer, "grad_norm"))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+
+
+def test_bfloat16_casts_the_teacher_and_keeps_the_students_weights_in_float32(tmp_path):
+    """Autocast around the student alone would run the teacher and the loss in other precisions than meant."""
+    losses = []
+    for bf16 in (False, True):
+        teacher = small_whisper()
+        student = create_student(teacher)
+        trainer = small_trainer(tmp_path, student, teacher, bf16=bf16, evaluation=RandomWindows(4), max_steps=1)
+        trainer.train()
+        losses.append(logged(trainer, "loss")[0])
+        assert teacher.model.decoder.dtype == (torch.bfloat16 if bf16 else torch.float32)
+        assert {weight.dtype for weight in student.parameters()} == {torch.float32}
+        assert trainer.evaluate()["eval_loss"] > 0
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert losses[1] != losses[0]
+
+
+def test_a_batch_without_any_label_leaves_the_weights_finite(tmp_path):
+    """Rows that are all prompt must not divide by 0 tokens."""
+    windows = RandomWindows(4)
+    windows.label_item = lambda index: {"decoder_input_ids": [301, 5], "labels": [-100, -100], "index": index}
+    teacher = small_whisper()
+    trainer = small_trainer(tmp_path, create_student(teacher), teacher, train=windows, max_steps=1)
+    trainer.train()
+    assert logged(trainer, "loss") == [0.0]
+    assert all(weight.isfinite().all() for weight in trainer.model.parameters())
+
+
+def test_the_processor_brings_its_own_collator(tmp_path):
+    """Transformers' default would stack nothing of a speech sample."""
+    trainer = small_trainer(tmp_path, small_whisper(), small_whisper(1), processor=small_processor())
+    assert trainer.data_collator is collate
+    arguments = DistillationTrainingArguments(str(tmp_path), use_cpu=True)
+    trainer = type(trainer)(small_whisper(), small_whisper(1), arguments, processing_class=small_processor())
+    assert isinstance(trainer.data_collator, DataCollatorSpeechSeq2SeqWithPadding)
+
+
+def test_models_and_settings_that_do_not_go_together_are_refused(tmp_path):
+    """Each would otherwise train something else than asked for."""
+    teacher = small_whisper()
+    with pytest.raises(ValueError, match=r"no teacher_model, but --kl_weight is 0\.8"):
+        small_trainer(tmp_path, small_whisper(), None)
+    with pytest.raises(ValueError, match=r"no teacher_model.*--mse_weight 1\.0"):
+        small_trainer(tmp_path, small_whisper(), None, kl_weight=0.0, mse_weight=1.0)
+    with pytest.raises(ValueError, match="same object: freezing the teacher would freeze the student"):
+        small_trainer(tmp_path, teacher, teacher)
+    with pytest.raises(ValueError, match=r"student's states are 32 wide and the teacher's 16.*Set --mse_weight 0"):
+        small_trainer(tmp_path, small_whisper(d_model=32), teacher, mse_weight=1.0)
+    with pytest.raises(ValueError, match="student has 80 mel bins, the teacher 128"):
+        small_trainer(tmp_path, small_whisper(), small_whisper(num_mel_bins=128))
+    with pytest.raises(
+        ValueError, match="teacher_model: expected a WhisperForConditionalGeneration, got WhisperModel"
+    ):
+        small_trainer(tmp_path, small_whisper(), teacher.model)
+    with pytest.raises(ValueError, match="processing_class: expected a WhisperProcessor, got WhisperTokenizer"):
+        small_trainer(tmp_path, small_whisper(), teacher, processor=small_processor().tokenizer)
+
+
+def test_a_batch_without_decoder_inputs_is_refused(tmp_path):
+    """Each model would shift the labels by itself, and only one of them would see the prompt."""
+    trainer = small_trainer(tmp_path, small_whisper(), small_whisper(1))
+    trainer.data_collator = lambda items: {
+        name: value for name, value in collate(items).items() if "decoder" not in name
+    }
+    with pytest.raises(ValueError, match="A batch lacks decoder_input_ids"):
+        trainer.train()
+
+
+def test_spec_augment_on_a_frozen_encoder_is_said_to_have_no_effect(tmp_path, caplog):
+    """An option that is read and ignored; the teacher would see the masked speech too."""
+    student = small_whisper(apply_spec_augment=True)
+    small_trainer(tmp_path, student, small_whisper(1), freeze_encoder=False)
+    assert "SpecAugment" not in caplog.text
+    small_trainer(tmp_path, student, small_whisper(1))
+    assert "SpecAugment" in caplog.text
