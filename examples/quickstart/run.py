@@ -1,0 +1,115 @@
+"""The main job on the embedded default: label, filter, distil, score, use.
+
+    python run.py [--output_dir runs/quickstart] [--fsdd <folder of the human digits>]
+
+Ends with a table of the teacher and of the student before and after distillation, and with the bounds that they are held
+to. Needs no GPU and no network.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+from datasets import Dataset
+from scores import digit_wer, print_bounds, score, speedups, table, timestamp_error
+from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
+
+from hf_distil_whisper import (
+    DataCollatorSpeechSeq2SeqWithPadding,
+    DistillationTrainer,
+    DistillationTrainingArguments,
+    SpeechDataset,
+    create_student,
+    filter_by_wer,
+    generate_model_card,
+    load_audio,
+    load_model,
+    load_processor,
+    load_source,
+    pack_utterances,
+    pseudo_label_dataset,
+    save_checkpoint,
+)
+
+HERE = Path(__file__).parent
+CORPUS, TEACHER = HERE / "corpus", HERE / "teacher"
+SHORT_WINDOWS = 0.3
+"""Share of the training speech that stays in windows of at most 8 s: a student has to know short recordings too."""
+
+
+def training_windows() -> Dataset:
+    """The training split, joined to windows of 30 s and of 8 s."""
+    rows = load_source(CORPUS, split="train")
+    border = int(len(rows) * SHORT_WINDOWS)
+    short, long = rows.select(range(border)), rows.select(range(border, len(rows)))
+    return Dataset.from_list([*pack_utterances(short, max_duration=8.0), *pack_utterances(long, max_duration=30.0)])
+
+
+def distil(
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    labelled: Dataset,
+    folder: Path,
+) -> DistillationTrainingArguments:
+    """Trains the student in place and saves it with everything that it needs."""
+    args = DistillationTrainingArguments(
+        output_dir=folder / "training",
+        per_device_train_batch_size=8,
+        num_train_epochs=8,
+        learning_rate=1.5e-3,
+        warmup_steps=60,
+        teacher_cache="encoder",
+        save_strategy="no",
+        logging_steps=50,
+        remove_unused_columns=False,
+    )
+    dataset = SpeechDataset(labelled, processor, seed=args.seed)
+    collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
+    DistillationTrainer(student, teacher, args, collator, dataset, processing_class=processor).train()
+    save_checkpoint(student, processor, folder / "student")
+    return args
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--fsdd", type=Path, default=HERE.parents[2] / "shared/speech/fsdd", help="read where it exists")
+    args = parser.parse_args()
+    begin = time.perf_counter()
+
+    def step(name: str) -> None:
+        print(f"\n[{(time.perf_counter() - begin) / 60:4.1f} min] {name}", flush=True)
+
+    step("1. the teacher labels the training speech")
+    teacher, processor = load_model(TEACHER), load_processor(TEACHER)
+    labelled = pseudo_label_dataset(training_windows(), teacher, processor, output_dir=args.output_dir / "labelled")
+    step("2. labels that differ from the reference by more than 10 % are dropped")
+    kept, report = filter_by_wer(labelled, 0.10)
+    print(report.table())
+    step("3. a student with 2 of the 8 decoder layers learns from teacher and labels")
+    student = create_student(teacher, decoder_layers=2)
+    training = distil(student, teacher, processor, kept, args.output_dir)
+    step("4. both are scored, beside the student as it was before")
+    models = {"teacher": teacher, "student before": create_student(teacher, decoder_layers=2), "student": student}
+    scores = {name: score(model, processor, CORPUS, brief=name == "student before") for name, model in models.items()}
+    ratios = speedups(teacher, student, processor, CORPUS)
+    step("5. saved with its card, and used")
+    card = generate_model_card(
+        student, name="quickstart-student", teacher="quickstart-teacher", training_args=training,
+        results={name: errors.wer for name, errors in scores["student"].errors.items()},
+        teacher_results={name: errors.wer for name, errors in scores["teacher"].errors.items()},
+    )  # fmt: skip
+    card.save(args.output_dir / "student" / "README.md")
+    recognise = pipeline("automatic-speech-recognition", model=str(args.output_dir / "student"))
+    row = load_source(CORPUS, split="test")[0]
+    heard = recognise({"raw": load_audio(row["audio"]), "sampling_rate": 16_000})
+    print(f"said:  {row['text']}\nheard: {heard['text'].strip()}\n")
+    print(table(scores, ratios))
+    human = digit_wer(teacher, processor, args.fsdd) if args.fsdd.exists() else None
+    seconds = timestamp_error(teacher, processor, CORPUS)
+    print_bounds(scores, ratios, human, seconds, minutes=(time.perf_counter() - begin) / 60)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""The quickstart's table: word error rates, real-time factors, speed-ups, and the bounds that they are held to."""
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from digit_strings import digit_strings
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper import (
+    WordErrors,
+    evaluate_long_form,
+    evaluate_model,
+    get_normalizer,
+    load_audio,
+    load_source,
+    measure_latency,
+    pack_utterances,
+    transcribe,
+)
+
+SETS = {"test": "test", "unseen voices": "test_unseen"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One row of the table: weights, errors by set, seconds of work a second of audio (short form)."""
+
+    parameters: int
+    errors: dict[str, WordErrors]
+    rtf: float
+
+
+def score(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, corpus: Path, brief: bool = False
+) -> Scores:
+    """Scores a model on the test sets; `brief`: on the first 32 rows of each and one long recording."""
+    limit = 32 if brief else None
+    results = {}
+    for name, split in SETS.items():
+        rows = load_source(corpus, split=split, max_samples=limit)
+        results[name] = evaluate_model(model.eval(), rows, processor, language="en")
+    rtf = sum(result.seconds for result in results.values()) / sum(result.audio_seconds for result in results.values())
+    rows = load_source(corpus, split="longform", max_samples=1 if brief else None)
+    results["long form"] = evaluate_long_form(model, rows, processor, language="en")
+    return Scores(model.num_parameters(), {name: result.errors for name, result in results.items()}, rtf)
+
+
+def speedups(
+    teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration, processor: WhisperProcessor, corpus: Path
+) -> dict[int, float]:
+    """Tokens a window → how many times faster the student is, batch size 1, on windows packed to 30 s."""
+    rows = load_source(corpus, split="train", max_samples=60)
+    windows = [load_audio(row["audio"]) for row in pack_utterances(rows) if row["duration"] > 25][:4]
+    features = processor.feature_extractor(windows, sampling_rate=16_000, return_tensors="pt").input_features
+    ratios = {}
+    for tokens in (100, 16):
+        times = measure_latency({"teacher": teacher, "student": student}, features, num_tokens=tokens)
+        ratios[tokens] = times["student"].speedup_over(times["teacher"])
+    return ratios
+
+
+def digit_wer(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> float:
+    """On 300 strings of human digits from fsdd's test split, seed 0; a digit is a word."""
+    rows = list(digit_strings(folder, "test", 300, seed=0))
+    return evaluate_model(model, rows, processor, normalizer=get_normalizer("basic")).wer
+
+
+def timestamp_error(model: WhisperForConditionalGeneration, processor: WhisperProcessor, corpus: Path) -> float:
+    """Median distance in seconds of the segments' starts and ends from the true ones, in windows of several sentences.
+
+    A sentence counts where the model found as many segments as there are sentences.
+    """
+    rows = load_source(corpus, split="test").sort("speaker")
+    seconds = dict(zip(rows["id"], rows["duration"], strict=True))
+    gap, distances = 0.3, []
+    windows = [row for row in pack_utterances(rows, gap=gap) if len(row["ids"]) > 1]
+    found = transcribe(model, processor, [row["audio"] for row in windows], batch_size=16, return_timestamps=True)
+    for row, transcription in zip(windows, found, strict=True):
+        if len(transcription.segments) == len(row["ids"]):
+            start = 0.0
+            for name, segment in zip(row["ids"], transcription.segments, strict=True):
+                distances += [abs(segment.start - start), abs(segment.end - start - seconds[name])]
+                start += seconds[name] + gap
+    return statistics.median(distances)
+
+
+def table(scores: dict[str, Scores], ratios: dict[int, float]) -> str:
+    """The result as Markdown."""
+    names = list(next(iter(scores.values())).errors)
+    head = ["", "parameters", *(f"WER {name}" for name in names), "RTF"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for model, row in scores.items():
+        rates = [f"{100 * row.errors[name].wer:.1f} %" for name in names]
+        lines.append("| " + " | ".join([model, f"{row.parameters / 1e6:.2f} M", *rates, f"{row.rtf:.3f}"]) + " |")
+    faster = ", ".join(f"{ratio:.1f}× at {tokens} tokens" for tokens, ratio in ratios.items())
+    return "\n".join([*lines, "", f"Student against teacher, batch size 1, windows packed to 30 s: {faster}."])
+
+
+def print_bounds(scores: dict[str, Scores], ratios: dict[int, float], human: float | None, seconds: float, minutes: float) -> None:
+    """Each bound with what was measured."""
+    teacher, student, before = scores["teacher"].errors, scores["student"].errors, scores["student before"].errors
+    gap = student["test"].wer - teacher["test"].wer
+    rows = [
+        ("teacher's WER on test", f"{teacher['test'].wer:.2%}", "at most 3 %", teacher["test"].wer <= 0.03),
+        ("teacher's WER on unseen voices", f"{teacher['unseen voices'].wer:.2%}", "at most 8 %", teacher["unseen voices"].wer <= 0.08),
+        ("teacher's timestamps, median error", f"{seconds:.2f} s", "at most 0.2 s", seconds <= 0.2),
+        ("student's WER above the teacher's on test", f"{gap:+.2%}", "at most 1 %", gap <= 0.01),
+        ("student's speed at 100 tokens", f"{ratios[100]:.2f}×", "at least 2×", ratios[100] >= 2),
+        ("student's WER before distillation", f"{before['test'].wer:.0%}", "far above", before["test"].wer > 5 * student["test"].wer),
+        ("minutes", f"{minutes:.1f}", "at most 10", minutes <= 10),
+    ]  # fmt: skip
+    if human is not None:
+        rows.insert(2, ("teacher's WER on human digits", f"{human:.2%}", "at most 5 %", human <= 0.05))
+    print()
+    for name, measured, bound, met in rows:
+        print(f"{'met   ' if met else 'MISSED'} {name}: {measured} ({bound})")

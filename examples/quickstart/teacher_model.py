@@ -1,0 +1,224 @@
+"""The teacher as it trains: a `WhisperForConditionalGeneration`, a CTC head for the encoder, guided attention."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from teacher_alignment import BLANK
+from teacher_windows import Window, Word
+from torch import nn
+from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+from vocabulary import build_processor, generation_config
+
+READING, WRITING = {0: [0, 1]}, {2: [0], 4: [0], 7: [0, 1]}
+"""Layer → heads led to the word of the input token, and to the word that is written next. The first and the last layer
+are among them, since a two-layer student inherits those."""
+
+
+def teacher_config(tokenizer) -> WhisperConfig:
+    """About 3.7 million weights: 4 encoder and 8 decoder layers of width 128."""
+    settings = generation_config(tokenizer)
+    return WhisperConfig(
+        vocab_size=len(tokenizer), d_model=128, encoder_layers=4, decoder_layers=8, encoder_attention_heads=2,
+        decoder_attention_heads=4, encoder_ffn_dim=512, decoder_ffn_dim=512, pad_token_id=settings.pad_token_id,
+        bos_token_id=settings.bos_token_id, eos_token_id=settings.eos_token_id,
+        decoder_start_token_id=settings.decoder_start_token_id, begin_suppress_tokens=None, suppress_tokens=None,
+        dropout=0.0,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _look_nearby(encoder: nn.Module) -> None:
+    """Begins the encoder's attention as a look at the neighbouring frames, wherever in the window these stand.
+
+    The dot product of two sinusoidal positions depends on their distance only and is largest at zero. So each head's
+    queries and keys begin as a copy of some frequencies: the first head takes the fastest, the second slower ones.
+    """
+    half = encoder.config.d_model // 2
+    for layer in encoder.layers:
+        for head, fastest in enumerate((0, 8)):
+            chosen = torch.arange(fastest, fastest + half // 2)
+            columns = torch.cat([chosen, half + chosen])
+            rows = head * half + torch.arange(half)
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj):
+                projection.weight[rows] *= 0.5
+                projection.weight[rows, columns] += 1.0
+
+
+def _attend_eagerly(decoder: nn.Module) -> None:
+    """Two matrix products and a softmax for the decoder: on a CPU in bf16 twice as fast as the fused attention there."""
+    config = copy.deepcopy(decoder.config)
+    config._attn_implementation = "eager"
+    for module in [decoder, *(part for layer in decoder.layers for part in (layer.self_attn, layer.encoder_attn))]:
+        module.config = config
+
+
+class Teacher(nn.Module):
+    """The model, its processor and the head that is thrown away."""
+
+    def __init__(self, whisper: WhisperForConditionalGeneration, processor: WhisperProcessor):
+        super().__init__()
+        self.whisper, self.processor = whisper, processor
+        self.head = nn.Linear(whisper.config.d_model, BLANK + 1)
+
+    @classmethod
+    def load_or_create(cls, folder: Path, texts: Iterable[str]) -> Teacher:
+        """The checkpoint in `folder`, or a new model whose vocabulary is counted on `texts`."""
+        if (folder / "model.safetensors").exists():
+            teacher = cls(WhisperForConditionalGeneration.from_pretrained(folder), WhisperProcessor.from_pretrained(folder))
+            teacher.head.load_state_dict(torch.load(folder / "ctc_head.pt", weights_only=True))
+        else:
+            processor = build_processor(texts)
+            teacher = cls(WhisperForConditionalGeneration(teacher_config(processor.tokenizer)), processor)
+            teacher.whisper.generation_config = generation_config(processor.tokenizer)
+            _look_nearby(teacher.whisper.model.encoder)
+        teacher.whisper.model.encoder.embed_positions.requires_grad_(False)
+        _attend_eagerly(teacher.whisper.model.decoder)
+        return teacher
+
+    def save(self, folder: Path) -> None:
+        """Model, processor and the CTC head."""
+        self.whisper.generation_config.alignment_heads = [[layer, head] for layer in WRITING for head in WRITING[layer]]
+        self.whisper.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+        torch.save(self.head.state_dict(), folder / "ctc_head.pt")
+
+    def encode(self, features: torch.Tensor, offset: int = 0, pieces: int = 1) -> torch.Tensor:
+        """Encoder states (windows, frames / 2, width) of features (windows, 80, frames) that stand `offset` positions
+        of 20 ms into the 30 s window. With several `pieces` attention stays within each of them, which costs as many
+        times less and spoils only the words at the borders."""
+        encoder = self.whisper.model.encoder
+        states = F.gelu(encoder.conv2(F.gelu(encoder.conv1(features)))).transpose(1, 2)
+        states = states + encoder.embed_positions.weight[offset : offset + states.shape[1]]
+        shape = states.shape
+        states = states.reshape(shape[0] * pieces, shape[1] // pieces, shape[2])
+        for layer in encoder.layers:
+            states = layer(states, None)
+            states = states[0] if isinstance(states, tuple) else states
+        return encoder.layer_norm(states.reshape(shape))
+
+    def spell(self, states: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities of the characters and the blank, float32."""
+        return self.head(states).float().log_softmax(-1)
+
+
+def _time_token(tokenizer, frame: float) -> int:
+    first = tokenizer.convert_tokens_to_ids("<|0.00|>")
+    return first + int(np.clip(round(frame / 2), 0, 1500))
+
+
+def decoder_rows(tokenizer, window: Window, rng: np.random.Generator) -> dict[str, list]:
+    """The decoder's side of a window: `inputs`, `targets` (-100: none) and `spans`, where each target is heard.
+
+    Half of the rows carry timestamps. A window without speech asks for `<|nospeech|>` after `<|startoftranscript|>`, and
+    for the end right after `<|notimestamps|>` or `<|0.00|>`. A sentence that the end of the window cuts is left to the
+    next window where there are timestamps: only its start is told (section 2.3 of the Whisper paper).
+    """
+    ids = tokenizer.convert_tokens_to_ids
+    stamps = rng.random() < 0.5
+    body: list[tuple[int, tuple[float, float] | None]] = []
+    if not window.segments and window.cut_start is None:
+        body = [(ids("<|0.00|>") if stamps else ids("<|notimestamps|>"), None)]
+    elif stamps:
+        body = _timed(tokenizer, window)
+    else:
+        body = [(ids("<|notimestamps|>"), None)]
+        body += [pair for segment in window.segments for pair in _spelt(tokenizer, segment)]
+    body.append((tokenizer.eos_token_id, None))
+    prompt = []
+    if window.previous:
+        previous = tokenizer(" " + window.previous, add_special_tokens=False).input_ids
+        prompt = [ids("<|startofprev|>"), *previous[-223:]]
+    tokens = [*prompt, ids("<|startoftranscript|>"), *(token for token, _ in body)]
+    targets = [-100] * len(prompt) + tokens[len(prompt) + 1 :]
+    if not window.segments and window.cut_start is None:
+        targets[len(prompt)] = ids("<|nospeech|>")
+    spans = [None] * len(prompt) + [span for _, span in body]
+    return {"inputs": tokens[:-1][:448], "targets": targets[:448], "spans": spans[:448]}
+
+
+def _spelt(tokenizer, segment: list[Word]) -> list[tuple[int, tuple[float, float] | None]]:
+    """Tokens of a sentence, each with the time of its word."""
+    pairs: list[tuple[int, tuple[float, float] | None]] = []
+    for word in segment:
+        for token in tokenizer(" " + word.text, add_special_tokens=False).input_ids:
+            pairs.append((token, (word.start, word.end)))
+    return pairs
+
+
+def _timed(tokenizer, window: Window) -> list[tuple[int, tuple[float, float] | None]]:
+    pairs: list[tuple[int, tuple[float, float] | None]] = []
+    cut = window.cut_start
+    for segment in window.segments:
+        start, end = max(segment[0].start, 0), segment[-1].end
+        if cut is not None and start >= cut - 2:
+            break
+        pairs.append((_time_token(tokenizer, start), (start - 8, start + 12)))
+        pairs += _spelt(tokenizer, segment)
+        pairs.append((_time_token(tokenizer, end), (end - 12, end + 8)))
+    if cut is not None:
+        pairs.append((_time_token(tokenizer, cut), (cut - 8, cut + 12)))
+    return pairs
+
+
+class DecoderLoss:
+    """Cross-entropy of the decoder and the guided heads' loss, over a batch of rows from `decoder_rows`."""
+
+    def __init__(self, teacher: Teacher):
+        self.whisper, self.seen = teacher.whisper, {}
+        self.pad = teacher.processor.tokenizer.pad_token_id
+        for layer in READING | WRITING:
+            attention = self.whisper.model.decoder.layers[layer].encoder_attn
+            for part in ("q_proj", "k_proj"):
+                getattr(attention, part).register_forward_hook(self._keep(layer, part))
+
+    def _keep(self, layer: int, part: str):
+        def hook(module, inputs, output):
+            self.seen[layer, part] = output
+
+        return hook
+
+    def __call__(self, states: torch.Tensor, rows: list[dict]) -> dict[str, torch.Tensor]:
+        length = max(len(row["inputs"]) for row in rows)
+        inputs = torch.tensor([row["inputs"] + [self.pad] * (length - len(row["inputs"])) for row in rows])
+        targets = torch.tensor([row["targets"] + [-100] * (length - len(row["targets"])) for row in rows])
+        hidden = self.whisper.model.decoder(input_ids=inputs, encoder_hidden_states=states, use_cache=False)[0]
+        kept = targets >= 0
+        logits = self.whisper.proj_out(hidden[kept]).float()
+        ce = F.cross_entropy(logits, targets[kept])
+        return {"ce": ce, "guide": self._guide(rows, length)}
+
+    def _guide(self, rows: list[dict], length: int) -> torch.Tensor:
+        heads = self.whisper.config.decoder_attention_heads
+        losses = []
+        for reading, layers in ((True, READING), (False, WRITING)):
+            low, high = self._spans(rows, length, reading)
+            known = high > 0
+            for layer, chosen in layers.items():
+                query, key = self.seen[layer, "q_proj"], self.seen[layer, "k_proj"]
+                width = query.shape[-1] // heads
+                frame = torch.arange(key.shape[1])
+                inside = (frame >= low[..., None]) & (frame <= high[..., None])
+                for head in chosen:
+                    part = slice(head * width, (head + 1) * width)
+                    scores = (query[..., part] @ key[..., part].transpose(1, 2)).float() * width**-0.5
+                    mass = scores.masked_fill(~inside, -1e9).logsumexp(-1) - scores.logsumexp(-1)
+                    losses.append(-mass[known].mean())
+        return torch.stack(losses).mean()
+
+    @staticmethod
+    def _spans(rows: list[dict], length: int, reading: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """First and last encoder position of 20 ms to look at; (0, 0) where nothing is asked."""
+        low, high = torch.zeros(len(rows), length), torch.zeros(len(rows), length)
+        for number, row in enumerate(rows):
+            for place, span in enumerate(row["spans"]):
+                place += reading
+                if span is not None and place < len(row["inputs"]):
+                    low[number, place] = max(span[0] / 2 - 1, 0)
+                    high[number, place] = min(span[1] / 2 + 1, 1499)
+        return low, high

@@ -1,0 +1,100 @@
+"""The teacher's own training speech: more than the corpus holds, kept as log-mel frames on disk.
+
+    python teacher_speech.py --output_dir /somewhere/speech --hours 12 [--fsdd ../../../shared/speech/fsdd]
+
+Every utterance is rendered, coded with Opus as the corpus is, and kept as log10 mel power before Whisper's clamp, so that
+windows can be put together, mixed with noise and re-levelled frame by frame while training. Human digits (fsdd, train
+split) are kept one word an utterance.
+"""
+
+import argparse
+import io
+import json
+import random
+from multiprocessing import Pool
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import soxr
+import torch
+from sentences import sentence
+from tqdm import tqdm
+from transformers import WhisperFeatureExtractor
+from voices import EXTRA_VOICES, RATE, TRAIN_VOICES, record, render
+
+OPUS_COMPRESSION = 0.985
+"""libsndfile's compression level that gives about 12 kbit/s."""
+
+_EXTRACTOR = WhisperFeatureExtractor()
+
+
+def encode_opus(audio: np.ndarray) -> bytes:
+    """Float audio at 16 kHz → Opus in Ogg at about 12 kbit/s."""
+    buffer = io.BytesIO()
+    sf.write(buffer, audio, RATE, format="OGG", subtype="OPUS", compression_level=OPUS_COMPRESSION)
+    return buffer.getvalue()
+
+
+def log_mel(audio: np.ndarray) -> np.ndarray:
+    """log10 mel power, (frames, 80) float16, 10 ms a frame, neither clamped to the maximum nor scaled."""
+    window = torch.hann_window(400)
+    spectrum = torch.stft(torch.from_numpy(audio), 400, 160, window=window, return_complex=True)[:, :-1].abs() ** 2
+    mel = torch.from_numpy(_EXTRACTOR.mel_filters).float().T @ spectrum
+    return mel.clamp(min=1e-10).log10().T.numpy().astype(np.float16)
+
+
+def utterance(seed: int) -> tuple[np.ndarray, dict]:
+    """Renders one random sentence: its log-mel frames and its row of the index."""
+    torch.set_num_threads(1)
+    rng, noise_rng = random.Random(seed), np.random.default_rng(seed)
+    extra = rng.random() < 0.35
+    voice = rng.choice(EXTRA_VOICES if extra else TRAIN_VOICES)
+    text = sentence(rng)
+    audio = render(voice, text, rng, pitch_cents=250.0 if extra else 150.0)
+    audio = record(audio, noise_rng)
+    decoded, _ = sf.read(io.BytesIO(encode_opus(audio)), dtype="float32")
+    return log_mel(decoded), {"text": text, "speaker": voice.label}
+
+
+def human_digits(folder: Path) -> list[tuple[np.ndarray, dict]]:
+    """The recordings of fsdd's train split, resampled to 16 kHz."""
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    found = []
+    for row in rows:
+        if row["split"] == "train":
+            audio, rate = sf.read(folder / row["file_name"], dtype="float32")
+            found.append((log_mel(soxr.resample(audio, rate, RATE)), {"text": row["text"], "speaker": f"fsdd-{row['speaker']}"}))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--hours", type=float, default=12.0)
+    parser.add_argument("--fsdd", type=Path, default=None, help="folder of the human digits; left out: none")
+    parser.add_argument("--seed", type=int, default=1_000_000)
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    frames, wanted = 0, int(args.hours * 360_000)
+    with open(args.output_dir / "mel.f16", "wb") as mel, open(args.output_dir / "index.jsonl", "w") as index:
+
+        def keep(features: np.ndarray, row: dict) -> int:
+            mel.write(features.tobytes())
+            index.write(json.dumps({"start": frames, "frames": len(features)} | row) + "\n")
+            return len(features)
+
+        for features, row in human_digits(args.fsdd) if args.fsdd else []:
+            frames += keep(features, row)
+        with Pool(args.processes) as pool, tqdm(total=wanted, unit="frame", mininterval=5) as bar:
+            for features, row in pool.imap(utterance, range(args.seed, args.seed + wanted // 50), chunksize=8):
+                frames += keep(features, row)
+                bar.update(len(features))
+                if frames >= wanted:
+                    pool.terminate()
+                    break
+
+
+if __name__ == "__main__":
+    main()
