@@ -1,4 +1,4 @@
-"""Whisper models of a few thousand weights with the whole token set of Whisper: built from a config in milliseconds."""
+"""Whisper models of a few thousand weights with all of Whisper's special tokens, built in milliseconds."""
 
 import sys
 from functools import lru_cache

@@ -2,8 +2,8 @@
 
     python digit_strings.py <folder of fsdd> --output_dir runs/digits --count 1200
 
-The folder holds one recording a digit and a `metadata.jsonl` with file_name, text, speaker and split. Writes `train` and
-`test` in the layout that `load_dataset` reads; `configs/fsdd-digits.yaml` trains on it.
+The folder holds one recording a digit and a `metadata.jsonl` with file_name, text, speaker and split. Writes `train`
+and `test` in the layout that `load_dataset` reads; `configs/fsdd-digits.yaml` trains on it.
 """
 
 import argparse

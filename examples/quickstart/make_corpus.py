@@ -2,8 +2,8 @@
 
     python make_corpus.py --output_dir corpus
 
-Splits: train (sessions of ten sentences of one voice), validation, test, test_unseen (voices that neither the teacher nor
-the student was trained on) and longform (1 to 3 minutes each). The same seed gives the same corpus.
+Splits: train (sessions of ten sentences of one voice), validation, test, test_unseen (voices that neither the teacher
+nor the student was trained on) and longform (1 to 3 minutes each). The same seed gives the same corpus.
 """
 
 import argparse
@@ -12,8 +12,8 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, Features, Value
 from datasets import Audio as AudioFeature
+from datasets import Dataset, Features, Value
 from sentences import sentence
 from teacher_speech import encode_opus
 from tqdm import tqdm
@@ -59,7 +59,10 @@ def long_form(index: int) -> dict:
     parts, texts, length = [], [], 0
     while length < LONG_FORM_SECONDS[index] * RATE:
         texts.append(sentence(rng))
-        parts += [render(voice, texts[-1], rng, pitch_cents=20.0), np.zeros(int(rng.uniform(0.3, 1.0) * RATE), np.float32)]
+        parts += [
+            render(voice, texts[-1], rng, pitch_cents=20.0),
+            np.zeros(int(rng.uniform(0.3, 1.0) * RATE), np.float32),
+        ]
         length += len(parts[-2]) + len(parts[-1])
     audio = record(np.concatenate(parts), np.random.default_rng(rng.getrandbits(32)))
     return _row(name, audio, " ".join(texts), voice)

@@ -2,8 +2,8 @@
 
     python run.py [--output_dir runs/quickstart] [--fsdd <folder of the human digits>]
 
-Ends with a table of the teacher and of the student before and after distillation, and with the bounds that they are held
-to. Needs no GPU and no network.
+Ends with a table of the teacher and of the student before and after distillation, and with the bounds that they are
+held to. Needs no GPU and no network.
 """
 
 import argparse
@@ -74,7 +74,9 @@ def distil(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
-    parser.add_argument("--fsdd", type=Path, default=HERE.parents[2] / "shared/speech/fsdd", help="read where it exists")
+    parser.add_argument(
+        "--fsdd", type=Path, default=HERE.parents[2] / "shared/speech/fsdd", help="read where it exists"
+    )
     args = parser.parse_args()
     begin = time.perf_counter()
 

@@ -47,7 +47,10 @@ def score(
 
 
 def speedups(
-    teacher: WhisperForConditionalGeneration, student: WhisperForConditionalGeneration, processor: WhisperProcessor, corpus: Path
+    teacher: WhisperForConditionalGeneration,
+    student: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    corpus: Path,
 ) -> dict[int, float]:
     """Tokens a window → how many times faster the student is, batch size 1, on windows packed to 30 s."""
     rows = load_source(corpus, split="train", max_samples=60)
@@ -97,17 +100,21 @@ def table(scores: dict[str, Scores], ratios: dict[int, float]) -> str:
     return "\n".join([*lines, "", f"Student against teacher, batch size 1, windows packed to 30 s: {faster}."])
 
 
-def print_bounds(scores: dict[str, Scores], ratios: dict[int, float], human: float | None, seconds: float, minutes: float) -> None:
+def print_bounds(
+    scores: dict[str, Scores], ratios: dict[int, float], human: float | None, seconds: float, minutes: float
+) -> None:
     """Each bound with what was measured."""
     teacher, student, before = scores["teacher"].errors, scores["student"].errors, scores["student before"].errors
+    heard, unseen = teacher["test"].wer, teacher["unseen voices"].wer
     gap = student["test"].wer - teacher["test"].wer
+    untrained = before["test"].wer
     rows = [
-        ("teacher's WER on test", f"{teacher['test'].wer:.2%}", "at most 3 %", teacher["test"].wer <= 0.03),
-        ("teacher's WER on unseen voices", f"{teacher['unseen voices'].wer:.2%}", "at most 8 %", teacher["unseen voices"].wer <= 0.08),
+        ("teacher's WER on test", f"{heard:.2%}", "at most 3 %", heard <= 0.03),
+        ("teacher's WER on unseen voices", f"{unseen:.2%}", "at most 8 %", unseen <= 0.08),
         ("teacher's timestamps, median error", f"{seconds:.2f} s", "at most 0.2 s", seconds <= 0.2),
         ("student's WER above the teacher's on test", f"{gap:+.2%}", "at most 1 %", gap <= 0.01),
         ("student's speed at 100 tokens", f"{ratios[100]:.2f}×", "at least 2×", ratios[100] >= 2),
-        ("student's WER before distillation", f"{before['test'].wer:.0%}", "far above", before["test"].wer > 5 * student["test"].wer),
+        ("student's WER before distillation", f"{untrained:.0%}", "above 50 %", untrained > 0.5),
         ("minutes", f"{minutes:.1f}", "at most 10", minutes <= 10),
     ]  # fmt: skip
     if human is not None:

@@ -1,7 +1,7 @@
-"""A small English: random sentences over about 400 words, with names, numbers, casing and punctuation.
+"""A small English: random sentences over about 600 words, with names, numbers, casing and punctuation.
 
-The grammar is wide on purpose: after any word many others are possible, so that a model has to listen to write the next
-one down. Numbers are written as words, as the human digit strings beside it are.
+The grammar is wide on purpose: after any word many others are possible, so that a model has to listen to write the
+next one down. Numbers are written as words, as the human digit strings beside it are.
 """
 
 import random
@@ -26,11 +26,11 @@ tailor teacher uncle visitor waiter writer""".split()
 SITES = """airport bakery beach castle church corner factory field forest harbour hospital hotel house island kitchen
 library market meadow mountain museum office park river road school shop square station theatre tower valley
 village""".split()
-ADJECTIVES = """ancient beautiful blue broken bright brown careful cheap clean clever cold dark dirty dry empty expensive
-famous fresh gentle golden green heavy hungry large little lonely long modern narrow new old orange perfect plain purple
-quiet red round rusty sharp silver small soft strange strong tired warm white wide wooden yellow young""".split()
-TRANSITIVE = """borrowed bought brought built carried cleaned collected counted covered discovered dropped examined
-finished fixed followed forgot found gathered hid lifted lost mended moved opened ordered packed painted placed
+ADJECTIVES = """ancient beautiful blue broken bright brown careful cheap clean clever cold dark dirty dry empty
+expensive famous fresh gentle golden green heavy hungry large little lonely long modern narrow new old orange perfect
+plain purple quiet red round rusty sharp silver small soft strange strong tired warm white wide wooden yellow young""".split()
+TRANSITIVE = """borrowed bought brought built carried cleaned collected counted covered discovered dropped
+examined finished fixed followed forgot found gathered hid lifted lost mended moved opened ordered packed painted placed
 polished pulled repaired returned sold stole threw washed watched wrapped""".split()
 MOTIONS = """arrived climbed danced drove hurried marched ran returned sailed slept stayed travelled waited
 walked worked""".split()
@@ -124,12 +124,16 @@ def _statement(rng: random.Random) -> str:
 
 def _other(rng: random.Random) -> str:
     choices = [
-        lambda: f"did {_name(rng)} really {rng.choice(['bring', 'buy', 'see', 'want', 'need'])} "
-        f"{_noun_phrase(rng, THINGS)}?",
+        lambda: (
+            f"did {_name(rng)} really {rng.choice(['bring', 'buy', 'see', 'want', 'need'])} "
+            f"{_noun_phrase(rng, THINGS)}?"
+        ),
         lambda: f"where is {_noun_phrase(rng, THINGS)}?",
         lambda: f"who {_action(rng)}?",
-        lambda: f"please bring {number(rng)} {rng.choice(THINGS)}s and {number(rng)} {rng.choice(THINGS)}s "
-        f"{rng.choice(['to', 'from'])} {rng.choice(PLACES)}.",
+        lambda: (
+            f"please bring {number(rng)} {rng.choice(THINGS)}s and {number(rng)} {rng.choice(THINGS)}s "
+            f"{rng.choice(['to', 'from'])} {rng.choice(PLACES)}."
+        ),
         lambda: f"expect {rng.choice(WEATHER)} and {rng.choice(WEATHER)} in {rng.choice(PLACES)} {_when(rng)}.",
         lambda: f"the train to {rng.choice(PLACES)} leaves from platform {number(rng)} {_when(rng)}.",
         lambda: f"{_name(rng)} talked about {rng.choice(TOPICS)}, {rng.choice(TOPICS)} and {rng.choice(TOPICS)}.",
@@ -142,9 +146,18 @@ def _other(rng: random.Random) -> str:
 
 def _plural(text: str) -> str:
     """Mends the plurals and articles that the templates form by adding letters."""
-    for wrong, right in (("boxs", "boxes"), ("watchs", "watches"), ("knifes", "knives"), ("childs", "children"),
-                         ("fishermans", "fishermen"), ("a ancient", "an ancient"), ("a empty", "an empty"),
-                         ("a expensive", "an expensive"), ("a old", "an old"), ("a orange", "an orange")):
+    for wrong, right in (
+        ("boxs", "boxes"),
+        ("watchs", "watches"),
+        ("knifes", "knives"),
+        ("childs", "children"),
+        ("fishermans", "fishermen"),
+        ("a ancient", "an ancient"),
+        ("a empty", "an empty"),
+        ("a expensive", "an expensive"),
+        ("a old", "an old"),
+        ("a orange", "an orange"),
+    ):
         text = text.replace(f" {wrong}", f" {right}")
     return text
 

@@ -2,9 +2,9 @@
 
     python teacher_speech.py --output_dir /somewhere/speech --hours 12 [--fsdd ../../../shared/speech/fsdd]
 
-Every utterance is rendered, coded with Opus as the corpus is, and kept as log10 mel power before Whisper's clamp, so that
-windows can be put together, mixed with noise and re-levelled frame by frame while training. Human digits (fsdd, train
-split) are kept one word an utterance.
+Every utterance is rendered, coded with Opus as the corpus is, and kept as log10 mel power before Whisper's clamp, so
+that windows can be put together, mixed with noise and re-levelled frame by frame while training. Human digits (fsdd,
+train split) are kept one word an utterance.
 """
 
 import argparse
@@ -64,7 +64,9 @@ def human_digits(folder: Path) -> list[tuple[np.ndarray, dict]]:
     for row in rows:
         if row["split"] == "train":
             audio, rate = sf.read(folder / row["file_name"], dtype="float32")
-            found.append((log_mel(soxr.resample(audio, rate, RATE)), {"text": row["text"], "speaker": f"fsdd-{row['speaker']}"}))
+            found.append(
+                (log_mel(soxr.resample(audio, rate, RATE)), {"text": row["text"], "speaker": f"fsdd-{row['speaker']}"})
+            )
     return found
 
 

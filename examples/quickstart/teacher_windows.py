@@ -1,7 +1,7 @@
-"""Windows for the teacher's training: utterances of one speaker put together, augmented, with the times of their words.
+"""Windows for the teacher's training: utterances of one speaker put together, with the times of their words.
 
-Works on log10 mel frames of 10 ms as `teacher_speech.py` stores them: joining, re-levelling, adding noise, warping time
-and frequency are then a few operations on small arrays.
+Works on log10 mel frames of 10 ms as `teacher_speech.py` stores them: joining, re-levelling, adding noise, warping
+time and frequency are then a few operations on small arrays.
 """
 
 import json
@@ -54,7 +54,7 @@ class Speech:
         self.voices = [name for name in self.by_speaker if not name.startswith("fsdd")]
         counts = np.array([len(self.by_speaker[name]) for name in self.voices], dtype=float)
         # The voices of the corpus have hundreds of sentences each, the many others few: these are for variety only.
-        counts[counts < counts.max() / 4] *= 0.5
+        counts[counts < counts.max() / 4] *= 0.35
         self.voice_weights = counts / counts.sum()
 
     def frames(self, row: dict) -> np.ndarray:
@@ -90,7 +90,9 @@ def _digit_string(speech: Speech, rows: list[dict], rng: np.random.Generator) ->
     return np.concatenate(parts), words
 
 
-def _sentence(speech: Speech, rows: list[dict], digits: bool, rng: np.random.Generator) -> tuple[np.ndarray, list[Word]]:
+def _sentence(
+    speech: Speech, rows: list[dict], digits: bool, rng: np.random.Generator
+) -> tuple[np.ndarray, list[Word]]:
     if digits:
         return _digit_string(speech, rows, rng)
     row = rows[rng.integers(len(rows))]
@@ -101,7 +103,9 @@ def _sentence(speech: Speech, rows: list[dict], digits: bool, rng: np.random.Gen
     return mel, _words(row, 0, factor)
 
 
-def compose(speech: Speech, rng: np.random.Generator, length: int, single: float = 0.3, cut: float = 0.5) -> Window:
+def compose(
+    speech: Speech, rng: np.random.Generator, length: int, single: float = 0.3, cut: float = 0.5, previous: float = 0.3
+) -> Window:
     """Fills a window of `length` frames with sentences of one speaker.
 
     Args:
@@ -109,7 +113,9 @@ def compose(speech: Speech, rng: np.random.Generator, length: int, single: float
         rng (`np.random.Generator`): draws everything.
         length (`int`): frames of 10 ms.
         single (`float`, *optional*, defaults to 0.3): share of windows with one sentence and silence behind it.
-        cut (`float`, *optional*, defaults to 0.5): share of full windows whose last sentence the end cuts.
+        cut (`float`, *optional*, defaults to 0.5): share of full windows whose last sentence the end cuts; half as
+            often the start cuts the first one.
+        previous (`float`, *optional*, defaults to 0.3): share of windows with text before them.
     """
     window = Window(np.full((length, 80), SILENCE, dtype=np.float32))
     if rng.random() < 0.03:
@@ -121,17 +127,19 @@ def compose(speech: Speech, rng: np.random.Generator, length: int, single: float
     cuts = not one and rng.random() < cut
     gap = (lambda: 0) if rng.random() < 0.3 else (lambda: int(rng.integers(0, 120)))
     position = int(rng.integers(0, 150)) if rng.random() < 0.5 else 0
-    if not one and rng.random() < 0.25:
+    if not one and rng.random() < 0.5 * cut:
         position = -int(rng.integers(0, 250))
-    while position < length:
+    too_long = 0
+    while position < length and too_long < 4:
         mel, words = _sentence(speech, rows, digits, rng)
-        if position + len(mel) > length and not cuts and (window.segments or position > 0):
-            break
+        if position + len(mel) > length and not cuts:
+            too_long += 4 if window.segments else 1
+            continue
         _place(window, mel, words, position)
         position += len(mel) + gap()
         if one:
             break
-    if rng.random() < 0.3:
+    if rng.random() < previous:
         before = [_sentence(speech, rows, digits, rng)[1] for _ in range(rng.integers(1, 6))]
         window.previous = " ".join(word.text for words in before for word in words)
     return window
@@ -153,8 +161,10 @@ def _place(window: Window, mel: np.ndarray, words: list[Word], position: int) ->
 
 
 def augment(mel: np.ndarray, rng: np.random.Generator, share: float = 0.35) -> np.ndarray:
-    """Another level, and for a `share` of the windows another microphone, room and voice: colouring, noise, warped
-    frequencies, a telephone's band."""
+    """Changes the level, and for a `share` of the windows microphone, room and voice.
+
+    That is colouring, noise, warped frequencies and a telephone's band.
+    """
     length = len(mel)
     silent = mel <= SILENCE + 0.01
     if rng.random() >= share:

@@ -7,9 +7,10 @@
     python train_teacher.py all     --speech runs/speech --output_dir runs/teacher --minutes 40
     python train_teacher.py export  --speech runs/speech --output_dir runs/teacher
 
-The encoder first learns to spell with a character CTC head that is thrown away afterwards. Its best path gives every word
-a time; a few decoder heads are then led to look at the word that they read or write (a loss on attention, as
-CrisperWhisper uses), without which a decoder takes hours to find its way through 30 s. At last all weights train together.
+The encoder first learns to spell with a character CTC head that is thrown away afterwards. Its best path gives every
+word a time; a few decoder heads are then led to look at the word that they read or write (a loss on attention, as
+CrisperWhisper uses), without which a decoder takes hours to find its way through 30 s. At last all weights train
+together.
 Every stage goes on from the checkpoint of the one before it, and a stopped stage is begun anew.
 """
 
@@ -47,7 +48,7 @@ class CtcWindows(IterableDataset):
         rng = np.random.default_rng([self.seed, worker.id if worker else 0])
         begin = time.time()
         while True:
-            length, size, _ = self.lengths[rng.choice(len(self.lengths), p=[share for *_, share in self.lengths])]
+            length, size = draw_length(self.lengths, rng)
             features, texts = [], []
             while len(features) < size:
                 window = compose(self.speech, rng, length, single=0.2, cut=0.0)
@@ -61,23 +62,33 @@ class CtcWindows(IterableDataset):
 
 
 class DecoderWindows(IterableDataset):
-    """Endless batches of 30 s windows with the decoder's inputs, targets and the places that it should look at."""
+    """Endless batches with the decoder's inputs, targets and the places that it should look at."""
 
-    def __init__(self, speech: Speech, tokenizer, size: int, seed: int):
-        self.speech, self.tokenizer, self.size, self.seed = speech, tokenizer, size, seed
+    def __init__(self, speech: Speech, tokenizer, args: argparse.Namespace):
+        self.speech, self.tokenizer, self.args = speech, tokenizer, args
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        args = self.args
+        rng = np.random.default_rng([args.seed, worker.id if worker else 0])
         while True:
-            windows = [compose(self.speech, rng, 3000) for _ in range(self.size)]
-            rows = [decoder_rows(self.tokenizer, window, rng) for window in windows]
+            length, size = draw_length(args.lengths, rng)
+            offset = int(rng.integers(0, (3000 - length) // 2 + 1))
+            windows = [compose(self.speech, rng, length, args.single, args.cut, args.previous) for _ in range(size)]
+            rows = [decoder_rows(self.tokenizer, window, offset, rng) for window in windows]
             features = [
-                pad_with_zeros(scale(mask(augment(window.mel, rng), rng)), window, rng) for window in windows
+                pad_with_zeros(scale(mask(augment(window.mel, rng, args.augment), rng)), window, rng)
+                for window in windows
             ]
             spelt = [" ".join(word.text for segment in window.segments for word in segment) for window in windows]
             ctc = [torch.tensor(spell(text), dtype=torch.long) for text in spelt]
-            yield torch.from_numpy(np.stack(features)), rows, ctc
+            yield torch.from_numpy(np.stack(features)), offset, rows, ctc
+
+
+def draw_length(lengths: list[tuple[int, int, float]], rng: np.random.Generator) -> tuple[int, int]:
+    """Frames of a window and windows of a batch, by their shares."""
+    length, size, _ = lengths[rng.choice(len(lengths), p=[share for *_, share in lengths])]
+    return length, size
 
 
 def ctc_loss(log_probs: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
@@ -146,8 +157,7 @@ def encoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) ->
         value = ctc_loss(teacher.spell(teacher.encode(features, offset)), targets)
         return {"loss": value}
 
-    lengths = [(int(length), int(size), float(share)) for length, size, share in (x.split(":") for x in args.lengths)]
-    dataset = CtcWindows(speech, lengths, args.widen, args.seed)
+    dataset = CtcWindows(speech, args.lengths, args.widen, args.seed)
     parameters = [p for n, p in teacher.named_parameters() if ".decoder." not in n and p.requires_grad]
     loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
     train(teacher, loader, loss, parameters, args)
@@ -175,16 +185,16 @@ def align_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> N
 
 
 def decoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace, whole: bool) -> None:
-    """Cross-entropy and guided attention on 30 s windows; with `whole` the encoder trains too, CTC kept beside."""
+    """Cross-entropy and guided attention; with `whole` the encoder trains too, CTC kept beside."""
     teacher.requires_grad_(True)
     tokenizer = teacher.processor.tokenizer
     criterion = DecoderLoss(teacher)
 
     def loss(batch, done):
-        features, rows, ctc = batch
-        pieces = (3, 4, 5)[len(rows[0]["inputs"]) % 3] if done < args.in_pieces else 1
+        features, offset, rows, ctc = batch
+        in_pieces = done < args.in_pieces and features.shape[-1] == 3000
         with torch.set_grad_enabled(whole):
-            states = teacher.encode(features, pieces=pieces)
+            states = teacher.encode(features, offset, (3, 4, 5)[len(rows[0]["inputs"]) % 3] if in_pieces else 1)
         parts = criterion(states, rows)
         if whole:
             parts["ctc"] = ctc_loss(teacher.spell(states), ctc)
@@ -193,9 +203,15 @@ def decoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace, wh
 
     named = [(n, p) for n, p in teacher.named_parameters() if p.requires_grad]
     parameters = [p for n, p in named if whole or ".decoder." in n]
-    loader = DataLoader(DecoderWindows(speech, tokenizer, args.batch_size, args.seed), batch_size=None, num_workers=1,
+    loader = DataLoader(DecoderWindows(speech, tokenizer, args), batch_size=None, num_workers=1,
                         prefetch_factor=3, collate_fn=None)  # fmt: skip
     train(teacher, loader, loss, parameters, args)
+
+
+def window_length(text: str) -> tuple[int, int, float]:
+    """`800:10:0.5` → 800 frames, 10 windows a batch, half of the batches."""
+    length, size, share = text.split(":")
+    return int(length), int(size), float(share)
 
 
 def main() -> None:
@@ -205,8 +221,15 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--learning_rate", type=float, default=2e-3)
-    parser.add_argument("--batch_size", type=int, default=12)
-    parser.add_argument("--lengths", nargs="+", default=["640:32:0.9", "3000:4:0.1"], help="frames:windows:share")
+    lengths = [(400, 20, 0.45), (800, 10, 0.47), (3000, 2, 0.08)]
+    help_lengths = "frames:windows:share of the batches, several times"
+    parser.add_argument("--lengths", nargs="+", type=window_length, default=lengths, help=help_lengths)
+    parser.add_argument("--single", type=float, default=0.3, help="share of windows with one sentence")
+    parser.add_argument("--cut", type=float, default=0.5, help="share of full windows that end within a sentence")
+    parser.add_argument("--previous", type=float, default=0.3, help="share of windows with text before them")
+    parser.add_argument(
+        "--augment", type=float, default=0.35, help="share of windows in another room, by another voice"
+    )
     parser.add_argument("--widen", type=float, default=0.0, help="minutes until windows stand anywhere; 0: never")
     parser.add_argument("--in_pieces", type=float, default=0.6, help="share of the time with the encoder on pieces")
     parser.add_argument("--guide", type=float, default=0.3, help="weight of the loss on attention")

@@ -43,7 +43,9 @@ def build_processor(texts: Iterable[str], vocab_size: int = 1536) -> WhisperProc
         vocab[token] = len(vocab)
     special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
     tokenizer = WhisperTokenizer(vocab=vocab, merges=merges, pad_token="<|endoftext|>", extra_special_tokens=special)
-    tokenizer.add_tokens([AddedToken(f"<|{0.02 * step:.2f}|>", special=False, normalized=False) for step in range(1501)])
+    tokenizer.add_tokens(
+        [AddedToken(f"<|{0.02 * step:.2f}|>", special=False, normalized=False) for step in range(1501)]
+    )
     return WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
 
 

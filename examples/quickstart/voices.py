@@ -25,6 +25,7 @@ class Voice:
 
     @property
     def label(self) -> str:
+        """The name of the speaker in the corpus."""
         return f"{self.engine}-{self.name}"
 
 
@@ -38,7 +39,23 @@ UNSEEN_VOICES = [Voice("flite", "rms"), Voice("espeak-ng", "en-us+f5"), Voice("e
 EXTRA_VOICES = [
     Voice("espeak-ng", f"{accent}+{variant}")
     for accent in ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland")
-    for variant in ("m1", "m2", "m3", "m4", "m5", "m8", "f1", "f2", "f3", "f4", "Annie", "Alex", "david", "linda", "steph")
+    for variant in (
+        "m1",
+        "m2",
+        "m3",
+        "m4",
+        "m5",
+        "m8",
+        "f1",
+        "f2",
+        "f3",
+        "f4",
+        "Annie",
+        "Alex",
+        "david",
+        "linda",
+        "steph",
+    )
 ]
 """Voices that only the teacher's own training speech has."""
 
@@ -74,7 +91,13 @@ def render(voice: Voice, text: str, rng: random.Random, pitch_cents: float = 120
     with tempfile.TemporaryDirectory() as folder:
         raw, shaped = Path(folder, "raw.wav"), Path(folder, "shaped.wav")
         _synthesise(voice, text, raw, rng)
-        effects = ["pitch", f"{rng.uniform(-pitch_cents, pitch_cents):.0f}", "tempo", "-s", f"{rng.uniform(0.92, 1.1):.3f}"]
+        effects = [
+            "pitch",
+            f"{rng.uniform(-pitch_cents, pitch_cents):.0f}",
+            "tempo",
+            "-s",
+            f"{rng.uniform(0.92, 1.1):.3f}",
+        ]
         subprocess.run(["sox", "-D", "-G", str(raw), "-c", "1", "-r", str(RATE), str(shaped), *effects], check=True,
                        capture_output=True)  # fmt: skip
         audio, _ = sf.read(shaped, dtype="float32")
