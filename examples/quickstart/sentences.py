@@ -16,22 +16,24 @@ ONES = "one two three four five six seven eight nine".split()
 TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth twelfth".split()
-THINGS = """apple basket blanket book bottle box bridge camera candle carpet chair clock coat cup curtain door engine
-flower garden glove guitar hammer hat jacket kettle key knife ladder lamp letter map mirror needle newspaper painting
-paper pencil phone picture piano plate pocket ribbon ring rope shirt shoe spoon stamp stone suitcase sweater table
-telephone ticket towel umbrella violin wallet watch window wheel""".split()
-PEOPLE = """artist baker captain carpenter child cousin dentist doctor driver engineer farmer father fisherman friend
-gardener judge lawyer manager mother neighbour nurse officer painter pilot plumber sailor sister singer soldier student
-tailor teacher uncle visitor waiter writer""".split()
-SITES = """airport bakery beach castle church corner factory field forest harbour hospital hotel house island kitchen
-library market meadow mountain museum office park river road school shop square station theatre tower valley
-village""".split()
+THINGS = """apple basket blanket book bottle box bridge camera candle carpet chair clock coat cup curtain door
+engine flower garden glove guitar hammer hat jacket kettle key knife ladder lamp letter map mirror
+needle newspaper painting paper pencil phone picture piano plate pocket ribbon ring rope shirt shoe
+spoon stamp stone suitcase sweater table telephone ticket towel umbrella violin wallet watch window
+wheel""".split()
+PEOPLE = """artist baker captain carpenter child cousin dentist doctor driver engineer farmer father fisherman
+friend gardener judge lawyer manager mother neighbour nurse officer painter pilot plumber sailor
+sister singer soldier student tailor teacher uncle visitor waiter writer""".split()
+SITES = """airport bakery beach castle church corner factory field forest harbour hospital hotel house island
+kitchen library market meadow mountain museum office park river road school shop square station
+theatre tower valley village""".split()
 ADJECTIVES = """ancient beautiful blue broken bright brown careful cheap clean clever cold dark dirty dry empty
-expensive famous fresh gentle golden green heavy hungry large little lonely long modern narrow new old orange perfect
-plain purple quiet red round rusty sharp silver small soft strange strong tired warm white wide wooden yellow young""".split()
-TRANSITIVE = """borrowed bought brought built carried cleaned collected counted covered discovered dropped
-examined finished fixed followed forgot found gathered hid lifted lost mended moved opened ordered packed painted placed
-polished pulled repaired returned sold stole threw washed watched wrapped""".split()
+expensive famous fresh gentle golden green heavy hungry large little lonely long modern narrow new
+old orange perfect plain purple quiet red round rusty sharp silver small soft strange strong tired
+warm white wide wooden yellow young""".split()
+TRANSITIVE = """borrowed bought brought built carried cleaned collected counted covered discovered dropped examined
+finished fixed followed forgot found gathered hid lifted lost mended moved opened ordered packed
+painted placed polished pulled repaired returned sold stole threw washed watched wrapped""".split()
 MOTIONS = """arrived climbed danced drove hurried marched ran returned sailed slept stayed travelled waited
 walked worked""".split()
 ADVERBS = """again alone already carefully early finally gladly late loudly nearly never often quickly quietly seldom
