@@ -1,0 +1,127 @@
+"""Knowledge distillation of Whisper as a plugin for the Hugging Face Trainer.
+
+Names are imported when they are first used, so that `import hf_distil_whisper` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hf_distil_whisper.checkpoints import load_model as load_model
+    from hf_distil_whisper.checkpoints import load_processor as load_processor
+    from hf_distil_whisper.checkpoints import save_checkpoint as save_checkpoint
+    from hf_distil_whisper.cli.arguments import DataSource as DataSource
+    from hf_distil_whisper.cli.arguments import parse_arguments as parse_arguments
+    from hf_distil_whisper.cli.create_student import CreateStudentArguments as CreateStudentArguments
+    from hf_distil_whisper.cli.create_student import plan_student as plan_student
+    from hf_distil_whisper.cli.evaluate import EvaluateArguments as EvaluateArguments
+    from hf_distil_whisper.cli.evaluate import plan_evaluation as plan_evaluation
+    from hf_distil_whisper.cli.evaluate import results_table as results_table
+    from hf_distil_whisper.cli.evaluate import run_evaluation as run_evaluation
+    from hf_distil_whisper.cli.evaluate import save_results as save_results
+    from hf_distil_whisper.cli.main import run_script as run_script
+    from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments as PseudoLabelArguments
+    from hf_distil_whisper.cli.pseudo_label import plan_labels as plan_labels
+    from hf_distil_whisper.cli.pseudo_label import run_labelling as run_labelling
+    from hf_distil_whisper.cli.recipes import InputError as InputError
+    from hf_distil_whisper.cli.train import build_trainer as build_trainer
+    from hf_distil_whisper.cli.train import finish_training as finish_training
+    from hf_distil_whisper.cli.training_plan import TrainArguments as TrainArguments
+    from hf_distil_whisper.cli.training_plan import plan_training as plan_training
+    from hf_distil_whisper.data.audio import AudioError as AudioError
+    from hf_distil_whisper.data.audio import load_audio as load_audio
+    from hf_distil_whisper.data.collator import (
+        DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding,
+    )
+    from hf_distil_whisper.data.packing import pack_utterances as pack_utterances
+    from hf_distil_whisper.data.sources import RowErrors as RowErrors
+    from hf_distil_whisper.data.sources import load_source as load_source
+    from hf_distil_whisper.data.speech_dataset import SpeechDataset as SpeechDataset
+    from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
+    from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
+    from hf_distil_whisper.evaluation.short_form import EvaluationResult as EvaluationResult
+    from hf_distil_whisper.evaluation.short_form import evaluate_model as evaluate_model
+    from hf_distil_whisper.hub.model_card import ModelCardCallback as ModelCardCallback
+    from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
+    from hf_distil_whisper.inference.assistant import create_assistant as create_assistant
+    from hf_distil_whisper.inference.generation import window_features as window_features
+    from hf_distil_whisper.inference.transcribe import Segment as Segment
+    from hf_distil_whisper.inference.transcribe import Transcription as Transcription
+    from hf_distil_whisper.inference.transcribe import transcribe as transcribe
+    from hf_distil_whisper.inference.transcribe import transcribe_chunked as transcribe_chunked
+    from hf_distil_whisper.inference.transcribe import transcribe_sequential as transcribe_sequential
+    from hf_distil_whisper.metrics import WordErrorRate as WordErrorRate
+    from hf_distil_whisper.metrics import WordErrors as WordErrors
+    from hf_distil_whisper.metrics import character_errors as character_errors
+    from hf_distil_whisper.metrics import get_normalizer as get_normalizer
+    from hf_distil_whisper.metrics import repeated_ngrams as repeated_ngrams
+    from hf_distil_whisper.metrics import word_errors as word_errors
+    from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError as EmptyFilterError
+    from hf_distil_whisper.pseudo_labels.filtering import FilterReport as FilterReport
+    from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer as filter_by_wer
+    from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset as pseudo_label_dataset
+    from hf_distil_whisper.student import create_student as create_student
+    from hf_distil_whisper.student import select_layers as select_layers
+    from hf_distil_whisper.training.losses import DistillationLoss as DistillationLoss
+    from hf_distil_whisper.training.losses import fused_distillation_loss as fused_distillation_loss
+    from hf_distil_whisper.training.losses import hidden_state_mse_loss as hidden_state_mse_loss
+    from hf_distil_whisper.training.losses import kl_divergence_loss as kl_divergence_loss
+    from hf_distil_whisper.training.losses import pseudo_label_loss as pseudo_label_loss
+    from hf_distil_whisper.training.trainer import DistillationTrainer as DistillationTrainer
+    from hf_distil_whisper.training.training_args import DistillationTrainingArguments as DistillationTrainingArguments
+    from hf_distil_whisper.training.validation import WordErrorMetrics as WordErrorMetrics
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "checkpoints": ("load_model", "load_processor", "save_checkpoint"),
+    "cli.arguments": ("DataSource", "parse_arguments"),
+    "cli.create_student": ("CreateStudentArguments", "plan_student"),
+    "cli.evaluate": ("EvaluateArguments", "plan_evaluation", "results_table", "run_evaluation", "save_results"),
+    "cli.main": ("run_script",),
+    "cli.pseudo_label": ("PseudoLabelArguments", "plan_labels", "run_labelling"),
+    "cli.recipes": ("InputError",),
+    "cli.train": ("build_trainer", "finish_training"),
+    "cli.training_plan": ("TrainArguments", "plan_training"),
+    "data.audio": ("AudioError", "load_audio"),
+    "data.collator": ("DataCollatorSpeechSeq2SeqWithPadding",),
+    "data.packing": ("pack_utterances",),
+    "data.sources": ("RowErrors", "load_source"),
+    "data.speech_dataset": ("SpeechDataset",),
+    "evaluation.latency": ("measure_latency",),
+    "evaluation.long_form": ("evaluate_long_form",),
+    "evaluation.short_form": ("EvaluationResult", "evaluate_model"),
+    "hub.model_card": ("ModelCardCallback", "generate_model_card"),
+    "inference.assistant": ("create_assistant",),
+    "inference.generation": ("window_features",),
+    "inference.transcribe": ("Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"),
+    "metrics": ("WordErrorRate", "WordErrors", "character_errors", "get_normalizer", "repeated_ngrams", "word_errors"),
+    "pseudo_labels.filtering": ("EmptyFilterError", "FilterReport", "filter_by_wer"),
+    "pseudo_labels.labeller": ("pseudo_label_dataset",),
+    "student": ("create_student", "select_layers"),
+    "training.losses": (
+        "DistillationLoss",
+        "fused_distillation_loss",
+        "hidden_state_mse_loss",
+        "kl_divergence_loss",
+        "pseudo_label_loss",
+    ),
+    "training.trainer": ("DistillationTrainer",),
+    "training.training_args": ("DistillationTrainingArguments",),
+    "training.validation": ("WordErrorMetrics",),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hf_distil_whisper' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"hf_distil_whisper.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,241 @@
+"""Dataclasses ⇄ YAML + flags: the settings of a command from a recipe, overruled by flags.
+
+A recipe's values pass through the same argument parser as flags, so both are converted and checked alike. What the
+settings mean is known by the commands.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from hf_distil_whisper.cli.recipes import InputError, find_recipe, load_recipe, nearest, parse_yaml
+
+
+@dataclass
+class DataSource:
+    """Where the rows of one dataset come from; the keys under `train_dataset` and each entry of `eval_datasets`.
+
+    Args:
+        path (`str`): Hub name, folder (`save_to_disk`, audio with metadata, Parquet) or `.jsonl`/`.csv` manifest.
+        split (`str`, *optional*, defaults to `"train"`): `"test"` where a dataset is only scored, unless its folder
+            holds the one data set that `pseudo-label` or `filter` wrote.
+        config (`str`, *optional*): configuration of a Hub dataset, for example a language.
+        revision (`str`, *optional*): of a Hub dataset.
+        audio_column (`str`, *optional*, defaults to `"audio"`).
+        text_column (`str`, *optional*, defaults to `"text"`): reference text; null for audio without text.
+        transcript_column (`str`, *optional*, defaults to `"whisper_transcript"`): pseudo-labels to train on.
+        speaker_column (`str`, *optional*): only utterances of one speaker are packed together.
+        id_column (`str`, *optional*): row numbers where left out.
+        max_samples (`int`, *optional*): first rows only.
+        wer_threshold (`float`, *optional*): keeps the rows whose pseudo-label differs from the text by at most this
+            WER, as a fraction (λ of section 4.2; 0.1 in the paper).
+    """
+
+    path: str
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+    audio_column: str = "audio"
+    text_column: str | None = "text"
+    transcript_column: str = "whisper_transcript"
+    speaker_column: str | None = None
+    id_column: str | None = None
+    max_samples: int | None = None
+    wer_threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("path", self.path), ("split", self.split)):
+            if not isinstance(value, str):
+                raise InputError(f"{name}: expected text, got {value!r}")
+        if self.max_samples is not None and (not isinstance(self.max_samples, int) or self.max_samples < 1):
+            raise InputError(f"max_samples: expected a whole number above 0, got {self.max_samples!r}")
+        if self.wer_threshold is not None and (
+            not isinstance(self.wer_threshold, int | float) or not 0 <= self.wer_threshold
+        ):
+            raise InputError(f"wer_threshold: expected a fraction such as 0.1 (10 % WER), got {self.wer_threshold!r}")
+
+
+def as_source(value: Any, flag: str, split: str = "train") -> DataSource:
+    """Reads a dataset's place from what a recipe or flag gives: a path, or a mapping with `path` and more.
+
+    Args:
+        value (`str`, `dict` or `DataSource`): `"corpus"`, `{"path": "corpus", "split": "dev"}` or its YAML text.
+        flag (`str`): stands in error messages, for example `"train_dataset"`.
+        split (`str`, *optional*, defaults to `"train"`): used where `value` names none.
+
+    Raises:
+        InputError: on an unknown key, a missing path or a value of the wrong type.
+    """
+    if isinstance(value, DataSource):
+        return value
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = parse_yaml(value)
+    if isinstance(value, str):
+        value = {"path": value}
+    if not isinstance(value, dict):
+        raise InputError(f"{flag}: expected a path or a mapping with the key 'path', got {value!r}")
+    names = [item.name for item in dataclasses.fields(DataSource)]
+    for key in value:
+        if key not in names:
+            raise InputError(f"{flag}: unknown key {key!r}{nearest(str(key), names)}. Keys: {', '.join(names)}")
+    if "path" not in value:
+        raise InputError(f"{flag}: the key 'path' is missing: a Hub name, folder or manifest")
+    if (Path(str(value["path"])) / "state.json").is_file():
+        split = "train"  # one data set written by save_to_disk is read whole, whatever the flag's usual split
+    try:
+        return DataSource(**{"split": split, **value})
+    except InputError as error:
+        raise InputError(f"{flag}.{error}") from error
+
+
+def as_sources(value: Any, flag: str, split: str = "test") -> dict[str, DataSource]:
+    """Reads a mapping of names to datasets, for example `eval_datasets`.
+
+    Args:
+        value (`str`, `dict`, *optional*): `{"test": {"path": "corpus"}}`, its YAML text, or one path, which is then
+            named after its split.
+        flag (`str`): stands in error messages.
+        split (`str`, *optional*, defaults to `"test"`): used where a dataset names none.
+
+    Raises:
+        InputError: as `as_source`.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        value = parse_yaml(value) if value.lstrip().startswith("{") else {split: value}
+    if not isinstance(value, dict):
+        raise InputError(f"{flag}: expected a mapping of names to datasets, got {value!r}")
+    return {name: as_source(source, f"{flag}.{name}", split) for name, source in value.items()}
+
+
+def setting(default: Any, help: str) -> Any:
+    """Field of an arguments dataclass with its help text."""
+    return field(default=default, metadata={"help": help.replace("%", "%%")})
+
+
+def source_setting(help: str) -> Any:
+    """Field of an arguments dataclass that holds one or several datasets."""
+    return setting(None, f"{help} Single keys: --<this>.split test.")
+
+
+_SWITCHES = {"on": "true", "off": "false"}
+"""What YAML users write for a boolean and `string_to_bool` does not know."""
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def parse_arguments(
+    *types: type, argv: Sequence[str] | None = None, command: str | None = None, words_to: str | None = None
+) -> tuple[Any, ...]:
+    """Fills dataclasses from an optional recipe and from flags, which win.
+
+    `train distil-large-v3 --max_steps 100 --train_dataset.path corpus` reads `configs/distil-large-v3.yaml`, then
+    replaces two of its values.
+
+    Args:
+        types (`type`): dataclasses whose fields are the accepted keys.
+        argv (`Sequence[str]`, *optional*): a recipe's name or YAML file, then flags; by default those of the process.
+        command (`str`, *optional*): name of the program in its help text.
+        words_to (`str`, *optional*): name of a list field that takes the words which belong to no flag. A recipe is
+            then only recognised by the ending of its file.
+
+    Returns:
+        `tuple`: one object of each type.
+
+    Raises:
+        InputError: on an unknown key or flag (with the nearest valid one), or a value of the wrong type.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(types, prog=command, allow_abbrev=False)
+    parser.usage = f"{parser.prog} [recipe or file.yaml] [--flag value ...]"
+    named = arguments[:1] and not arguments[0].startswith("-")
+    with_recipe = named and (words_to is None or arguments[0].endswith((".yaml", ".yml")))
+    recipe = find_recipe(arguments.pop(0)) if with_recipe else None
+    settings = load_recipe(recipe) if recipe else {}
+    flags = _move_dotted_flags(arguments, settings)
+    try:
+        parser.set_defaults(**_convert(parser, settings))
+    except InputError as error:
+        raise InputError(f"{recipe or 'flags'}: {error}") from error
+    values, unknown = parser.parse_known_args(flags)
+    if words_to is not None:
+        words = [word for word in unknown if not word.startswith("-")]
+        unknown = [word for word in unknown if word.startswith("-")]
+        vars(values)[words_to] = [*(vars(values)[words_to] or []), *words] or None
+    if unknown:
+        names = [option for action in parser._actions for option in action.option_strings]
+        raise InputError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], names)}")
+    if vars(values).get("dry_run") and "use_cpu" in values and not torch.accelerator.is_available():
+        values.use_cpu = True  # a dry run may happen far from the accelerator; TrainingArguments refuses bf16 there
+    try:
+        return parser.parse_dict(vars(values))
+    except InputError as error:
+        raise InputError(f"{recipe}: {error}" if recipe else str(error)) from error
+
+
+def _move_dotted_flags(arguments: list[str], settings: dict[str, Any]) -> list[str]:
+    """`--eval_datasets.test.split dev` → settings["eval_datasets"]["test"]["split"]; returns the other arguments.
+
+    A plain `--train_dataset corpus` beside `--train_dataset.split dev` moves too: it would overrule the mapping.
+    """
+    dotted = {argument[2:].split(".")[0] for argument in arguments if _is_dotted(argument)}
+    others: list[str] = []
+    moved: list[tuple[str, str]] = []
+    queue = list(arguments)
+    while queue:
+        argument = queue.pop(0)
+        name, equals, value = argument.partition("=")
+        if not (_is_dotted(argument) or (name.startswith("--") and name[2:] in dotted)):
+            others.append(argument)
+            continue
+        if not equals and not queue:
+            raise InputError(f"{name}: a value must follow")
+        moved.append((name[2:], value if equals else queue.pop(0)))
+    for name, value in sorted(moved, key=lambda pair: "." in pair[0]):
+        *parents, last = name.split(".")
+        target = settings
+        for parent in parents:
+            if not isinstance(target.get(parent), dict):
+                target[parent] = {"path": target[parent]} if isinstance(target.get(parent), str) else {}
+            target = target[parent]
+        target[last] = parse_yaml(value)
+    return others
+
+
+def _is_dotted(argument: str) -> bool:
+    return argument.startswith("--") and "." in argument.partition("=")[0]
+
+
+def _convert(parser: _Parser, settings: dict[str, Any]) -> dict[str, Any]:
+    """Passes a recipe's values through the parser, so that they get the types of its fields."""
+    actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
+    converted: dict[str, Any] = {}
+    tokens: list[str] = []
+    for key, value in settings.items():
+        if key not in actions:
+            raise InputError(f"unknown key {key!r}{nearest(str(key), list(actions))}")
+        if isinstance(value, list) and actions[key].nargs == "+":
+            tokens += [f"--{key}", *map(str, value)]
+        elif value is None or isinstance(value, list):
+            converted[key] = value
+        elif isinstance(value, dict):
+            converted[key] = json.dumps(value)
+        elif actions[key].type is string_to_bool:
+            tokens.append(f"--{key}={_SWITCHES.get(str(value).lower(), value)}")
+        else:
+            tokens.append(f"--{key}={str(value).lower() if isinstance(value, bool) else value}")
+    given = vars(parser.parse_args(tokens))
+    names = [token[2:].split("=")[0] for token in tokens if token.startswith("--")]
+    return converted | {name: given[name] for name in names}

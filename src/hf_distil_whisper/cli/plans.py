@@ -1,0 +1,241 @@
+"""What a command is about to do: inputs checked without loading weights, steps, hours, memory and disk expected.
+
+Every command makes its plan first; `--dry_run` stops after it. Nothing here writes or computes.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.checkpoints import load_processor
+from hf_distil_whisper.cli.arguments import DataSource
+from hf_distil_whisper.cli.recipes import InputError, is_main_process
+from hf_distil_whisper.data.audio import AudioError, audio_duration
+from hf_distil_whisper.data.sources import load_source
+
+_DURATION_PROBES = 200
+
+_MODEL = "a Hub name or a folder with config.json"
+
+FLAC_BYTES_PER_HOUR = 65e6
+"""Speech at 16 kHz and 16 bit after FLAC's compression, measured on read speech: 55 to 60 % of PCM."""
+
+
+@dataclass
+class Plan:
+    """Checked inputs of one command.
+
+    Args:
+        command (`str`): stands in the heading.
+        steps (`list[str]`): what will be done, in order.
+        figures (`dict[str, str]`): what it will take, by name.
+        problems (`list[str]`): what is wrong with the inputs, each with the flag's name.
+        datasets (`dict[str, Dataset]`): the rows that were found, by the flag that names them.
+    """
+
+    command: str
+    steps: list[str] = field(default_factory=list)
+    figures: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """Steps and figures as text for a terminal."""
+        lines = [f"{self.command}:", *(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))]
+        return "\n".join(lines + [f"  {name}: {figure}" for name, figure in self.figures.items()])
+
+    def check(self) -> None:
+        """Raises an [`InputError`] with all problems, if there are any."""
+        if self.problems:
+            raise InputError("\n  ".join(["the inputs are not ready:", *self.problems]))
+
+    def settle(self, *, dry_run: bool) -> bool:
+        """Prints the plan; returns whether to go on.
+
+        Raises:
+            InputError: if an input is wrong; all problems at once.
+        """
+        if is_main_process() and self.steps:
+            sys.stdout.write(self.text() + "\n")
+        self.check()
+        if dry_run and is_main_process():
+            sys.stdout.write("dry run: the inputs are ready, nothing was written\n")
+        sys.stdout.flush()
+        return not dry_run
+
+    def require(self, value: object, flag: str, expected: str) -> bool:
+        """Notes a flag that was not given."""
+        if value is None or value == "" or value == {}:
+            self.problems.append(f"--{flag} is missing: {expected}")
+            return False
+        return True
+
+    def single_process(self) -> None:
+        """Notes a start in several processes, each of which would do the whole work and write to the same folder."""
+        world_size = os.environ.get("WORLD_SIZE", "1")
+        if world_size != "1":
+            self.problems.append(f"{self.command} works in one process, got {world_size}: set --num_processes 1")
+
+    def model(self, name_or_path: str | None, flag: str) -> WhisperForConditionalGeneration | None:
+        """Checks that a Whisper is there; returns its architecture on the meta device, without weights."""
+        if not self.require(name_or_path, flag, _MODEL) or name_or_path is None:
+            return None
+        try:
+            config = AutoConfig.from_pretrained(name_or_path)
+        except (OSError, ValueError) as error:
+            first_line = str(error).splitlines()[0]
+            self.problems.append(f"--{flag}: no model at {name_or_path!r}, expected {_MODEL} ({first_line})")
+            return None
+        if not isinstance(config, WhisperConfig):
+            self.problems.append(f"--{flag}: {name_or_path!r} is a {config.model_type!r} model, expected a Whisper")
+            return None
+        with torch.device("meta"):
+            model = WhisperForConditionalGeneration(config)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path)
+        except OSError:
+            return model  # a checkpoint without the file has its settings in config.json
+        return model
+
+    def processor(self, name_or_path: str, flag: str) -> WhisperProcessor | None:
+        """Checks that the files of a processor lie beside a model."""
+        try:
+            return load_processor(name_or_path)
+        except (OSError, ValueError) as error:
+            self.problems.append(f"--{flag}: {error}")
+            return None
+
+    def source(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> Dataset | None:
+        """Checks that a dataset is there and holds `columns`; keeps its rows in `datasets`."""
+        if source is None:
+            self.problems.append(f"--{flag} is missing: a Hub name, folder or manifest")
+            return None
+        try:
+            dataset = open_source(source)
+        except (OSError, ValueError) as error:
+            self.problems.append(f"--{flag}: {error}")
+            return None
+        missing = [column for column in columns if column not in dataset.column_names]
+        if missing:
+            self.problems.append(
+                f"--{flag}: {source.path!r} has no column {missing[0]!r}; it has: {', '.join(dataset.column_names)}"
+            )
+            return None
+        self.datasets[flag] = dataset
+        return dataset
+
+    def output(self, folder: str | None, flag: str = "output_dir") -> None:
+        """Checks that nothing would be overwritten."""
+        if not self.require(folder, flag, "the folder to write to") or folder is None:
+            return
+        if Path(folder).is_file():
+            self.problems.append(f"--{flag}: {folder} is a file, expected a folder")
+        elif Path(folder).is_dir() and any(Path(folder).iterdir()):
+            self.problems.append(f"--{flag}: {folder} holds another run already; choose a new folder or empty it")
+
+
+def open_source(source: DataSource) -> Dataset:
+    """Loads the rows that a [`DataSource`] names, text and speaker under the library's column names."""
+    return load_source(
+        source.path,
+        split=source.split,
+        config=source.config,
+        revision=source.revision,
+        audio_column=source.audio_column,
+        text_column=source.text_column,
+        speaker_column=source.speaker_column,
+        id_column=source.id_column,
+        max_samples=source.max_samples,
+    )
+
+
+def hours_of_audio(dataset: Dataset) -> float:
+    """Hours in a dataset: exact with a `duration` column, else estimated from the headers of at most 200 rows."""
+    if "duration" in dataset.column_names:
+        return sum(seconds or 0.0 for seconds in dataset["duration"]) / 3600
+    step = max(1, len(dataset) // _DURATION_PROBES)
+    probes = dataset.select(range(0, len(dataset), step))
+    total = 0.0
+    for row in tqdm(probes, desc="reading durations", unit="row", leave=False, delay=2):
+        try:
+            total += audio_duration(row["audio"])
+        except AudioError:
+            continue  # the row will be counted and listed when its audio is needed
+    return total * len(dataset) / len(probes) / 3600
+
+
+def describe_rows(dataset: Dataset) -> str:
+    """For a plan: `"12.3 h in 4,000 rows"`."""
+    return f"{hours_of_audio(dataset):.2f} h in {len(dataset):,} rows"
+
+
+def gigabytes(number_of_bytes: float) -> str:
+    """`"1.23 GB"`, below that `"456 MB"`."""
+    return f"{number_of_bytes / 1e9:.2f} GB" if number_of_bytes >= 1e9 else f"{number_of_bytes / 1e6:.0f} MB"
+
+
+def best_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`"bfloat16"` → `torch.bfloat16`."""
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def generation_bytes(model: WhisperForConditionalGeneration, dtype: torch.dtype, sequences: int) -> float:
+    """Memory of weights and of what generation keeps: encoder states, keys and values of every decoder layer.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): may be on the meta device.
+        dtype (`torch.dtype`): of weights and states.
+        sequences (`int`): batch size times beams.
+    """
+    config = model.config
+    frames, tokens, width = config.max_source_positions, config.max_target_positions, config.d_model
+    states = frames * width + 2 * config.decoder_layers * (frames + tokens) * width
+    encoder_peak = frames * (2 * config.encoder_ffn_dim + 6 * width)
+    return dtype.itemsize * (model.num_parameters() + sequences * (states + encoder_peak))
+
+
+def training_bytes(
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration | None,
+    *,
+    rows: int,
+    freeze_encoder: bool,
+    half_precision: bool,
+    chunk_size: int,
+) -> float:
+    """Memory of a training process: weights in float32, gradients and AdamW's moments of what is trained, activations.
+
+    An estimate: activations of the trained layers at 448 tokens and 40 numbers per token and channel, logits of one
+    chunk of the loss; the frozen encoder's are freed layer by layer.
+
+    Args:
+        student (`WhisperForConditionalGeneration`): may be on the meta device.
+        teacher (`WhisperForConditionalGeneration`, *optional*): the same.
+        rows (`int`): windows per process and step.
+        freeze_encoder (`bool`): whether the encoder is trained, and computed once for both.
+        half_precision (`bool`): whether activations take 2 bytes.
+        chunk_size (`int`): tokens whose logits are held at once.
+    """
+    config, itemsize = student.config, 2 if half_precision else 4
+    encoder = student.get_encoder().num_parameters()
+    trained = student.num_parameters() - (encoder if freeze_encoder else 0)
+    weights = 4 * student.num_parameters() + 12 * trained
+    if teacher is not None:
+        weights += itemsize * (teacher.num_parameters() - (encoder if freeze_encoder else 0))
+    frames, tokens, width = config.max_source_positions, config.max_target_positions, config.d_model
+    layer = 40 * width * itemsize
+    decoder = config.decoder_layers * (tokens * layer + 2 * frames * width * itemsize)
+    encoder_layers = 1 if freeze_encoder else config.encoder_layers
+    logits = 4 * 4 * chunk_size * config.vocab_size
+    return weights + rows * (decoder + encoder_layers * frames * layer) + logits

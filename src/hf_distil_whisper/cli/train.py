@@ -1,0 +1,172 @@
+"""`train`: distils a student on labelled speech, or fine-tunes it without a teacher, and saves it with its card."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from huggingface_hub import upload_folder
+from torch.utils.data import Dataset as TorchDataset
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.checkpoints import load_model, load_processor, save_checkpoint
+from hf_distil_whisper.cli.arguments import as_source, parse_arguments
+from hf_distil_whisper.cli.training_plan import TrainArguments, needs_teacher, plan_training
+from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.data.speech_dataset import SpeechDataset, check_rows
+from hf_distil_whisper.hub.model_card import ModelCardCallback, generate_model_card, latest_word_errors
+from hf_distil_whisper.inference.generation import resolve_language
+from hf_distil_whisper.student import create_student
+from hf_distil_whisper.training.trainer import DistillationTrainer
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def build_trainer(
+    args: TrainArguments, training_args: DistillationTrainingArguments, datasets: Mapping[str, Dataset]
+) -> DistillationTrainer:
+    """Loads the models of a plan and puts its rows before the trainer.
+
+    Args:
+        args (`TrainArguments`): as checked by [`plan_training`].
+        training_args (`DistillationTrainingArguments`): the same.
+        datasets (`Mapping[str, Dataset]`): `plan.datasets`.
+
+    Returns:
+        [`DistillationTrainer`]: call its `train`.
+    """
+    base = args.model_name_or_path or args.teacher_model_name_or_path or ""
+    processor = load_processor(base)
+    teacher = None
+    if needs_teacher(training_args) or args.model_name_or_path is None:
+        teacher = load_model(args.teacher_model_name_or_path or "", attn_implementation=args.attn_implementation)
+    if args.model_name_or_path is not None:
+        student = load_model(args.model_name_or_path, attn_implementation=args.attn_implementation)
+    else:
+        student = create_student(teacher or "", **args.layers())
+    train_dataset, eval_datasets = speech_datasets(args, training_args, datasets, student, processor)
+    return DistillationTrainer(
+        model=student,
+        teacher_model=teacher if needs_teacher(training_args) else None,
+        args=training_args,
+        data_collator=DataCollatorSpeechSeq2SeqWithPadding(processor),
+        train_dataset=train_dataset,
+        eval_dataset=eval_datasets or None,
+        processing_class=processor,
+        callbacks=[ModelCardCallback(**card_details(args, training_args))],
+    )
+
+
+def speech_datasets(
+    args: TrainArguments,
+    training_args: DistillationTrainingArguments,
+    datasets: Mapping[str, Dataset],
+    student: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+) -> tuple[TorchDataset, dict[str, TorchDataset]]:
+    """Rows as features and labels: those to train on, and those to validate on by name. Unusable ones are listed.
+
+    Args:
+        args (`TrainArguments`): names the columns.
+        training_args (`DistillationTrainingArguments`): language, probabilities and seed.
+        datasets (`Mapping[str, Dataset]`): `plan.datasets`.
+        student (`WhisperForConditionalGeneration`): decides whether labels begin with a language.
+        processor (`WhisperProcessor`): features and tokens.
+    """
+    labels: dict[str, Any] = {
+        "language": resolve_language(student, training_args.language, training_args.task),
+        "task": training_args.task,
+        "max_label_length": args.max_label_length,
+    }
+    found: dict[str, TorchDataset] = {}
+    for flag, rows in datasets.items():
+        train = flag == "train_dataset"
+        column = as_source(args.train_dataset, flag).transcript_column if train else "text"
+        rows, errors = check_rows(rows, processor, transcript_column=column, **labels)
+        if errors:
+            logger.warning(f"--{flag}: {errors.summary()}")
+        found[flag] = SpeechDataset(
+            rows,
+            processor,
+            transcript_column=column,
+            timestamp_probability=training_args.timestamp_probability,
+            condition_on_prev_probability=training_args.condition_on_prev_probability,
+            seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
+            train=train,
+            **labels,
+        )
+    train_dataset = found.pop("train_dataset")
+    return train_dataset, {flag.removeprefix("eval_datasets."): dataset for flag, dataset in found.items()}
+
+
+def card_details(args: TrainArguments, training_args: DistillationTrainingArguments) -> dict[str, Any]:
+    """What the model card says of teacher and data.
+
+    Args:
+        args (`TrainArguments`): models and data.
+        training_args (`DistillationTrainingArguments`): for the language and the name on the Hub.
+    """
+    return {
+        "name": training_args.hub_model_id or Path(str(training_args.output_dir)).name,
+        "teacher": args.teacher_model_name_or_path,
+        "datasets": [as_source(args.train_dataset, "train_dataset").path],
+        "language": training_args.language,
+        "license": args.license,
+    }
+
+
+def finish_training(trainer: DistillationTrainer, args: TrainArguments) -> dict[str, float]:
+    """Validates the trained student, then saves it with its processor, its scores and its card; pushes where asked to.
+
+    Args:
+        trainer (`DistillationTrainer`): after `train`.
+        args (`TrainArguments`): for the card.
+
+    Returns:
+        `dict[str, float]`: the metrics, also in `eval_results.json`; empty without sets to validate on.
+    """
+    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
+    if metrics:
+        trainer.save_metrics("eval", metrics, combined=False)
+    trainer.save_state()
+    if trainer.is_world_process_zero():
+        folder = str(trainer.args.output_dir)
+        save_checkpoint(trainer.model, trainer.processing_class, folder)
+        card = generate_model_card(
+            trainer.model,
+            training_args=trainer.args,
+            teacher_config=trainer.teacher_model.config if trainer.teacher_model is not None else None,
+            teacher_parameters=trainer.teacher_model.num_parameters() if trainer.teacher_model is not None else None,
+            results=latest_word_errors([metrics]),
+            **card_details(args, trainer.args),
+        )
+        card.save(Path(folder) / "README.md")
+        if trainer.args.push_to_hub:
+            # Not `trainer.push_to_hub`, which would write its own card over this one.
+            upload_folder(
+                repo_id=trainer.hub_model_id,
+                folder_path=folder,
+                token=trainer.args.hub_token,
+                ignore_patterns=["checkpoint-*", "_*"],
+                commit_message="End of training",
+            )
+    return metrics
+
+
+def run(argv: Sequence[str]) -> None:
+    """Entry point of the command.
+
+    Args:
+        argv (`Sequence[str]`): a recipe, then flags.
+    """
+    args, training_args = parse_arguments(
+        TrainArguments, DistillationTrainingArguments, argv=argv, command="hf-distil-whisper train"
+    )
+    plan = plan_training(args, training_args)
+    if not plan.settle(dry_run=args.dry_run):
+        return
+    trainer = build_trainer(args, training_args, plan.datasets)
+    trainer.train(resume_from_checkpoint=plan.checkpoint)
+    finish_training(trainer, args)

@@ -1,0 +1,205 @@
+"""What `train` is asked for, and its plan: models, rows and costs checked before any weight is loaded."""
+
+from dataclasses import dataclass
+
+import torch
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration
+
+from hf_distil_whisper.checkpoints import check_compatible
+from hf_distil_whisper.cli.arguments import DataSource, as_source, as_sources, setting, source_setting
+from hf_distil_whisper.cli.create_student import StudentArguments, add_student
+from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, training_bytes
+from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
+from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer
+from hf_distil_whisper.training.teacher_cache import encoder_cache_bytes
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments, check_output_dir
+
+
+@dataclass
+class TrainArguments(StudentArguments):
+    """Models and data of `train`; everything else stands in [`DistillationTrainingArguments`].
+
+    Args:
+        model_name_or_path (`str`, *optional*): student to train. Where left out, it is made of the teacher's layers:
+            `decoder_layers` and the others of [`StudentArguments`].
+        train_dataset ([`DataSource`]): labelled rows; `wer_threshold` filters them first.
+        eval_datasets (`dict[str, DataSource]`, *optional*): rows with text to validate on, by name.
+        max_label_length (`int`, *optional*, defaults to 448): tokens; a row with more is left out and listed.
+        attn_implementation (`str`, *optional*): `"sdpa"`, `"eager"` or `"flash_attention_2"`, for student and teacher.
+        license (`str`, *optional*): of the student's weights, for its card: that of the teacher's weights binds it.
+        dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
+    """
+
+    model_name_or_path: str | None = setting(None, "Student: Hub name or folder. Left out: made by --decoder_layers.")
+    train_dataset: DataSource | str | None = source_setting("Labelled rows.")
+    eval_datasets: dict[str, DataSource] | str | None = source_setting("Rows with text to validate on: {name: path}.")
+    max_label_length: int = setting(448, "Tokens of a label; a row with more is left out and listed.")
+    attn_implementation: str | None = setting(None, '"sdpa", "eager" or "flash_attention_2", for student and teacher.')
+    license: str | None = setting(None, "Licence of the student's weights, for its card.")
+    dry_run: bool = setting(False, "Check the inputs and print the plan only.")
+
+    def __post_init__(self) -> None:
+        self.train_dataset = as_source(self.train_dataset, "train_dataset") if self.train_dataset else None
+        self.eval_datasets = as_sources(self.eval_datasets, "eval_datasets")
+
+
+@dataclass
+class TrainingPlan(Plan):
+    """A [`Plan`] that also knows where to go on.
+
+    Args:
+        checkpoint (`str`, *optional*): folder to resume from.
+    """
+
+    checkpoint: str | None = None
+
+
+def plan_training(args: TrainArguments, training_args: DistillationTrainingArguments) -> TrainingPlan:
+    """Checks models, vocabularies, rows, columns and the output folder, and filters the rows.
+
+    Args:
+        args (`TrainArguments`): models and data.
+        training_args (`DistillationTrainingArguments`): everything else.
+    """
+    plan = TrainingPlan("train")
+    try:
+        plan.checkpoint = check_output_dir(training_args.output_dir, _resume(training_args))
+    except ValueError as error:
+        plan.problems.append(str(error))
+    student, teacher = _plan_models(plan, args, training_args)
+    rows = _plan_rows(plan, args, training_args, student)
+    if rows is not None and student is not None:
+        _plan_costs(plan, training_args, student, teacher, rows)
+    plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}")
+    return plan
+
+
+def _resume(training_args: DistillationTrainingArguments) -> str | bool | None:
+    """`--resume_from_checkpoint true` means the last checkpoint, any other text is a folder."""
+    given = str(training_args.resume_from_checkpoint or "")
+    return given.lower() == "true" or (None if given.lower() in ("", "false") else given)
+
+
+def needs_teacher(training_args: DistillationTrainingArguments) -> bool:
+    """Whether the loss has a part that comes from the teacher's states.
+
+    Args:
+        training_args (`DistillationTrainingArguments`): holds the weights.
+    """
+    return training_args.kl_weight > 0 or training_args.mse_weight > 0
+
+
+def _plan_models(
+    plan: Plan, args: TrainArguments, training_args: DistillationTrainingArguments
+) -> tuple[WhisperForConditionalGeneration | None, WhisperForConditionalGeneration | None]:
+    """Student and teacher without weights; None where one is missing or not needed."""
+    chosen = args.decoder_layers or args.encoder_layers or args.decoder_layer_ids or args.encoder_layer_ids
+    if args.model_name_or_path is not None and chosen:
+        plan.problems.append(
+            "--model_name_or_path is a finished student, --decoder_layers and its like make a new one: leave one out"
+        )
+    if args.model_name_or_path is None and not chosen:
+        plan.problems.append(
+            "--model_name_or_path is missing: a student, or --decoder_layers 2 to make one of the teacher"
+        )
+        return None, None
+    teacher = None
+    if needs_teacher(training_args) or args.model_name_or_path is None:
+        teacher = plan.model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
+    if args.model_name_or_path is None:
+        student = add_student(plan, teacher, args)
+        base, flag = args.teacher_model_name_or_path, "teacher_model_name_or_path"
+    else:
+        student = plan.model(args.model_name_or_path, "model_name_or_path")
+        base, flag = args.model_name_or_path, "model_name_or_path"
+    if not needs_teacher(training_args):
+        teacher = None
+    if student is not None:
+        processor = plan.processor(base or "", flag)
+        try:
+            check_compatible(student, teacher, processor)
+            resolve_language(student, training_args.language, training_args.task)
+        except ValueError as error:
+            plan.problems.append(f"--{flag}: {error}")
+    return student, teacher
+
+
+def _plan_rows(
+    plan: Plan,
+    args: TrainArguments,
+    training_args: DistillationTrainingArguments,
+    student: WhisperForConditionalGeneration | None,
+) -> Dataset | None:
+    """Rows to train on after the filter; also checks those to validate on."""
+    for name, place in as_sources(args.eval_datasets, "eval_datasets").items():
+        rows = plan.source(place, f"eval_datasets.{name}", ("text",))
+        if rows is not None:
+            plan.figures[f"audio of {name}"] = describe_rows(rows)
+    source = as_source(args.train_dataset, "train_dataset") if args.train_dataset else None
+    labelled = plan.source(source, "train_dataset", (source.transcript_column,) if source else ())
+    if source is None or labelled is None or student is None:
+        return labelled
+    if is_multilingual(student) and training_args.language is None:
+        first = str(labelled[0][source.transcript_column])
+        if "<|startoftranscript|>" not in first:
+            plan.problems.append(
+                "--language is missing: labels of a multilingual model begin with it, and those of "
+                f"--train_dataset hold none (the first one: {first[:40]!r})"
+            )
+    if source.wer_threshold is None:
+        return labelled
+    try:
+        kept, report = filter_by_wer(
+            labelled,
+            source.wer_threshold,
+            prediction_column=source.transcript_column,
+            language=training_args.normalizer or scoring_language(student, training_args.language),
+        )
+    except ValueError as error:
+        plan.problems.append(f"--train_dataset.wer_threshold: {error}")
+        return None
+    plan.steps.append(
+        f"keep {report.kept:,} of {report.kept + report.dropped:,} rows (WER ≤ {source.wer_threshold:.1%})"
+    )
+    plan.datasets["train_dataset"] = kept
+    return kept
+
+
+def _plan_costs(
+    plan: Plan,
+    training_args: DistillationTrainingArguments,
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration | None,
+    rows: Dataset,
+) -> None:
+    batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    batch *= training_args.world_size
+    passes = training_args.num_train_epochs
+    steps = -(-len(rows) // batch) * passes
+    if training_args.max_steps > 0:
+        steps, passes = training_args.max_steps, training_args.max_steps * batch / len(rows)
+    loss = f"{training_args.kl_weight:g} · KL + {training_args.pl_weight:g} · PL + {training_args.mse_weight:g} · MSE"
+    plan.steps.append(f"train {steps:,.0f} steps of {batch} rows, {passes:.1f} passes over the data: {loss}")
+    plan.figures["audio"] = describe_rows(rows)
+    memory = training_bytes(
+        student,
+        teacher,
+        rows=training_args.per_device_train_batch_size,
+        freeze_encoder=training_args.freeze_encoder,
+        half_precision=training_args.bf16 or training_args.fp16,
+        chunk_size=training_args.loss_chunk_size,
+    )
+    plan.figures["memory expected"] = gigabytes(memory)
+    if training_args.teacher_cache == "encoder":
+        cache = encoder_cache_bytes(len(rows), student.config, _cache_dtype(training_args))
+        plan.figures["encoder states in memory"] = gigabytes(cache)
+    encoder = student.get_encoder().num_parameters()
+    trained = student.num_parameters() - (encoder if training_args.freeze_encoder else 0)
+    checkpoint = 4 * student.num_parameters() + 8 * trained
+    kept = "" if training_args.save_strategy == "no" else f" and {gigabytes(checkpoint)} for each checkpoint kept"
+    plan.figures["disk expected"] = f"{gigabytes(4 * student.num_parameters())}{kept}"
+
+
+def _cache_dtype(training_args: DistillationTrainingArguments) -> torch.dtype:
+    return torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32

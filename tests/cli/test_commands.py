@@ -1,0 +1,296 @@
+"""Every command on toy models and files, in-process: what it writes, what it says, what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from huggingface_hub import ModelCard
+from transformers import WhisperForConditionalGeneration, pipeline
+
+from hf_distil_whisper.cli import train
+from hf_distil_whisper.cli.arguments import parse_arguments
+from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
+from hf_distil_whisper.data.audio import load_audio
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from toy_files import spoil, write_toy_corpus, write_toy_model
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `teacher`, `student` (2 decoder layers) and `corpus`."""
+    folder = tmp_path_factory.mktemp("toys")
+    write_toy_model(folder / "teacher")
+    write_toy_model(folder / "student", decoder_layers=2)
+    write_toy_corpus(folder / "corpus")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(toys: Path) -> Path:
+    """The toy corpus as `pseudo-label` writes it."""
+    folder = toys / "labelled"
+    argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(toys / "corpus")]
+    assert main(["pseudo-label", *argv, "--output_dir", str(folder)]) == 0
+    return folder
+
+
+def training(toys: Path, folder: Path, *more: str) -> list[str]:
+    """Arguments of a training of two steps on the text of the toy corpus."""
+    return [
+        *("train", "--teacher_model_name_or_path", str(toys / "teacher"), "--output_dir", str(folder), "--use_cpu"),
+        *("--train_dataset.path", str(toys / "corpus"), "--train_dataset.transcript_column", "text"),
+        *("--max_steps", "2", "--per_device_train_batch_size", "2", "--logging_steps", "1", "--disable_tqdm", "true"),
+        *more,
+    ]
+
+
+def test_create_student_writes_a_student_that_loads(toys: Path, tmp_path: Path) -> None:
+    argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--decoder_layer_ids", "0", "-1"]
+    assert main(["create-student", *argv, "--output_dir", str(tmp_path / "student")]) == 0
+    student = WhisperForConditionalGeneration.from_pretrained(tmp_path / "student")
+    assert student.config.decoder_layers == 2
+    assert (tmp_path / "student" / "preprocessor_config.json").is_file()
+
+
+@pytest.mark.parametrize("command", ["create-student", "pseudo-label", "train", "evaluate"])
+def test_a_dry_run_prints_steps_and_costs_and_writes_nothing(
+    command: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A wrong path is otherwise found out after the queue, and a run that is too large after the night."""
+    output = tmp_path / "output"
+    teacher, corpus = ["--teacher_model_name_or_path", str(toys / "teacher")], str(toys / "corpus")
+    argv = {
+        "create-student": [command, *teacher],
+        "pseudo-label": [command, *teacher, "--dataset", corpus],
+        "train": training(toys, output, "--decoder_layers", "2", "--bf16", "--use_cpu", "false"),
+        "evaluate": [command, *teacher, "--model_name_or_path", str(toys / "student"), "--eval_datasets", corpus],
+    }[command]
+    assert main([*argv, "--output_dir", str(output), "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "  1. " in said
+    assert "memory expected: " in said
+    assert ("audio" in said) == (command != "create-student")
+    assert said.endswith("dry run: the inputs are ready, nothing was written\n")
+    assert not output.exists()
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One problem per start costs a start per problem."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    argv = ["--model_name_or_path", str(tmp_path / "model"), "--teacher_model_name_or_path", str(tmp_path / "none")]
+    argv += ["--eval_datasets.test.path", str(tmp_path / "corpus"), "--output_dir", str(tmp_path)]
+    assert main(["evaluate", *argv]) == 2
+    said = capsys.readouterr().err
+    for problem in (
+        "--model_name_or_path: ",
+        "is a 'bert' model, expected a Whisper",
+        "--teacher_model_name_or_path: no model at",
+        "--eval_datasets.test: ",
+        f"--output_dir: {tmp_path} holds another run already",
+    ):
+        assert problem in said
+
+
+def test_pseudo_label_joins_utterances_of_one_speaker(labelled: Path) -> None:
+    rows = load_from_disk(str(labelled))
+    assert rows["speaker"][:] == ["speaker-0", "speaker-1"]
+    assert rows["duration"][:] == [3.0, 3.0]
+    assert rows["ids"][:] == [[f"train-{row:06d}" for row in range(start, 6, 2)] for start in (0, 1)]
+    assert {"whisper_transcript", "truncated", "wer", "previous_transcript"} <= set(rows.column_names)
+
+
+def test_pseudo_label_lists_the_rows_that_it_left_out(
+    toys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows that are lost while they are joined were counted in a copy of the list."""
+    spoil(write_toy_corpus(tmp_path / "corpus"), 0)
+    argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(tmp_path / "corpus")]
+    assert main(["pseudo-label", *argv, "--output_dir", str(tmp_path / "labelled")]) == 0
+    assert "2 rows left out" in caplog.text
+    assert "train-000000" in caplog.text
+
+
+def test_a_filter_that_leaves_nothing_ends_with_its_table(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training on nothing would start, or the next step would fail without the reason."""
+    output = tmp_path / "filtered"
+    assert main(["filter", "--dataset", str(labelled), "--language", "en", "--output_dir", str(output)]) == 2
+    said = capsys.readouterr().err
+    assert "nothing is trained" in said
+    assert "10.0%   100.0%       0.000  <- used" in said
+    assert not output.exists()
+
+
+def test_filter_writes_rows_and_report(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "filtered"
+    argv = ["filter", "--dataset", str(labelled), "--language", "en", "--threshold", "1e3"]
+    before = load_from_disk(str(labelled))
+    if all(before["truncated"]):  # what a random teacher says never ends, and such rows are dropped at any threshold
+        before = before.remove_columns("truncated")
+        before.save_to_disk(str(tmp_path / "ended"))
+        argv[2] = str(tmp_path / "ended")
+    assert main([*argv, "--output_dir", str(output)]) == 0
+    assert "2 of 2 rows kept" in capsys.readouterr().out
+    assert len(load_from_disk(str(output))) == 2
+    assert json.loads((output / "filter_report.json").read_text())["kept"] == 2
+
+
+def test_train_saves_a_student_for_the_pipeline_with_scores_and_card(toys: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    argv = training(toys, folder, "--decoder_layers", "2", "--eval_datasets.toy.path", str(toys / "corpus"))
+    assert main([*argv, "--eval_strategy", "steps", "--eval_steps", "2", "--generation_max_length", "20"]) == 0
+    recogniser = pipeline("automatic-speech-recognition", model=str(folder))
+    audio = load_audio(toys / "corpus" / "00.wav")
+    assert isinstance(recogniser(audio, generate_kwargs={"max_new_tokens": 5})["text"], str)
+    scores = json.loads((folder / "eval_results.json").read_text())
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.eval_results[0].metric_value == round(100 * scores["eval_toy_wer"], 2)
+    assert "distilled from teacher" in card.text
+    assert str(tmp_path) not in card.text
+    assert (folder / "checkpoint-2" / "README.md").is_file()
+
+
+def test_a_second_run_is_refused_and_a_resumed_one_goes_on(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    argv = training(toys, folder, "--decoder_layers", "2", "--save_steps", "1")
+    assert main(argv) == 0
+    assert main(argv) == 2
+    assert "--output_dir" in capsys.readouterr().err
+    assert main([*argv, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 0
+    assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
+
+
+def test_a_push_keeps_the_card(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Trainer.push_to_hub` writes its own card over the one with the scores."""
+    pushed = {}
+    monkeypatch.setattr(train, "upload_folder", lambda **arguments: pushed.update(arguments))
+    argv = training(toys, tmp_path / "run", "--decoder_layers", "2")[1:]
+    args, training_args = parse_arguments(TrainArguments, DistillationTrainingArguments, argv=argv)
+    trainer = train.build_trainer(args, training_args, plan_training(args, training_args).datasets)
+    trainer.args.push_to_hub, trainer.hub_model_id = True, "someone/student"
+    train.finish_training(trainer, args)
+    assert pushed["repo_id"] == "someone/student"
+    assert "hf-distil-whisper" in Path(pushed["folder_path"], "README.md").read_text()
+    assert "checkpoint-*" in pushed["ignore_patterns"]
+
+
+def test_train_without_a_teacher_fine_tunes(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The baseline of Table 21: nothing of a teacher may be asked for or loaded."""
+    argv = training(toys, tmp_path / "run", "--model_name_or_path", str(toys / "student"))
+    teacher = argv.index("--teacher_model_name_or_path")
+    del argv[teacher : teacher + 2]
+    assert main(argv) == 2
+    assert "--teacher_model_name_or_path is missing" in capsys.readouterr().err
+    assert main([*argv, "--kl_weight", "0"]) == 0
+    assert "trained on labels alone" in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_bad_rows_cost_themselves(tmp_path: Path, toys: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One broken file among thousands ended the run after hours."""
+    spoil(write_toy_corpus(tmp_path / "corpus"), 0)
+    argv = training(toys, tmp_path / "run", "--decoder_layers", "2", "--train_dataset.path", str(tmp_path / "corpus"))
+    assert main(argv) == 0
+    assert "train-000000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"vocab_size": 2000}, "2000 tokens"), ({"num_mel_bins": 128}, "128 mel bins")],
+)
+def test_a_student_of_another_family_is_refused(
+    toys: Path, tmp_path: Path, changes: dict, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = write_toy_model(tmp_path / "other", decoder_layers=2, **changes)
+    assert main(training(toys, tmp_path / "run", "--model_name_or_path", student)) == 2
+    said = capsys.readouterr().err
+    assert "--model_name_or_path: " in said
+    assert message in said
+
+
+def test_student_and_layers_together_are_refused(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of the two would be ignored."""
+    argv = training(toys, tmp_path / "run", "--model_name_or_path", str(toys / "student"), "--decoder_layers", "1")
+    assert main(argv) == 2
+    assert "leave one out" in capsys.readouterr().err
+
+
+def test_a_missing_column_is_named_with_those_that_exist(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = training(toys, tmp_path / "run", "--decoder_layers", "2")
+    argv[argv.index("--train_dataset.transcript_column") + 1] = "whisper_transcript"
+    assert main(argv) == 2
+    assert "has no column 'whisper_transcript'; it has: " in capsys.readouterr().err
+
+
+def test_evaluate_scores_student_and_teacher_side_by_side(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["--model_name_or_path", str(toys / "student"), "--teacher_model_name_or_path", str(toys / "teacher")]
+    argv += ["--eval_datasets.toy.path", str(toys / "corpus"), "--long_form_datasets.long.path", str(toys / "corpus")]
+    argv += [
+        "--long_form_datasets.long.max_samples",
+        "1",
+        "--normalizer",
+        "basic",
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    assert main(["evaluate", *argv]) == 0
+    table = capsys.readouterr().out
+    assert "model WER %" in table
+    assert "teacher RTF" in table
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(results) == {"toy", "long"}
+    counts = results["toy"]["teacher"]
+    assert counts["hits"] + counts["substitutions"] + counts["deletions"] == 18
+    assert len((tmp_path / "out" / "toy.model.jsonl").read_text().splitlines()) == 2
+
+
+def test_transcribe_reads_the_files_that_can_be_read(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file among many should not cost the others."""
+    good, bad = str(toys / "corpus" / "00.wav"), str(toys / "corpus" / "none.wav")
+    assert main(["transcribe", good, bad, "--model_name_or_path", str(toys / "student")]) == 2
+    output = capsys.readouterr()
+    assert output.out.startswith(f"{good}: ")
+    assert "1 of 2 files could not be transcribed" in output.err
+    assert bad in output.err
+
+
+def test_several_processes_are_refused_where_one_does_the_work(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each would write the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(toys / "corpus")]
+    assert main(["pseudo-label", *argv, "--output_dir", str(tmp_path / "labelled")]) == 2
+    assert "works in one process" in capsys.readouterr().err
+
+
+def test_labels_of_a_multilingual_student_need_a_language(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the language's token the student never learns to be told its language."""
+    model = tmp_path / "multilingual"
+    write_toy_model(model)
+    settings = json.loads((model / "generation_config.json").read_text())
+    settings |= {
+        "is_multilingual": True,
+        "lang_to_id": {"<|en|>": 302, "<|de|>": 304},
+        "task_to_id": {"transcribe": 402},
+    }
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    argv = training(toys, tmp_path / "run", "--decoder_layers", "2")
+    argv[argv.index("--teacher_model_name_or_path") + 1] = str(model)
+    assert main([*argv, "--dry_run"]) == 2
+    assert "--language is missing" in capsys.readouterr().err
+    assert main([*argv, "--dry_run", "--language", "de"]) == 0
+    assert main([*argv, "--dry_run", "--language", "xx"]) == 2

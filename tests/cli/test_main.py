@@ -1,0 +1,60 @@
+"""The entry point: its list of commands, its messages and its exit codes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hf_distil_whisper.cli.main import COMMANDS, main, run_script
+
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def test_the_list_of_commands_appears_at_once() -> None:
+    """Importing torch for a list costs four seconds. Processor time is counted, which a busy machine does not stretch."""
+    code = (
+        "import sys, time; from hf_distil_whisper.cli.main import main; main([]); "
+        "print('torch' in sys.modules, time.process_time())"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    *listed, last = done.stdout.splitlines()
+    with_torch, seconds = last.split()
+    assert all(any(command in line for line in listed) for command in COMMANDS)
+    assert "distil-large-v3" in done.stdout
+    assert with_torch == "False"
+    assert float(seconds) < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_listed_command_shows_its_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that is listed but cannot be imported is found out by the first user."""
+    with pytest.raises(SystemExit) as done:
+        main([command, "--help"])
+    assert done.value.code == 0
+    assert f"usage: hf-distil-whisper {command} [recipe or file.yaml]" in capsys.readouterr().out
+
+
+def test_an_unknown_command_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["trian"]) == 2
+    assert "no command 'trian' (did you mean 'train'?)" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback hides the one line that the user needs; exit code 0 lets a script go on."""
+    assert main(["create-student", "--decoder_layer", "2"]) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("hf-distil-whisper create-student: error: unknown argument '--decoder_layer'")
+    assert "Traceback" not in output.err
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    """Only what the user can mend is turned into a message."""
+
+    def broken(argv: object) -> None:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        run_script(broken, [])

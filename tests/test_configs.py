@@ -1,0 +1,111 @@
+"""The recipes in configs/: their keys, their headings, and the values that are the paper's."""
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+
+from hf_distil_whisper.cli.arguments import parse_arguments
+from hf_distil_whisper.cli.create_student import CreateStudentArguments
+from hf_distil_whisper.cli.evaluate import EvaluateArguments
+from hf_distil_whisper.cli.filter import FilterArguments
+from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments
+from hf_distil_whisper.cli.training_plan import TrainArguments
+from hf_distil_whisper.cli.transcribe import TranscribeArguments
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
+COMMANDS = {
+    "create-student": (CreateStudentArguments,),
+    "evaluate": (EvaluateArguments,),
+    "filter": (FilterArguments,),
+    "pseudo-label": (PseudoLabelArguments,),
+    "train": (TrainArguments, DistillationTrainingArguments),
+}
+
+
+def parse(recipe: str) -> tuple[TrainArguments, DistillationTrainingArguments]:
+    """A recipe as `train` reads it; on a CPU, where bf16 is refused otherwise."""
+    args, training_args = parse_arguments(*COMMANDS["train"], argv=[recipe, "--use_cpu"])
+    return args, training_args
+
+
+def heading(path: Path) -> str:
+    """The comment at the top of a file, without its marks."""
+    lines = []
+    for line in path.read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#"))
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_key_of_every_recipe_is_known(path: Path) -> None:
+    args, training_args = parse(str(path))
+    assert args.train_dataset.path
+    assert training_args.output_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_headed_by_cost_and_commands_that_work(path: Path) -> None:
+    """A command in a comment is copied by everyone and run by nobody who changes a flag."""
+    text = heading(path).replace("\\\n", " ")
+    assert "Cost" in text
+    commands = re.findall(r"^.*?hf-distil-whisper (\S+) (.*)$", text, re.MULTILINE)
+    assert ("train", path.stem) in commands
+    for command, flags in commands:
+        argv = shlex.split(re.sub(r"<[^>]*>", "placeholder", flags))
+        parse_arguments(*COMMANDS[command], argv=argv + ["--use_cpu"] * (command == "train"))
+
+
+@pytest.mark.parametrize("name", ["distil-medium.en", "distil-large-v2", "distil-large-v3"])
+def test_the_large_recipes_hold_the_values_of_the_paper(name: str) -> None:
+    """Table 15 and sections 4.1, 4.2, 7.2 and B.1."""
+    args, training = parse(name)
+    assert args.decoder_layers == 2
+    assert args.train_dataset.wer_threshold == 0.1
+    assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 256
+    assert (training.max_steps, training.warmup_steps, training.eval_steps) == (80_000, 500, 5_000)
+    assert (training.learning_rate, training.lr_scheduler_type) == (1e-4, "linear")
+    assert (training.kl_weight, training.pl_weight, training.temperature) == (0.8, 1.0, 2.0)
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon) == (0.9, 0.999, 1e-8)
+    assert (training.max_grad_norm, training.weight_decay) == (1.0, 0.0)
+    assert (training.bf16, training.freeze_encoder, training.timestamp_probability) == (True, True, 0.5)
+    assert (training.metric_for_best_model, training.greater_is_better) == ("macro_wer", False)
+
+
+def test_one_recipe_has_the_weights_of_the_reference_script() -> None:
+    args, training = parse("distil-large-v3-script-weights")
+    _, paper = parse("distil-large-v3")
+    assert (training.kl_weight, training.pl_weight) == (1.0, 0.8)
+    assert args.teacher_model_name_or_path == "openai/whisper-large-v3"
+    assert training.output_dir != paper.output_dir
+
+
+def test_the_flags_that_replace_those_of_the_reference_scripts_exist() -> None:
+    """A table for newcomers that names a flag of last year sends them to the source."""
+    rows = re.findall(
+        r"^\| [^|]* \| ([^|]*) \|$", (CONFIGS.parent / "docs" / "from_reference_scripts.md").read_text(), re.M
+    )
+    named = {flag for row in rows for flag in re.findall(r"--([a-z_0-9]+)", row)}
+    known = {item.name for types in COMMANDS.values() for kind in types for item in dataclasses.fields(kind)}
+    known |= {item.name for item in dataclasses.fields(TranscribeArguments)}
+    assert len(named) > 30
+    assert named <= known
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+def test_accelerate_reads_its_configurations(path: Path) -> None:
+    """`accelerate launch` stops at a key that it does not know, on the machine with the GPUs."""
+    config = load_config_from_file(str(path))
+    assert config.use_cpu == (path.stem == "cpu")
+    assert (config.distributed_type == DistributedType.MULTI_GPU) == (config.num_processes > 1)
+    assert config.mixed_precision == "no"
+    assert f"configs/accelerate/{path.name} examples/run_distillation.py" in heading(path)

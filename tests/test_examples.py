@@ -1,0 +1,121 @@
+"""The scripts in examples/ on toy models: in-process, and started by torchrun and accelerate."""
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from transformers import WhisperForConditionalGeneration
+
+import hf_distil_whisper
+from toy_files import write_toy_corpus, write_toy_model
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `teacher`, `corpus` and `recipe.yaml`, a training of two steps on the corpus' text."""
+    folder = tmp_path_factory.mktemp("toys")
+    write_toy_model(folder / "teacher")
+    write_toy_corpus(folder / "corpus")
+    settings = {
+        "teacher_model_name_or_path": str(folder / "teacher"),
+        "decoder_layers": 2,
+        "train_dataset": {"path": str(folder / "corpus"), "transcript_column": "text"},
+        "eval_datasets": {"toy": str(folder / "corpus")},
+        "per_device_train_batch_size": 1,
+        "generation_max_length": 10,
+        "max_steps": 2,
+        "use_cpu": True,
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(settings))  # JSON is YAML too
+    return folder
+
+
+def run(name: str, *argv: str) -> None:
+    """Calls `main` of a script."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", ROOT / "examples" / f"{name}.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(argv)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_is_short_and_uses_public_names_only(path: Path) -> None:
+    """A script that reaches into the library cannot be copied into someone's own project."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 80
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("hf_distil_whisper"):
+            assert node.module == "hf_distil_whisper"
+            assert {alias.name for alias in node.names} <= set(hf_distil_whisper.__all__)
+
+
+def test_create_student(toys: Path, tmp_path: Path) -> None:
+    run("create_student", "--teacher_model_name_or_path", str(toys / "teacher"), "--output_dir", str(tmp_path / "out"))
+    assert WhisperForConditionalGeneration.from_pretrained(tmp_path / "out").config.decoder_layers == 2
+
+
+def test_run_pseudo_labelling(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(toys / "corpus")]
+    run("run_pseudo_labelling", *argv, "--output_dir", str(tmp_path / "out"))
+    assert "hours kept" in capsys.readouterr().out
+    assert len(load_from_disk(str(tmp_path / "out"))) == 2
+
+
+def test_run_distillation_trains_two_steps(toys: Path, tmp_path: Path) -> None:
+    run("run_distillation", str(toys / "recipe.yaml"), "--output_dir", str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 2
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_run_evaluation(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["--model_name_or_path", str(toys / "teacher"), "--eval_datasets", str(toys / "corpus")]
+    run("run_evaluation", *argv, "--output_dir", str(tmp_path / "out"))
+    assert "model WER %" in capsys.readouterr().out
+    assert "test" in json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def launch(*command: str) -> subprocess.CompletedProcess:
+    """Starts a launcher in the repository, with one thread per process."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "rows_per_step"),
+    [
+        (["torch.distributed.run", "--nproc_per_node", "2"], 2),
+        (["accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"], 1),
+    ],
+    ids=["torchrun", "accelerate"],
+)
+def test_run_distillation_can_be_launched(launcher: list[str], rows_per_step: int, toys: Path, tmp_path: Path) -> None:
+    """What one process writes, another one may find as another run's; and only one may speak."""
+    done = launch(
+        *launcher, "examples/run_distillation.py", str(toys / "recipe.yaml"), "--output_dir", str(tmp_path / "o")
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"train 2 steps of {rows_per_step} rows" in done.stdout
+    assert done.stdout.count("train 2 steps") == 1
+    assert json.loads((tmp_path / "o" / "trainer_state.json").read_text())["global_step"] == 2
+
+
+@pytest.mark.slow
+def test_a_script_ends_with_a_message_and_exit_code_2(toys: Path) -> None:
+    done = launch(
+        "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml", "examples/create_student.py"
+    )
+    assert "create_student.py: error: the inputs are not ready:" in done.stderr
+    assert "--teacher_model_name_or_path is missing" in done.stderr
+    assert done.returncode != 0

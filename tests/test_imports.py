@@ -1,0 +1,87 @@
+"""Imports go one way through the rooms of the package, and the package itself costs nothing to import."""
+
+import ast
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hf_distil_whisper
+
+PACKAGE = Path(hf_distil_whisper.__file__).parent
+LEVELS = {
+    "checkpoints": 0,
+    "figures": 0,
+    "metrics": 0,
+    "shards": 0,
+    "student": 0,
+    "data": 1,
+    "inference": 2,
+    "pseudo_labels": 3,
+    "training": 3,
+    "evaluation": 4,
+    "hub": 5,
+    "cli": 6,
+}
+"""A room may import itself, another one of the lowest level, and those of lower levels."""
+
+MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem != "__init__"]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms that a module imports anywhere in its text, relative imports included."""
+    package = ["hf_distil_whisper", *path.relative_to(PACKAGE).parent.parts]
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            names += [f"{base}.{alias.name}" for alias in node.names]
+    return {name.split(".")[1] for name in names if name.startswith("hf_distil_whisper.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    """A circle of imports works until someone imports its other end first."""
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for other in imported_rooms(path) - {room}:
+        assert LEVELS[other] < LEVELS[room] or LEVELS[other] == LEVELS[room] == 0, f"{room} imports {other}"
+
+
+def test_every_public_name_can_be_imported() -> None:
+    """A lazy name that is misspelt is found out when somebody uses it."""
+    for name in hf_distil_whisper.__all__:
+        assert hf_distil_whisper.__getattr__(name) is not None
+    assert set(hf_distil_whisper.__all__) <= set(dir(hf_distil_whisper))
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    """They read the imports under TYPE_CHECKING, Python reads the table: one without the other goes unnoticed."""
+    tree = ast.parse(Path(hf_distil_whisper.__file__).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+    seen = {(alias.name, node.module) for node in imports for alias in node.names}
+    homes = {(name, f"hf_distil_whisper.{home}") for name, home in hf_distil_whisper._HOME.items()}
+    assert seen == homes
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'create_studnet'"):
+        importlib.import_module("hf_distil_whisper").__getattr__("create_studnet")
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    """`import hf_distil_whisper` is to cost less than 0.3 s; torch alone costs seconds."""
+    code = (
+        "import sys, time; start = time.process_time(); import hf_distil_whisper; "
+        "print(time.process_time() - start, 'torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    seconds, *loaded = done.stdout.split()
+    assert float(seconds) < 0.3
+    assert loaded == ["False", "False"]
