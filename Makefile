@@ -1,0 +1,26 @@
+# `make quickstart` distils a student in minutes, `make test` runs the tests, `make check` what a reviewer's tools say.
+# Each sets up .venv first where it is missing. PYTHON=python3.12 make test: another interpreter.
+
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==2.13.0
+
+.PHONY: quickstart test check
+
+quickstart: $(BIN)/hf-distil-whisper
+	$(BIN)/python examples/quickstart/run.py
+
+test: $(BIN)/hf-distil-whisper
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(BIN)/hf-distil-whisper
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_imports.py
+
+# Without a GPU torch comes first and pinned: the open range would draw a newer release with gigabytes of CUDA packages.
+$(BIN)/hf-distil-whisper:
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	nvidia-smi >/dev/null 2>&1 || $(BIN)/python -m pip install -c constraints.txt $(TORCH)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
