@@ -23,6 +23,8 @@ SESSION = 10
 """Sentences that one voice speaks in a row."""
 
 SIZES = {"validation": 80, "test": 320, "test_unseen": 320, "train": 4300}
+SHARD_ROWS = 2200
+"""Rows of a Parquet file at most: files of less than 9 MB."""
 LONG_FORM_SECONDS = [65, 80, 95, 110, 120, 130, 150, 170]
 
 
@@ -69,16 +71,18 @@ def long_form(index: int) -> dict:
 
 
 def write(rows: list[dict], split: str, folder: Path) -> None:
-    """Writes one split as a Parquet file whose audio is compressed bytes."""
+    """Writes one split as Parquet files whose audio is compressed bytes."""
     features = Features({"id": Value("string"), "audio": AudioFeature(sampling_rate=RATE), "text": Value("string"),
                          "speaker": Value("string"), "duration": Value("float32")})  # fmt: skip
     plain = Features(features | {"audio": {"bytes": Value("binary"), "path": Value("string")}})
     dataset = Dataset.from_list(rows, features=plain)
-    target = folder / "data" / f"{split}-00000-of-00001.parquet"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    dataset.to_parquet(target)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    shards = 1 + len(rows) // SHARD_ROWS
+    for index in range(shards):
+        target = folder / "data" / f"{split}-{index:05d}-of-{shards:05d}.parquet"
+        dataset.shard(shards, index, contiguous=True).to_parquet(target)
     seconds = sum(row["duration"] for row in rows)
-    print(f"{split}: {len(rows)} rows, {seconds / 3600:.2f} h, {target.stat().st_size / 1e6:.1f} MB")
+    print(f"{split}: {len(rows)} rows, {seconds / 3600:.2f} h, {shards} files")
 
 
 def main() -> None:
