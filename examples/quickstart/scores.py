@@ -1,5 +1,6 @@
 """The quickstart's table: word error rates, real-time factors, speed-ups, and the bounds that they are held to."""
 
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,7 @@ def digit_wer(model: WhisperForConditionalGeneration, processor: WhisperProcesso
 def timestamp_error(model: WhisperForConditionalGeneration, processor: WhisperProcessor, corpus: Path) -> float:
     """Median distance in seconds of the segments' starts and ends from the true ones, in windows of several sentences.
 
-    A sentence counts where the model found as many segments as there are sentences.
+    A window counts where the model found as many segments as there are sentences; NaN where none does.
     """
     rows = load_source(corpus, split="test").sort("speaker")
     seconds = dict(zip(rows["id"], rows["duration"], strict=True))
@@ -85,7 +86,7 @@ def timestamp_error(model: WhisperForConditionalGeneration, processor: WhisperPr
             for name, segment in zip(row["ids"], transcription.segments, strict=True):
                 distances += [abs(segment.start - start), abs(segment.end - start - seconds[name])]
                 start += seconds[name] + gap
-    return statistics.median(distances)
+    return statistics.median(distances) if distances else math.nan
 
 
 def table(scores: dict[str, Scores], ratios: dict[int, float]) -> str:

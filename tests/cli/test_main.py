@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 
 def test_the_list_of_commands_appears_at_once() -> None:
-    """Importing torch for a list costs four seconds. Processor time is counted, which a busy machine does not stretch."""
+    """Importing torch for a list costs seconds. Processor time is counted: a busy machine does not stretch it."""
     code = (
         "import sys, time; from hf_distil_whisper.cli.main import main; main([]); "
         "print('torch' in sys.modules, time.process_time())"
