@@ -8,6 +8,7 @@ TORCH := torch==2.13.0
 .PHONY: quickstart test check
 
 quickstart: $(BIN)/hf-distil-whisper
+	rm -rf runs/quickstart
 	$(BIN)/python examples/quickstart/run.py
 
 test: $(BIN)/hf-distil-whisper
