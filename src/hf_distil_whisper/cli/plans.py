@@ -182,7 +182,8 @@ def gigabytes(number_of_bytes: float) -> str:
 
 def best_device() -> torch.device:
     """The accelerator where there is one, else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
 
 
 def torch_dtype(name: str) -> torch.dtype:
