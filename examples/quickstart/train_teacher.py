@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from sentences import sentence
 from teacher_alignment import BLANK, clean, greedy, spell, word_times
 from teacher_model import DecoderLoss, Teacher, decoder_rows
-from teacher_windows import Speech, augment, compose, mask, pad_with_zeros, scale
+from teacher_windows import SILENCE, Speech, augment, compose, mask, pad_with_zeros, scale
 from torch.utils.data import DataLoader, IterableDataset
 
 from hf_distil_whisper import save_checkpoint
@@ -135,22 +135,26 @@ def train(teacher: Teacher, loader: DataLoader, step_loss, parameters: list, arg
     teacher.save(args.output_dir)
 
 
+def spell_alone(teacher: Teacher, speech: Speech, row: dict, length: int) -> torch.Tensor:
+    """Log-probabilities (frames / 2, characters + 1) of one utterance at the start of `length` frames of silence."""
+    mel = np.full((length, 80), SILENCE, dtype=np.float32)
+    mel[: row["frames"]] = speech.frames(row)[:length]
+    return teacher.spell(teacher.encode(torch.from_numpy(scale(mel))[None]))[0]
+
+
 def character_error_rate(teacher: Teacher, speech: Speech, length: int, count: int) -> float:
     """Of the CTC head on held-out sentences, alone in windows of `length` frames."""
     references, guesses = [], []
     for row in speech.held_out[:count]:
-        mel = np.full((length, 80), -10.0, dtype=np.float32)
-        mel[: row["frames"]] = speech.frames(row)[:length]
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-            log_probs = teacher.spell(teacher.encode(torch.from_numpy(scale(mel))[None]))
+            log_probs = spell_alone(teacher, speech, row, length)
         references.append(clean(row["text"]))
-        guesses.append(greedy(log_probs[0]))
+        guesses.append(greedy(log_probs))
     return jiwer.cer(references, guesses)
 
 
 def encoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> None:
     """CTC on short windows anywhere in the 30 s, and on whole ones."""
-    teacher.requires_grad_(True)
 
     def loss(batch, done):
         features, offset, targets = batch
@@ -175,10 +179,7 @@ def align_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> N
             elif 2 * len(spell(row["text"])) + 2 > row["frames"] // 2:
                 continue
             else:
-                length = row["frames"] + row["frames"] % 2
-                mel = np.full((length, 80), -10.0, dtype=np.float32)
-                mel[: row["frames"]] = speech.frames(row)
-                log_probs = teacher.spell(teacher.encode(torch.from_numpy(scale(mel))[None], 0))[0]
+                log_probs = spell_alone(teacher, speech, row, row["frames"] + row["frames"] % 2)
                 times = word_times(log_probs, row["text"])
             file.write(json.dumps({"start": row["start"], "words": times}) + "\n")
     unfinished.replace(args.speech / "times.jsonl")
@@ -186,7 +187,6 @@ def align_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> N
 
 def decoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace, whole: bool) -> None:
     """Cross-entropy and guided attention; with `whole` the encoder trains too, CTC kept beside."""
-    teacher.requires_grad_(True)
     tokenizer = teacher.processor.tokenizer
     criterion = DecoderLoss(teacher)
 
