@@ -26,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
+from hf_distil_whisper.inference.search import greedy_search
 
 
 @dataclass(frozen=True)
@@ -242,16 +243,23 @@ def generate_tokens(
     states = model.get_encoder()(windows).last_hidden_state if encoder_states is None else encoder_states
     prefix = _prefix_tokens(model, states, code, task, return_timestamps)
     config = _generation_settings(model, prefix.shape[1], new_tokens, min_new_tokens, num_beams)
-    # GenerationMixin.generate is the single search that Whisper's own generate wraps into its loop over windows.
-    sequences = GenerationMixin.generate(
-        model,
-        encoder_outputs=BaseModelOutput(last_hidden_state=states),
-        attention_mask=torch.ones(states.shape[:2], dtype=torch.long, device=states.device),
-        decoder_input_ids=prefix,
-        generation_config=config,
-        logits_processor=_token_rules(model, config, prefix.shape[1], return_timestamps),
-        **({} if assistant is None else {"assistant_model": assistant}),
-    )
+    rules = _token_rules(model, config, prefix.shape[1], return_timestamps)
+    if num_beams == 1 and assistant is None:
+        sequences = greedy_search(
+            model, states, prefix, rules,
+            end=config.eos_token_id, max_new_tokens=new_tokens, min_new_tokens=min_new_tokens or 0,
+        )  # fmt: skip
+    else:
+        # GenerationMixin.generate is the single search that Whisper's own generate wraps into its loop over windows.
+        sequences = GenerationMixin.generate(
+            model,
+            encoder_outputs=BaseModelOutput(last_hidden_state=states),
+            attention_mask=torch.ones(states.shape[:2], dtype=torch.long, device=states.device),
+            decoder_input_ids=prefix,
+            generation_config=config,
+            logits_processor=rules,
+            **({} if assistant is None else {"assistant_model": assistant}),
+        )
     found = [_cut_at_end(row, config.eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
     if not statistics:
         return [TokenSequence(tokens, truncated) for tokens, truncated in found]
