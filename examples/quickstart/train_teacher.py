@@ -1,21 +1,22 @@
 """Trains the quickstart's teacher from scratch: a Whisper of width 128 with 4 encoder and 8 decoder layers.
 
-    python teacher_speech.py --output_dir runs/speech --hours 14 --fsdd ../../../shared/speech/fsdd
-    python train_teacher.py encoder --speech runs/speech --output_dir runs/teacher --minutes 30
-    python train_teacher.py align   --speech runs/speech --output_dir runs/teacher
-    python train_teacher.py decoder --speech runs/speech --output_dir runs/teacher --minutes 40
-    python train_teacher.py all     --speech runs/speech --output_dir runs/teacher --minutes 40
-    python train_teacher.py export  --speech runs/speech --output_dir runs/teacher
+    python teacher_speech.py --output_dir runs/speech --hours 9 --fsdd ../../../shared/speech/fsdd
+    export OMP_NUM_THREADS=1
+    torchrun --nproc_per_node 2 train_teacher.py encoder --speech runs/speech --output_dir runs/teacher --minutes 30
+    torchrun --nproc_per_node 2 train_teacher.py align --speech runs/speech --output_dir runs/teacher
+    torchrun --nproc_per_node 2 train_teacher.py all --speech runs/speech --output_dir runs/teacher --minutes 120
+    python train_teacher.py export --speech runs/speech --output_dir runs/teacher
 
 The encoder first learns to spell with a character CTC head that is thrown away afterwards. Its best path gives every
 word a time; a few decoder heads are then led to look at the word that they read or write (a loss on attention, as
 CrisperWhisper uses), without which a decoder takes hours to find its way through 30 s. At last all weights train
 together.
-Every stage goes on from the checkpoint of the one before it, and a stopped stage is begun anew.
+Every stage goes on from the checkpoint of the one before it, and a stopped stage is begun anew. One process a core.
 """
 
 import argparse
 import json
+import os
 import random
 import time
 from pathlib import Path
@@ -23,14 +24,24 @@ from pathlib import Path
 import jiwer
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from sentences import sentence
 from teacher_alignment import BLANK, clean, greedy, spell, word_times
 from teacher_model import DecoderLoss, Teacher, decoder_rows
 from teacher_windows import SILENCE, Speech, augment, compose, mask, pad_with_zeros, scale
+from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset
 
 from hf_distil_whisper import save_checkpoint
+
+LENGTHS = {
+    "encoder": [(450, 12, 0.3), (900, 6, 0.4), (1500, 4, 0.3)],
+    "all": [(900, 7, 0.35), (3000, 4, 0.65)],
+}
+"""Frames of a window, windows of a batch and process, share of the batches."""
 
 
 class CtcWindows(IterableDataset):
@@ -44,11 +55,10 @@ class CtcWindows(IterableDataset):
         self.speech, self.lengths, self.widen, self.seed = speech, lengths, widen, seed
 
     def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
-        rng = np.random.default_rng([self.seed, worker.id if worker else 0])
+        common, rng = generators(self.seed)
         begin = time.time()
         while True:
-            length, size = draw_length(self.lengths, rng)
+            length, size = draw_length(self.lengths, common)
             features, texts = [], []
             while len(features) < size:
                 window = compose(self.speech, rng, length, single=0.2, cut=0.0)
@@ -56,9 +66,9 @@ class CtcWindows(IterableDataset):
                     continue
                 features.append(scale(mask(augment(window.mel, rng), rng)))
                 texts.append(" ".join(word.text for segment in window.segments for word in segment))
-            wide = min(1.0, (time.time() - begin) / 60 / self.widen) if self.widen else 0.0
+            wide = min(1.0, (time.time() - begin) / 60 / self.widen)
             offset = int(rng.integers(0, int(wide * (3000 - length)) // 2 + 1))
-            yield torch.from_numpy(np.stack(features)), offset, [torch.tensor(spell(text)) for text in texts]
+            yield torch.from_numpy(np.stack(features)), offset, None, [torch.tensor(spell(text)) for text in texts]
 
 
 class DecoderWindows(IterableDataset):
@@ -68,11 +78,10 @@ class DecoderWindows(IterableDataset):
         self.speech, self.tokenizer, self.args = speech, tokenizer, args
 
     def __iter__(self):
-        worker = torch.utils.data.get_worker_info()
         args = self.args
-        rng = np.random.default_rng([args.seed, worker.id if worker else 0])
+        common, rng = generators(args.seed)
         while True:
-            length, size = draw_length(args.lengths, rng)
+            length, size = draw_length(args.lengths, common)
             offset = int(rng.integers(0, (3000 - length) // 2 + 1))
             windows = [compose(self.speech, rng, length, args.single, args.cut, args.previous) for _ in range(size)]
             rows = [decoder_rows(self.tokenizer, window, offset, rng) for window in windows]
@@ -83,6 +92,12 @@ class DecoderWindows(IterableDataset):
             spelt = [" ".join(word.text for segment in window.segments for word in segment) for window in windows]
             ctc = [torch.tensor(spell(text), dtype=torch.long) for text in spelt]
             yield torch.from_numpy(np.stack(features)), offset, rows, ctc
+
+
+def generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
+    """One that all processes share, for the length of their windows, and each one's own."""
+    rank = int(os.environ.get("RANK", 0))
+    return np.random.default_rng(seed), np.random.default_rng([seed, rank])
 
 
 def draw_length(lengths: list[tuple[int, int, float]], rng: np.random.Generator) -> tuple[int, int]:
@@ -100,39 +115,88 @@ def ctc_loss(log_probs: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tens
     return loss / lengths.sum().clamp(min=1)
 
 
-def schedule(done: float, peak: float, warm: float = 0.04) -> float:
-    """Linear warm-up over the share `warm` of the time, then a half cosine to a hundredth of the peak."""
+def schedule(done: float, peak: float, final: float, warm: float = 0.03) -> float:
+    """Linear warm-up over the share `warm` of the time, then a straight line down to the share `final` of the peak."""
     if done < warm:
         return peak * (done + 1e-3) / warm
-    return peak * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(1.0, (done - warm) / (1 - warm)))))
+    return peak * (1 - (1 - final) * (done - warm) / (1 - warm))
 
 
-def train(teacher: Teacher, loader: DataLoader, step_loss, parameters: list, args: argparse.Namespace) -> None:
+class Objective(nn.Module):
+    """The losses of a batch, as one module that the processes of a training can share."""
+
+    def __init__(self, teacher: Teacher, args: argparse.Namespace):
+        super().__init__()
+        self.teacher, self.args = teacher, args
+        self.decoder_loss = DecoderLoss(teacher)
+
+    def forward(self, batch: tuple) -> dict[str, torch.Tensor]:
+        """`loss` and its parts, of a batch from `CtcWindows` or `DecoderWindows`."""
+        features, offset, rows, characters = batch
+        states = self.teacher.encode(features, offset)
+        parts = {"ctc": ctc_loss(self.teacher.spell(states), characters)}
+        if rows is not None:
+            parts |= self.decoder_loss(states, rows)
+            return {"loss": parts["ce"] + self.args.guide * parts["guide"] + 0.3 * parts["ctc"], **parts}
+        return {"loss": parts["ctc"], **parts}
+
+
+def optimizers(parameters: dict[str, nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the layers, AdamW for all else."""
+    hidden = [p for name, p in parameters.items() if "layers." in name and p.ndim == 2]
+    others = [p for name, p in parameters.items() if not ("layers." in name and p.ndim == 2)]
+    settings = {"lr": learning_rate, "weight_decay": 0.01}
+    muon = {"adjust_lr_fn": "match_rms_adamw", **settings}
+    first = (
+        ZeroRedundancyOptimizer(hidden, torch.optim.Muon, parameters_as_bucket_view=False, **muon)
+        if dist.is_initialized()
+        else torch.optim.Muon(hidden, **muon)
+    )
+    return [first, torch.optim.AdamW(others, betas=(0.9, 0.98), **settings)]
+
+
+def share_done(begin: float, minutes: float) -> float:
+    """The share of the time that is over, by the clock of the first process."""
+    done = torch.tensor((time.time() - begin) / (60 * minutes))
+    if dist.is_initialized():
+        dist.broadcast(done, 0)
+    return float(done)
+
+
+def train(teacher: Teacher, loader: DataLoader, args: argparse.Namespace) -> None:
     """Steps until the minutes are over; a line each 50 steps, a checkpoint each 300."""
-    optimizer = torch.optim.AdamW(parameters, lr=args.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    objective: nn.Module = Objective(teacher, args)
+    if dist.is_initialized():
+        objective = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
+    parameters = {name: p for name, p in teacher.named_parameters() if p.requires_grad}
+    steppers = optimizers(parameters, args.learning_rate)
     begin, sums = time.time(), {}
     for step, batch in enumerate(loader, start=1):
-        done = (time.time() - begin) / (60 * args.minutes)
+        done = share_done(begin, args.minutes)
         if done >= 1:
             break
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(done, args.learning_rate)
+        rate = schedule(done, args.learning_rate, args.final_rate)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            parts = step_loss(batch, done)
-        optimizer.zero_grad(set_to_none=True)
+            parts = objective(batch)
         parts["loss"].backward()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        for optimizer in steppers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            if torch.isfinite(norm):
+                optimizer.step()
+            optimizer.zero_grad()
         for name, value in parts.items():
             sums[name] = sums.get(name, 0.0) + float(value.detach())
-        if step % 50 == 0:
+        if first and step % 50 == 0:
             means = {name: round(value / 50, 4) for name, value in sums.items()}
             print(json.dumps({"step": step, "minutes": round((time.time() - begin) / 60, 1), **means}), flush=True)
             sums = {}
-        if step % 300 == 0:
+        if first and step % 300 == 0:
             teacher.save(args.output_dir)
-    teacher.save(args.output_dir)
+    if first:
+        teacher.save(args.output_dir)
 
 
 def spell_alone(teacher: Teacher, speech: Speech, row: dict, length: int) -> torch.Tensor:
@@ -155,25 +219,20 @@ def character_error_rate(teacher: Teacher, speech: Speech, length: int, count: i
 
 def encoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> None:
     """CTC on short windows anywhere in the 30 s, and on whole ones."""
-
-    def loss(batch, done):
-        features, offset, targets = batch
-        value = ctc_loss(teacher.spell(teacher.encode(features, offset)), targets)
-        return {"loss": value}
-
+    for parameter in teacher.whisper.model.decoder.parameters():
+        parameter.requires_grad_(False)
     dataset = CtcWindows(speech, args.lengths, args.widen, args.seed)
-    parameters = [p for n, p in teacher.named_parameters() if ".decoder." not in n and p.requires_grad]
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
-    train(teacher, loader, loss, parameters, args)
+    train(teacher, DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4), args)
     teacher.eval()
     print({f"cer_{n / 100:.0f}s": round(character_error_rate(teacher, speech, n, 128), 4) for n in (640, 3000)})
 
 
 def align_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> None:
     """Writes the times of every utterance's words beside the speech; those that CTC cannot read are left out."""
-    unfinished = args.speech / "times.jsonl.part"
-    with open(unfinished, "w") as file, torch.inference_mode():
-        for row in speech.rows + speech.held_out:
+    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    parts = [args.speech / f"times.jsonl.{number}" for number in range(processes)]
+    with open(parts[rank], "w") as file, torch.inference_mode():
+        for row in (speech.rows + speech.held_out)[rank::processes]:
             if row["speaker"].startswith("fsdd"):
                 times = [(0, row["frames"])]
             elif 2 * len(spell(row["text"])) + 2 > row["frames"] // 2:
@@ -182,30 +241,18 @@ def align_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> N
                 log_probs = spell_alone(teacher, speech, row, row["frames"] + row["frames"] % 2)
                 times = word_times(log_probs, row["text"])
             file.write(json.dumps({"start": row["start"], "words": times}) + "\n")
-    unfinished.replace(args.speech / "times.jsonl")
+    if dist.is_initialized():
+        dist.barrier()
+    if rank == 0:
+        (args.speech / "times.jsonl").write_text("".join(part.read_text() for part in parts))
+        for part in parts:
+            part.unlink()
 
 
-def decoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace, whole: bool) -> None:
-    """Cross-entropy and guided attention; with `whole` the encoder trains too, CTC kept beside."""
-    tokenizer = teacher.processor.tokenizer
-    criterion = DecoderLoss(teacher)
-
-    def loss(batch, done):
-        features, offset, rows, ctc = batch
-        in_pieces = done < args.in_pieces and features.shape[-1] == 3000
-        with torch.set_grad_enabled(whole):
-            states = teacher.encode(features, offset, (3, 4, 5)[len(rows[0]["inputs"]) % 3] if in_pieces else 1)
-        parts = criterion(states, rows)
-        if whole:
-            parts["ctc"] = ctc_loss(teacher.spell(states), ctc)
-        total = parts["ce"] + args.guide * parts["guide"] + (0.3 * parts["ctc"] if whole else 0)
-        return {"loss": total, **parts}
-
-    named = [(n, p) for n, p in teacher.named_parameters() if p.requires_grad]
-    parameters = [p for n, p in named if whole or ".decoder." in n]
-    loader = DataLoader(DecoderWindows(speech, tokenizer, args), batch_size=None, num_workers=1,
-                        prefetch_factor=3, collate_fn=None)  # fmt: skip
-    train(teacher, loader, loss, parameters, args)
+def all_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> None:
+    """Cross-entropy, guided attention and CTC together."""
+    dataset = DecoderWindows(speech, teacher.processor.tokenizer, args)
+    train(teacher, DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=3), args)
 
 
 def window_length(text: str) -> tuple[int, int, float]:
@@ -216,28 +263,31 @@ def window_length(text: str) -> tuple[int, int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["encoder", "align", "decoder", "all", "export"])
+    parser.add_argument("stage", choices=["encoder", "align", "all", "export"])
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30.0)
-    parser.add_argument("--learning_rate", type=float, default=2e-3)
-    lengths = [(400, 20, 0.45), (800, 10, 0.47), (3000, 2, 0.08)]
-    help_lengths = "frames:windows:share of the batches, several times"
-    parser.add_argument("--lengths", nargs="+", type=window_length, default=lengths, help=help_lengths)
+    parser.add_argument("--learning_rate", type=float, default=None, help="1.5e-3 for the encoder, then 8e-4")
+    help_lengths = "frames:windows of a process:share of the batches, several times"
+    parser.add_argument("--lengths", nargs="+", type=window_length, default=None, help=help_lengths)
     parser.add_argument("--single", type=float, default=0.3, help="share of windows with one sentence")
     parser.add_argument("--cut", type=float, default=0.5, help="share of full windows that end within a sentence")
     parser.add_argument("--previous", type=float, default=0.3, help="share of windows with text before them")
     parser.add_argument(
         "--augment", type=float, default=0.35, help="share of windows in another room, by another voice"
     )
-    parser.add_argument("--widen", type=float, default=0.0, help="minutes until windows stand anywhere; 0: never")
-    parser.add_argument("--in_pieces", type=float, default=0.6, help="share of the time with the encoder on pieces")
-    parser.add_argument("--guide", type=float, default=0.3, help="weight of the loss on attention")
+    parser.add_argument("--widen", type=float, default=5.0, help="minutes until the encoder's windows stand anywhere")
+    parser.add_argument("--final_rate", type=float, default=0.02, help="last learning rate, a share of the first")
+    parser.add_argument("--guide", type=float, default=0.5, help="weight of the loss on attention")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    args.lengths = args.lengths or LENGTHS.get(args.stage)
+    args.learning_rate = args.learning_rate or (1.5e-3 if args.stage == "encoder" else 8e-4)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
-    speech = Speech(args.speech, timed=args.stage in ("decoder", "all"))
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+    speech = Speech(args.speech, timed=args.stage == "all")
     rng = random.Random(args.seed)
     teacher = Teacher.load_or_create(args.output_dir, [sentence(rng) for _ in range(30_000)])
     if args.stage == "encoder":
@@ -247,7 +297,7 @@ def main() -> None:
     elif args.stage == "export":
         save_checkpoint(teacher.whisper.half(), teacher.processor, Path(__file__).parent / "teacher")
     else:
-        decoder_stage(teacher, speech, args, whole=args.stage == "all")
+        all_stage(teacher, speech, args)
 
 
 if __name__ == "__main__":
