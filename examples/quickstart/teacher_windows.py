@@ -129,7 +129,9 @@ def compose(
         previous (`float`, *optional*, defaults to 0.3): share of windows with text before them.
     """
     window = Window(np.full((length, 80), SILENCE, dtype=np.float32))
-    if rng.random() < 0.03:
+    if rng.random() < 0.04:
+        if rng.random() < 0.7:
+            window.mel = _noise(length, float(rng.uniform(-7, 1)), rng)
         return window
     digits = bool(speech.digits) and rng.random() < 0.13
     name = rng.choice(speech.digits) if digits else rng.choice(speech.voices, p=speech.voice_weights)
@@ -150,6 +152,8 @@ def compose(
         position += len(mel) + gap()
         if one:
             break
+    if name.startswith("flite") and rng.random() < 0.5:
+        window.mel = _warp_frequencies(window.mel, float(rng.uniform(0.8, 1.2)))
     if rng.random() < previous:
         before = [_sentence(speech, rows, digits, rng)[1] for _ in range(rng.integers(1, 6))]
         window.previous = " ".join(word.text for words in before for word in words)
@@ -187,11 +191,15 @@ def augment(mel: np.ndarray, rng: np.random.Generator, share: float = 0.35) -> n
     if rng.random() < 0.12:
         mel[:, 57:] = np.minimum(mel[:, 57:], np.percentile(mel[:, 57:], 10) - 2)
     if rng.random() < 0.6:
-        level = np.percentile(mel.max(axis=1), 90) - rng.uniform(1.8, 4.5)
-        slope = np.linspace(0, -rng.uniform(0, 2.0), 80, dtype=np.float32)
-        floor = level + slope + np.log10(rng.exponential(1.0, (length, 80)) + 0.05)
-        mel = np.logaddexp(mel * 2.302585, floor.astype(np.float32) * 2.302585) / 2.302585
+        floor = _noise(length, np.percentile(mel.max(axis=1), 90) - rng.uniform(1.8, 4.5), rng)
+        mel = np.logaddexp(mel * 2.302585, floor * 2.302585) / 2.302585
     return np.maximum(mel, SILENCE).astype(np.float32)
+
+
+def _noise(length: int, level: float, rng: np.random.Generator) -> np.ndarray:
+    """Log-mel frames of steady noise whose spectrum falls by up to two decades."""
+    slope = np.linspace(0, -rng.uniform(0, 2.0), 80, dtype=np.float32)
+    return (level + slope + np.log10(rng.exponential(1.0, (length, 80)) + 0.05)).astype(np.float32)
 
 
 def _warp_frequencies(mel: np.ndarray, factor: float) -> np.ndarray:
