@@ -34,6 +34,11 @@ class Window:
     """Where a last segment begins that the window's end cuts, if there is one."""
     previous: str = ""
 
+    @property
+    def text(self) -> str:
+        """All words that are heard whole."""
+        return " ".join(word.text for segment in self.segments for word in segment)
+
 
 class Speech:
     """The rendered utterances by speaker; `timed`: with the times of their words, and only those that have them."""
@@ -59,6 +64,7 @@ class Speech:
         counts = np.array([len(self.by_speaker[name]) for name in self.voices], dtype=float)
         # The voices of the corpus have hundreds of sentences each, the many others few: these are for variety only.
         counts[counts < counts.max() / 4] *= 0.35
+        # flite's voices are made of human recordings and harder to read than the formants of espeak-ng.
         counts *= [1.8 if name.startswith("flite") else 1.0 for name in self.voices]
         self.voice_weights = counts / counts.sum()
 

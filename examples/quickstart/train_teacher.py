@@ -65,7 +65,7 @@ class CtcWindows(IterableDataset):
                 if window.cut_start is not None or not window.segments:
                     continue
                 features.append(scale(mask(augment(window.mel, rng), rng)))
-                texts.append(" ".join(word.text for segment in window.segments for word in segment))
+                texts.append(window.text)
             wide = min(1.0, (time.time() - begin) / 60 / self.widen)
             offset = int(rng.integers(0, int(wide * (3000 - length)) // 2 + 1))
             yield torch.from_numpy(np.stack(features)), offset, None, [torch.tensor(spell(text)) for text in texts]
@@ -89,15 +89,15 @@ class DecoderWindows(IterableDataset):
                 pad_with_zeros(scale(mask(augment(window.mel, rng, args.augment), rng)), window, rng)
                 for window in windows
             ]
-            spelt = [" ".join(word.text for segment in window.segments for word in segment) for window in windows]
-            ctc = [torch.tensor(spell(text), dtype=torch.long) for text in spelt]
+            ctc = [torch.tensor(spell(window.text), dtype=torch.long) for window in windows]
             yield torch.from_numpy(np.stack(features)), offset, rows, ctc
 
 
 def generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
     """One that all processes share, for the length of their windows, and each one's own."""
-    rank = int(os.environ.get("RANK", 0))
-    return np.random.default_rng(seed), np.random.default_rng([seed, rank])
+    # From 1 on: a trailing zero does not change a seed, and the first process would draw the same numbers twice.
+    process = 1 + int(os.environ.get("RANK", 0))
+    return np.random.default_rng(seed), np.random.default_rng([seed, process])
 
 
 def draw_length(lengths: list[tuple[int, int, float]], rng: np.random.Generator) -> tuple[int, int]:
