@@ -2,15 +2,17 @@
 
     python teacher_speech.py --output_dir /somewhere/speech --hours 12 [--fsdd ../../../shared/speech/fsdd]
 
-Every utterance is rendered, coded with Opus as the corpus is, and kept as log10 mel power before Whisper's clamp, so
-that windows can be put together, mixed with noise and re-levelled frame by frame while training. Human digits (fsdd,
-train split) are kept one word an utterance.
+The training split of the corpus comes first. Every other utterance is rendered, coded with Opus as the corpus is, and
+kept as log10 mel power before Whisper's clamp, so that windows can be put together, mixed with noise and re-levelled
+frame by frame while training. Human digits (fsdd, train split) are kept one word an utterance.
 """
 
 import argparse
 import io
+import itertools
 import json
 import random
+from collections.abc import Iterator
 from multiprocessing import Pool
 from pathlib import Path
 
@@ -21,7 +23,9 @@ import torch
 from sentences import sentence
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
-from voices import EXTRA_VOICES, RATE, TRAIN_VOICES, record, render
+from voices import DISGUISED_VOICES, EXTRA_VOICES, RATE, TRAIN_VOICES, record, render
+
+from hf_distil_whisper import load_audio, load_source
 
 OPUS_COMPRESSION = 0.985
 """libsndfile's compression level that gives about 12 kbit/s."""
@@ -48,10 +52,10 @@ def utterance(seed: int) -> tuple[np.ndarray, dict]:
     """Renders one random sentence: its log-mel frames and its row of the index."""
     torch.set_num_threads(1)
     rng, noise_rng = random.Random(seed), np.random.default_rng(seed)
-    extra = rng.random() < 0.35
-    voice = rng.choice(EXTRA_VOICES if extra else TRAIN_VOICES)
+    voices = rng.choices([TRAIN_VOICES, EXTRA_VOICES, DISGUISED_VOICES], [0.3, 0.2, 0.5])[0]
+    voice = rng.choice(voices)
     text = sentence(rng)
-    audio = render(voice, text, rng, pitch_cents=250.0 if extra else 150.0)
+    audio = render(voice, text, rng, pitch_cents=250.0 if voices is EXTRA_VOICES else 150.0)
     audio = record(audio, noise_rng)
     decoded, _ = sf.read(io.BytesIO(encode_opus(audio)), dtype="float32")
     return log_mel(decoded), {"text": text, "speaker": voice.label}
@@ -68,6 +72,12 @@ def human_digits(folder: Path) -> list[tuple[np.ndarray, dict]]:
                 (log_mel(soxr.resample(audio, rate, RATE)), {"text": row["text"], "speaker": f"fsdd-{row['speaker']}"})
             )
     return found
+
+
+def corpus_speech() -> Iterator[tuple[np.ndarray, dict]]:
+    """The training split of the corpus."""
+    for row in load_source(Path(__file__).parent / "corpus", split="train"):
+        yield log_mel(load_audio(row["audio"])), {"text": row["text"], "speaker": row["speaker"]}
 
 
 def main() -> None:
@@ -87,7 +97,7 @@ def main() -> None:
             index.write(json.dumps({"start": frames, "frames": len(features)} | row) + "\n")
             return len(features)
 
-        for features, row in human_digits(args.fsdd) if args.fsdd else []:
+        for features, row in itertools.chain(human_digits(args.fsdd) if args.fsdd else [], corpus_speech()):
             frames += keep(features, row)
         with Pool(args.processes) as pool, tqdm(total=wanted, unit="frame", mininterval=5) as bar:
             for features, row in pool.imap(utterance, range(args.seed, args.seed + wanted // 50), chunksize=8):

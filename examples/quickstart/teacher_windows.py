@@ -62,10 +62,8 @@ class Speech:
         self.digits = [name for name in self.by_speaker if name.startswith("fsdd")]
         self.voices = [name for name in self.by_speaker if not name.startswith("fsdd")]
         counts = np.array([len(self.by_speaker[name]) for name in self.voices], dtype=float)
-        # The voices of the corpus have hundreds of sentences each, the many others few: these are for variety only.
-        counts[counts < counts.max() / 4] *= 0.35
         # flite's voices are made of human recordings and harder to read than the formants of espeak-ng.
-        counts *= [1.8 if name.startswith("flite") else 1.0 for name in self.voices]
+        counts *= [1.5 if name.startswith("flite") else 1.0 for name in self.voices]
         self.voice_weights = counts / counts.sum()
 
     def frames(self, row: dict) -> np.ndarray:

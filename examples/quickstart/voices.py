@@ -18,15 +18,21 @@ RATE = 16_000
 
 @dataclass(frozen=True)
 class Voice:
-    """A synthesiser and its voice: `flite` (`awb`, …) or `espeak-ng` (`en-gb+f2`, …)."""
+    """A synthesiser and its voice: `flite` (`awb`, …) or `espeak-ng` (`en-gb+f2`, …).
+
+    A voice in disguise is shifted by `cents`, pitch and formants alike, and (flite only) speaks at a mean of `hertz`.
+    """
 
     engine: str
     name: str
+    cents: int = 0
+    hertz: int | None = None
 
     @property
     def label(self) -> str:
         """The name of the speaker in the corpus."""
-        return f"{self.engine}-{self.name}"
+        disguise = f"{self.cents:+d}-{self.hertz}" if self.hertz else ""
+        return f"{self.engine}-{self.name}{disguise}"
 
 
 TRAIN_VOICES = [
@@ -39,30 +45,22 @@ UNSEEN_VOICES = [Voice("flite", "rms"), Voice("espeak-ng", "en-us+f5"), Voice("e
 EXTRA_VOICES = [
     Voice("espeak-ng", f"{accent}+{variant}")
     for accent in ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland")
-    for variant in (
-        "m1",
-        "m2",
-        "m3",
-        "m4",
-        "m5",
-        "m8",
-        "f1",
-        "f2",
-        "f3",
-        "f4",
-        "Annie",
-        "Alex",
-        "david",
-        "linda",
-        "steph",
-    )
+    for variant in "m1 m2 m3 m4 m5 m8 f1 f2 f3 f4 Annie Alex david linda steph".split()
 ]
-"""Voices that only the teacher's own training speech has."""
+DISGUISED_VOICES = [
+    Voice("flite", name, cents, hertz)
+    for name in ("awb", "slt", "kal16")
+    for cents in (-480, -320, -160, 160, 320, 480)
+    for hertz in (85, 120, 170)
+]
+"""These two lists are heard in the teacher's own training speech only."""
 
 
 def _synthesise(voice: Voice, text: str, path: Path, rng: random.Random) -> None:
     if voice.engine == "flite":
         stretch = ["--setf", f"duration_stretch={rng.uniform(0.85, 1.2):.2f}"]
+        if voice.hertz:
+            stretch += ["--setf", f"int_f0_target_mean={voice.hertz * rng.uniform(0.9, 1.1):.0f}"]
         command = ["flite", "-voice", voice.name, *stretch, "-t", text, "-o", str(path)]
     else:
         speed, pitch = rng.randint(135, 185), rng.randint(30, 70)
@@ -93,7 +91,7 @@ def render(voice: Voice, text: str, rng: random.Random, pitch_cents: float = 120
         _synthesise(voice, text, raw, rng)
         effects = [
             "pitch",
-            f"{rng.uniform(-pitch_cents, pitch_cents):.0f}",
+            f"{voice.cents + rng.uniform(-pitch_cents, pitch_cents):.0f}",
             "tempo",
             "-s",
             f"{rng.uniform(0.92, 1.1):.3f}",
