@@ -33,16 +33,14 @@ from hf_distil_whisper import (
 
 HERE = Path(__file__).parent
 CORPUS, TEACHER = HERE / "corpus", HERE / "teacher"
-SHORT_WINDOWS = 0.3
-"""Share of the training speech that stays in windows of at most 8 s: a student has to know short recordings too."""
 
 
 def training_windows() -> Dataset:
-    """The training split, joined to windows of 30 s and of 8 s."""
-    rows = load_source(CORPUS, split="train")
-    border = int(len(rows) * SHORT_WINDOWS)
-    short, long = rows.select(range(border)), rows.select(range(border, len(rows)))
-    return Dataset.from_list([*pack_utterances(short, max_duration=8.0), *pack_utterances(long, max_duration=30.0)])
+    """The training split, joined to windows of at most 30 s.
+
+    A session of ten sentences often leaves one or two of them for a short window: a student has to know those too.
+    """
+    return Dataset.from_list(list(pack_utterances(load_source(CORPUS, split="train"))))
 
 
 def distil(

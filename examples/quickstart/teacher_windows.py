@@ -142,7 +142,7 @@ def compose(
     rows = speech.by_speaker[name]
     one = rng.random() < single
     cuts = not one and rng.random() < cut
-    gap = (lambda: 0) if rng.random() < 0.3 else (lambda: int(rng.integers(0, 120)))
+    gap = (lambda: 0) if rng.random() < 0.5 else (lambda: int(rng.integers(0, 120)))
     position = int(rng.integers(0, 150)) if rng.random() < 0.5 else 0
     if not one and rng.random() < 0.5 * cut:
         position = -int(rng.integers(0, 250))

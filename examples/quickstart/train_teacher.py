@@ -2,9 +2,11 @@
 
     python teacher_speech.py --output_dir runs/speech --hours 9 --fsdd ../../../shared/speech/fsdd
     export OMP_NUM_THREADS=1
-    torchrun --nproc_per_node 2 train_teacher.py encoder --speech runs/speech --output_dir runs/teacher --minutes 30
-    torchrun --nproc_per_node 2 train_teacher.py align --speech runs/speech --output_dir runs/teacher
-    torchrun --nproc_per_node 2 train_teacher.py all --speech runs/speech --output_dir runs/teacher --minutes 120
+    alias train="torchrun --nproc_per_node 2 train_teacher.py --speech runs/speech --output_dir runs/teacher"
+    train encoder --minutes 30
+    train align
+    train all --minutes 70
+    train all --minutes 40 --learning_rate 4e-4 --lengths 600:11:0.25 3000:5:0.75 --single 0.2
     python train_teacher.py export --speech runs/speech --output_dir runs/teacher
 
 The encoder first learns to spell with a character CTC head that is thrown away afterwards. Its best path gives every
