@@ -61,7 +61,8 @@ def test_splits_have_what_the_scores_need() -> None:
     assert len(words) >= 300
 
 
-def test_no_sentence_of_the_test_is_trained_on() -> None:
+def test_hardly_a_sentence_of_the_tests_is_trained_on() -> None:
+    """The shortest sentences can be drawn twice."""
     trained = set(load_source(CORPUS, split="train")["text"])
     for split in ("test", "test_unseen"):
         heard = load_source(CORPUS, split=split)["text"]
@@ -108,4 +109,4 @@ def test_the_teacher_says_when_each_sentence_is_spoken(teacher, processor) -> No
 @pytest.mark.slow
 def test_the_teacher_transcribes_what_it_was_not_trained_on(teacher, processor) -> None:
     rows = load_source(CORPUS, split="test").shuffle(seed=0).select(range(80))
-    assert evaluate_model(teacher, rows, processor, language="en").wer <= 0.08
+    assert evaluate_model(teacher, rows, processor, language="en").wer <= 0.03
