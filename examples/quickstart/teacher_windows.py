@@ -4,11 +4,13 @@ Works on log10 mel frames of 10 ms as `teacher_speech.py` stores them: joining, 
 time and frequency are then a few operations on small arrays.
 """
 
+import functools
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from teacher_speech import RATE, log_mel
 
 FRAME = 0.01
 SILENCE = -10.0
@@ -133,9 +135,9 @@ def compose(
         previous (`float`, *optional*, defaults to 0.3): share of windows with text before them.
     """
     window = Window(np.full((length, 80), SILENCE, dtype=np.float32))
-    if rng.random() < 0.04:
-        if rng.random() < 0.7:
-            window.mel = _noise(length, float(rng.uniform(-7, 1)), rng)
+    if rng.random() < 0.07:
+        if rng.random() < 0.8:
+            window.mel = _noise(length, float(rng.uniform(-7, 0.7)), rng)
         return window
     digits = bool(speech.digits) and rng.random() < 0.13
     name = rng.choice(speech.digits) if digits else rng.choice(speech.voices, p=speech.voice_weights)
@@ -201,9 +203,30 @@ def augment(mel: np.ndarray, rng: np.random.Generator, share: float = 0.35) -> n
 
 
 def _noise(length: int, level: float, rng: np.random.Generator) -> np.ndarray:
-    """Log-mel frames of steady noise whose spectrum falls by up to two decades."""
-    slope = np.linspace(0, -rng.uniform(0, 2.0), 80, dtype=np.float32)
-    return (level + slope + np.log10(rng.exponential(1.0, (length, 80)) + 0.05)).astype(np.float32)
+    """Log-mel frames of noise from white to brown, steady or swelling, whose loudest band has `level` on average."""
+    clip = _noises()[rng.integers(len(_noises()))].astype(np.float32)
+    clip = np.roll(clip, rng.integers(len(clip)), axis=0)[:length]
+    if rng.random() < 0.3:
+        marks = np.linspace(0, len(clip) - 1, 2 + len(clip) // 50)
+        clip = clip + np.interp(np.arange(len(clip)), marks, rng.normal(0, 0.4, len(marks)))[:, None]
+    return (clip + level).astype(np.float32)
+
+
+@functools.cache
+def _noises(count: int = 32) -> list[np.ndarray]:
+    """30 s each of noise whose power falls with frequency as f^0 to f^-2, as log-mel frames at level 0.
+
+    From waveforms, since the wide upper bands flicker much less than the narrow lower ones.
+    """
+    rng = np.random.default_rng(0)
+    clips = []
+    for power in np.linspace(0.0, 1.0, count):
+        spectrum = np.fft.rfft(rng.standard_normal(30 * RATE))
+        spectrum *= np.maximum(np.arange(len(spectrum)), 1000) ** -power
+        wave = np.fft.irfft(spectrum)
+        mel = log_mel((0.1 * wave / wave.std()).astype(np.float32)).astype(np.float32)
+        clips.append((mel - mel.mean(axis=0).max()).astype(np.float16))
+    return clips
 
 
 def _warp_frequencies(mel: np.ndarray, factor: float) -> np.ndarray:

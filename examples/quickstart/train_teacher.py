@@ -302,6 +302,8 @@ def main() -> None:
         save_checkpoint(teacher.whisper.half(), teacher.processor, Path(__file__).parent / "teacher")
     else:
         all_stage(teacher, speech, args)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 if __name__ == "__main__":

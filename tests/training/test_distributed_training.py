@@ -49,9 +49,11 @@ def test_two_processes_give_the_losses_gradients_and_wer_of_one(tmp_path, settin
     """Upstream scales the loss by the number of processes, and counts some validation rows twice."""
     code = (
         "import json, os, pathlib, sys\n"
+        "from accelerate import PartialState\n"
         "from test_distributed_training import train\n"
         "found = train(pathlib.Path(sys.argv[1]), **json.loads(sys.argv[2]))\n"
         "pathlib.Path(sys.argv[1], f'rank{os.environ[\"RANK\"]}.json').write_text(json.dumps(found))\n"
+        "PartialState().destroy_process_group()\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)

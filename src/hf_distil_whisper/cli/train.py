@@ -5,12 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub import upload_folder
 from torch.utils.data import Dataset as TorchDataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import load_model, load_processor, save_checkpoint
+from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import as_source, parse_arguments
 from hf_distil_whisper.cli.training_plan import TrainArguments, needs_teacher, plan_training
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
@@ -131,9 +132,9 @@ def finish_training(trainer: DistillationTrainer, args: TrainArguments) -> dict[
     if metrics:
         trainer.save_metrics("eval", metrics, combined=False)
     trainer.save_state()
+    trainer.save_model(_internal_call=True)  # by every process, since shards are gathered; without the Trainer's push
     if trainer.is_world_process_zero():
         folder = str(trainer.args.output_dir)
-        save_checkpoint(trainer.model, trainer.processing_class, folder)
         card = generate_model_card(
             trainer.model,
             training_args=trainer.args,
@@ -149,7 +150,7 @@ def finish_training(trainer: DistillationTrainer, args: TrainArguments) -> dict[
                 repo_id=trainer.hub_model_id,
                 folder_path=folder,
                 token=trainer.args.hub_token,
-                ignore_patterns=["checkpoint-*", "_*"],
+                ignore_patterns=["checkpoint-*", "_*", "training_args.bin"],  # the last one holds the token
                 commit_message="End of training",
             )
     return metrics
@@ -165,8 +166,9 @@ def run(argv: Sequence[str]) -> None:
         TrainArguments, DistillationTrainingArguments, argv=argv, command="hf-distil-whisper train"
     )
     plan = plan_training(args, training_args)
-    if not plan.settle(dry_run=args.dry_run):
-        return
-    trainer = build_trainer(args, training_args, plan.datasets)
-    trainer.train(resume_from_checkpoint=plan.checkpoint)
-    finish_training(trainer, args)
+    if plan.settle(dry_run=args.dry_run):
+        trainer = build_trainer(args, training_args, plan.datasets)
+        trainer.train(resume_from_checkpoint=plan.checkpoint)
+        finish_training(trainer, args)
+    # A process that leaves without this may abort with its work done: github.com/pytorch/pytorch/issues/190489
+    PartialState().destroy_process_group()
