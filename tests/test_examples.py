@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from datasets import load_from_disk
 from transformers import WhisperForConditionalGeneration
 
 import hf_distil_whisper
@@ -67,7 +66,7 @@ def test_run_pseudo_labelling(toys: Path, tmp_path: Path, capsys: pytest.Capture
     argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(toys / "corpus")]
     run("run_pseudo_labelling", *argv, "--output_dir", str(tmp_path / "out"))
     assert "hours kept" in capsys.readouterr().out
-    assert len(load_from_disk(str(tmp_path / "out"))) == 2
+    assert len(hf_distil_whisper.load_source(tmp_path / "out")) == 2
 
 
 def test_run_distillation_trains_two_steps(toys: Path, tmp_path: Path) -> None:

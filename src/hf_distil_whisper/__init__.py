@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.cli.pseudo_label import plan_labels as plan_labels
     from hf_distil_whisper.cli.pseudo_label import run_labelling as run_labelling
     from hf_distil_whisper.cli.recipes import InputError as InputError
+    from hf_distil_whisper.cli.recipes import is_main_process as is_main_process
     from hf_distil_whisper.cli.train import build_trainer as build_trainer
     from hf_distil_whisper.cli.train import finish_training as finish_training
     from hf_distil_whisper.cli.training_plan import TrainArguments as TrainArguments
@@ -80,7 +81,7 @@ _MODULES = {
     "cli.evaluate": ("EvaluateArguments", "plan_evaluation", "results_table", "run_evaluation", "save_results"),
     "cli.main": ("run_script",),
     "cli.pseudo_label": ("PseudoLabelArguments", "plan_labels", "run_labelling"),
-    "cli.recipes": ("InputError",),
+    "cli.recipes": ("InputError", "is_main_process"),
     "cli.train": ("build_trainer", "finish_training"),
     "cli.training_plan": ("TrainArguments", "plan_training"),
     "data.audio": ("AudioError", "load_audio"),

@@ -4,6 +4,7 @@ Knows files, and which model, teacher and processor go together; nothing of audi
 """
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,18 @@ def repair_generation_config(
     if repaired.num_beams is None:
         repaired.num_beams = 1
     return repaired
+
+
+def weights_fingerprint(model: WhisperForConditionalGeneration) -> str:
+    """What the model computes, in 16 hexadecimal digits: of its weights, their type, and its generation config.
+
+    Says whether labels or cached outputs of an earlier run came from this very model. Reads every weight once.
+    """
+    digest = hashlib.sha256(model.generation_config.to_json_string().encode())
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_compatible(

@@ -13,6 +13,7 @@ from hf_distil_whisper.cli.arguments import parse_arguments
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
 from hf_distil_whisper.data.audio import load_audio
+from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from toy_files import spoil, write_toy_corpus, write_toy_model
 
@@ -95,7 +96,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_pseudo_label_joins_utterances_of_one_speaker(labelled: Path) -> None:
-    rows = load_from_disk(str(labelled))
+    rows = load_source(labelled)
     assert rows["speaker"][:] == ["speaker-0", "speaker-1"]
     assert rows["duration"][:] == [3.0, 3.0]
     assert rows["ids"][:] == [[f"train-{row:06d}" for row in range(start, 6, 2)] for start in (0, 1)]
@@ -128,7 +129,7 @@ def test_a_filter_that_leaves_nothing_ends_with_its_table(
 def test_filter_writes_rows_and_report(labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "filtered"
     argv = ["filter", "--dataset", str(labelled), "--language", "en", "--threshold", "1e3"]
-    before = load_from_disk(str(labelled))
+    before = load_source(labelled)
     if all(before["truncated"]):  # what a random teacher says never ends, and such rows are dropped at any threshold
         before = before.remove_columns("truncated")
         before.save_to_disk(str(tmp_path / "ended"))
@@ -270,8 +271,8 @@ def test_several_processes_are_refused_where_one_does_the_work(
 ) -> None:
     """Each would write the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(toys / "corpus")]
-    assert main(["pseudo-label", *argv, "--output_dir", str(tmp_path / "labelled")]) == 2
+    argv = ["--model_name_or_path", str(toys / "teacher"), "--eval_datasets", str(toys / "corpus")]
+    assert main(["evaluate", *argv, "--output_dir", str(tmp_path / "scores")]) == 2
     assert "works in one process" in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from datasets import Audio, Dataset, load_from_disk
+from datasets import Audio, Dataset
 
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.data.labels import make_labels
@@ -40,7 +40,7 @@ def test_labels_are_the_teachers_transcripts_in_the_order_of_the_rows(tmp_path: 
     assert len(set(expected)) == 4
     assert labelled["duration"] == list(SECONDS)
     assert labelled["source"] == [1, 2, 3, 4]
-    assert load_from_disk(str(tmp_path / "plain"))["whisper_transcript"] == expected
+    assert load_source(tmp_path / "plain")["whisper_transcript"] == expected
 
 
 def test_stored_transcript_becomes_a_label_of_the_same_words_and_times(tmp_path: Path) -> None:
@@ -118,7 +118,8 @@ def test_nothing_readable_ends_with_the_reasons(tmp_path: Path) -> None:
     dataset = Dataset.from_list([{"id": "a", "audio": {"bytes": None, "path": "nowhere.flac"}}])
     with pytest.raises(ValueError, match=r"None of 1 rows could be labelled[\s\S]*nowhere\.flac"):
         pseudo_label_dataset(dataset, talking_whisper(), toy_processor(), output_dir=tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="0 rows"):
+        load_source(tmp_path / "out")
 
 
 def test_previous_text_follows_the_packing(tmp_path: Path) -> None:

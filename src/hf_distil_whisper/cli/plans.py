@@ -18,6 +18,7 @@ from hf_distil_whisper.cli.arguments import DataSource
 from hf_distil_whisper.cli.recipes import InputError, is_main_process
 from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.sources import load_source
+from hf_distil_whisper.shards import RUN, ShardStore
 
 _DURATION_PROBES = 200
 
@@ -130,12 +131,15 @@ class Plan:
         self.datasets[flag] = dataset
         return dataset
 
-    def output(self, folder: str | None, flag: str = "output_dir") -> None:
-        """Checks that nothing would be overwritten."""
+    def output(self, folder: str | None, flag: str = "output_dir", goes_on: bool = False) -> None:
+        """Checks that nothing would be overwritten; `goes_on`: shards of a run that was stopped may be there."""
         if not self.require(folder, flag, "the folder to write to") or folder is None:
             return
         if Path(folder).is_file():
             self.problems.append(f"--{flag}: {folder} is a file, expected a folder")
+        elif goes_on and (Path(folder) / RUN).is_file():
+            there = sum(shard.info["source_rows"] for shard in ShardStore(folder).shards())
+            self.steps.append(f"go on after the {there} rows that {folder} holds already")
         elif Path(folder).is_dir() and any(Path(folder).iterdir()):
             self.problems.append(f"--{flag}: {folder} holds another run already; choose a new folder or empty it")
 

@@ -1,13 +1,12 @@
 """`pseudo-label`: joins utterances of one speaker to windows and transcribes them with the teacher (section 4.2)."""
 
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
@@ -21,21 +20,8 @@ from hf_distil_whisper.cli.plans import (
     hours_of_audio,
     torch_dtype,
 )
-from hf_distil_whisper.data.packing import pack_utterances
-from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.cli.recipes import is_main_process
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
-
-_PACKED = Features(
-    {
-        "id": Value("string"),
-        "ids": List(Value("string")),
-        "audio": {"bytes": Value("binary"), "path": Value("string")},
-        "text": Value("string"),
-        "speaker": Value("string"),
-        "duration": Value("float64"),
-        "condition_on_prev": Value("bool"),
-    }
-)
 
 
 @dataclass
@@ -45,13 +31,14 @@ class PseudoLabelArguments:
     Args:
         teacher_model_name_or_path (`str`): Whisper that transcribes, Hub name or folder.
         dataset ([`DataSource`]): the recordings.
-        output_dir (`str`): folder for the labelled rows, as `save_to_disk` writes them.
+        output_dir (`str`): folder or fsspec URL for the labelled rows; a run that was stopped goes on in it.
         pack (`bool`, *optional*, defaults to `True`): joins utterances of one speaker; needs a column `speaker`.
         max_duration (`float`, *optional*, defaults to 30.0): seconds of a joined row.
         language (`str`, *optional*): of the speech, for multilingual teachers.
         task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
         batch_size (`int`, *optional*, defaults to 16): rows in one pass.
         num_beams (`int`, *optional*, defaults to 1): greedy, as in section 7.1.
+        rows_per_shard (`int`, *optional*, defaults to 1000): rows that are written, and after a crash redone, at once.
         dtype (`str`, *optional*, defaults to `"float32"`): type of the teacher's weights.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
     """
@@ -65,6 +52,7 @@ class PseudoLabelArguments:
     task: Literal["transcribe", "translate"] = setting("transcribe", "What the teacher writes.")
     batch_size: int = setting(16, "Rows in one pass.")
     num_beams: int = setting(1, "Beams of the search; 1 is greedy.")
+    rows_per_shard: int = setting(1000, "Rows that are written, and after a crash redone, at once.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the teacher's weights.")
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
@@ -79,12 +67,11 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
         args (`PseudoLabelArguments`): what to label, with what.
     """
     plan = Plan("pseudo-label")
-    plan.single_process()
     teacher = plan.model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
     if teacher is not None:
         plan.processor(args.teacher_model_name_or_path or "", "teacher_model_name_or_path")
     rows = plan.source(as_source(args.dataset, "dataset") if args.dataset else None, "dataset")
-    plan.output(args.output_dir)
+    plan.output(args.output_dir, goes_on=True)
     if rows is not None and packs(args, rows):
         plan.steps.append(f"join utterances of one speaker to at most {args.max_duration:g} s")
     search = "greedily" if args.num_beams == 1 else f"with {args.num_beams} beams"
@@ -122,41 +109,31 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset) -> Dataset:
     Returns:
         `Dataset`: the labelled rows, also in `args.output_dir`.
     """
-    errors = RowErrors()
     teacher = load_model(args.teacher_model_name_or_path or "", dtype=torch_dtype(args.dtype)).to(best_device())
-    with tempfile.TemporaryDirectory() as folder:
-        if packs(args, rows):
-            rows = pack_dataset(rows, folder, args.max_duration, errors)
-        labelled = pseudo_label_dataset(
-            rows,
-            teacher,
-            load_processor(args.teacher_model_name_or_path or ""),
-            output_dir=args.output_dir or "",
-            language=args.language,
-            task=args.task,
-            batch_size=args.batch_size,
-            num_beams=args.num_beams,
-            errors=errors,
-        )
-    return labelled
+    joined = packs(args, rows)
+    return pseudo_label_dataset(
+        sort_by_speaker(rows) if joined else rows,
+        teacher,
+        load_processor(args.teacher_model_name_or_path or ""),
+        output_dir=args.output_dir or "",
+        language=args.language,
+        task=args.task,
+        batch_size=args.batch_size,
+        num_beams=args.num_beams,
+        max_duration=args.max_duration if joined else None,
+        rows_per_shard=args.rows_per_shard,
+    )
 
 
-def pack_dataset(dataset: Dataset, folder: str, max_duration: float, errors: RowErrors) -> Dataset:
-    """Joins utterances of one speaker, written to `folder`, since all audio at once would not fit into memory.
+def sort_by_speaker(dataset: Dataset) -> Dataset:
+    """Makes the utterances of each speaker neighbours, in the order of the source: only neighbours are joined.
 
     Args:
         dataset (`Dataset`): rows with `speaker`.
-        folder (`str`): holds the joined rows as long as they are used.
-        max_duration (`float`): seconds of a joined row.
-        errors (`RowErrors`): takes the rows that cannot be read.
-
-    Returns:
-        `Dataset`: sorted by speaker, within a speaker in the order of the source.
     """
     speakers = np.array([str(speaker) for speaker in dataset["speaker"]])
-    rows = dataset.select(np.argsort(speakers, kind="stable"))
-    options = {"rows": rows, "max_duration": max_duration, "errors": errors}
-    return Dataset.from_generator(pack_utterances, gen_kwargs=options, features=_PACKED, cache_dir=folder)
+    order = np.argsort(speakers, kind="stable")
+    return dataset if (order[1:] > order[:-1]).all() else dataset.select(order)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -170,4 +147,6 @@ def run(argv: Sequence[str]) -> None:
     if not plan.settle(dry_run=args.dry_run):
         return
     labelled = run_labelling(args, plan.datasets["dataset"])
+    if not is_main_process():
+        return
     sys.stdout.write(f"{describe_rows(labelled)} labelled, {sum(labelled['truncated'])} of them cut off\n")

@@ -8,13 +8,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac, load_audio
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 
 logger = logging.get_logger(__name__)
+
+PACKED_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "ids": List(Value("string")),
+        "audio": {"bytes": Value("binary"), "path": Value("string")},
+        "text": Value("string"),
+        "speaker": Value("string"),
+        "duration": Value("float64"),
+        "condition_on_prev": Value("bool"),
+    }
+)
+"""Columns of the rows that [`pack_utterances`] yields."""
 
 
 def pack_utterances(

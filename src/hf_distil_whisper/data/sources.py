@@ -17,10 +17,14 @@ import pyarrow as pa
 from datasets import Audio, Dataset, Features, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from hf_distil_whisper.shards import RUN, ShardStore
+
 PLAIN_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 """The feature of the audio column: what `datasets` stores for `Audio`, without its decoder."""
 
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
+ROWS_FILE = "rows.parquet"
+"""The rows of a shard, as labelling writes them."""
 SPLIT_FOLDERS = ("train", "validation", "valid", "val", "dev", "test")
 
 
@@ -74,8 +78,9 @@ def load_source(
 
     Args:
         name_or_path (`str` or `Path`):
-            A folder written by `save_to_disk`; a folder with `metadata.jsonl` or `metadata.csv` (column `file_name`;
-            splits by a column `split` or by sub-folders); a file or folder of Parquet as `load_dataset` reads it; a
+            A folder or URL that [`pseudo_label_dataset`] has filled; a folder written by `save_to_disk`; a folder with
+            `metadata.jsonl` or `metadata.csv` (column `file_name`; splits by a column `split` or by sub-folders); a
+            file or folder of Parquet as `load_dataset` reads it; a
             `.jsonl` or `.csv` manifest with paths; or a data set on the Hub.
         split (`str`, *optional*, defaults to `"train"`): its name, unchanged; several joined by `+`. Where nothing is
             split, everything is `"train"`.
@@ -126,6 +131,26 @@ def load_source(
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
 
 
+def load_shards(store: ShardStore) -> Dataset:
+    """The labelled rows of all shards, in the order of their source.
+
+    Args:
+        store ([`ShardStore`]): that [`pseudo_label_dataset`] has filled.
+
+    Raises:
+        ValueError: if the labelling has not come to its end, or a shard has been damaged since.
+    """
+    shards, wanted = store.shards(), (store.identity() or {}).get("rows", 0)
+    there = sum(shard.info["source_rows"] for shard in shards)
+    if there != wanted:
+        raise ValueError(
+            f"{store.root}: labels of {there} rows are there, {wanted} were to be labelled. Start the labelling again "
+            "with the same settings: it goes on where it was."
+        )
+    files = [store.url(shard.name, ROWS_FILE) for shard in shards if shard.info["rows"]]
+    return Dataset.from_parquet(files) if files else Dataset.from_dict({})
+
+
 def without_decoder(dataset: Dataset, column: str = "audio") -> Dataset:
     """The same rows with `{"bytes", "path"}` instead of what `datasets` would decode (and cannot, without torchcodec).
 
@@ -148,6 +173,13 @@ def _load_split(
     name_or_path: str | Path, split: str, config: str | None, revision: str | None, audio_column: str
 ) -> Dataset:
     path = Path(name_or_path).expanduser()
+    if "://" in str(name_or_path) or (path / RUN).is_file():
+        store = ShardStore(name_or_path)
+        if store.identity() is None:
+            raise FileNotFoundError(f"{name_or_path}: no labelled shards there. Correct the path of the data set.")
+        if split != "train":
+            raise _no_split(path, split, ["train"])
+        return load_shards(store)
     if not path.exists():
         return _load_from_hub(str(name_or_path), split, config, revision)
     if revision is not None:

@@ -11,7 +11,6 @@ import numpy as np
 from datasets import Dataset
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
-from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.sources import RowErrors
@@ -21,6 +20,7 @@ from hf_distil_whisper.inference.generation import (
     window_features,
     window_seconds,
 )
+from hf_distil_whisper.inference.progress import AudioProgress
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def generate_rows(
     generate: Callable[[Tensor], list[TokenSequence]],
     *,
     batch_size: int = 16,
+    progress: AudioProgress | None = None,
 ) -> RowTokens:
     """Generates tokens for every row that can be read and fits into one window.
 
@@ -62,6 +63,7 @@ def generate_rows(
         generate (`Callable[[Tensor], list[TokenSequence]]`): features (batch, mel bins, frames) to tokens, usually a
             `partial` of [`generate_tokens`].
         batch_size (`int`, *optional*, defaults to 16): windows per pass.
+        progress ([`AudioProgress`], *optional*): told of every batch; by default a bar of its own.
 
     Returns:
         `RowTokens`: by row number.
@@ -72,7 +74,7 @@ def generate_rows(
     found: dict[int, TokenSequence] = {}
     durations: dict[int, float] = {}
     seconds = 0.0
-    bar = logging.tqdm(total=len(rows), desc="transcribing", unit="row")
+    bar = AudioProgress(len(rows), "transcribing") if progress is None else progress
     for batch in batches_by_length([lengths[row] for row in rows], batch_size):
         recordings = _load([rows[position] for position in batch], dataset, errors, window)
         if recordings:
@@ -81,8 +83,9 @@ def generate_rows(
             seconds += time.perf_counter() - start
             found |= dict(zip(recordings, sequences, strict=True))
             durations |= {index: len(samples) / SAMPLING_RATE for index, samples in recordings.items()}
-        bar.update(len(batch))
-    bar.close()
+        bar.update(len(batch), sum(durations.get(rows[position], 0.0) for position in batch))
+    if progress is None:
+        bar.close()
     return RowTokens({index: found[index] for index in sorted(found)}, durations, seconds)
 
 

@@ -1,39 +1,38 @@
 """The teacher's transcripts as a column of a data set: pseudo-labels (paper, section 4.2), greedy by default.
 
-Knows what belongs into a labelled row; `filtering.py` decides which rows are good enough.
+Knows how the work is cut into shards, shared by processes and taken up again; what belongs into a labelled row is said
+in `label_columns.py`, `filtering.py` decides which rows are good enough.
 """
 
-from collections.abc import Sequence
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from datasets import Dataset, Features, Value, concatenate_datasets
+import pyarrow.parquet as pq
+from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.data.sources import RowErrors, without_decoder
+from hf_distil_whisper.checkpoints import weights_fingerprint
+from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
+from hf_distil_whisper.data.sources import ROWS_FILE, RowErrors, load_shards, without_decoder
 from hf_distil_whisper.inference.generation import generate_tokens, scoring_language, timestamp_begin
-from hf_distil_whisper.inference.results import compression_ratio, plain_text, timestamped_text
-from hf_distil_whisper.inference.rows import RowTokens, generate_rows
-from hf_distil_whisper.metrics import get_normalizer
-from hf_distil_whisper.pseudo_labels.filtering import row_error_rates
+from hf_distil_whisper.inference.progress import AudioProgress
+from hf_distil_whisper.inference.rows import generate_rows
+from hf_distil_whisper.pseudo_labels.label_columns import with_labels
+from hf_distil_whisper.shards import ShardStore
 
 logger = logging.get_logger(__name__)
 
 BACKENDS = ("transformers",)
 
-LABEL_FEATURES = Features(
-    {
-        "whisper_transcript": Value("string"),
-        "duration": Value("float64"),
-        "truncated": Value("bool"),
-        "mean_log_prob": Value("float64"),
-        "no_speech_prob": Value("float64"),
-        "compression_ratio": Value("float64"),
-        "previous_transcript": Value("string"),
-    }
-)
-"""The columns that labelling adds, `wer` (float64) aside, which needs a `text` column."""
+SYSTEMIC = 10
+"""Rows of a shard from which on the loss of all of them is not the rows' fault."""
 
 
 def pseudo_label_dataset(
@@ -49,6 +48,8 @@ def pseudo_label_dataset(
     task: str = "transcribe",
     return_timestamps: bool = True,
     max_new_tokens: int | None = None,
+    max_duration: float | None = None,
+    rows_per_shard: int = 1000,
     errors: RowErrors | None = None,
 ) -> Dataset:
     """Transcribes every row with the teacher and writes the labelled data set to `output_dir`.
@@ -56,12 +57,18 @@ def pseudo_label_dataset(
     Rows go through the teacher in batches of like length and come out in their order. A row that cannot be read, or is
     longer than the teacher's window, is left out and listed in `errors`; it never ends the run.
 
+    The work is cut into shards of `rows_per_shard` rows. Each is committed at once and never redone: a run that was
+    stopped, however it was, goes on when it is started again with the same settings. Started by torchrun or
+    accelerate, on one machine or on several that share `output_dir`, every process labels its share of the shards;
+    the number of processes may differ from start to start.
+
     Args:
         dataset (`Dataset`): rows with `audio` as [`load_source`] gives it, optionally `id`, `text` and
             `condition_on_prev`.
         teacher (`WhisperForConditionalGeneration`): in eval mode; left as it is.
         processor (`WhisperProcessor`): of the teacher.
-        output_dir (`str` or `Path`): new or empty folder for `save_to_disk`.
+        output_dir (`str` or `Path`): folder or fsspec URL for the shards; new, empty, or of the same run. Read it
+            again with [`load_source`].
         language (`str`, *optional*): None: English, or detected row by row by a multilingual teacher.
         batch_size (`int`, *optional*, defaults to 16): rows per pass.
         num_beams (`int`, *optional*, defaults to 1): greedy; what beam search would gain, the filter makes up for
@@ -71,7 +78,11 @@ def pseudo_label_dataset(
         return_timestamps (`bool`, *optional*, defaults to `True`): label with timestamp tokens, so that the student
             can learn them; training leaves them out as often as it likes.
         max_new_tokens (`int`, *optional*): by default as many as the teacher's decoder has room for.
-        errors (`RowErrors`, *optional*): takes the rows left out; they are logged in any case.
+        max_duration (`float`, *optional*): joins neighbouring utterances of one speaker, as [`pack_utterances`] does,
+            to rows of at most so many seconds; nothing is joined across shards. By default nothing is joined.
+        rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source in a shard.
+        errors (`RowErrors`, *optional*): takes the rows left out, those of earlier starts included; they are logged in
+            any case.
 
     Returns:
         `Dataset`: read back from `output_dir`. All columns of the source and:
@@ -81,13 +92,13 @@ def pseudo_label_dataset(
             - `truncated`: whether the length ran out before the end, so that the transcript stops mid-sentence;
             - `mean_log_prob`, `no_speech_prob`: see [`score_tokens`]; `compression_ratio`: see [`compression_ratio`];
             - `previous_transcript`: plain text of the row before, where `condition_on_prev` is true and that row was
-              labelled to its end; else null;
+              labelled to its end in the same shard; else null;
             - `wer`, if there is a `text` column: normalised, a fraction; null without text.
 
     Raises:
-        FileExistsError: if `output_dir` holds something already.
-        ValueError: for 0 rows, a missing `audio` column, an unknown backend or language, or if no row could be
-            labelled.
+        StaleRunError: if `output_dir` holds another run (names the settings that differ), or other files.
+        ValueError: for 0 rows, a missing `audio` column, ids that occur twice, an unknown backend or language, or if
+            no row could be labelled.
 
     Example:
         ```python
@@ -96,40 +107,44 @@ def pseudo_label_dataset(
         >>> kept, report = filter_by_wer(labelled)
         ```
     """
-    _check_request(dataset, Path(output_dir), backend)
+    _check_request(dataset, backend, rows_per_shard)
+    store = ShardStore(output_dir)
+    store.identity()  # refuses a folder of other files before anything is computed
     scored_as = scoring_language(teacher, language)
-    dataset = without_decoder(dataset)
-    errors = RowErrors() if errors is None else errors
-    columns = [name for name in ("id", "audio") if name in dataset.column_names]
-    generate = partial(
-        generate_tokens,
-        teacher,
-        num_beams=num_beams,
-        max_new_tokens=max_new_tokens,
-        return_timestamps=return_timestamps,
-        language=language,
-        task=task,
-        statistics=True,
+    settings = {
+        "num_beams": num_beams,
+        "max_new_tokens": max_new_tokens,
+        "return_timestamps": return_timestamps,
+        "language": language,
+        "task": task,
+    }
+    store.begin(
+        {"teacher": weights_fingerprint(teacher), "rows": len(dataset), "ids": _ids_fingerprint(dataset)}
+        | {"backend": backend, "max_duration": max_duration, "rows_per_shard": rows_per_shard, **settings}
     )
-    readable = dataset.select_columns(columns)
-    found = generate_rows(teacher, processor, readable, errors, generate, batch_size=batch_size)
-    if len(errors):
-        logger.warning(errors.summary())
-    if not found.sequences:
-        raise ValueError(f"None of {len(dataset)} rows could be labelled, so nothing was written.\n{errors.summary()}")
-    labelled = _with_labels(dataset, found, processor, timestamp_begin(teacher), scored_as)
-    labelled.save_to_disk(str(output_dir))
-    return Dataset.load_from_disk(str(output_dir))
+    generate = partial(generate_tokens, teacher, **settings, statistics=True)
+    progress = AudioProgress(len(dataset), "labelling")
+
+    def label(rows: Dataset, lost: RowErrors) -> Dataset | None:
+        if max_duration is not None:
+            packed = list(pack_utterances(rows, max_duration=max_duration, errors=lost))
+            progress.rows_per_window = len(rows) / max(len(packed), 1)
+            rows = Dataset.from_list(packed, features=PACKED_FEATURES)
+        found = generate_rows(teacher, processor, rows, lost, generate, batch_size=batch_size, progress=progress)
+        return with_labels(rows, found, processor, timestamp_begin(teacher), scored_as) if found.sequences else None
+
+    starts = range(0, len(dataset), rows_per_shard)
+    with closing(progress):
+        _label_shards(without_decoder(dataset), store, starts, label, progress)
+        _wait_for_others(store, {_shard_name(start) for start in starts})
+    return _read_labels(store, RowErrors() if errors is None else errors)
 
 
-def _check_request(dataset: Dataset, output_dir: Path, backend: str) -> None:
+def _check_request(dataset: Dataset, backend: str, rows_per_shard: int) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"`backend` is {backend!r}, expected one of {', '.join(BACKENDS)}.")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(
-            f"`output_dir` {output_dir} holds something already, expected a new or empty folder: labels of two runs "
-            "must not mix. Name another folder, or remove this one if it is not needed."
-        )
+    if rows_per_shard < 1:
+        raise ValueError(f"`rows_per_shard` is {rows_per_shard}, expected at least 1.")
     if "audio" not in dataset.column_names:
         raise ValueError(
             "The data set has no column 'audio' to transcribe; it has "
@@ -138,51 +153,95 @@ def _check_request(dataset: Dataset, output_dir: Path, backend: str) -> None:
         )
     if len(dataset) == 0:
         raise ValueError("The data set has 0 rows, so there is nothing to label. Check the source and its split.")
+    if "id" in dataset.column_names:
+        counts = Counter(dataset["id"])
+        if twice := [str(name) for name, count in counts.items() if count > 1]:
+            raise ValueError(
+                f"{len(twice)} ids stand for several rows, {', '.join(twice[:3])} among them: labels could not be "
+                "told apart. Name a column of unique ids with `id_column` when loading."
+            )
 
 
-def _with_labels(
-    dataset: Dataset, found: RowTokens, processor: WhisperProcessor, begin: int, language: str
-) -> Dataset:
-    """The labelled rows, in order, with their new columns; labels of an earlier run are replaced."""
-    rows = list(found.sequences)
-    texts = {row: plain_text(found.sequences[row].tokens, processor.tokenizer, begin) for row in rows}
-    columns: dict[str, list] = {
-        "whisper_transcript": [
-            timestamped_text(found.sequences[row].tokens, processor.tokenizer, begin) for row in rows
-        ],
-        "duration": [found.durations[row] for row in rows],
-        "truncated": [found.sequences[row].truncated for row in rows],
-        "mean_log_prob": [found.sequences[row].mean_log_prob for row in rows],
-        "no_speech_prob": [found.sequences[row].no_speech_prob for row in rows],
-        "compression_ratio": [compression_ratio(texts[row]) for row in rows],
-        "previous_transcript": _previous_transcripts(dataset, found, texts),
+def _ids_fingerprint(dataset: Dataset) -> str | None:
+    if "id" not in dataset.column_names:
+        return None
+    digest = hashlib.sha256()
+    for batch in dataset.select_columns(["id"]).iter(batch_size=10_000):
+        digest.update("\n".join(map(str, batch["id"])).encode())
+    return digest.hexdigest()[:16]
+
+
+def _shard_name(start: int) -> str:
+    return f"{start:010d}"
+
+
+def _label_shards(
+    dataset: Dataset,
+    store: ShardStore,
+    starts: range,
+    label: Callable[[Dataset, RowErrors], Dataset | None],
+    progress: AudioProgress,
+) -> None:
+    """Labels this process's share of the shards that are not there yet, or in which no row could be read before."""
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    done = {shard.name for shard in store.shards() if shard.info["rows"]}
+    for number, start in enumerate(starts):
+        rows = dataset.select(range(start, min(start + starts.step, len(dataset))))
+        if _shard_name(start) in done:
+            progress.skip(len(rows))
+        elif number % processes == rank:
+            store.remove(_shard_name(start))
+            _label_shard(rows, store, _shard_name(start), label)
+            progress.settle(len(rows))
+
+
+def _label_shard(
+    rows: Dataset, store: ShardStore, name: str, label: Callable[[Dataset, RowErrors], Dataset | None]
+) -> None:
+    begin, lost = time.perf_counter(), RowErrors()
+    labelled = label(rows, lost)
+    if labelled is None and len(rows) >= SYSTEMIC:
+        raise ValueError(
+            f"None of {len(rows)} rows from row {int(name)} on could be labelled. What was labelled before is kept: "
+            f"start again when the cause is gone.\n{lost.summary()}"
+        )
+
+    def write(folder: Path) -> None:
+        if labelled is not None:
+            table = labelled.with_format("arrow")[:]
+            metadata = labelled.features.arrow_schema.metadata  # from which `datasets` knows its own types again
+            pq.write_table(table.replace_schema_metadata(metadata), folder / ROWS_FILE)
+
+    info = {
+        "rows": 0 if labelled is None else len(labelled),
+        "source_rows": len(rows),
+        "hours": 0.0 if labelled is None else sum(labelled["duration"]) / 3600,
+        "seconds": time.perf_counter() - begin,
+        "lost": lost.rows,
     }
-    features = dict(LABEL_FEATURES)
-    if "text" in dataset.column_names:
-        references = dataset.select_columns(["text"]).select(rows)["text"]
-        columns["wer"] = _error_rates(list(references), [texts[row] for row in rows], language)
-        features["wer"] = Value("float64")
-    labels = Dataset.from_dict(columns, features=Features(features))
-    source = dataset.remove_columns([name for name in columns if name in dataset.column_names])
-    return concatenate_datasets([source.select(rows), labels], axis=1)
+    try:
+        store.commit(name, write, info)
+    except FileExistsError:
+        logger.warning(f"shard {name} was labelled by another process meanwhile; its work is kept.")
 
 
-def _error_rates(references: Sequence[str | None], predictions: Sequence[str], language: str) -> list[float | None]:
-    """Per row; a reference of nothing but punctuation has no rate."""
-    normalizer = get_normalizer(language)
-    spoken = [reference if reference and normalizer(reference) else None for reference in references]
-    return row_error_rates(spoken, predictions, language)
+def _wait_for_others(store: ShardStore, names: set[str]) -> None:
+    """Until all shards are there. By looking, not by a barrier of the process group, which would time out."""
+    pause = 0.1
+    while missing := names - store.names():
+        logger.info(f"waiting for {len(missing)} shards of other processes")
+        time.sleep(pause)
+        pause = min(2 * pause, 30.0)
 
 
-def _previous_transcripts(dataset: Dataset, found: RowTokens, texts: dict[int, str]) -> list[str | None]:
-    """The prompt of each labelled row: what was said right before it, and nothing where that is not known."""
-    if "condition_on_prev" not in dataset.column_names:
-        return [None] * len(texts)
-    continues = dataset.select_columns(["condition_on_prev"])["condition_on_prev"]
-    previous = []
-    for row in texts:
-        before = row - 1
-        known = before in texts and not found.sequences[before].truncated
-        # Packing writes booleans, the reference scripts the prompt's token ids, or null where nothing came before.
-        previous.append(texts[before] or None if continues[row] and known else None)
-    return previous
+def _read_labels(store: ShardStore, errors: RowErrors) -> Dataset:
+    shards = store.shards()
+    for shard in shards:
+        for row, reason in shard.info["lost"]:
+            errors.add(row, reason)
+    if len(errors):
+        logger.warning(errors.summary())
+    if not any(shard.info["rows"] for shard in shards):
+        rows = sum(shard.info["source_rows"] for shard in shards)
+        raise ValueError(f"None of {rows} rows could be labelled, so nothing was written.\n{errors.summary()}")
+    return load_shards(store)

@@ -1,0 +1,132 @@
+"""Shards are whole or absent, checked, and of one run only."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from hf_distil_whisper.shards import MANIFEST, ShardStore, StaleRunError
+
+IDENTITY = {"teacher": "toy", "num_beams": 1}
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ShardStore:
+    """A store on the local disk and one on a file system without renaming."""
+    return ShardStore(tmp_path / "store" if request.param == "local" else f"memory://{tmp_path.name}/store")
+
+
+def write(text: str):
+    return lambda folder: (folder / "rows.txt").write_text(text)
+
+
+def test_a_shard_is_read_back_with_its_info(store: ShardStore) -> None:
+    store.begin(IDENTITY)
+    store.commit("00001", write("b"), info={"rows": 1})
+    store.commit("00000", write("a"), info={"rows": 2})
+    assert [(shard.name, shard.info) for shard in store.shards()] == [("00000", {"rows": 2}), ("00001", {"rows": 1})]
+    assert store.fs.cat_file(store.path("00000", "rows.txt")) == b"a"
+    assert store.shards(prefix="00001")[0].files["rows.txt"]["size"] == 1
+    assert store.damaged() == {}
+
+
+def test_a_shard_is_written_once(store: ShardStore) -> None:
+    store.begin(IDENTITY)
+    store.commit("00000", write("a"))
+    with pytest.raises(FileExistsError, match="a shard is written once"):
+        store.commit("00000", write("b"))
+    assert store.fs.cat_file(store.path("00000", "rows.txt")) == b"a"
+
+
+def test_a_run_goes_on_with_its_own_settings_only(store: ShardStore) -> None:
+    store.begin(IDENTITY)
+    store.commit("00000", write("a"))
+    store.begin(dict(reversed(IDENTITY.items())))
+    with pytest.raises(StaleRunError, match="num_beams: 1 there, 5 asked for"):
+        store.begin(IDENTITY | {"num_beams": 5})
+    with pytest.raises(StaleRunError, match="language: None there, 'de' asked for"):
+        store.begin(IDENTITY | {"language": "de"})
+
+
+def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StaleRunError, match=r"thesis\.txt.*no store of shards"):
+        ShardStore(tmp_path).begin(IDENTITY)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_shard_that_fails_leaves_nothing_behind(store: ShardStore) -> None:
+    def full(folder: Path) -> None:
+        (folder / "rows.txt").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    store.begin(IDENTITY)
+    with pytest.raises(OSError, match="No space left"):
+        store.commit("00000", full)
+    assert store.shards() == []
+    assert [path.rsplit("/", 1)[-1] for path in store.fs.ls(store.root, detail=False)] == ["run.json"]
+
+
+@pytest.mark.parametrize(("content", "reason"), [("cut", "3 bytes, 5 were written"), (None, "is missing")])
+def test_a_shard_cut_short_is_left_out(store: ShardStore, content, reason, caplog) -> None:
+    store.begin(IDENTITY)
+    store.commit("00000", write("whole"))
+    store.fs.rm_file(store.path("00000", "rows.txt"))
+    if content:
+        store.fs.pipe_file(store.path("00000", "rows.txt"), content.encode())
+    assert store.shards() == []
+    assert reason in store.damaged()["00000"]
+    store.remove("00000")
+    store.commit("00000", write("again"))
+    assert len(store.shards()) == 1
+
+
+def test_a_changed_byte_is_found(store: ShardStore) -> None:
+    """Of the same size, so that only the checksum tells."""
+    store.begin(IDENTITY)
+    store.commit("00000", write("whole"))
+    store.fs.pipe_file(store.path("00000", "rows.txt"), b"whale")
+    assert len(store.shards()) == 1
+    assert "SHA-256" in store.damaged()["00000"]
+
+
+def test_files_without_a_manifest_are_no_shard(store: ShardStore) -> None:
+    store.begin(IDENTITY)
+    store.commit("00000", write("a"))
+    store.fs.rm_file(store.path("00000", MANIFEST))
+    assert store.shards() == []
+
+
+WRITER = """
+import sys
+from hf_distil_whisper.shards import ShardStore
+store, name = ShardStore(sys.argv[1]), sys.argv[2]
+store.begin({"teacher": "toy"})
+for number in range(100_000):
+    text = f"{name}-{number}" * 1000
+    store.commit(f"{name}-{number:06d}", lambda folder: (folder / "rows.txt").write_text(text), {"number": number})
+"""
+
+
+def test_writers_killed_at_any_moment_leave_whole_shards_only(tmp_path: Path) -> None:
+    """Two processes at once, killed as hard as can be."""
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name]) for name in ("a", "b")]
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and len(list(tmp_path.glob("[ab]-*"))) < 30:
+        time.sleep(0.05)
+    for writer in writers:
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+    store = ShardStore(tmp_path)
+    shards = store.shards()
+    assert len(shards) >= 30
+    assert store.damaged() == {}
+    for name in ("a", "b"):
+        numbers = [shard.info["number"] for shard in shards if shard.name.startswith(name)]
+        assert numbers == list(range(len(numbers)))
+    assert json.loads((tmp_path / "run.json").read_text()) == {"teacher": "toy"}
