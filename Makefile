@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
 
-.PHONY: quickstart test check
+.PHONY: quickstart test soak check
 
 quickstart: $(BIN)/hf-distil-whisper
 	rm -rf runs/quickstart
@@ -13,6 +13,9 @@ quickstart: $(BIN)/hf-distil-whisper
 
 test: $(BIN)/hf-distil-whisper
 	$(BIN)/python -m pytest -m "not slow"
+
+soak: $(BIN)/hf-distil-whisper
+	SOAK_KILLS=100 $(BIN)/python -m pytest -m slow tests/pseudo_labels/test_labelling_resumed.py
 
 check: $(BIN)/hf-distil-whisper
 	$(BIN)/ruff check .

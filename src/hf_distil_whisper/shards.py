@@ -98,7 +98,7 @@ class ShardStore:
         there = self.identity()
         if there is None:
             self._write_atomically(RUN, json.dumps(wanted, indent=2, sort_keys=True))
-            there = self.identity()  # of several processes that begin at once, the last one has written it
+            there = self.identity() or {}  # of several processes that begin at once, the last one has written it
         if there != wanted:
             names = sorted(name for name in {*there, *wanted} if there.get(name) != wanted.get(name))
             pairs = [f"{name}: {there.get(name)!r} there, {wanted.get(name)!r} asked for" for name in names]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset
@@ -111,7 +112,7 @@ def pseudo_label_dataset(
     store = ShardStore(output_dir)
     store.identity()  # refuses a folder of other files before anything is computed
     scored_as = scoring_language(teacher, language)
-    settings = {
+    settings: dict[str, Any] = {
         "num_beams": num_beams,
         "max_new_tokens": max_new_tokens,
         "return_timestamps": return_timestamps,
