@@ -57,8 +57,8 @@ if TYPE_CHECKING:
     from hf_distil_whisper.metrics import get_normalizer as get_normalizer
     from hf_distil_whisper.metrics import repeated_ngrams as repeated_ngrams
     from hf_distil_whisper.metrics import word_errors as word_errors
+    from hf_distil_whisper.pseudo_labels.filter_report import FilterReport as FilterReport
     from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError as EmptyFilterError
-    from hf_distil_whisper.pseudo_labels.filtering import FilterReport as FilterReport
     from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer as filter_by_wer
     from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset as pseudo_label_dataset
     from hf_distil_whisper.student import create_student as create_student
@@ -97,7 +97,8 @@ _MODULES = {
     "inference.generation": ("window_features",),
     "inference.transcribe": ("Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"),
     "metrics": ("WordErrorRate", "WordErrors", "character_errors", "get_normalizer", "repeated_ngrams", "word_errors"),
-    "pseudo_labels.filtering": ("EmptyFilterError", "FilterReport", "filter_by_wer"),
+    "pseudo_labels.filter_report": ("FilterReport",),
+    "pseudo_labels.filtering": ("EmptyFilterError", "filter_by_wer"),
     "pseudo_labels.labeller": ("pseudo_label_dataset",),
     "student": ("create_student", "select_layers"),
     "training.losses": (

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import load_from_disk
 from huggingface_hub import ModelCard
 from transformers import WhisperForConditionalGeneration, pipeline
 
@@ -136,8 +135,11 @@ def test_filter_writes_rows_and_report(labelled: Path, tmp_path: Path, capsys: p
         argv[2] = str(tmp_path / "ended")
     assert main([*argv, "--output_dir", str(output)]) == 0
     assert "2 of 2 rows kept" in capsys.readouterr().out
-    assert len(load_from_disk(str(output))) == 2
-    assert json.loads((output / "filter_report.json").read_text())["kept"] == 2
+    assert load_source(output)["id"] == before["id"]
+    report = json.loads((output / "filter_report.json").read_text())
+    assert (report["kept"], report["after"]["speakers"]) == (2, 2)
+    assert (output / "wer_histogram.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(output.glob("*.arrow"))
 
 
 def test_train_saves_a_student_for_the_pipeline_with_scores_and_card(toys: Path, tmp_path: Path) -> None:

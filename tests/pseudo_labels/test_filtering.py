@@ -6,7 +6,10 @@ import pytest
 import soundfile
 from datasets import Dataset
 
-from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError, filter_by_wer
+from hf_distil_whisper.data.row_index import write_row_index
+from hf_distil_whisper.data.sources import load_source
+from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError, filter_by_wer, passing_rows
+from hf_distil_whisper.pseudo_labels.row_rules import RowRules
 from toy_models import toy_audio
 
 TEN_WORDS = "the quick brown fox jumps over a very lazy dog"
@@ -114,3 +117,72 @@ def test_missing_columns_and_rows_are_named() -> None:
         filter_by_wer(rows([("a", "a")]).select([]))
     with pytest.raises(ValueError, match="`threshold` is -1"):
         filter_by_wer(rows([("a", "a")]), -1)
+
+
+LOOP = "and then we went on " * 12
+
+
+@pytest.mark.parametrize(
+    ("rules", "column", "reason"),
+    [
+        (RowRules(drop_truncated=True), {"truncated": [False, True]}, "truncated"),
+        (RowRules(max_compression_ratio=2.4), {"whisper_transcript": [TEN_WORDS, LOOP]}, "repetition"),
+        (RowRules(max_repeated_ngrams=3), {"whisper_transcript": [TEN_WORDS, LOOP]}, "repetition"),
+        (RowRules(drop_all_capitals=True), {"whisper_transcript": [TEN_WORDS, TEN_WORDS.upper()]}, "capitals"),
+        (RowRules(min_mean_log_prob=-1.0), {"mean_log_prob": [-0.2, -1.5]}, "log_prob"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_each_rule_drops_what_the_error_rate_lets_pass(rules: RowRules, column: dict, reason: str) -> None:
+    """With references that repeat the same mistake, the error rate sees nothing."""
+    columns = {"whisper_transcript": [TEN_WORDS] * 2} | column
+    dataset = Dataset.from_dict({"text": columns["whisper_transcript"], **columns})
+    assert len(filter_by_wer(dataset)[0]) == 2
+    kept, report = filter_by_wer(dataset, rules=rules)
+    assert kept["text"] == [TEN_WORDS]
+    assert report.by_reason[reason] == report.dropped == 1
+    assert f"1 {reason}" in report.table()
+
+
+def test_scripts_without_capitals_are_not_all_capitals() -> None:
+    """`text.upper() == text` holds for every Chinese, Hindi and Thai sentence: the reference script dropped them."""
+    texts = ["你好 世界", "नमस्ते दुनिया", "สวัสดี ชาวโลก", "OK", "1 2 3"]
+    dataset = rows([(text, text) for text in texts])
+    assert len(filter_by_wer(dataset, language="basic", rules=RowRules(drop_all_capitals=True))[0]) == len(texts)
+
+
+def test_loops_and_guesses_without_a_reference_are_dropped() -> None:
+    """Nothing else speaks against them: audio without transcripts is where hallucinations enter the training."""
+    dataset = rows([(None, TEN_WORDS), (None, LOOP), (None, "thank you")], mean_log_prob=[-0.3, -0.1, -1.7])
+    kept, report = filter_by_wer(dataset)
+    assert kept["whisper_transcript"] == [TEN_WORDS]
+    assert (report.by_reason["repetition"], report.by_reason["log_prob"]) == (1, 1)
+
+
+def test_report_tells_the_corpus_and_where_its_hours_lie() -> None:
+    """Table 13's columns, before and after; the histogram is what its picture shows."""
+    pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, TEN_WORDS.replace("fox", "cat")), ("the end", "thank you all")]
+    _, report = filter_by_wer(rows(pairs, duration=[3600.0] * 3, speaker=["a", "b", None]), 0.05)
+    assert (report.before.rows, report.before.speakers, report.before.mean_words) == (3, 2, pytest.approx(22 / 3))
+    assert report.after.line() == "1 rows, 1.000 h, 1 speakers, mean 3600.0 s, 10.0 words"
+    assert sum(report.histogram) == 3.0
+    assert (report.histogram[0], report.histogram[2], report.histogram[20]) == (1.0, 1.0, 1.0)
+
+
+def test_a_rule_that_needs_a_missing_column_says_so() -> None:
+    """A rule that is silently not applied is worse than none."""
+    with pytest.raises(ValueError, match=r"`min_mean_log_prob`.*no column 'mean_log_prob'"):
+        filter_by_wer(rows([(TEN_WORDS, TEN_WORDS)]), rules=RowRules(min_mean_log_prob=-1.0))
+
+
+def test_a_row_index_is_a_source_until_its_rows_change(tmp_path: Path) -> None:
+    """It holds numbers: after a change of the source they would name other rows."""
+    labels = rows([(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "thank you"), ("the end", "the end")], id=["a", "b", "c"])
+    labels = labels.add_column("audio", [{"bytes": b"", "path": None}] * 3)
+    labels.save_to_disk(str(tmp_path / "labels"))
+    kept, _ = passing_rows(labels)
+    write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 3, kept)
+    assert load_source(tmp_path / "kept")["id"] == ["a", "c"]
+    write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 4, kept)
+    with pytest.raises(ValueError, match=r"among 4 rows.*has 3 now.*Filter it again"):
+        load_source(tmp_path / "kept")

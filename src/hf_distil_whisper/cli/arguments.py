@@ -88,8 +88,8 @@ def as_source(value: Any, flag: str, split: str = "train") -> DataSource:
             raise InputError(f"{flag}: unknown key {key!r}{nearest(str(key), names)}. Keys: {', '.join(names)}")
     if "path" not in value:
         raise InputError(f"{flag}: the key 'path' is missing: a Hub name, folder or manifest")
-    if any((Path(str(value["path"])) / name).is_file() for name in ("state.json", "run.json")):
-        split = "train"  # one data set written by save_to_disk or labelling is read whole, whatever the usual split
+    if any((Path(str(value["path"])) / name).is_file() for name in ("state.json", "run.json", "row_index.json")):
+        split = "train"  # one data set that a command has written is read whole, whatever the flag's usual split
     try:
         return DataSource(**{"split": split, **value})
     except InputError as error:

@@ -7,6 +7,7 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -146,17 +147,22 @@ class Plan:
 
 def open_source(source: DataSource) -> Dataset:
     """Loads the rows that a [`DataSource`] names, text and speaker under the library's column names."""
-    return load_source(
-        source.path,
-        split=source.split,
-        config=source.config,
-        revision=source.revision,
-        audio_column=source.audio_column,
-        text_column=source.text_column,
-        speaker_column=source.speaker_column,
-        id_column=source.id_column,
-        max_samples=source.max_samples,
+    return load_source(**source_arguments(source))
+
+
+def source_arguments(source: DataSource) -> dict[str, Any]:
+    """A [`DataSource`] as arguments of [`load_source`]."""
+    names = (
+        "split",
+        "config",
+        "revision",
+        "audio_column",
+        "text_column",
+        "speaker_column",
+        "id_column",
+        "max_samples",
     )
+    return {"name_or_path": source.path, **{name: getattr(source, name) for name in names}}
 
 
 def hours_of_audio(dataset: Dataset) -> float:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from datasets import Audio, Dataset, Features, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetNotFoundError
 
+from hf_distil_whisper.data.row_index import INDEX, choose_rows, read_row_index
 from hf_distil_whisper.shards import RUN, ShardStore
 
 PLAIN_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
@@ -78,7 +79,8 @@ def load_source(
 
     Args:
         name_or_path (`str` or `Path`):
-            A folder or URL that [`pseudo_label_dataset`] has filled; a folder written by `save_to_disk`; a folder with
+            A folder or URL that [`pseudo_label_dataset`] has filled; one that the command `filter` has written; a
+            folder written by `save_to_disk`; a folder with
             `metadata.jsonl` or `metadata.csv` (column `file_name`; splits by a column `split` or by sub-folders); a
             file or folder of Parquet as `load_dataset` reads it; a
             `.jsonl` or `.csv` manifest with paths; or a data set on the Hub.
@@ -173,6 +175,10 @@ def _load_split(
     name_or_path: str | Path, split: str, config: str | None, revision: str | None, audio_column: str
 ) -> Dataset:
     path = Path(name_or_path).expanduser()
+    if (path / INDEX).is_file():
+        if split != "train":
+            raise _no_split(path, split, ["train"])
+        return choose_rows(path, load_source(**read_row_index(path)[0]))
     if "://" in str(name_or_path) or (path / RUN).is_file():
         store = ShardStore(name_or_path)
         if store.identity() is None:

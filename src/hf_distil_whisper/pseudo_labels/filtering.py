@@ -1,100 +1,60 @@
-"""The word-error-rate filter for pseudo-labels (paper, section 4.2, eq. 7) and its report.
+"""The word-error-rate filter for pseudo-labels (paper, section 4.2, eq. 7).
 
-Knows transcripts and references; where they come from is the labeller's business.
+Knows transcripts and references; where they come from is the labeller's business, what is told of them that of
+`filter_report.py`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import heapq
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from datasets import Dataset
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.labels import plain_text
 from hf_distil_whisper.data.sources import without_decoder
-from hf_distil_whisper.metrics import errors_in_language
+from hf_distil_whisper.metrics import errors_in_language, get_normalizer
+from hf_distil_whisper.pseudo_labels.filter_report import (
+    HISTOGRAM_STEP,
+    NUM_WORST,
+    PAPER_THRESHOLDS,
+    CorpusStatistics,
+    FilterReport,
+    ThresholdEffect,
+)
+from hf_distil_whisper.pseudo_labels.row_rules import REASONS, UNREFERENCED, RowRules, broken_rule
 
 logger = logging.get_logger(__name__)
 
-PAPER_THRESHOLDS = (1.0, 0.8, 0.4, 0.2, 0.15, 0.1, 0.05)
-"""The values of λ in Table 10."""
-
-NUM_WORST = 10
-"""Rows listed in the report at either side of the threshold."""
+_BATCH = 1000
 
 
 class EmptyFilterError(ValueError):
     """No row passed the filter; the message holds the table of thresholds."""
 
 
-class ThresholdEffect(NamedTuple):
-    """What a threshold would leave.
+class _Judgement(NamedTuple):
+    """Every row in a few numbers, so that millions of them take little memory.
 
     Args:
-        share_dropped (`float`): of all rows, 0 to 1.
-        hours_kept (`float`): hours of audio.
+        wer (`np.ndarray`): float32; NaN without a reference.
+        hours (`np.ndarray`): float64.
+        words (`np.ndarray`): int32, of the reference; -1 without one.
+        reason (`np.ndarray`): uint8, index + 1 in `REASONS` of what speaks against the label; 0 where only the word
+            error rate may.
     """
 
-    share_dropped: float
-    hours_kept: float
+    wer: np.ndarray
+    hours: np.ndarray
+    words: np.ndarray
+    reason: np.ndarray
 
-
-@dataclass(frozen=True)
-class FilterReport:
-    """What the filter kept and dropped, and what other thresholds would have.
-
-    Args:
-        kept (`int`): rows.
-        dropped (`int`): rows.
-        hours_kept (`float`): hours of audio; 0 where the data set tells no durations.
-        hours_dropped (`float`): hours of audio.
-        by_threshold (`dict[float, ThresholdEffect]`): for the values of Table 10 and the one used.
-        worst_kept (`list[dict]`): id, wer, reference, prediction; highest word error rate first.
-        worst_dropped (`list[dict]`): the same.
-        threshold (`float`): the λ used, a fraction.
-        unjudged (`int`): kept rows without a reference.
-        truncated (`int`): dropped rows without a reference, their transcript cut off or missing.
-    """
-
-    kept: int
-    dropped: int
-    hours_kept: float
-    hours_dropped: float
-    by_threshold: dict[float, ThresholdEffect]
-    worst_kept: list[dict] = field(default_factory=list)
-    worst_dropped: list[dict] = field(default_factory=list)
-    threshold: float = 0.1
-    unjudged: int = 0
-    truncated: int = 0
-
-    def table(self) -> str:
-        """The thresholds as text: λ, share dropped, hours kept; the one used is marked."""
-        lines = ["      λ   dropped   hours kept"]
-        for threshold, effect in sorted(self.by_threshold.items(), reverse=True):
-            mark = "  <- used" if threshold == self.threshold else ""
-            lines.append(f"{threshold:7.1%}  {effect.share_dropped:7.1%}  {effect.hours_kept:10.3f}{mark}")
-        total = self.kept + self.dropped
-        lines.append(f"{self.kept} of {total} rows kept, {self.hours_kept:.3f} of {self._hours():.3f} h")
-        if self.unjudged or self.truncated:
-            lines.append(
-                f"{self.unjudged} rows without a reference kept unjudged, {self.truncated} dropped as cut off"
-            )
-        return "\n".join(lines)
-
-    def _hours(self) -> float:
-        return self.hours_kept + self.hours_dropped
-
-
-class _Judged(NamedTuple):
-    """A row's word error rate (None: no reference), its hours and whether it has a transcript with an end."""
-
-    wer: float | None
-    hours: float
-    complete: bool
-
-    def passes(self, threshold: float) -> bool:
-        return self.complete if self.wer is None else self.wer <= threshold
+    def passes(self, threshold: float) -> np.ndarray:
+        """Which rows a threshold leaves."""
+        # In float64, as the threshold is: 0.1 in float32 is more than 0.1.
+        return (self.reason == 0) & ~(self.wer > threshold)
 
 
 def filter_by_wer(
@@ -104,12 +64,13 @@ def filter_by_wer(
     reference_column: str = "text",
     prediction_column: str = "whisper_transcript",
     language: str = "en",
+    rules: RowRules | None = None,
 ) -> tuple[Dataset, FilterReport]:
     """Keeps the rows whose pseudo-label agrees with the reference: WER(norm(y), norm(ŷ)) <= λ (eq. 7).
 
-    A row without a reference (null) cannot be judged: it is kept and counted in `FilterReport.unjudged`, unless it is
-    marked `truncated`: a transcript that never ended is a loop more often than not, and nothing speaks for this one. A
-    reference that is empty after normalising says that nothing is spoken: every word of the transcript is one error.
+    A row without a reference (null) cannot be compared: it is kept and counted in `FilterReport.unjudged`, unless its
+    transcript was cut off, repeats itself or was guessed (`UNREFERENCED`). A reference that is empty after normalising
+    says that nothing is spoken: every word of the transcript is one error.
 
     Args:
         dataset (`Dataset`): labelled rows; hours come from its `duration` column, or else from the audio.
@@ -120,6 +81,7 @@ def filter_by_wer(
         language (`str`, *optional*, defaults to `"en"`): of the references; chooses the normaliser
             ([`get_normalizer`]), and characters instead of words where a script has no spaces. "basic" for digit
             strings.
+        rules ([`RowRules`], *optional*): what else may drop a row, with or without a reference. Nothing by default.
 
     Returns:
         `tuple[Dataset, FilterReport]`: the rows kept, in order, and the report.
@@ -134,28 +96,53 @@ def filter_by_wer(
         >>> print(report.table())
         ```
     """
+    rows, report = passing_rows(
+        dataset,
+        threshold,
+        reference_column=reference_column,
+        prediction_column=prediction_column,
+        language=language,
+        rules=rules,
+    )
+    return dataset.select(rows), report
+
+
+def passing_rows(
+    dataset: Dataset,
+    threshold: float = 0.10,
+    *,
+    reference_column: str = "text",
+    prediction_column: str = "whisper_transcript",
+    language: str = "en",
+    rules: RowRules | None = None,
+) -> tuple[np.ndarray, FilterReport]:
+    """The numbers of the rows that [`filter_by_wer`] keeps, and its report. Takes and raises the same."""
     if threshold < 0:
         raise ValueError(f"`threshold` is {threshold}, expected a fraction of 0 or more (0.10 is the paper's 10 %).")
+    rules = RowRules() if rules is None else rules
     _check_columns(dataset, [reference_column, prediction_column])
-    texts = dataset.select_columns([reference_column, prediction_column])
-    references = list(texts[reference_column])
-    transcripts = list(texts[prediction_column])
-    predictions = [plain_text(transcript or "") for transcript in transcripts]
-    wers = row_error_rates(references, predictions, language)
-    cut = list(dataset["truncated"]) if "truncated" in dataset.column_names else [False] * len(wers)
-    complete = [transcript is not None and not flag for transcript, flag in zip(transcripts, cut, strict=True)]
-    rows = [_Judged(*row) for row in zip(wers, _hours(dataset), complete, strict=True)]
-    ids = list(dataset["id"]) if "id" in dataset.column_names else [str(index) for index in range(len(rows))]
-    details = [
-        {"id": row_id, "wer": row.wer, "reference": reference, "prediction": prediction}
-        for row_id, row, reference, prediction in zip(ids, rows, references, predictions, strict=True)
-    ]
-    report = _report(rows, details, threshold)
+    if rules.min_mean_log_prob is not None and "mean_log_prob" not in dataset.column_names:
+        raise ValueError(
+            "`min_mean_log_prob` was given, but the data set has no column 'mean_log_prob'. Label it with "
+            "`pseudo_label_dataset`, or leave the rule out."
+        )
+    columns = _Columns(reference_column, prediction_column, language)
+    judgement = _judge(dataset, columns, rules)
+    passed = judgement.passes(threshold)
+    report = _report(dataset, columns, judgement, threshold)
     if report.kept == 0:
-        raise EmptyFilterError(_nothing_left(report, details))
-    if report.kept < 0.1 * len(rows):
+        raise EmptyFilterError(_nothing_left(report, _details(dataset, columns, judgement, _best(judgement))))
+    if report.kept < 0.1 * len(dataset):
         logger.warning(f"The filter dropped nearly all rows. Do teacher and references fit?\n{report.table()}")
-    return dataset.select([index for index, row in enumerate(rows) if row.passes(threshold)]), report
+    return np.flatnonzero(passed), report
+
+
+class _Columns(NamedTuple):
+    """Where reference and label stand, and whose normaliser compares them."""
+
+    reference: str
+    prediction: str
+    language: str
 
 
 def row_error_rates(references: Sequence[str | None], predictions: Sequence[str], language: str) -> list[float | None]:
@@ -191,7 +178,7 @@ def _check_columns(dataset: Dataset, columns: Sequence[str]) -> None:
 
 def _hours(dataset: Dataset) -> list[float]:
     if "duration" in dataset.column_names:
-        return [(seconds or 0.0) / 3600 for seconds in dataset["duration"]]
+        return [(seconds or 0.0) / 3600 for batch in _batches(dataset, ["duration"]) for seconds in batch["duration"]]
     if "audio" not in dataset.column_names:
         return [0.0] * len(dataset)
     hours = []
@@ -203,37 +190,104 @@ def _hours(dataset: Dataset) -> list[float]:
     return hours
 
 
-def _report(rows: Sequence[_Judged], details: Sequence[dict], threshold: float) -> FilterReport:
-    def hours(chosen: Sequence[_Judged]) -> float:
-        return sum(row.hours for row in chosen)
+def _batches(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, list]]:
+    yield from dataset.select_columns(list(columns)).iter(batch_size=_BATCH)
 
+
+def _judge(dataset: Dataset, columns: _Columns, rules: RowRules) -> _Judgement:
+    number = len(dataset)
+    wer, words = np.full(number, np.nan), np.full(number, -1, dtype=np.int32)
+    reason = np.zeros(number, dtype=np.uint8)
+    normalizer = get_normalizer(columns.language)
+    optional = [name for name in ("truncated", "mean_log_prob") if name in dataset.column_names]
+    row = 0
+    for batch in _batches(dataset, [columns.reference, columns.prediction, *optional]):
+        labels = [None if label is None else plain_text(label) for label in batch[columns.prediction]]
+        rates = row_error_rates(batch[columns.reference], [label or "" for label in labels], columns.language)
+        for place, (reference, label, rate) in enumerate(zip(batch[columns.reference], labels, rates, strict=True)):
+            facts = {name: batch[name][place] for name in optional}
+            truncated, log_prob = bool(facts.get("truncated")) or label is None, facts.get("mean_log_prob")
+            asked = [rules] if rate is not None else [rules, UNREFERENCED]
+            found = [broken_rule(one, label or "", truncated, log_prob, normalizer) for one in asked]
+            against = next((name for name in found if name), None)
+            reason[row] = 0 if against is None else 1 + REASONS.index(against)
+            if rate is not None:
+                wer[row], words[row] = rate, len(reference.split())
+            row += 1
+    return _Judgement(wer, np.array(_hours(dataset)), words, reason)
+
+
+def _report(dataset: Dataset, columns: _Columns, judgement: _Judgement, threshold: float) -> FilterReport:
+    passed, hours = judgement.passes(threshold), judgement.hours
     by_threshold = {}
     for value in sorted({*PAPER_THRESHOLDS, threshold}, reverse=True):
-        left = [row for row in rows if row.passes(value)]
-        by_threshold[value] = ThresholdEffect(1 - len(left) / len(rows), hours(left))
-    kept = [row for row in rows if row.passes(threshold)]
-    judged = [
-        (row.passes(threshold), detail) for row, detail in zip(rows, details, strict=True) if row.wer is not None
-    ]
-    judged.sort(key=lambda pair: -pair[1]["wer"])
+        left = judgement.passes(value)
+        by_threshold[value] = ThresholdEffect(1 - int(left.sum()) / len(left), float(hours[left].sum()))
+    unjudged = np.isnan(judgement.wer)
+    reasons = np.where(passed, len(REASONS), np.where(judgement.reason > 0, judgement.reason - 1, 0))
+    truncated = unjudged & (judgement.reason == 1 + REASONS.index("truncated"))
+    # Rounded, since a rate of 0.15 lies on the border of two bins and neither side of it.
+    bins = np.minimum(np.round(judgement.wer[~unjudged] / HISTOGRAM_STEP, 6), 1 / HISTOGRAM_STEP).astype(int)
     return FilterReport(
-        kept=len(kept),
-        dropped=len(rows) - len(kept),
-        hours_kept=hours(kept),
-        hours_dropped=hours(rows) - hours(kept),
+        kept=int(passed.sum()),
+        dropped=int((~passed).sum()),
+        hours_kept=float(hours[passed].sum()),
+        hours_dropped=float(hours[~passed].sum()),
         by_threshold=by_threshold,
-        worst_kept=[detail for passed, detail in judged if passed][:NUM_WORST],
-        worst_dropped=[detail for passed, detail in judged if not passed][:NUM_WORST],
+        worst_kept=_details(dataset, columns, judgement, _worst(judgement, passed)),
+        worst_dropped=_details(dataset, columns, judgement, _worst(judgement, ~passed)),
         threshold=threshold,
-        unjudged=sum(row.wer is None for row in kept),
-        truncated=sum(row.wer is None and not row.complete for row in rows),
+        unjudged=int((passed & unjudged).sum()),
+        truncated=int(truncated.sum()),
+        by_reason={name: int((reasons == place).sum()) for place, name in enumerate(REASONS)},
+        histogram=np.bincount(bins, hours[~unjudged], round(1 / HISTOGRAM_STEP) + 1).tolist(),
+        before=_statistics(dataset, judgement, np.ones_like(passed)),
+        after=_statistics(dataset, judgement, passed),
     )
 
 
-def _nothing_left(report: FilterReport, details: Sequence[dict]) -> str:
-    judged = [detail for detail in details if detail["wer"] is not None]
-    best = min(judged, key=lambda detail: detail["wer"], default=None)
-    nearest = f"The best row: {best['reference']!r} was labelled {best['prediction']!r}.\n" if best else ""
+def _worst(judgement: _Judgement, chosen: np.ndarray) -> list[int]:
+    """Rows with the highest word error rates, the first ones among equals."""
+    rows = np.flatnonzero(chosen & ~np.isnan(judgement.wer))
+    return heapq.nsmallest(NUM_WORST, rows.tolist(), key=lambda row: (-judgement.wer[row], row))
+
+
+def _best(judgement: _Judgement) -> list[int]:
+    return [] if np.isnan(judgement.wer).all() else [int(np.nanargmin(judgement.wer))]
+
+
+def _details(dataset: Dataset, columns: _Columns, judgement: _Judgement, rows: list[int]) -> list[dict[str, Any]]:
+    names = [name for name in ("id", columns.reference, columns.prediction) if name in dataset.column_names]
+    chosen = dataset.select_columns(names).select(rows)
+    return [
+        {
+            "id": row.get("id", str(number)),
+            "wer": float(judgement.wer[number]),
+            "reference": row[columns.reference],
+            "prediction": plain_text(row[columns.prediction] or ""),
+        }
+        for number, row in zip(rows, chosen, strict=True)
+    ]
+
+
+def _statistics(dataset: Dataset, judgement: _Judgement, chosen: np.ndarray) -> CorpusStatistics:
+    rows, hours = int(chosen.sum()), float(judgement.hours[chosen].sum())
+    words = judgement.words[chosen & (judgement.words >= 0)]
+    speakers = None
+    if "speaker" in dataset.column_names:
+        names = (name for batch in _batches(dataset, ["speaker"]) for name in batch["speaker"])
+        speakers = len({name for name, counts in zip(names, chosen, strict=True) if counts and name is not None})
+    return CorpusStatistics(
+        rows=rows,
+        hours=hours,
+        speakers=speakers,
+        mean_seconds=3600 * hours / max(rows, 1),
+        mean_words=float(words.mean()) if len(words) else None,
+    )
+
+
+def _nothing_left(report: FilterReport, best: Sequence[dict]) -> str:
+    nearest = "".join(f"The best row: {row['reference']!r} was labelled {row['prediction']!r}.\n" for row in best)
     return (
         f"None of {report.dropped} rows has a word error rate of at most {report.threshold:.1%}, so nothing is left "
         f"to train on and nothing is trained.\n{report.table()}\n{nearest}Raise the threshold if the table shows a "
