@@ -12,6 +12,7 @@ from functools import lru_cache
 import datasets
 import evaluate
 import jiwer
+import numpy as np
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from whisper_normalizer.basic import BasicTextNormalizer
 from whisper_normalizer.english import EnglishTextNormalizer
@@ -139,6 +140,35 @@ def errors_in_language(references: str | Sequence[str], hypotheses: str | Sequen
     if _language_code(language) in LANGUAGES_WITHOUT_SPACES:
         return character_errors(references, hypotheses, lambda text: normalizer(text).replace(" ", ""))
     return word_errors(references, hypotheses, normalizer)
+
+
+def bootstrap_interval(
+    rows: Sequence[WordErrors], level: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """How far the word error rate of all rows together may be from that of all speech like it.
+
+    Rows are drawn with replacement, as many as there are (Bisani & Ney, 2004): an utterance's errors go together.
+
+    Args:
+        rows (`Sequence[WordErrors]`): one each utterance.
+        level (`float`, *optional*, defaults to 0.95): share of the resamples between the two ends.
+        resamples (`int`, *optional*, defaults to 1000): how often all rows are drawn.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+
+    Returns:
+        `tuple[float, float]`: lower and upper end, fractions.
+
+    Raises:
+        ValueError: without rows.
+    """
+    if not rows:
+        raise ValueError("bootstrap_interval: expected at least one row, got none.")
+    counts = np.array([[row.substitutions + row.deletions + row.insertions, row.num_words] for row in rows])
+    rng = np.random.default_rng(seed)
+    draws = np.array([counts[rng.integers(len(counts), size=len(counts))].sum(axis=0) for _ in range(resamples)])
+    rates = draws[:, 0] / np.maximum(draws[:, 1], 1)
+    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def repeated_ngrams(text: str, n: int = 5) -> int:

@@ -15,6 +15,7 @@ COMMANDS = {
     "create-student": ("copy spaced layers of a teacher into a smaller Whisper", "create_student"),
     "pseudo-label": ("transcribe a dataset with the teacher", "pseudo_label"),
     "filter": ("keep the rows whose transcript agrees with the reference text", "filter"),
+    "audit": ("hold kept and dropped pseudo-labels against the ground truth", "audit"),
     "train": ("distil a student on labelled speech, or fine-tune it without a teacher", "train"),
     "evaluate": ("score one model, or a student beside its teacher, on test sets", "evaluate"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),

@@ -1,0 +1,134 @@
+"""Are the right labels dropped? Kept and dropped pseudo-labels against the ground truth, on a sample.
+
+A threshold is good where the kept labels are right and the dropped ones wrong: errors, insertions (hallucinations) and
+repeated phrases on either side of it, with the uncertainty that a sample has. Knows rows and who passed, not why.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from hf_distil_whisper.data.labels import plain_text
+from hf_distil_whisper.metrics import (
+    WordErrors,
+    bootstrap_interval,
+    errors_in_language,
+    get_normalizer,
+    repeated_ngrams,
+)
+
+
+@dataclass(frozen=True)
+class AuditedPart:
+    """The kept or the dropped labels of one source.
+
+    Args:
+        source (`str`): its name; "all" where the rows name none.
+        kept (`bool`): whether the filter keeps them.
+        total (`int`): rows of this part.
+        sampled (`int`): rows that were compared.
+        errors (`WordErrors`): of the sample; `wer`, `ier`, `ser` and `der` are its rates.
+        interval (`tuple[float, float]`): of the word error rate, 95 %.
+        repeated (`int`): repeated runs of five words in the sample's labels (Table 8's "5-Dup.").
+    """
+
+    source: str
+    kept: bool
+    total: int
+    sampled: int
+    errors: WordErrors
+    interval: tuple[float, float]
+    repeated: int
+
+
+def audit_labels(
+    dataset: Dataset,
+    kept: Sequence[int] | np.ndarray,
+    *,
+    truth_column: str = "text",
+    prediction_column: str = "whisper_transcript",
+    source_column: str | None = None,
+    language: str = "en",
+    samples: int = 1000,
+    seed: int = 0,
+) -> list[AuditedPart]:
+    """Compares kept and dropped labels with what was really said.
+
+    Args:
+        dataset (`Dataset`): labelled rows with their ground truth; rows without are left out.
+        kept (`Sequence[int]`): numbers of the rows that the filter keeps, from [`passing_rows`].
+        truth_column (`str`, *optional*, defaults to `"text"`): what was said.
+        prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): the labels.
+        source_column (`str`, *optional*): names the corpus of each row; by default all rows are one.
+        language (`str`, *optional*, defaults to `"en"`): as for [`get_normalizer`].
+        samples (`int`, *optional*, defaults to 1000): rows of each part at most, drawn at random.
+        seed (`int`, *optional*, defaults to 0): of the draw and of the intervals.
+
+    Returns:
+        `list[AuditedPart]`: kept and dropped of each source in turn; parts without rows are left out.
+
+    Raises:
+        ValueError: for a missing column, or if no row has a ground truth.
+    """
+    for column in filter(None, (truth_column, prediction_column, source_column)):
+        if column not in dataset.column_names:
+            raise ValueError(
+                f"The data set has no column {column!r} to audit; it has {', '.join(dataset.column_names)}. Name it "
+                "with `truth_column`, `prediction_column` or `source_column`."
+            )
+    known = np.array([text is not None for text in dataset[truth_column]])
+    if not known.any():
+        raise ValueError(
+            f"No row has a ground truth in {truth_column!r}: there is nothing to hold the labels against."
+        )
+    passed = np.zeros(len(dataset), dtype=bool)
+    passed[np.asarray(kept, dtype=np.int64)] = True
+    sources = np.array(dataset[source_column] if source_column else ["all"] * len(dataset), dtype=str)
+    rng, parts = np.random.default_rng(seed), []
+    for source in dict.fromkeys(sources.tolist()):
+        for side in (True, False):
+            rows = np.flatnonzero(known & (sources == source) & (passed == side))
+            if len(rows):
+                chosen = np.sort(rng.permutation(rows)[:samples])
+                texts = dataset.select_columns([truth_column, prediction_column]).select(chosen)
+                parts.append(
+                    _audit(source, side, len(rows), texts[truth_column], texts[prediction_column], language, seed)
+                )
+    return parts
+
+
+def _audit(
+    source: str, kept: bool, total: int, truths: Sequence[str], labels: Sequence[str | None], language: str, seed: int
+) -> AuditedPart:
+    plain = [plain_text(label or "") for label in labels]
+    rows = [errors_in_language(truth, label, language) for truth, label in zip(truths, plain, strict=True)]
+    normalizer = get_normalizer(language)
+    return AuditedPart(
+        source=source,
+        kept=kept,
+        total=total,
+        sampled=len(rows),
+        errors=sum(rows, WordErrors()),
+        interval=bootstrap_interval(rows, seed=seed),
+        repeated=sum(repeated_ngrams(normalizer(label)) for label in plain),
+    )
+
+
+def audit_table(parts: Sequence[AuditedPart]) -> str:
+    """The parts as text, rates in percent.
+
+    Args:
+        parts (`Sequence[AuditedPart]`): from [`audit_labels`].
+    """
+    width = max(6, *(len(part.source) for part in parts))
+    lines = [f"{'source':{width}}  labels     rows  sampled   WER    (95 %)        SER    DER    IER  5-Dup."]
+    for part in parts:
+        errors, (low, high) = part.errors, part.interval
+        lines.append(
+            f"{part.source:{width}}  {'kept   ' if part.kept else 'dropped'}  {part.total:7}  {part.sampled:7}  "
+            f"{errors.wer:6.1%} ({low:6.1%}-{high:6.1%}) {errors.ser:6.1%} {errors.der:6.1%} {errors.ier:6.1%}  "
+            f"{part.repeated:6}"
+        )
+    return "\n".join(lines)
