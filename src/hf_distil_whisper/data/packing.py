@@ -3,7 +3,9 @@
 Whisper always computes 30 s: a window with one short utterance pays for silence. Knows rows, not models and labels.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,9 @@ from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac,
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 
 logger = logging.get_logger(__name__)
+
+DECODED_AHEAD = 16
+"""Rows whose audio may be in memory before its turn comes."""
 
 
 def pack_utterances(
@@ -69,11 +74,10 @@ def pack_utterances(
     # In samples: 30 s are exactly 480,000 of them, while sums of seconds miss the limit by rounding.
     limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
     window, previous_speaker = _Window(silence), None
-    for number, row in enumerate(rows):
-        row_id = str(row["id"]) if row.get("id") is not None else str(number)
+    for row, row_id, decoding in _decoded_ahead(rows, limit):
         speaker = row.get(speaker_column) if speaker_column is not None else None
         try:
-            samples = _load_to(limit, row, row_id)
+            samples = decoding.result()
         except AudioError as error:
             lost.add(row_id, error)
             if window.parts:
@@ -126,6 +130,20 @@ class _Window:
             "duration": self.length / SAMPLING_RATE,
             "condition_on_prev": self.speaker is not None and self.speaker == previous_speaker,
         }
+
+
+def _decoded_ahead(
+    rows: Iterable[Mapping[str, Any]], limit: int
+) -> Iterator[tuple[Mapping[str, Any], str, Future[np.ndarray]]]:
+    """The rows in order, each with its name and its samples to come: threads decode, without Python's lock, ahead."""
+    waiting: deque[tuple[Mapping[str, Any], str, Future[np.ndarray]]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for number, row in enumerate(rows):
+            row_id = str(row["id"]) if row.get("id") is not None else str(number)
+            waiting.append((row, row_id, pool.submit(_load_to, limit, row, row_id)))
+            if len(waiting) > DECODED_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
 
 
 def _load_to(limit: int, row: Mapping[str, Any], row_id: str) -> np.ndarray:
