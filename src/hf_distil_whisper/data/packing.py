@@ -3,7 +3,9 @@
 Whisper always computes 30 s: a window with one short utterance pays for silence. Knows rows, not models and labels.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +15,12 @@ from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac, load_audio
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
+from hf_distil_whisper.data.splitting import Piece, split_recording, timed_text
 
 logger = logging.get_logger(__name__)
+
+DECODED_AHEAD = 16
+"""Rows whose audio may be in memory before its turn comes."""
 
 PACKED_FEATURES = Features(
     {
@@ -41,7 +47,9 @@ def pack_utterances(
     """Joins neighbouring rows of the same speaker as long as they fit (next fit).
 
     Sort the rows by speaker first if the speakers alternate: only neighbours are joined, so that what follows another
-    utterance in a window also followed it in the recording.
+    utterance in a window also followed it in the recording. A row longer than a window is split first, where nobody
+    speaks ([`split_recording`]); its text goes along where the row carries times (`words` or `segments`), else its
+    pieces have none.
 
     Args:
         rows (`Iterable[Mapping]`):
@@ -52,8 +60,7 @@ def pack_utterances(
             nothing.
         gap (`float`, *optional*, defaults to 0.0): seconds of silence between two utterances.
         errors (`RowErrors`, *optional*):
-            Receives the rows that cannot be decoded or are longer than `max_duration`. Without it they are logged at
-            the end.
+            Receives the rows that cannot be decoded. Without it they are logged at the end.
 
     Yields:
         `dict`: `id` (of the first utterance), `ids`, `audio` (`{"bytes": <FLAC at 16 kHz>, "path": None}`), `text`
@@ -82,11 +89,10 @@ def pack_utterances(
     # In samples: 30 s are exactly 480,000 of them, while sums of seconds miss the limit by rounding.
     limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
     window, previous_speaker = _Window(silence), None
-    for number, row in enumerate(rows):
-        row_id = str(row["id"]) if row.get("id") is not None else str(number)
+    for row, row_id, decoding in _decoded_ahead(rows, max_duration):
         speaker = row.get(speaker_column) if speaker_column is not None else None
         try:
-            samples = _load_to(limit, row, row_id)
+            pieces = decoding.result()
         except AudioError as error:
             lost.add(row_id, error)
             if window.parts:
@@ -94,10 +100,12 @@ def pack_utterances(
             # Over the hole that the row leaves nothing is joined, and what follows does not continue what came before.
             window, previous_speaker = _Window(silence), None
             continue
-        if window.parts and not (speaker is not None and window.speaker == speaker and window.fits(samples, limit)):
-            yield window.row(previous_speaker)
-            window, previous_speaker = _Window(silence), window.speaker
-        window.add(row_id, samples, row.get("text"), speaker)
+        for number, (samples, text) in enumerate(pieces):
+            joins = speaker is not None and window.speaker == speaker
+            if window.parts and not (joins and window.fits(samples, limit)):
+                yield window.row(previous_speaker)
+                window, previous_speaker = _Window(silence), window.speaker
+            window.add(row_id if len(pieces) == 1 else f"{row_id}-{number}", samples, text, speaker)
     if window.parts:
         yield window.row(previous_speaker)
     if errors is None and lost:
@@ -141,11 +149,20 @@ class _Window:
         }
 
 
-def _load_to(limit: int, row: Mapping[str, Any], row_id: str) -> np.ndarray:
+def _decoded_ahead(
+    rows: Iterable[Mapping[str, Any]], max_duration: float
+) -> Iterator[tuple[Mapping[str, Any], str, Future[list[Piece]]]]:
+    """The rows in order, each with its name and its pieces to come: threads decode, without Python's lock, ahead."""
+    waiting: deque[tuple[Mapping[str, Any], str, Future[list[Piece]]]] = deque()
+    with ThreadPoolExecutor() as pool:
+        for number, row in enumerate(rows):
+            row_id = str(row["id"]) if row.get("id") is not None else str(number)
+            waiting.append((row, row_id, pool.submit(_pieces, row, row_id, max_duration)))
+            if len(waiting) > DECODED_AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def _pieces(row: Mapping[str, Any], row_id: str, max_duration: float) -> list[Piece]:
     samples = load_audio(row.get("audio"), name=row_id)
-    if len(samples) > limit:
-        raise AudioError(
-            f"{row_id}: {len(samples) / SAMPLING_RATE:.2f} s, longer than a window of {limit / SAMPLING_RATE:g} s. "
-            "Split it first: its text would say more than a window holds."
-        )
-    return samples
+    return split_recording(samples, max_duration=max_duration, text=row.get("text"), timed=timed_text(row))
