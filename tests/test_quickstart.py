@@ -87,7 +87,7 @@ def test_no_text_begins_with_a_token_that_is_suppressed(teacher, processor) -> N
     assert not begins & forbidden
 
 
-@pytest.mark.parametrize("level", [0.0, 0.01], ids=["silence", "noise"])
+@pytest.mark.parametrize("level", [0.0, 0.01, 0.1], ids=["silence", "noise", "loud noise"])
 def test_the_teacher_writes_nothing_for_silence_and_noise(level: float, teacher, processor) -> None:
     noise = level * np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
     heard = transcribe(teacher, processor, noise)[0]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from datasets import Dataset
+from muon import Muon, split_parameters
 from scores import digit_wer, print_bounds, score, speedups, table, timestamp_error
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
@@ -36,11 +37,11 @@ CORPUS, TEACHER = HERE / "corpus", HERE / "teacher"
 
 
 def training_windows() -> Dataset:
-    """The training split, joined to windows of at most 30 s.
+    """The training split, joined to windows of at most 30 s, with the pauses that the recordings lack at their ends.
 
     A session of ten sentences often leaves one or two of them for a short window: a student has to know those too.
     """
-    return Dataset.from_list(list(pack_utterances(load_source(CORPUS, split="train"))))
+    return Dataset.from_list(list(pack_utterances(load_source(CORPUS, split="train"), gap=0.3)))
 
 
 def distil(
@@ -54,8 +55,7 @@ def distil(
     args = DistillationTrainingArguments(
         output_dir=folder / "training",
         per_device_train_batch_size=8,
-        num_train_epochs=8,
-        learning_rate=1.5e-3,
+        num_train_epochs=4,
         warmup_steps=60,
         teacher_cache="encoder",
         save_strategy="no",
@@ -64,7 +64,11 @@ def distil(
     )
     dataset = SpeechDataset(labelled, processor, seed=args.seed)
     collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
-    DistillationTrainer(student, teacher, args, collator, dataset, processing_class=processor).train()
+    matrices, others = split_parameters(student.model.decoder.named_parameters())
+    optimizer = Muon([{"params": matrices}, {"params": others, "lr": 1.5e-3, "matrices": False}], lr=3e-3)
+    DistillationTrainer(
+        student, teacher, args, collator, dataset, processing_class=processor, optimizers=(optimizer, None)
+    ).train()
     save_checkpoint(student, processor, folder / "student")
     return args
 

@@ -170,21 +170,23 @@ def _timed(tokenizer, window: Window, shift: int) -> list[tuple[int, tuple[float
     return pairs
 
 
-def _pass_by(before: torch.Tensor, after: torch.Tensor, share: float) -> torch.Tensor:
-    return torch.where(torch.rand(len(after), 1, 1) < share, before, after)
+def _pass_by(before: torch.Tensor, after: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    return torch.where((torch.rand(len(after)) < shares)[:, None, None], before, after)
 
 
 class DecoderLoss:
     """Cross-entropy of the decoder and the guided heads' loss, over a batch of rows from `decoder_rows`.
 
-    Every row passes by each layer between the first and the last one with probability `skip` (stochastic depth, as
-    large-v2 was trained with), so that no layer relies on the one before it.
+    Every row passes by each layer between the first and the last one with a probability of its own, `skip` on average
+    (stochastic depth, as large-v2 was trained with): so no layer relies on the one before it, and some rows go through
+    the whole decoder as others through hardly any of it.
     """
 
     def __init__(self, teacher: Teacher, skip: float):
-        self.whisper, self.seen = teacher.whisper, {}
+        self.whisper, self.skip, self.seen = teacher.whisper, skip, {}
+        self.shares = torch.zeros(0)
         for layer in self.whisper.model.decoder.layers[1:-1]:
-            layer.register_forward_hook(lambda _, inputs, output: _pass_by(inputs[0], output, skip))
+            layer.register_forward_hook(lambda _, inputs, output: _pass_by(inputs[0], output, self.shares))
         self.pad = teacher.processor.tokenizer.pad_token_id
         for layer in READING | WRITING:
             attention = self.whisper.model.decoder.layers[layer].encoder_attn
@@ -199,6 +201,7 @@ class DecoderLoss:
 
     def __call__(self, states: torch.Tensor, rows: list[dict]) -> dict[str, torch.Tensor]:
         """Returns `ce`, a mean over the targets, and `guide`, a mean over heads of those over the words."""
+        self.shares = 2 * self.skip * torch.rand(len(rows))
         length = max(len(row["inputs"]) for row in rows)
         inputs = torch.tensor([row["inputs"] + [self.pad] * (length - len(row["inputs"])) for row in rows])
         targets = torch.tensor([row["targets"] + [-100] * (length - len(row["targets"])) for row in rows])

@@ -6,7 +6,8 @@
     train encoder --minutes 30
     train align
     train all --minutes 70
-    train all --minutes 40 --learning_rate 4e-4 --lengths 600:11:0.25 3000:5:0.75 --single 0.2
+    train all --minutes 70 --learning_rate 4e-4 --lengths 600:11:0.25 3000:5:0.75 --single 0.2
+    train all --minutes 30 --learning_rate 5e-4 --lengths 600:11:0.3 3000:5:0.7 --single 0.25 --skip 0.4
     python train_teacher.py export --speech runs/speech --output_dir runs/teacher
 
 The encoder first learns to spell with a character CTC head that is thrown away afterwards. Its best path gives every
@@ -28,10 +29,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from muon import BETAS, Muon, split_parameters
 from sentences import sentence
 from teacher_alignment import BLANK, clean, greedy, spell, word_times
 from teacher_model import DecoderLoss, Teacher, decoder_rows
-from teacher_optimizer import Muon
 from teacher_windows import SILENCE, Speech, augment, compose, mask, pad_with_zeros, scale
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -146,15 +147,14 @@ class Objective(nn.Module):
 
 def optimizers(parameters: dict[str, nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for all else."""
-    hidden = [p for name, p in parameters.items() if "layers." in name and p.ndim == 2]
-    others = [p for name, p in parameters.items() if not ("layers." in name and p.ndim == 2)]
+    hidden, others = split_parameters(parameters.items())
     settings = {"lr": learning_rate, "weight_decay": 0.01}
     first = (
         ZeroRedundancyOptimizer(hidden, Muon, parameters_as_bucket_view=False, **settings)
         if dist.is_initialized()
         else Muon(hidden, **settings)
     )
-    return [first, torch.optim.AdamW(others, betas=(0.9, 0.98), **settings)]
+    return [first, torch.optim.AdamW(others, betas=BETAS, **settings)]
 
 
 def share_done(begin: float, minutes: float) -> float:
@@ -281,7 +281,9 @@ def main() -> None:
     parser.add_argument("--widen", type=float, default=5.0, help="minutes until the encoder's windows stand anywhere")
     parser.add_argument("--final_rate", type=float, default=0.02, help="last learning rate, a share of the first")
     parser.add_argument("--guide", type=float, default=0.4, help="weight of the loss on attention")
-    parser.add_argument("--skip", type=float, default=0.2, help="share of rows that pass by a middle decoder layer")
+    parser.add_argument(
+        "--skip", type=float, default=0.2, help="average share of middle decoder layers that a row passes by"
+    )
     parser.add_argument("--bf16", action="store_true", help="on cores with AMX: the same cores in half the time")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
