@@ -4,12 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from hf_distil_whisper.cli import train
 from hf_distil_whisper.cli.arguments import parse_arguments
 from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.cli.plans import best_device
 from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.sources import load_source
@@ -297,3 +299,13 @@ def test_labels_of_a_multilingual_student_need_a_language(
     assert "--language is missing" in capsys.readouterr().err
     assert main([*argv, "--dry_run", "--language", "de"]) == 0
     assert main([*argv, "--dry_run", "--language", "xx"]) == 2
+
+
+def test_processes_of_one_machine_take_different_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index, all of them would load their teacher onto the first one."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert best_device() == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert best_device() == torch.device("cuda", 3)

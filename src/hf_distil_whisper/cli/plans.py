@@ -191,9 +191,11 @@ def gigabytes(number_of_bytes: float) -> str:
 
 
 def best_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
+    """The accelerator where there is one, else the CPU; of several processes on a machine, each takes its own."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    if found is None:
+        return torch.device("cpu")
+    return torch.device(found.type, int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else found
 
 
 def torch_dtype(name: str) -> torch.dtype:
