@@ -163,7 +163,7 @@ class ShardStore:
         found = []
         for name in self._names():
             if name.startswith(prefix) and self._is_committed(name):
-                shard = Shard(**json.loads(self.fs.cat_file(self.path(name, MANIFEST))))
+                shard = self._manifest(name)
                 if wrong := self._wrong_sizes(shard):
                     logger.warning(f"shard {self.path(name)} is left out: {wrong}. Remove it to have it written anew.")
                 else:
@@ -177,10 +177,8 @@ class ShardStore:
     def damaged(self) -> dict[str, str]:
         """Shards whose files are missing, cut short or changed, with what is wrong. Reads every byte."""
         found = {}
-        for name in self._names():
-            if not self._is_committed(name):
-                continue
-            shard = Shard(**json.loads(self.fs.cat_file(self.path(name, MANIFEST))))
+        for name in self.names():
+            shard = self._manifest(name)
             wrong = self._wrong_sizes(shard)
             for file, expected in shard.files.items():
                 if not wrong and self._sha256(self.path(name, file)) != expected["sha256"]:
@@ -204,6 +202,9 @@ class ShardStore:
 
     def _is_committed(self, name: str) -> bool:
         return not name.startswith(_UNFINISHED) and self.fs.exists(self.path(name, MANIFEST))
+
+    def _manifest(self, name: str) -> Shard:
+        return Shard(**json.loads(self.fs.cat_file(self.path(name, MANIFEST))))
 
     def _rename(self, folder: Path, name: str) -> None:
         try:

@@ -131,7 +131,8 @@ def pseudo_label_dataset(
             packed = list(pack_utterances(rows, max_duration=max_duration, errors=lost))
             progress.rows_per_window = len(rows) / max(len(packed), 1)
             rows = Dataset.from_list(packed, features=PACKED_FEATURES)
-        found = generate_rows(teacher, processor, rows, lost, generate, batch_size=batch_size, progress=progress)
+        heard = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])
+        found = generate_rows(teacher, processor, heard, lost, generate, batch_size=batch_size, progress=progress)
         return with_labels(rows, found, processor, timestamp_begin(teacher), scored_as) if found.sequences else None
 
     starts = range(0, len(dataset), rows_per_shard)
