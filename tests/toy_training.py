@@ -61,6 +61,12 @@ class RandomWindows(torch.utils.data.Dataset):
             "index": index,
         }
 
+    def variants(self, index: int) -> list[dict[str, Any]]:
+        return [self.label_item(index)]
+
+    def audio_content(self, index: int) -> tuple[bytes, ...]:
+        return (self.features[index].numpy().tobytes(),)
+
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)
 

@@ -63,8 +63,8 @@ if TYPE_CHECKING:
     from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset as pseudo_label_dataset
     from hf_distil_whisper.student import create_student as create_student
     from hf_distil_whisper.student import select_layers as select_layers
-    from hf_distil_whisper.training.losses import DistillationLoss as DistillationLoss
-    from hf_distil_whisper.training.losses import fused_distillation_loss as fused_distillation_loss
+    from hf_distil_whisper.training.fused_loss import DistillationLoss as DistillationLoss
+    from hf_distil_whisper.training.fused_loss import fused_distillation_loss as fused_distillation_loss
     from hf_distil_whisper.training.losses import hidden_state_mse_loss as hidden_state_mse_loss
     from hf_distil_whisper.training.losses import kl_divergence_loss as kl_divergence_loss
     from hf_distil_whisper.training.losses import pseudo_label_loss as pseudo_label_loss
@@ -101,13 +101,8 @@ _MODULES = {
     "pseudo_labels.filtering": ("EmptyFilterError", "filter_by_wer"),
     "pseudo_labels.labeller": ("pseudo_label_dataset",),
     "student": ("create_student", "select_layers"),
-    "training.losses": (
-        "DistillationLoss",
-        "fused_distillation_loss",
-        "hidden_state_mse_loss",
-        "kl_divergence_loss",
-        "pseudo_label_loss",
-    ),
+    "training.fused_loss": ("DistillationLoss", "fused_distillation_loss"),
+    "training.losses": ("hidden_state_mse_loss", "kl_divergence_loss", "pseudo_label_loss"),
     "training.trainer": ("DistillationTrainer",),
     "training.training_args": ("DistillationTrainingArguments",),
     "training.validation": ("WordErrorMetrics",),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     GenerationConfig,
     PreTrainedConfig,
@@ -196,8 +197,13 @@ def weights_fingerprint(model: WhisperForConditionalGeneration) -> str:
 
     Says whether labels or cached outputs of an earlier run came from this very model. Reads every weight once.
     """
-    digest = hashlib.sha256(model.generation_config.to_json_string().encode())
-    for name, weight in sorted(model.state_dict().items()):
+    return module_fingerprint(model, settings=model.generation_config.to_json_string())
+
+
+def module_fingerprint(module: nn.Module, settings: str = "") -> str:
+    """The same of a part of a model, for example its encoder, and of a text that its outputs depend on."""
+    digest = hashlib.sha256(settings.encode())
+    for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

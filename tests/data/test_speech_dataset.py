@@ -1,5 +1,6 @@
 """Samples for training and validation, and what happens to rows that cannot be used."""
 
+import copy
 import io
 from pathlib import Path
 
@@ -78,6 +79,39 @@ def test_variants_are_drawn_anew_in_each_epoch_and_again_from_the_same_seed():
     assert "<|0.20|>" in drawn
     assert "<|notimestamps|>" in drawn
     assert "<|startofprev|> Row" in drawn
+
+
+def test_the_variants_of_a_row_are_all_that_can_be_drawn_and_nothing_else():
+    """A cache that was asked about three of four variants fails in the middle of an epoch, or lies."""
+    data = samples()
+    drawn: dict[int, set[str]] = {0: set(), 1: set()}
+    for number in range(60):
+        data.set_epoch(number)
+        for row in drawn:
+            drawn[row].add(read(data.label_item(row)))
+    assert [len(texts) for texts in drawn.values()] == [2, 4]  # the first row has no text before it
+    for row, texts in drawn.items():
+        assert {read(item) for item in data.variants(row)} == texts
+        assert len(data.variants(row)) == len(texts)
+    always = samples(timestamp_probability=1.0, condition_on_prev_probability=0.0)
+    assert [read(item) for item in always.variants(1)] == [read(always.label_item(1))]
+    assert [read(item) for item in samples(train=False).variants(1)] == [read(samples(train=False).label_item(1))]
+    assert samples(labelled(2, whisper_transcript=["A word.", None])).variants(1) == []
+
+
+def test_the_content_of_a_row_is_its_recording_wherever_it_is_stored_and_the_extractors_settings(tmp_path: Path):
+    """A cache that is keyed by names gives a new recording the states of the old one."""
+    data = samples()
+    rows = labelled()
+    path = tmp_path / "recording.flac"
+    path.write_bytes(rows[0]["audio"]["bytes"])
+    stored = samples(labelled(1, audio=[{"bytes": None, "path": str(path)}]))
+    assert data.audio_content(0) == stored.audio_content(0) != data.audio_content(1)
+    other = copy.deepcopy(toy_processor())
+    other.feature_extractor.hop_length = 80
+    assert SpeechDataset(rows, other).audio_content(0) != data.audio_content(0)
+    path.unlink()
+    assert "recording.flac" in str(stored.audio_content(0)[0])
 
 
 def test_labels_alone_are_those_of_the_whole_item():

@@ -44,7 +44,16 @@ def train(folder: Path, **changes) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, {"freeze_encoder": False}, {"teacher_cache": "encoder"}], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"freeze_encoder": False},
+        {"teacher_cache": "encoder"},
+        {"teacher_cache": "both", "teacher_cache_dir": "cache"},
+    ],
+    ids=str,
+)
 def test_two_processes_give_the_losses_gradients_and_wer_of_one(tmp_path, settings):
     """Upstream scales the loss by the number of processes, and counts some validation rows twice."""
     code = (
@@ -55,6 +64,8 @@ def test_two_processes_give_the_losses_gradients_and_wer_of_one(tmp_path, settin
         "pathlib.Path(sys.argv[1], f'rank{os.environ[\"RANK\"]}.json').write_text(json.dumps(found))\n"
         "PartialState().destroy_process_group()\n"
     )
+    if "teacher_cache_dir" in settings:  # each fills its part; the one process finds all of it
+        settings = settings | {"teacher_cache_dir": str(tmp_path / settings["teacher_cache_dir"])}
     script = tmp_path / "script.py"
     script.write_text(code)
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]

@@ -1,35 +1,78 @@
-"""Cached encoder states: the same numbers, computed once, under labels that are still drawn anew."""
+"""The teacher cache: what models would say of the same row, computed once, under labels that are still drawn anew."""
+
+import copy
+from typing import Any
 
 import pytest
 import torch
 
+from hf_distil_whisper.shards import StaleRunError
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.teacher_cache import EncoderStateDataset, encoder_cache_bytes
-from toy_training import RandomWindows, logged, small_trainer, small_whisper
+from hf_distil_whisper.training.teacher_cache import (
+    CacheSettings,
+    TeacherCacheDataset,
+    encoder_cache_bytes,
+    logits_cache_bytes,
+)
+from toy_training import RandomWindows, collate, logged, small_trainer, small_whisper
+
+KINDS = ("encoder", "logits", "both")
+
+
+class TwoVariants(RandomWindows):
+    """Every other epoch, labels lose their last word."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        super().set_epoch(epoch)
+        self.epoch = epoch
+
+    def _cut(self, item: dict[str, Any], cut: bool) -> dict[str, Any]:
+        return item if not cut else {**item, **{name: item[name][:-1] for name in ("decoder_input_ids", "labels")}}
+
+    def label_item(self, index: int) -> dict[str, Any]:
+        return self._cut(super().label_item(index), self.epoch % 2 == 1)
+
+    def variants(self, index: int) -> list[dict[str, Any]]:
+        return [self._cut(super(TwoVariants, self).label_item(index), cut) for cut in (False, True)]
+
+
+def cached(windows, model, *, teacher=None, kind="encoder", dtype=torch.float32, folder=None, top_k=8, part=(0, 1)):
+    settings = CacheSettings(kind, dtype, top_k, 2.0, None if folder is None else str(folder))
+    return TeacherCacheDataset(
+        windows, model, teacher, settings, collate, shares_encoder=True, batch_size=2, part=part
+    )
 
 
 def test_cached_states_are_those_of_the_encoder_in_the_datasets_order():
     """States of a neighbouring row would pair every text with another recording."""
     model, windows = small_whisper(dropout=0.5).train(), RandomWindows(5)
-    cached = EncoderStateDataset(windows, model, torch.float32, batch_size=2)
+    dataset = cached(windows, model)
     assert model.model.encoder.training
     model.eval()
-    assert len(cached) == 5
+    assert len(dataset) == 5
     with torch.no_grad():
         states = model.model.encoder(windows.features).last_hidden_state
     for index in range(5):
-        item = cached[index]
+        item = dataset[index]
         torch.testing.assert_close(item["encoder_states"], states[index], rtol=1e-4, atol=1e-5)
         assert item["labels"] == windows.label_item(index)["labels"]
         assert "input_features" not in item
 
 
-def test_the_expected_memory_is_what_the_states_take():
+def test_the_expected_size_is_what_the_cache_takes():
     """The plan of a run announces it before hours of decoding."""
-    model = small_whisper()
-    cached = EncoderStateDataset(RandomWindows(3), model, torch.bfloat16, batch_size=3)
-    assert cached.states.dtype == torch.bfloat16
-    assert encoder_cache_bytes(3, model.config, torch.bfloat16) == cached.states.nbytes == 3 * 50 * 16 * 2
+    model, windows = small_whisper(), RandomWindows(3)
+    dataset = cached(windows, model, teacher=model, kind="both", dtype=torch.bfloat16)
+    items = [dataset[index] for index in range(3)]
+    states = [item["encoder_states"] for item in items]
+    assert {state.dtype for state in states} == {torch.bfloat16}
+    assert encoder_cache_bytes(3, model.config, torch.bfloat16) == sum(state.nbytes for state in states) == 3 * 50 * 32
+    tokens = sum(label != -100 for item in items for label in item["labels"])
+    kept = [dataset._logits.get(dataset._variant_key(item)) for item in items]
+    size = sum(array.nbytes for arrays in kept for array in arrays.values())
+    assert logits_cache_bytes(tokens, model.config, 8) == size == tokens * (8 * 4 + 2)
 
 
 def test_a_replaced_row_keeps_label_and_states_together():
@@ -39,48 +82,131 @@ def test_a_replaced_row_keeps_label_and_states_together():
     windows.__class__ = type(
         "Broken", (RandomWindows,), {"__getitem__": lambda self, i: decode(self, 2 if i == 1 else i)}
     )
-    cached = EncoderStateDataset(windows, small_whisper(), torch.float32, batch_size=2)
-    assert cached[1]["index"] == 2
-    assert torch.equal(cached[1]["encoder_states"], cached[2]["encoder_states"])
-    windows.label_item = lambda index: {"index": 3 if index == 2 else index}
-    assert torch.equal(cached[2]["encoder_states"], cached[3]["encoder_states"])
+    model = small_whisper()
+    dataset = cached(windows, model, teacher=model, kind="both")
+    assert dataset[1]["index"] == 2
+    for name in ("encoder_states", "teacher_ids"):
+        assert torch.equal(dataset[1][name], dataset[2][name])
+    windows.label_item = lambda index: RandomWindows.label_item(windows, 3 if index == 2 else index)
+    assert dataset[2]["index"] == 3
+    assert torch.equal(dataset[2]["encoder_states"], dataset[3]["encoder_states"])
 
 
-def test_training_on_cached_states_gives_the_same_losses_and_runs_no_encoder(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_path, kind):
     """A cache that changes the result, or that is computed and not used."""
     losses, runs = [], []
-    for cache in ("none", "encoder"):
+    for cache in ("none", kind):
         teacher = small_whisper()
         student = create_student(teacher)
-        calls = []
-        student.model.encoder.register_forward_hook(lambda *_, calls=calls: calls.append(True))
-        windows = RandomWindows(8)
+        encoded, taught = [], []
+        student.model.encoder.register_forward_hook(lambda *_, calls=encoded: calls.append(True))
+        teacher.model.decoder.register_forward_hook(lambda *_, calls=taught: calls.append(True))
+        windows = TwoVariants(8)
         trainer = small_trainer(
             tmp_path,
             student,
             teacher,
             train=windows,
             teacher_cache=cache,
+            teacher_cache_top_k=teacher.config.vocab_size,
             num_train_epochs=3,
             max_steps=6,
             learning_rate=1e-2,
         )
         trainer.train()
         losses.append(logged(trainer, "loss"))
-        runs.append((len(calls), len(windows.decoded)))
+        runs.append((len(encoded), len(taught), len(windows.decoded)))
         assert sorted(set(windows.epochs)) == [0, 1, 2]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert runs == [(6, 24), (2, 8)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    # Steps of 4 rows, 8 rows: filling takes 2 runs of the encoder, and 4 of the teacher for two variants of each row.
+    assert runs[0] == (6, 6, 24)
+    assert runs[1] == {"encoder": (2, 6, 8), "logits": (8, 4, 32), "both": (2, 4, 8)}[kind]
+
+
+def test_with_few_tokens_kept_the_logged_kl_is_a_bound_from_below(tmp_path):
+    """A KL above the exact one would mean that mass is counted twice."""
+    logs = []
+    for settings in ({}, {"teacher_cache": "both", "teacher_cache_top_k": 4}):
+        teacher = small_whisper()
+        trainer = small_trainer(tmp_path, small_whisper(seed=1, decoder_layers=2), teacher, **settings)
+        trainer.model.model.encoder.load_state_dict(teacher.model.encoder.state_dict())
+        trainer._settle_teacher()
+        trainer.train()
+        logs.append((logged(trainer, "kl")[0], logged(trainer, "pl")[0]))
+    assert 0 < logs[1][0] < logs[0][0]
+    assert logs[1][1] == pytest.approx(logs[0][1], rel=1e-4)
 
 
 def test_the_cache_is_filled_once_for_several_runs_of_one_trainer(tmp_path):
     """Going on with a trainer would otherwise cache the states of cached states."""
     teacher = small_whisper()
     windows = RandomWindows(8)
-    trainer = small_trainer(tmp_path, create_student(teacher), teacher, train=windows, teacher_cache="encoder")
+    trainer = small_trainer(tmp_path, create_student(teacher), teacher, train=windows, teacher_cache="both")
     trainer.train()
     trainer.train()
     assert len(windows.decoded) == 8
+
+
+def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new(tmp_path):
+    """The second run would pay for the teacher again; a reworded row would be taught by old words."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    for count, decoded in ((6, 6), (6, 0), (8, 2)):
+        windows = TwoVariants(8)
+        windows.features = windows.features[:count]
+        dataset = cached(windows, student, teacher=teacher, kind="both", folder=tmp_path)
+        assert len(windows.decoded) == decoded
+        in_memory = cached(TwoVariants(count), student, teacher=teacher, kind="both")
+        in_memory.dataset.features = windows.features
+        for index in range(count):
+            for name in ("encoder_states", "teacher_ids"):
+                assert torch.equal(dataset[index][name], in_memory[index][name]), (count, index, name)
+
+
+def test_each_process_fills_its_part_of_a_folder(tmp_path):
+    """Processes that all compute everything gain nothing; a row that none computes ends the run."""
+    teacher = small_whisper()
+    student, parts = create_student(teacher), []
+    for number in range(2):
+        windows = RandomWindows(5)
+        parts.append(cached(windows, student, teacher=teacher, kind="both", folder=tmp_path, part=(number, 2)))
+        assert windows.decoded == list(range(number, 5, 2))
+    parts[0].reload()
+    assert [item["index"] for item in (parts[0][index] for index in range(5))] == list(range(5))
+
+
+def test_a_damaged_shard_is_computed_anew(tmp_path):
+    """A flipped bit in the teacher's states shows in no loss curve."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    before = cached(RandomWindows(4), student, teacher=teacher, kind="encoder", folder=tmp_path)[0]["encoder_states"]
+    (path,) = tmp_path.glob("states/*/array-states.npy")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    windows = RandomWindows(4)
+    again = cached(windows, student, teacher=teacher, kind="encoder", folder=tmp_path)
+    assert len(windows.decoded) == 4
+    assert torch.equal(again[0]["encoder_states"], before)
+
+
+def test_what_another_teacher_or_setting_has_filled_is_refused(tmp_path):
+    """Another teacher's distributions fit every shape."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    cached(RandomWindows(2), student, teacher=teacher, kind="both", folder=tmp_path)
+    other = copy.deepcopy(teacher)
+    with torch.no_grad():
+        other.model.decoder.layers[0].fc1.weight.mul_(1.01)
+    with pytest.raises(StaleRunError, match=r"teacher: '\w+' there, '\w+' asked for"):
+        cached(RandomWindows(2), student, teacher=other, kind="both", folder=tmp_path)
+    with pytest.raises(StaleRunError, match="top_k: 8 there, 4 asked for"):
+        cached(RandomWindows(2), student, teacher=teacher, kind="both", folder=tmp_path, top_k=4)
+    with torch.no_grad():
+        student.model.encoder.conv1.weight.mul_(1.01)
+    with pytest.raises(StaleRunError, match=r"encoder: '\w+' there, '\w+' asked for"):
+        cached(RandomWindows(2), student, teacher=teacher, kind="encoder", folder=tmp_path)
 
 
 def test_states_of_one_encoder_are_not_given_to_a_teacher_with_another(tmp_path):
@@ -88,6 +214,18 @@ def test_states_of_one_encoder_are_not_given_to_a_teacher_with_another(tmp_path)
     student = small_whisper(seed=1, decoder_layers=2)
     with pytest.raises(ValueError, match=r"--teacher_cache encoder.*the student's encoder is not the teacher's"):
         small_trainer(tmp_path, student, small_whisper(), teacher_cache="encoder")
+
+
+def test_a_teacher_with_another_encoder_is_asked_through_its_own(tmp_path):
+    """Its distributions over the student's states would be noise."""
+    losses = []
+    for settings in ({}, {"teacher_cache": "both", "teacher_cache_top_k": 10_000}):
+        student, teacher = small_whisper(seed=1, decoder_layers=2), small_whisper()
+        settings["teacher_cache_top_k"] = teacher.config.vocab_size
+        trainer = small_trainer(tmp_path, student, teacher, **settings)
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_labels_alone_can_be_learned_from_cached_states(tmp_path):
@@ -98,3 +236,12 @@ def test_labels_alone_can_be_learned_from_cached_states(tmp_path):
     )
     trainer.train()
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
+
+
+def test_labels_that_the_teacher_was_not_asked_about_are_refused():
+    """Another variant's distributions would be learned, position by position, one word off."""
+    model, windows = small_whisper(), RandomWindows(2)
+    dataset = cached(windows, model, teacher=model, kind="logits")
+    windows.label_item = lambda index: {"decoder_input_ids": [1, 2], "labels": [2, 3], "index": index}
+    with pytest.raises(KeyError, match="row 0: the teacher was not asked about these labels"):
+        dataset[0]

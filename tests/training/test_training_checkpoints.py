@@ -44,7 +44,7 @@ def run(folder, *, stop: int | None = None, resume: bool = False, **changes):
 
 
 @pytest.mark.parametrize("stop", [2, 4, 6])
-@pytest.mark.parametrize("cache", ["none", "encoder"])
+@pytest.mark.parametrize("cache", ["none", "encoder", "both"])
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, stop, cache):
     """Another order of rows, or a schedule that starts anew, shows nowhere but in a worse student."""
     whole = run(tmp_path / "whole", teacher_cache=cache)

@@ -1,5 +1,6 @@
 """What `train` is asked for, and its plan: models, rows and costs checked before any weight is loaded."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,11 @@ from hf_distil_whisper.cli.create_student import StudentArguments, add_student
 from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, training_bytes
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer
-from hf_distil_whisper.training.teacher_cache import encoder_cache_bytes
+from hf_distil_whisper.training.teacher_cache import encoder_cache_bytes, logits_cache_bytes
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments, check_output_dir
+
+TOKENS_OF_A_WINDOW = 130
+"""Labels of packed windows in the paper's corpora; what a cache of logits will take is told before they are read."""
 
 
 @dataclass
@@ -191,14 +195,29 @@ def _plan_costs(
         chunk_size=training_args.loss_chunk_size,
     )
     plan.figures["memory expected"] = gigabytes(memory)
-    if training_args.teacher_cache == "encoder":
-        cache = encoder_cache_bytes(len(rows), student.config, _cache_dtype(training_args))
-        plan.figures["encoder states in memory"] = gigabytes(cache)
+    if training_args.teacher_cache != "none":
+        place = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
+        plan.figures[f"teacher cache {place}"] = gigabytes(_cache_bytes(training_args, student, rows))
     encoder = student.get_encoder().num_parameters()
     trained = student.num_parameters() - (encoder if training_args.freeze_encoder else 0)
     checkpoint = 4 * student.num_parameters() + 8 * trained
     kept = "" if training_args.save_strategy == "no" else f" and {gigabytes(checkpoint)} for each checkpoint kept"
     plan.figures["disk expected"] = f"{gigabytes(4 * student.num_parameters())}{kept}"
+
+
+def _cache_bytes(
+    training_args: DistillationTrainingArguments, student: WhisperForConditionalGeneration, rows: Dataset
+) -> int:
+    """About what the teacher cache will take."""
+    size = 0
+    if training_args.teacher_cache in ("encoder", "both"):
+        size += encoder_cache_bytes(len(rows), student.config, _cache_dtype(training_args))
+    if training_args.teacher_cache in ("logits", "both"):
+        shares = (training_args.timestamp_probability, training_args.condition_on_prev_probability)
+        variants = math.prod(2 if 0 < share < 1 else 1 for share in shares)
+        tokens = len(rows) * variants * TOKENS_OF_A_WINDOW
+        size += logits_cache_bytes(tokens, student.config, training_args.teacher_cache_top_k)
+    return size
 
 
 def _cache_dtype(training_args: DistillationTrainingArguments) -> torch.dtype:

@@ -14,6 +14,8 @@ from transformers import WhisperProcessor
 from hf_distil_whisper.data.labels import IGNORED
 
 DECODER_POSITIONS = 448
+TEACHER_ARRAYS = ("teacher_ids", "teacher_log_probs", "teacher_log_tail")
+"""What a teacher cache adds to an item, a row for each label that counts."""
 
 
 @dataclass
@@ -53,11 +55,13 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         Args:
             features (`Sequence[dict]`): each with `input_features` (mel bins, frames) or `encoder_states` (frames,
                 width), and `decoder_input_ids` and `labels` of one length. Items with `labels` alone, as a tokenizer
-                makes them with `<|startoftranscript|>` in front, are shifted here. Other entries are dropped.
+                makes them with `<|startoftranscript|>` in front, are shifted here. Where the items hold what a cache
+                has kept of the teacher (`teacher_ids`, ...), it is joined end to end. Other entries are dropped.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_features` (batch, mel bins, frames) or `encoder_states` (batch, frames,
-            width), `decoder_input_ids` (batch, length), and `labels` (batch, length) with -100 on prompts and padding.
+            width), `decoder_input_ids` (batch, length), and `labels` (batch, length) with -100 on prompts and padding;
+            `teacher_ids` and so on (labels that count, ...).
         """
         source = "encoder_states" if "encoder_states" in features[0] else "input_features"
         pairs = [self._tokens(item) for item in features]
@@ -69,6 +73,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             source: torch.stack([torch.as_tensor(item[source]) for item in features]),
             "decoder_input_ids": _padded([ids for ids, _ in pairs], length, tokenizer.eos_token_id),
             "labels": _padded([labels for _, labels in pairs], length, IGNORED),
+            **{name: torch.cat([item[name] for item in features]) for name in TEACHER_ARRAYS if name in features[0]},
         }
 
     def _tokens(self, item: dict[str, Any]) -> tuple[list[int], list[int]]:

@@ -4,8 +4,10 @@ Nothing is cached: the log-mel of 30 s takes 1.5 MB and 10 ms, so that storing i
 `audio` and `labels`; knows no model.
 """
 
+import json
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -125,6 +127,34 @@ class SpeechDataset(torch.utils.data.Dataset):
         """The same without `input_features`, for runs that keep the encoder's output."""
         return next(self._label_items(index))
 
+    def variants(self, index: int) -> list[dict[str, Any]]:
+        """All items that a row can be drawn as, as [`label_item`] gives them; none for a row without usable labels."""
+        stamps, prompts = (
+            [value for value, share in ((False, 1 - probability), (True, probability)) if share > 0]
+            for probability in (
+                self._draw.keywords["timestamp_probability"],
+                self._draw.keywords["condition_on_prev_probability"],
+            )
+        )
+        choices = [(stamp, prompt) for stamp in stamps for prompt in prompts] if self.train else [(False, False)]
+        try:
+            items = [self._variant(index, *choice) for choice in choices]
+        except LabelError as error:
+            self._lose(index, error)
+            return []
+        return list({(*item["decoder_input_ids"],): item for item in items}.values())
+
+    def audio_content(self, index: int) -> tuple[bytes, ...]:
+        """What a row's features are made of: its recording as it is stored, and the settings of the extractor."""
+        audio = self._audio[index]["audio"]
+        settings = json.dumps(self.processor.feature_extractor.to_dict(), sort_keys=True, default=str).encode()
+        if isinstance(audio, dict) and audio.get("bytes") is not None:
+            return audio["bytes"], settings
+        try:
+            return Path(audio["path"] if isinstance(audio, dict) else audio).read_bytes(), settings
+        except (OSError, TypeError, KeyError):
+            return f"row {index}: {audio!r}"[:1000].encode(), settings  # what is wrong is said when it is decoded
+
     def row_errors(self) -> RowErrors:
         """The rows that were replaced so far, in this process and in the workers, with their reasons."""
         errors = RowErrors()
@@ -151,13 +181,14 @@ class SpeechDataset(torch.utils.data.Dataset):
         raise ValueError(f"none of {len(self)} rows can be used.\n{self.row_errors().summary()}")
 
     def _make_labels(self, index: int) -> dict[str, Any]:
+        drawn = self._draw(self.seed, int(self._epoch), index) if self.train else (False, False)
+        return self._variant(index, *drawn)
+
+    def _variant(self, index: int, timestamps: bool, use_prompt: bool) -> dict[str, Any]:
         row = self._texts[index]
         transcript = row[self.transcript_column]
         if transcript is None:
             raise LabelError(_no_text(self.transcript_column))
-        timestamps, use_prompt = False, False
-        if self.train:
-            timestamps, use_prompt = self._draw(self.seed, int(self._epoch), index)
         previous = _previous(row) if use_prompt else None
         labels = self._label(
             transcript, timestamps=timestamps, previous=previous, truncated=bool(row.get("truncated"))

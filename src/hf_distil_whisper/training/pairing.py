@@ -5,12 +5,14 @@ Knows models and weights; batches, losses and the Trainer are left to `trainer`.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration
 from transformers.utils import logging
 
+from hf_distil_whisper.training.fused_loss import TopKLogits
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 
 logger = logging.get_logger(__name__)
@@ -24,6 +26,24 @@ _ENCODER_SHAPE = (
     "num_mel_bins",
     "max_source_positions",
 )
+
+
+class TeacherOutput(NamedTuple):
+    """What the teacher says of a batch; all None without a teacher.
+
+    A teacher that was asked beforehand, by a cache, only says `kept`.
+
+    Args:
+        states (`Tensor`, *optional*): last decoder states, (batch, length, width).
+        head (`Tensor`, *optional*): weight of the language-model head, (vocab, width).
+        hidden_states (`tuple[Tensor, ...]`, *optional*): of all decoder layers, where MSE asks for them.
+        kept (`TopKLogits`, *optional*): its likeliest tokens at each label that counts.
+    """
+
+    states: Tensor | None = None
+    head: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    kept: TopKLogits | None = None
 
 
 def check_pair(

@@ -1,71 +1,250 @@
-"""What the frozen encoder says of each training row, computed once and kept in memory.
+"""What the frozen encoder and the teacher say of each training row, computed once: in memory, or in shards on a disk.
 
-Knows the encoder and a dataset of windows; labels are still drawn anew in every epoch by that dataset.
+Knows both models and a dataset of windows. Labels are still drawn anew in every epoch by that dataset: the teacher is
+asked about all variants that a row can be drawn as. `cache_store` keeps the arrays, `fused_loss` learns from them.
 """
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
+from hf_distil_whisper.checkpoints import module_fingerprint, weights_fingerprint
+from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.training.cache_store import CacheStore, content_key
+from hf_distil_whisper.training.fused_loss import top_k_logits
+from hf_distil_whisper.training.pairing import encode
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 
-class EncoderStateDataset(Dataset):
-    """A dataset whose items hold `encoder_states` in place of `input_features`.
 
-    The states of all rows are computed at once, when the dataset is made, and kept in one tensor: 30 s take 1500 x
-    width numbers (0.8 MB at width 128 in float32, 3.8 MB at 1280 in bfloat16). Every process keeps its own.
+class CacheSettings(NamedTuple):
+    """What is kept, how and where.
+
+    Args:
+        kind (`str`): "encoder" for the encoder's states, "logits" for the teacher's likeliest tokens, or "both".
+        dtype (`torch.dtype`): of the states, and of the teacher's run over them.
+        top_k (`int`): tokens of the vocabulary that are kept of each distribution.
+        temperature (`float`): of the KL divergence.
+        folder (`str`, *optional*): on a local disk; None for memory.
+    """
+
+    kind: str
+    dtype: torch.dtype
+    top_k: int
+    temperature: float
+    folder: str | None
+
+    @classmethod
+    def of(cls, args: DistillationTrainingArguments, dtype: torch.dtype) -> "CacheSettings":
+        """Those that a training asks for."""
+        return cls(args.teacher_cache, dtype, args.teacher_cache_top_k, args.temperature, args.teacher_cache_dir)
+
+    @property
+    def states(self) -> bool:
+        """Whether encoder states are kept."""
+        return self.kind in ("encoder", "both")
+
+    @property
+    def logits(self) -> bool:
+        """Whether the teacher's distributions are kept."""
+        return self.kind in ("logits", "both")
+
+
+class TeacherCacheDataset(Dataset):
+    """A dataset whose items hold `encoder_states` in place of `input_features`, or `teacher_ids` and so on, or both.
+
+    30 s of states take 1500 x width numbers (0.8 MB at width 128 in float32, 3.8 MB at 1280 in bfloat16); a token's
+    distribution takes 256 bytes at k = 64 and up to 65,536 tokens, about 26 KB for a variant of 100 tokens. In memory
+    every process keeps its own; in a folder the processes share what each has computed a part of.
 
     Args:
         dataset (`SpeechDataset`): or any dataset whose items hold `input_features` and the `index` of their row, with
-            a method `label_item(index)` for an item without features, and `set_epoch(epoch)`.
-        model (`WhisperForConditionalGeneration`): its encoder is run, on its device, in eval mode.
-        dtype (`torch.dtype`): to keep the states in.
-        batch_size (`int`): windows per run of the encoder.
+            methods `label_item(index)` for an item without features, `variants(index)` for all that it can be drawn
+            as, `audio_content(index)` for what its features are made of, and `set_epoch(epoch)`.
+        student (`WhisperForConditionalGeneration`): its frozen encoder is run, on its device.
+        teacher (`WhisperForConditionalGeneration`, *optional*): needed for logits.
+        settings (`CacheSettings`): what is kept.
+        collator (`DataCollatorSpeechSeq2SeqWithPadding`): joins the variants of a batch.
+        shares_encoder (`bool`): whether the teacher reads the student's encoder states.
+        batch_size (`int`): windows per run of the models.
         num_workers (`int`, *optional*, defaults to 0): processes that decode audio meanwhile.
+        part (`tuple[int, int]`, *optional*, defaults to `(0, 1)`): this process's number, and how many share the
+            folder's work. After a barrier each calls `reload`.
+
+    Raises:
+        StaleRunError: if the folder holds what other models or settings have computed.
     """
 
     def __init__(
         self,
         dataset: Any,
-        model: WhisperForConditionalGeneration,
-        dtype: torch.dtype,
+        student: WhisperForConditionalGeneration,
+        teacher: WhisperForConditionalGeneration | None,
+        settings: CacheSettings,
+        collator: DataCollatorSpeechSeq2SeqWithPadding,
+        *,
+        shares_encoder: bool,
         batch_size: int,
         num_workers: int = 0,
+        part: tuple[int, int] = (0, 1),
     ):
-        self.dataset = dataset
-        config = model.config
-        self.states = torch.empty(len(dataset), config.max_source_positions, config.d_model, dtype=dtype)
-        self.rows: list[int] = []
-        encoder = model.model.encoder
-        training = encoder.training
-        encoder.eval()
-        loader: DataLoader = DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=_stack_windows)
-        for features, rows in tqdm(loader, desc="encoder states", unit="batch"):
-            with torch.no_grad():
-                states = encoder(features.to(encoder.device, encoder.dtype)).last_hidden_state
-            self.states[len(self.rows) : len(self.rows) + len(rows)] = states.to("cpu", dtype)
-            self.rows += rows
-        self._places = {row: place for place, row in enumerate(self.rows)}
-        encoder.train(training)
+        self.dataset, self._settings = dataset, settings
+        self._states = _open_store(settings, "states", lambda: _states_identity(student, settings))
+        self._logits = _open_store(settings, "logits", lambda: _logits_identity(teacher, settings))
+        self._audio_keys = [content_key(*dataset.audio_content(index)) for index in range(len(dataset))]
+        number, processes = part if settings.folder is not None else (0, 1)
+        missing = [index for index in range(number, len(dataset), processes) if not self._is_complete(index)]
+        loader: DataLoader = DataLoader(
+            Subset(dataset, missing), batch_size, num_workers=num_workers, collate_fn=_stack_windows
+        )
+        training = student.training
+        student.eval()
+        for features, rows in tqdm(loader, desc="teacher cache", unit="batch", disable=not missing):
+            states = encode(student, features.to(student.device)) if settings.states or shares_encoder else None
+            if self._states is not None and states is not None:
+                self._keep_states(self._states, states.to("cpu", settings.dtype), rows)
+            if self._logits is not None and teacher is not None:
+                own = states if shares_encoder else None
+                heard = encode(teacher, features.to(teacher.device)) if own is None else own
+                self._keep_logits(self._logits, teacher, heard, rows, collator, batch_size)
+        student.train(training)
+        for store in (self._states, self._logits):
+            if store is not None:
+                store.flush()
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._audio_keys)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        # A row that cannot be used is replaced by another one, here or when it was decoded: both must be of one row.
-        item = self.dataset.label_item(self.rows[index])
-        return {**item, "encoder_states": self.states[self._places[item["index"]]]}
+        item = self.dataset.label_item(index) if self._states is not None else self.dataset[index]
+        # A row that cannot be used is replaced by another one: label, states and logits must be of one row.
+        if self._states is not None:
+            while (found := self._states.get(self._audio_keys[item["index"]])) is None:
+                item = self.dataset.label_item((item["index"] + 1) % len(self))
+            item["encoder_states"] = torch.from_numpy(np.array(found["states"])).view(self._settings.dtype)
+        if self._logits is not None:
+            kept = self._logits.get(self._variant_key(item))
+            if kept is None:
+                raise KeyError(
+                    f"row {item['index']}: the teacher was not asked about these labels. The cache holds what "
+                    "`variants` gives; expected what the dataset draws to be among them."
+                )
+            item |= {name: torch.from_numpy(_readable(kept[name])) for name in TEACHER_ARRAYS}
+        return item
 
     def set_epoch(self, epoch: int) -> None:
         """Draws other labels for the same states: called by the data loader."""
         self.dataset.set_epoch(epoch)
 
+    def reload(self) -> None:
+        """Finds what the other processes have computed."""
+        for store in (self._states, self._logits):
+            if store is not None:
+                store.reload()
+
+    def _variant_key(self, item: dict[str, Any]) -> bytes:
+        tokens = (np.asarray(item[name], np.int32) for name in ("decoder_input_ids", "labels"))
+        return content_key(self._audio_keys[item["index"]], *tokens)
+
+    def _is_complete(self, index: int) -> bool:
+        if self._states is not None and self._audio_keys[index] not in self._states:
+            return False
+        return self._logits is None or all(
+            self._variant_key(variant) in self._logits for variant in self.dataset.variants(index)
+        )
+
+    def _keep_states(self, store: CacheStore, states: torch.Tensor, rows: list[int]) -> None:
+        # numpy has no bfloat16: what is kept are the bits.
+        bits = states.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[states.element_size()]).numpy()
+        for row, state in zip(rows, bits, strict=True):
+            if self._audio_keys[row] not in store:
+                store.add(self._audio_keys[row], {"states": state.copy()})
+
+    def _keep_logits(
+        self,
+        store: CacheStore,
+        teacher: WhisperForConditionalGeneration,
+        states: torch.Tensor,
+        rows: list[int],
+        collator: DataCollatorSpeechSeq2SeqWithPadding,
+        batch_size: int,
+    ) -> None:
+        variants = [(place, item) for place, row in enumerate(rows) for item in self.dataset.variants(row)]
+        for start in range(0, len(variants), batch_size):
+            places, items = zip(*variants[start : start + batch_size], strict=True)
+            for item, arrays in zip(items, self._ask(teacher, states[list(places)], items, collator), strict=True):
+                key = self._variant_key(item)
+                if key not in store:
+                    store.add(key, arrays)
+
+    @torch.no_grad()
+    def _ask(
+        self,
+        teacher: WhisperForConditionalGeneration,
+        states: torch.Tensor,
+        items: tuple[dict[str, Any], ...],
+        collator: DataCollatorSpeechSeq2SeqWithPadding,
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The teacher's likeliest tokens for each item."""
+        batch = collator([{**item, "encoder_states": state} for item, state in zip(items, states, strict=True)])
+        labels = batch["labels"].to(states.device)
+        head = teacher.proj_out.weight
+        hidden = teacher.eval().model.decoder(
+            input_ids=batch["decoder_input_ids"].to(states.device),
+            encoder_hidden_states=states.to(head.dtype),
+            use_cache=False,
+        )
+        kept = top_k_logits(
+            hidden.last_hidden_state, head, labels, k=self._settings.top_k, temperature=self._settings.temperature
+        )
+        ids = kept.ids.cpu().numpy().astype(np.uint16 if len(head) <= 2**16 else np.int32)
+        log_probs, log_tail = (part.half().cpu().numpy() for part in (kept.log_probs, kept.log_tail))
+        ends = np.cumsum([sum(label != -100 for label in row) for row in batch["labels"].tolist()])
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            yield dict(zip(TEACHER_ARRAYS, (array[start:end] for array in (ids, log_probs, log_tail)), strict=True))
+
 
 def encoder_cache_bytes(num_rows: int, config: WhisperConfig, dtype: torch.dtype) -> int:
-    """Memory that an [`EncoderStateDataset`] of `num_rows` windows will take, in bytes."""
+    """Bytes of the encoder states of `num_rows` windows."""
     return num_rows * config.max_source_positions * config.d_model * dtype.itemsize
+
+
+def logits_cache_bytes(num_tokens: int, config: WhisperConfig, top_k: int) -> int:
+    """Bytes of the teacher's `top_k` likeliest tokens at `num_tokens` positions."""
+    return num_tokens * (top_k * (2 + (2 if config.vocab_size <= 2**16 else 4)) + 2)
+
+
+def _open_store(settings: CacheSettings, name: str, identity: Callable[[], dict[str, Any]]) -> CacheStore | None:
+    if not getattr(settings, name):
+        return None
+    if settings.folder is None:
+        return CacheStore()
+    store = CacheStore(Path(settings.folder, name), identity())
+    store.remove_damaged()
+    return store
+
+
+def _states_identity(student: WhisperForConditionalGeneration, settings: CacheSettings) -> dict[str, Any]:
+    return {"encoder": module_fingerprint(student.model.encoder), "dtype": str(settings.dtype)}
+
+
+def _logits_identity(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> dict[str, Any]:
+    return {
+        "teacher": None if teacher is None else weights_fingerprint(teacher),
+        "dtype": str(settings.dtype),
+        "top_k": settings.top_k,
+        "temperature": settings.temperature,
+    }
+
+
+def _readable(array: np.ndarray) -> np.ndarray:
+    """In a type that torch computes with, and in memory of its own: mapped shards cannot be written to."""
+    return array.astype(np.int32) if array.dtype == np.uint16 else np.array(array)
 
 
 def _stack_windows(items: list[dict[str, Any]]) -> tuple[torch.Tensor, list[int]]:

@@ -6,7 +6,7 @@ Knows both models and one batch at a time: who runs which encoder, what is lost,
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distil_whisper.checkpoints import check_compatible, save_generation_config, save_processor
-from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.inference.generation import (
     generate_tokens,
     max_generated_tokens,
@@ -31,33 +31,20 @@ from hf_distil_whisper.inference.generation import (
     scoring_language,
 )
 from hf_distil_whisper.training.callbacks import AverageEarlyStoppingCallback, KeepTokenIdsCallback
-from hf_distil_whisper.training.losses import (
-    IGNORE_INDEX,
+from hf_distil_whisper.training.fused_loss import (
+    TopKLogits,
     distillation_token_losses,
     fused_distillation_loss,
-    hidden_state_mse_loss,
+    top_k_distillation_loss,
 )
-from hf_distil_whisper.training.pairing import as_forward, check_pair, encode, freeze, same_encoder
-from hf_distil_whisper.training.teacher_cache import EncoderStateDataset
+from hf_distil_whisper.training.losses import IGNORE_INDEX, hidden_state_mse_loss
+from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, encode, freeze, same_encoder
+from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from hf_distil_whisper.training.validation import PARTS, LossSums, WordErrorMetrics, check_evaluation
 
 _GENERATION_SETTINGS = {"max_length", "max_new_tokens", "num_beams"}
 _MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-class TeacherOutput(NamedTuple):
-    """What the teacher says of a batch; all None without a teacher.
-
-    Args:
-        states (`Tensor`, *optional*): last decoder states, (batch, length, width).
-        head (`Tensor`, *optional*): weight of the language-model head, (vocab, width).
-        hidden_states (`tuple[Tensor, ...]`, *optional*): of all decoder layers, where MSE asks for them.
-    """
-
-    states: Tensor | None = None
-    head: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
 
 
 class DistillationTrainer(Seq2SeqTrainer):
@@ -164,7 +151,8 @@ class DistillationTrainer(Seq2SeqTrainer):
         if self.args.teacher_cache == "encoder" and not self.shares_encoder:
             raise ValueError(
                 "--teacher_cache encoder keeps the states of one encoder for both models, but the student's encoder "
-                "is not the teacher's. Set --teacher_cache none: each will run its own."
+                "is not the teacher's. Set --teacher_cache both, which keeps what the teacher says too, or none: each "
+                "will run its own."
             )
         dtype = _MIXED_PRECISION.get(self.args.mixed_precision, teacher.dtype)
         for module in (teacher.model.decoder, teacher.proj_out) if self.shares_encoder else (teacher,):
@@ -180,18 +168,29 @@ class DistillationTrainer(Seq2SeqTrainer):
         super()._issue_warnings_after_load(load_result)
 
     def get_train_dataloader(self) -> DataLoader:
-        """The training batches; fills the cache of encoder states first, where `teacher_cache` asks for it."""
-        if self.args.teacher_cache == "encoder" and not isinstance(self.train_dataset, EncoderStateDataset):
-            dtype = _MIXED_PRECISION.get(self.args.mixed_precision, self.model.dtype)
-            with self.compute_loss_context_manager():
-                self.train_dataset = EncoderStateDataset(
-                    self.train_dataset,
-                    self.model,
-                    dtype,
-                    self.args.per_device_train_batch_size,
-                    self.args.dataloader_num_workers,
-                )
+        """The training batches; fills the teacher cache first, where `teacher_cache` asks for one."""
+        if self.args.teacher_cache != "none" and not isinstance(self.train_dataset, TeacherCacheDataset):
+            self.train_dataset = self._fill_teacher_cache()
         return super().get_train_dataloader()
+
+    def _fill_teacher_cache(self) -> TeacherCacheDataset:
+        args = self.args
+        settings = CacheSettings.of(args, _MIXED_PRECISION.get(args.mixed_precision, self.model.dtype))
+        with self.compute_loss_context_manager():
+            cached = TeacherCacheDataset(
+                self.train_dataset,
+                self.model,
+                self.teacher_model,
+                settings,
+                self.data_collator,
+                shares_encoder=self.shares_encoder,
+                batch_size=args.per_device_train_batch_size,
+                num_workers=args.dataloader_num_workers,
+                part=(self.accelerator.process_index, self.accelerator.num_processes),
+            )
+        self.accelerator.wait_for_everyone()
+        cached.reload()
+        return cached
 
     def _encoder_states(self, inputs: dict[str, Tensor]) -> Tensor:
         """States of the student's encoder, without gradient."""
@@ -199,6 +198,8 @@ class DistillationTrainer(Seq2SeqTrainer):
 
     def _run_teacher(self, inputs: dict[str, Tensor], student_states: Tensor | None) -> TeacherOutput:
         """The teacher's decoder on the batch: beside the student's encoder states where the encoder is shared."""
+        if TEACHER_ARRAYS[0] in inputs:
+            return TeacherOutput(kept=TopKLogits(*(inputs[name] for name in TEACHER_ARRAYS)))
         teacher = self.teacher_model
         if teacher is None:
             return TeacherOutput()
@@ -287,18 +288,18 @@ class DistillationTrainer(Seq2SeqTrainer):
     def _losses(self, student: Seq2SeqModelOutput, teacher: TeacherOutput, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and its detached parts, summed over tokens."""
         args = self.args
-        fused = fused_distillation_loss(
-            student.last_hidden_state,
-            self.model.proj_out.weight,
-            teacher.states,
-            teacher.head,
-            labels,
-            temperature=args.temperature,
-            kl_weight=args.kl_weight,
-            pl_weight=args.pl_weight,
-            chunk_size=args.loss_chunk_size,
-            reduction="sum",
-        )
+        ours = student.last_hidden_state, self.model.proj_out.weight
+        settings: dict[str, Any] = {
+            "temperature": args.temperature,
+            "kl_weight": args.kl_weight,
+            "pl_weight": args.pl_weight,
+            "chunk_size": args.loss_chunk_size,
+            "reduction": "sum",
+        }
+        if teacher.kept is not None:
+            fused = top_k_distillation_loss(*ours, teacher.kept, labels, **settings)
+        else:
+            fused = fused_distillation_loss(*ours, teacher.states, teacher.head, labels, **settings)
         loss, mse = fused.loss, torch.zeros_like(fused.kl)
         if teacher.hidden_states is not None:
             mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="sum")

@@ -10,9 +10,9 @@ from pathlib import Path
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_distil_whisper.training.losses import DEFAULT_CHUNK_SIZE
+from hf_distil_whisper.training.fused_loss import DEFAULT_CHUNK_SIZE
 
-TEACHER_CACHES = ("none", "encoder")
+TEACHER_CACHES = ("none", "encoder", "logits", "both")
 _ERRORS = ("wer", "cer", "kl", "pl", "mse")
 _RUN_FILES = ("config.json", "model.safetensors", "trainer_state.json", "checkpoint-*")
 
@@ -39,7 +39,12 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             embeddings, which are also the language-model head.
         loss_chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once.
         teacher_cache (`str`, *optional*, defaults to `"none"`): "encoder" keeps the frozen encoder's states of all
-            training rows in memory, so that it runs once per row instead of once per row and epoch.
+            training rows, so that it runs once per row instead of once per row and epoch; "logits" the teacher's
+            likeliest tokens of all variants that a row can be drawn as, so that it runs no more while training, with
+            a KL that is a bound from below of the exact one; "both" both.
+        teacher_cache_dir (`str`, *optional*): folder on a local disk for what is kept, so that other runs with the
+            same models and rows find it; by default it is in memory.
+        teacher_cache_top_k (`int`, *optional*, defaults to 64): tokens of the vocabulary that are kept for "logits".
         timestamp_probability (`float`, *optional*, defaults to 0.5): share of samples with timestamps (Table 15).
         condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share of samples prompted with the
             previous text, as for the published distil-large-v3.
@@ -67,7 +72,16 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         default=DEFAULT_CHUNK_SIZE, metadata={"help": "Tokens whose logits are held in memory at once."}
     )
     teacher_cache: str = field(
-        default="none", metadata={"help": "'none', or 'encoder': the frozen encoder's states are kept in memory."}
+        default="none",
+        metadata={
+            "help": "What is computed once and kept: 'encoder' states, the teacher's 'logits', 'both' or 'none'."
+        },
+    )
+    teacher_cache_dir: str | None = field(
+        default=None, metadata={"help": "Local folder for the teacher cache. Default: in memory."}
+    )
+    teacher_cache_top_k: int = field(
+        default=64, metadata={"help": "Tokens kept of each of the teacher's distributions."}
     )
     timestamp_probability: float = field(default=0.5, metadata={"help": "Share of samples with timestamps."})
     condition_on_prev_probability: float = field(
@@ -139,13 +153,35 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             raise ValueError(
                 f"--teacher_cache: expected one of {', '.join(TEACHER_CACHES)}, got {self.teacher_cache!r}."
             )
-        if self.teacher_cache == "encoder" and not self.freeze_encoder:
-            raise ValueError(
-                "--teacher_cache encoder keeps the states of a frozen encoder, but --freeze_encoder is off: they "
-                "would be out of date after one step. Freeze the encoder, or set --teacher_cache none."
-            )
+        self._check_cache()
         if self.task not in ("transcribe", "translate"):
             raise ValueError(f"--task: expected 'transcribe' or 'translate', got {self.task!r}.")
+
+    def _check_cache(self) -> None:
+        cache = f"--teacher_cache {self.teacher_cache}"
+        if self.teacher_cache in ("encoder", "both") and not self.freeze_encoder:
+            raise ValueError(
+                f"{cache} keeps the states of a frozen encoder, but --freeze_encoder is off: they "
+                "would be out of date after one step. Freeze the encoder, or set --teacher_cache none."
+            )
+        if self.teacher_cache in ("logits", "both"):
+            if self.kl_weight == 0:
+                raise ValueError(
+                    f"{cache} keeps the teacher's distributions, but --kl_weight is 0: nothing would be learned from "
+                    "them. Raise it, or set --teacher_cache encoder."
+                )
+            if self.mse_weight > 0:
+                raise ValueError(
+                    f"{cache} keeps no hidden states of the teacher, but --mse_weight is {self.mse_weight}. Set it to "
+                    "0, or set --teacher_cache encoder."
+                )
+        if self.teacher_cache_top_k < 1:
+            raise ValueError(f"--teacher_cache_top_k: expected at least 1 token, got {self.teacher_cache_top_k}.")
+        if self.teacher_cache_dir is not None and self.teacher_cache == "none":
+            raise ValueError(
+                f"--teacher_cache_dir is {self.teacher_cache_dir}, but --teacher_cache is none: nothing would be kept "
+                "there. Set --teacher_cache to encoder, logits or both."
+            )
 
     def _check_early_stopping(self, patience: int) -> None:
         if patience < 1:

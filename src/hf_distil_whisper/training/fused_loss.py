@@ -1,0 +1,385 @@
+"""The losses of a step from decoder states, chunk by chunk: never the logits of more than a chunk of tokens.
+
+The gradients are formed along with the loss, in closed form (cross-entropy at T = 1, KL at T). The teacher comes as
+its decoder states and head, or as the top-k logits that a cache has kept. Knows tensors only; the plain formulas are
+in `losses`.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
+
+from hf_distil_whisper.training.losses import check_temperature, precise, reduce_losses, select_tokens
+
+DEFAULT_CHUNK_SIZE = 256
+
+
+class DistillationLoss(NamedTuple):
+    """What `fused_distillation_loss` returns.
+
+    Args:
+        loss (`torch.Tensor`): kl_weight * kl + pl_weight * pl; the part that carries gradients.
+        kl (`torch.Tensor`): temperature² * KL(teacher ‖ student), without gradient; 0 without a teacher.
+        pl (`torch.Tensor`): cross-entropy with the labels, without gradient.
+        num_tokens (`int`): labels that are not -100.
+    """
+
+    loss: torch.Tensor
+    kl: torch.Tensor
+    pl: torch.Tensor
+    num_tokens: int
+
+
+class TopKLogits(NamedTuple):
+    """What is kept of the teacher's distributions: of each token that counts, in the order of the batch.
+
+    Args:
+        ids (`torch.Tensor` of shape `(tokens, k)`): the likeliest entries of the vocabulary.
+        log_probs (`torch.Tensor` of shape `(tokens, k)`): their log-probabilities at the temperature of the KL. In
+            half precision these are finer than the logits themselves: 0.001 near 0, where a logit of 30 is known to
+            0.016.
+        log_tail (`torch.Tensor` of shape `(tokens,)`): log of the probability of all other entries together.
+    """
+
+    ids: torch.Tensor
+    log_probs: torch.Tensor
+    log_tail: torch.Tensor
+
+
+def fused_distillation_loss(
+    student_states: torch.Tensor,
+    student_head: torch.Tensor,
+    teacher_states: torch.Tensor | None,
+    teacher_head: torch.Tensor | None,
+    labels: torch.Tensor,
+    *,
+    temperature: float = 2.0,
+    kl_weight: float = 0.8,
+    pl_weight: float = 1.0,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    reduction: str = "mean",
+) -> DistillationLoss:
+    """`kl_divergence_loss` and `pseudo_label_loss` from decoder states, without ever holding all logits.
+
+    Logits take (tokens x vocabulary) floats, several times over: 28 GiB for 32 windows at full length. Here the tokens
+    that count are taken in chunks. The gradients are formed along with the loss, chunk by chunk, so that nothing of
+    size (tokens, vocab) waits for the backward pass, which only scales them. Value and gradients are those of the
+    plain formulas. Only `loss` carries gradients, to the student's states and head.
+
+    Args:
+        student_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states, after the final norm.
+        student_head (`torch.Tensor` of shape `(vocab, width)`): weight of the language-model head.
+        teacher_states (`torch.Tensor` of shape `(batch, length, teacher width)`, *optional*): for the same decoder
+            inputs; None where `kl_weight` is 0.
+        teacher_head (`torch.Tensor` of shape `(vocab, teacher width)`, *optional*): as `teacher_states`.
+        labels (`torch.Tensor` of shape `(batch, length)`): the target of each position, -100 to leave it out.
+        temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
+        kl_weight (`float`, *optional*, defaults to 0.8): weight of KL in equation 12.
+        pl_weight (`float`, *optional*, defaults to 1.0): weight of PL in equation 12.
+        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once; about 24 bytes for each
+            of them and each entry of the vocabulary.
+        reduction (`str`, *optional*, defaults to `"mean"`): "mean" over the tokens, or "sum".
+
+    Returns:
+        `DistillationLoss`: all zero if every label is -100.
+
+    Raises:
+        ValueError: on labels outside the vocabulary, different vocabularies, no teacher for the KL divergence, or a
+            chunk size or temperature of 0 or less.
+
+    Example:
+        ```python
+        out = fused_distillation_loss(states, student.proj_out.weight, teacher_states, teacher.proj_out.weight, labels)
+        out.loss.backward()
+        ```
+    """
+    settings = _Settings(temperature, kl_weight, pl_weight, chunk_size, torch.is_grad_enabled())
+    inputs = _Inputs.select(student_states, student_head, labels, settings)
+    teacher = _exact_teacher(teacher_states, teacher_head, inputs, kl_weight)
+    return _summed(student_head, inputs._replace(divergence=teacher), settings, reduction)
+
+
+def top_k_distillation_loss(
+    student_states: torch.Tensor,
+    student_head: torch.Tensor,
+    teacher: TopKLogits,
+    labels: torch.Tensor,
+    *,
+    temperature: float = 2.0,
+    kl_weight: float = 0.8,
+    pl_weight: float = 1.0,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+    reduction: str = "mean",
+) -> DistillationLoss:
+    """The same loss from what a cache has kept of the teacher, without the teacher.
+
+    All entries of the vocabulary that were not kept count as one, with the probability that both models give them
+    together. Such a grouping can only lower a divergence: the KL is a bound from below, equal to the exact one where k
+    is the whole vocabulary, and 0 where the student agrees with the teacher.
+
+    Args:
+        student_states (`torch.Tensor` of shape `(batch, length, width)`): as for [`fused_distillation_loss`].
+        student_head (`torch.Tensor` of shape `(vocab, width)`): weight of the language-model head.
+        teacher (`TopKLogits`): from [`top_k_logits`] with the same labels and temperature.
+        labels (`torch.Tensor` of shape `(batch, length)`): the target of each position, -100 to leave it out.
+        temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
+        kl_weight (`float`, *optional*, defaults to 0.8): weight of KL in equation 12.
+        pl_weight (`float`, *optional*, defaults to 1.0): weight of PL in equation 12.
+        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once.
+        reduction (`str`, *optional*, defaults to `"mean"`): "mean" over the tokens, or "sum".
+
+    Returns:
+        `DistillationLoss`: all zero if every label is -100.
+
+    Raises:
+        ValueError: if the teacher was asked about other tokens, besides all that `fused_distillation_loss` refuses.
+    """
+    settings = _Settings(temperature, kl_weight, pl_weight, chunk_size, torch.is_grad_enabled())
+    inputs = _Inputs.select(student_states, student_head, labels, settings)
+    if len(teacher.ids) != len(inputs.targets):
+        raise ValueError(
+            f"The cached teacher speaks of {len(teacher.ids)} tokens, but {len(inputs.targets)} labels count: both "
+            "must come from the same samples, in the same order."
+        )
+    return _summed(student_head, inputs._replace(divergence=partial(_top_k_divergence, teacher)), settings, reduction)
+
+
+@torch.no_grad()
+def top_k_logits(
+    teacher_states: torch.Tensor,
+    teacher_head: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    k: int = 64,
+    temperature: float = 2.0,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> TopKLogits:
+    """The teacher's distributions as a cache keeps them: the k likeliest tokens, and the probability of all others.
+
+    Args:
+        teacher_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states.
+        teacher_head (`torch.Tensor` of shape `(vocab, width)`): weight of the language-model head.
+        labels (`torch.Tensor` of shape `(batch, length)`): tokens labelled -100 are left out.
+        k (`int`, *optional*, defaults to 64): entries of the vocabulary to keep.
+        temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
+        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once.
+
+    Raises:
+        ValueError: on labels outside the vocabulary, or a k that is not between 1 and its size.
+    """
+    vocab = teacher_head.shape[0]
+    if not 1 <= k <= vocab:
+        raise ValueError(
+            f"k: expected a number of tokens from 1 to the vocabulary's {vocab}, got {k}; set --teacher_cache_top_k."
+        )
+    inputs = _Inputs.select(teacher_states, teacher_head, labels, _Settings(temperature, 0.0, 0.0, chunk_size, False))
+    states = inputs.student
+    parts = [TopKLogits(states.new_zeros(0, k).long(), *(precise(states.new_zeros(size)) for size in ((0, k), (0,))))]
+    for start in range(0, len(states), chunk_size):
+        logits = precise(states[start : start + chunk_size] @ inputs.student_head.T) / temperature
+        log_probs = F.log_softmax(logits, dim=-1)
+        top, ids = log_probs.topk(k, dim=-1)
+        parts.append(TopKLogits(ids, top, log_probs.scatter_(1, ids, -torch.inf).logsumexp(-1)))
+    return TopKLogits(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def distillation_token_losses(
+    student_states: torch.Tensor,
+    student_head: torch.Tensor,
+    teacher_states: torch.Tensor | None,
+    teacher_head: torch.Tensor | None,
+    labels: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_size: int = DEFAULT_CHUNK_SIZE,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The two losses of each token, for evaluation: without gradients, in chunks as `fused_distillation_loss`.
+
+    Args:
+        student_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states, after the final norm.
+        student_head (`torch.Tensor` of shape `(vocab, width)`): weight of the language-model head.
+        teacher_states (`torch.Tensor` of shape `(batch, length, teacher width)`, *optional*): None without a teacher.
+        teacher_head (`torch.Tensor` of shape `(vocab, teacher width)`, *optional*): as `teacher_states`.
+        labels (`torch.Tensor` of shape `(batch, length)`): the target of each position, -100 to leave it out.
+        temperature (`float`, *optional*, defaults to 1.0): of the KL divergence.
+        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: KL divergence (0 without a teacher) and cross-entropy, each of shape
+        `(batch, length)`, 0 where the label is -100.
+    """
+    settings = _Settings(temperature, 0.0, 0.0, chunk_size, with_gradients=False)
+    inputs = _Inputs.select(student_states, student_head, labels, settings)
+    inputs = inputs._replace(divergence=_exact_teacher(teacher_states, teacher_head, inputs, kl_weight=0.0))
+    with torch.autocast(labels.device.type, enabled=False):
+        chunks = list(_chunks(inputs, settings))
+    nothing = precise(inputs.student.new_zeros(0))
+    kl = torch.cat([nothing, *(chunk.kl for chunk in chunks)])
+    pl = torch.cat([nothing, *(chunk.pl for chunk in chunks)])
+    return reduce_losses(kl, inputs.mask, "none"), reduce_losses(pl, inputs.mask, "none")
+
+
+class _Settings(NamedTuple):
+    temperature: float
+    kl_weight: float
+    pl_weight: float
+    chunk_size: int
+    with_gradients: bool
+
+
+_Divergence = Callable[[slice, torch.Tensor, _Settings], tuple[torch.Tensor, torch.Tensor | None]]
+"""Of a chunk's tokens from log-softmax(student logits / T), which it may overwrite: temperature² * KL, and the
+softened student minus the softened teacher where gradients are wanted."""
+
+
+class _Inputs(NamedTuple):
+    """The tokens that count, and the head, in the dtype of the products: autocast's, else that of the head."""
+
+    mask: torch.Tensor
+    targets: torch.Tensor
+    student: torch.Tensor
+    student_head: torch.Tensor
+    divergence: _Divergence | None = None
+
+    @classmethod
+    def select(cls, states: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, settings: _Settings) -> "_Inputs":
+        check_temperature(settings.temperature)
+        if settings.chunk_size < 1:
+            raise ValueError(
+                f"chunk_size: expected at least 1 token, got {settings.chunk_size}; set --loss_chunk_size."
+            )
+        mask, targets = select_tokens(labels, head.shape[0])
+        head = head.detach().to(_product_dtype(head))
+        return cls(mask, targets, states[mask].to(head.dtype), head)
+
+
+def _product_dtype(head: torch.Tensor) -> torch.dtype:
+    device = head.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
+
+
+def _exact_teacher(
+    states: torch.Tensor | None, head: torch.Tensor | None, inputs: _Inputs, kl_weight: float
+) -> _Divergence | None:
+    if states is None or head is None:
+        if kl_weight > 0:
+            raise ValueError(
+                f"kl_weight is {kl_weight}, but there is no teacher: pass its states and head, or set kl_weight "
+                "to 0 to train on the labels alone."
+            )
+        return None
+    if len(inputs.student_head) != len(head):
+        raise ValueError(
+            f"The student's head has {len(inputs.student_head)} tokens, the teacher's {len(head)}: KL "
+            "compares them token by token, so student and teacher need the same vocabulary."
+        )
+    head = head.detach().to(_product_dtype(head))
+    return partial(_exact_divergence, states.detach()[inputs.mask].to(head.dtype), head)
+
+
+def _exact_divergence(
+    states: torch.Tensor, head: torch.Tensor, part: slice, log_student: torch.Tensor, settings: _Settings
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    temperature = settings.temperature
+    log_teacher = F.log_softmax(precise(states[part] @ head.T) / temperature, dim=-1)
+    teacher = log_teacher.exp()
+    kl = temperature**2 * (log_teacher.sub_(log_student).mul_(teacher)).sum(-1)
+    return kl, log_student.exp_().sub_(teacher) if settings.with_gradients else None
+
+
+def _top_k_divergence(
+    kept: TopKLogits, part: slice, log_student: torch.Tensor, settings: _Settings
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """As `_exact_divergence`, over k + 1 groups: the kept entries of the vocabulary, and all others as one."""
+    ids = kept.ids[part].long()
+    # Rounding has left a sum of not quite 1, which would push a student that agrees.
+    log_teacher = torch.cat([kept.log_probs[part].to(log_student), kept.log_tail[part, None].to(log_student)], dim=1)
+    log_teacher = log_teacher.log_softmax(-1)
+    top = log_student.gather(1, ids)
+    others = log_student.scatter(1, ids, -torch.inf)
+    tail = others.logsumexp(-1, keepdim=True)
+    differences = log_teacher - torch.cat([top, tail], dim=1)
+    differences[:, -1].masked_fill_(log_teacher[:, -1].isneginf(), 0.0)  # nothing is left out: k is the vocabulary
+    teacher = log_teacher.exp()
+    kl = settings.temperature**2 * (teacher * differences).sum(-1)
+    if not settings.with_gradients:
+        return kl, None
+    # An entry of the tail is asked for its share of the teacher's tail: student - teacher's tail * student / its tail.
+    asked = others.add_(log_teacher[:, -1:] - tail).exp_()
+    difference = log_student.exp_().sub_(asked)
+    return kl, difference.scatter_(1, ids, top.exp() - teacher[:, :-1])
+
+
+class _Chunk(NamedTuple):
+    part: slice
+    kl: torch.Tensor
+    pl: torch.Tensor
+    gradient: torch.Tensor | None
+
+
+def _chunks(inputs: _Inputs, settings: _Settings) -> Iterator[_Chunk]:
+    """Losses of each token, and the gradient of their weighted sum with respect to the student's logits."""
+    temperature = settings.temperature
+    for start in range(0, len(inputs.targets), settings.chunk_size):
+        part = slice(start, start + settings.chunk_size)
+        logits = precise(inputs.student[part] @ inputs.student_head.T)
+        log_student = F.log_softmax(logits, dim=-1)
+        index = inputs.targets[part, None]
+        pl = -log_student.gather(1, index)[:, 0]
+        kl, gradient = torch.zeros_like(pl), None
+        if settings.with_gradients:  # of pl: student - one-hot
+            gradient = log_student.exp_().scatter_add_(1, index, -torch.ones_like(pl)[:, None])
+            gradient.mul_(settings.pl_weight)
+        if inputs.divergence is not None:
+            kl, difference = inputs.divergence(part, F.log_softmax(logits / temperature, dim=-1), settings)
+            if gradient is not None and difference is not None:  # of kl: T * (student - teacher), both softened
+                gradient.add_(difference, alpha=settings.kl_weight * temperature)
+        yield _Chunk(part, kl, pl, gradient)
+
+
+def _summed(student_head: torch.Tensor, inputs: _Inputs, settings: _Settings, reduction: str) -> DistillationLoss:
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: expected 'mean' or 'sum', got {reduction!r}.")
+    with torch.autocast(inputs.mask.device.type, enabled=False):
+        sums = _FusedLoss.apply(inputs.student, student_head, inputs, settings)
+    num_tokens = len(inputs.targets)
+    loss, kl, pl = (value / max(num_tokens, 1) if reduction == "mean" else value for value in sums)
+    return DistillationLoss(loss, kl, pl, num_tokens)
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Sums of loss, KL and PL over the tokens; the gradients are ready when the forward pass is over."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: torch.Tensor, student_head: torch.Tensor, inputs: _Inputs, settings: _Settings
+    ) -> tuple[torch.Tensor, ...]:
+        inputs = inputs._replace(student=student.detach())
+        for_states, for_head = (needed and settings.with_gradients for needed in ctx.needs_input_grad[:2])
+        kl, pl = (precise(student.new_zeros(())) for _ in range(2))
+        states_gradient = torch.zeros_like(student) if for_states else None
+        head_gradient = precise(torch.zeros_like(student_head)) if for_head else None
+        for chunk in _chunks(inputs, settings._replace(with_gradients=for_states or for_head)):
+            kl, pl = kl + chunk.kl.sum(), pl + chunk.pl.sum()
+            if chunk.gradient is None:
+                continue
+            gradient = chunk.gradient.to(student.dtype)
+            if states_gradient is not None:
+                states_gradient[chunk.part] = gradient @ inputs.student_head
+            if head_gradient is not None:
+                head_gradient += gradient.T @ inputs.student[chunk.part]
+        if head_gradient is not None:
+            head_gradient = head_gradient.to(student_head.dtype)
+        ctx.save_for_backward(states_gradient, head_gradient)
+        ctx.mark_non_differentiable(kl, pl)
+        return settings.kl_weight * kl + settings.pl_weight * pl, kl, pl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return *(None if gradient is None else gradient * scale for gradient in ctx.saved_tensors), None, None

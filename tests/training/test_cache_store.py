@@ -1,0 +1,134 @@
+"""Arrays by content key: what was committed is found, by anyone, and nothing else is."""
+
+import errno
+
+import numpy as np
+import pytest
+
+from hf_distil_whisper.shards import StaleRunError
+from hf_distil_whisper.training import cache_store
+from hf_distil_whisper.training.cache_store import CacheStore, content_key
+
+
+def entry(number: int) -> dict[str, np.ndarray]:
+    """Arrays of different lengths, so that a wrong offset shows."""
+    return {
+        "values": np.full((number % 4 + 1, 3), number, np.float16),
+        "ids": np.arange(number % 3 + 1, dtype=np.uint16) + number,
+    }
+
+
+def filled(store: CacheStore, numbers: range, flush_every: int = 4) -> CacheStore:
+    for number in numbers:
+        store.add(content_key(str(number).encode()), entry(number))
+        if number % flush_every == flush_every - 1:
+            store.flush()
+    store.flush()
+    return store
+
+
+def assert_holds(store: CacheStore, numbers: range) -> None:
+    for number in numbers:
+        found = store.get(content_key(str(number).encode()))
+        assert found is not None, number
+        for name, array in entry(number).items():
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("folder", [None, "cache"])
+def test_entries_of_any_length_are_found_under_their_own_keys(tmp_path, folder):
+    """A neighbour's states under a row's labels would train silently on nonsense."""
+    store = filled(CacheStore(tmp_path / folder if folder else None), range(23))
+    assert len(store) == 23
+    assert_holds(store, range(23))
+    assert store.get(content_key(b"23")) is None
+    assert content_key(b"23") not in store
+
+
+def test_a_key_depends_on_where_one_part_ends_and_the_next_begins():
+    """Labels that take over the end of a prompt would otherwise have the key of other labels."""
+    keys = {
+        content_key(b"ab", b"c"),
+        content_key(b"a", b"bc"),
+        content_key(b"abc"),
+        content_key(np.array([1, 2])),
+        content_key(np.array([1]), np.array([2])),
+    }
+    assert len(keys) == 5
+    assert all(len(key) == 16 for key in keys)
+
+
+def test_keys_that_share_their_first_half_are_told_apart():
+    """The search goes by the first half alone."""
+    store = CacheStore()
+    for second in range(3):
+        store.add(b"\x07" * 8 + bytes([second]) * 8, {"values": np.full(1, second)})
+    store.flush()
+    assert [int(store.get(b"\x07" * 8 + bytes([n]) * 8)["values"][0]) for n in range(3)] == [0, 1, 2]
+    assert store.get(b"\x07" * 8 + bytes([9]) * 8) is None
+
+
+def test_what_one_process_commits_another_finds_after_a_reload(tmp_path):
+    """Each process fills its share; all of them train on everything."""
+    first, second = CacheStore(tmp_path, {"teacher": "a"}), CacheStore(tmp_path, {"teacher": "a"})
+    filled(first, range(5))
+    filled(second, range(5, 9))
+    first.reload()
+    assert_holds(first, range(9))
+    assert_holds(CacheStore(tmp_path, {"teacher": "a"}), range(9))
+
+
+def test_an_entry_that_was_not_committed_is_lost_and_nothing_else(tmp_path):
+    """A killed run goes on from its last shard."""
+    store = filled(CacheStore(tmp_path), range(4))
+    store.add(content_key(b"4"), entry(4))
+    assert content_key(b"4") in store
+    again = CacheStore(tmp_path)
+    assert len(again) == 4
+    assert content_key(b"4") not in again
+
+
+def test_shards_are_committed_when_enough_has_come_together(tmp_path, monkeypatch):
+    """One shard for everything would lose everything when the run is killed."""
+    monkeypatch.setattr(cache_store, "SHARD_BYTES", 100)
+    store = CacheStore(tmp_path)
+    for number in range(40):
+        store.add(content_key(str(number).encode()), entry(number))
+    assert 30 < len(CacheStore(tmp_path)) < 40
+
+
+def test_a_damaged_shard_is_taken_out_and_the_others_stay(tmp_path):
+    """A flipped bit in the teacher's states shows in no loss curve."""
+    store = filled(CacheStore(tmp_path), range(8))
+    path = sorted(tmp_path.glob("*/array-values.npy"))[0]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert store.remove_damaged() == 1
+    assert len(store) == 4
+    assert store.remove_damaged() == 0
+
+
+def test_entries_computed_from_something_else_are_refused(tmp_path):
+    """Another teacher's distributions fit every shape."""
+    filled(CacheStore(tmp_path, {"teacher": "a", "top_k": 64}), range(2))
+    with pytest.raises(StaleRunError, match=r"teacher: 'a' there, 'b' asked for"):
+        CacheStore(tmp_path, {"teacher": "b", "top_k": 64})
+    with pytest.raises(ValueError, match="--teacher_cache_dir to a local folder"):
+        CacheStore("memory://cache")
+
+
+def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, monkeypatch):
+    """Hours of the teacher's work are lost, or a bare errno is all that is left to read."""
+    store = filled(CacheStore(tmp_path), range(4))
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    store.add(content_key(b"4"), entry(4))
+    with pytest.raises(OSError, match=r"--teacher_cache_dir .*No space left.*written before is kept"):
+        store.flush()
+    monkeypatch.undo()
+    assert_holds(CacheStore(tmp_path), range(4))
