@@ -17,19 +17,23 @@ from datasets import Dataset, Features, Value
 from sentences import sentence
 from teacher_speech import encode_opus
 from tqdm import tqdm
-from voices import RATE, TRAIN_VOICES, UNSEEN_VOICES, Voice, record, render
+from voices import RATE, RECORDED_VOICES, TRAIN_VOICES, UNSEEN_VOICES, Voice, record, render
 
 SESSION = 10
 """Sentences that one voice speaks in a row."""
 
-SIZES = {"validation": 80, "test": 320, "test_unseen": 320, "train": 4300}
-SHARD_ROWS = 2200
-"""Rows of a Parquet file at most: files of less than 9 MB."""
+SIZES = {"validation": 80, "test": 320, "test_unseen": 320, "train": 6300}
+ALL_VOICES = 4300
+"""Sentences of the training split that all voices share; the sessions behind them are spoken by flite alone."""
+SHARD_ROWS = 2150
+"""Rows of a Parquet file at most: files of less than 10 MB."""
 LONG_FORM_SECONDS = [65, 80, 95, 110, 120, 130, 150, 170]
 
 
 def _voice(split: str, index: int) -> Voice:
     voices = UNSEEN_VOICES if split == "test_unseen" else TRAIN_VOICES
+    if split == "train" and index >= ALL_VOICES:
+        voices = RECORDED_VOICES
     return voices[(index // SESSION if split == "train" else index) % len(voices)]
 
 
@@ -77,12 +81,12 @@ def write(rows: list[dict], split: str, folder: Path) -> None:
     plain = Features(features | {"audio": {"bytes": Value("binary"), "path": Value("string")}})
     dataset = Dataset.from_list(rows, features=plain)
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    shards = 1 + len(rows) // SHARD_ROWS
-    for index in range(shards):
-        target = folder / "data" / f"{split}-{index:05d}-of-{shards:05d}.parquet"
-        dataset.shard(shards, index, contiguous=True).to_parquet(target)
+    starts = range(0, len(rows), SHARD_ROWS)
+    for index, start in enumerate(starts):
+        target = folder / "data" / f"{split}-{index:05d}-of-{len(starts):05d}.parquet"
+        dataset.select(range(start, min(start + SHARD_ROWS, len(rows)))).to_parquet(target)
     seconds = sum(row["duration"] for row in rows)
-    print(f"{split}: {len(rows)} rows, {seconds / 3600:.2f} h, {shards} files")
+    print(f"{split}: {len(rows)} rows, {seconds / 3600:.2f} h, {len(starts)} files")
 
 
 def main() -> None:

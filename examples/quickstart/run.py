@@ -55,9 +55,9 @@ def distil(
     args = DistillationTrainingArguments(
         output_dir=folder / "training",
         per_device_train_batch_size=8,
-        num_train_epochs=4,
+        num_train_epochs=5,
         warmup_steps=60,
-        teacher_cache="encoder",
+        teacher_cache="both",
         save_strategy="no",
         logging_steps=50,
         remove_unused_columns=False,

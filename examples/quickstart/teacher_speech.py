@@ -23,7 +23,7 @@ import torch
 from sentences import sentence
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
-from voices import DISGUISED_VOICES, EXTRA_VOICES, RATE, TRAIN_VOICES, record, render
+from voices import DISGUISED_VOICES, EXTRA_VOICES, RATE, RECORDED_VOICES, TRAIN_VOICES, record, render
 
 from hf_distil_whisper import load_audio, load_source
 
@@ -52,7 +52,8 @@ def utterance(seed: int) -> tuple[np.ndarray, dict]:
     """Renders one random sentence: its log-mel frames and its row of the index."""
     torch.set_num_threads(1)
     rng, noise_rng = random.Random(seed), np.random.default_rng(seed)
-    voices = rng.choices([TRAIN_VOICES, EXTRA_VOICES, DISGUISED_VOICES], [0.3, 0.2, 0.5])[0]
+    groups = [TRAIN_VOICES, RECORDED_VOICES, EXTRA_VOICES, DISGUISED_VOICES]
+    voices = rng.choices(groups, [0.1, 0.45, 0.1, 0.35])[0]
     voice = rng.choice(voices)
     text = sentence(rng)
     audio = render(voice, text, rng, pitch_cents=250.0 if voices is EXTRA_VOICES else 150.0)

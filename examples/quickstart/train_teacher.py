@@ -8,6 +8,10 @@
     train all --minutes 70
     train all --minutes 70 --learning_rate 4e-4 --lengths 600:11:0.25 3000:5:0.75 --single 0.2
     train all --minutes 30 --learning_rate 5e-4 --lengths 600:11:0.3 3000:5:0.7 --single 0.25 --skip 0.4
+    python teacher_speech.py --output_dir runs/speech --hours 8 --seed 3000000 --fsdd ../../../shared/speech/fsdd
+    train encoder --minutes 6 --learning_rate 6e-4 --widen 0.1 --seed 11
+    train align
+    train all --minutes 27 --learning_rate 5e-4 --lengths 600:11:0.3 3000:5:0.7 --single 0.25 --skip 0.4 --seed 12
     python train_teacher.py export --speech runs/speech --output_dir runs/teacher
 
 The encoder first learns to spell with a character CTC head that is thrown away afterwards. Its best path gives every

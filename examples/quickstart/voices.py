@@ -41,6 +41,8 @@ TRAIN_VOICES = [
     Voice("espeak-ng", "en-gb-scotland+m3"), Voice("espeak-ng", "en-gb-x-rp+f4"), Voice("espeak-ng", "en-us+m7"),
     Voice("espeak-ng", "en-gb+f1"), Voice("espeak-ng", "en-gb-x-gbcwmd+m1"),
 ]  # fmt: skip
+RECORDED_VOICES = [voice for voice in TRAIN_VOICES if voice.engine == "flite"]
+"""Made from recordings of people, and so harder to read than espeak-ng's formants."""
 UNSEEN_VOICES = [Voice("flite", "rms"), Voice("espeak-ng", "en-us+f5"), Voice("espeak-ng", "en-gb-x-gbclan+m6")]
 EXTRA_VOICES = [
     Voice("espeak-ng", f"{accent}+{variant}")

@@ -99,6 +99,8 @@ class TeacherCacheDataset(Dataset):
         self._audio_keys = [content_key(*dataset.audio_content(index)) for index in range(len(dataset))]
         number, processes = part if settings.folder is not None else (0, 1)
         missing = [index for index in range(number, len(dataset), processes) if not self._is_complete(index)]
+        # Neighbours of one length: a batch of the teacher's is as long as its longest label.
+        missing.sort(key=lambda index: len(dataset.label_item(index)["labels"]))
         loader: DataLoader = DataLoader(
             Subset(dataset, missing), batch_size, num_workers=num_workers, collate_fn=_stack_windows
         )
@@ -175,6 +177,7 @@ class TeacherCacheDataset(Dataset):
         batch_size: int,
     ) -> None:
         variants = [(place, item) for place, row in enumerate(rows) for item in self.dataset.variants(row)]
+        variants.sort(key=lambda variant: len(variant[1]["labels"]))
         for start in range(0, len(variants), batch_size):
             places, items = zip(*variants[start : start + batch_size], strict=True)
             for item, arrays in zip(items, self._ask(teacher, states[list(places)], items, collator), strict=True):
