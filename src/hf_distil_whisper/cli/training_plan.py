@@ -14,7 +14,12 @@ from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, training
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer
 from hf_distil_whisper.training.teacher_cache import encoder_cache_bytes, logits_cache_bytes
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments, check_output_dir
+from hf_distil_whisper.training.training_args import (
+    CACHES_OF_LOGITS,
+    CACHES_OF_STATES,
+    DistillationTrainingArguments,
+    check_output_dir,
+)
 
 TOKENS_OF_A_WINDOW = 130
 """Labels of packed windows in the paper's corpora; what a cache of logits will take is told before they are read."""
@@ -210,9 +215,9 @@ def _cache_bytes(
 ) -> int:
     """About what the teacher cache will take."""
     size = 0
-    if training_args.teacher_cache in ("encoder", "both"):
+    if training_args.teacher_cache in CACHES_OF_STATES:
         size += encoder_cache_bytes(len(rows), student.config, _cache_dtype(training_args))
-    if training_args.teacher_cache in ("logits", "both"):
+    if training_args.teacher_cache in CACHES_OF_LOGITS:
         shares = (training_args.timestamp_probability, training_args.condition_on_prev_probability)
         variants = math.prod(2 if 0 < share < 1 else 1 for share in shares)
         tokens = len(rows) * variants * TOKENS_OF_A_WINDOW

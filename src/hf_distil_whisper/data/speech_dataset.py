@@ -88,6 +88,8 @@ class SpeechDataset(torch.utils.data.Dataset):
         # An unknown language or task fails here, and not in a worker for each row.
         self._label("", timestamps=False)
         self.processor = processor
+        extractor = processor.feature_extractor.to_dict()
+        self._extractor_settings = json.dumps(extractor, sort_keys=True, default=str).encode()
         self.transcript_column = transcript_column
         self._draw = partial(
             draw_variant,
@@ -147,7 +149,7 @@ class SpeechDataset(torch.utils.data.Dataset):
     def audio_content(self, index: int) -> tuple[bytes, ...]:
         """What a row's features are made of: its recording as it is stored, and the settings of the extractor."""
         audio = self._audio[index]["audio"]
-        settings = json.dumps(self.processor.feature_extractor.to_dict(), sort_keys=True, default=str).encode()
+        settings = self._extractor_settings
         if isinstance(audio, dict) and audio.get("bytes") is not None:
             return audio["bytes"], settings
         try:

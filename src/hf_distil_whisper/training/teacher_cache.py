@@ -19,7 +19,11 @@ from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSe
 from hf_distil_whisper.training.cache_store import CacheStore, content_key
 from hf_distil_whisper.training.fused_loss import top_k_logits
 from hf_distil_whisper.training.pairing import encode
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from hf_distil_whisper.training.training_args import (
+    CACHES_OF_LOGITS,
+    CACHES_OF_STATES,
+    DistillationTrainingArguments,
+)
 
 
 class CacheSettings(NamedTuple):
@@ -47,12 +51,12 @@ class CacheSettings(NamedTuple):
     @property
     def states(self) -> bool:
         """Whether encoder states are kept."""
-        return self.kind in ("encoder", "both")
+        return self.kind in CACHES_OF_STATES
 
     @property
     def logits(self) -> bool:
         """Whether the teacher's distributions are kept."""
-        return self.kind in ("logits", "both")
+        return self.kind in CACHES_OF_LOGITS
 
 
 class TeacherCacheDataset(Dataset):

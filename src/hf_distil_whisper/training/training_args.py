@@ -13,6 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from hf_distil_whisper.training.fused_loss import DEFAULT_CHUNK_SIZE
 
 TEACHER_CACHES = ("none", "encoder", "logits", "both")
+CACHES_OF_STATES, CACHES_OF_LOGITS = ("encoder", "both"), ("logits", "both")
 _ERRORS = ("wer", "cer", "kl", "pl", "mse")
 _RUN_FILES = ("config.json", "model.safetensors", "trainer_state.json", "checkpoint-*")
 
@@ -159,12 +160,12 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
 
     def _check_cache(self) -> None:
         cache = f"--teacher_cache {self.teacher_cache}"
-        if self.teacher_cache in ("encoder", "both") and not self.freeze_encoder:
+        if self.teacher_cache in CACHES_OF_STATES and not self.freeze_encoder:
             raise ValueError(
                 f"{cache} keeps the states of a frozen encoder, but --freeze_encoder is off: they "
                 "would be out of date after one step. Freeze the encoder, or set --teacher_cache none."
             )
-        if self.teacher_cache in ("logits", "both"):
+        if self.teacher_cache in CACHES_OF_LOGITS:
             if self.kl_weight == 0:
                 raise ValueError(
                     f"{cache} keeps the teacher's distributions, but --kl_weight is 0: nothing would be learned from "
