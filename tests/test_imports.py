@@ -13,6 +13,7 @@ import hf_distil_whisper
 
 PACKAGE = Path(hf_distil_whisper.__file__).parent
 LEVELS = {
+    "cache_store": 0,
     "checkpoints": 0,
     "figures": 0,
     "metrics": 0,

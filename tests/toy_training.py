@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.cache_store import content_key
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
@@ -64,8 +65,8 @@ class RandomWindows(torch.utils.data.Dataset):
     def variants(self, index: int) -> list[dict[str, Any]]:
         return [self.label_item(index)]
 
-    def audio_content(self, index: int) -> tuple[bytes, ...]:
-        return (self.features[index].numpy().tobytes(),)
+    def audio_key(self, index: int) -> bytes:
+        return content_key(self.features[index].numpy())
 
     def set_epoch(self, epoch: int) -> None:
         self.epochs.append(epoch)

@@ -5,18 +5,23 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import torch
 from datasets import Audio, Dataset
 
 from hf_distil_whisper.data.audio import encode_flac
+from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.labels import make_labels
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import RowErrors, load_source
+from hf_distil_whisper.data.speech_dataset import SpeechDataset
 from hf_distil_whisper.inference.generation import timestamp_begin
 from hf_distil_whisper.inference.results import timestamped_text
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.metrics import get_normalizer, word_errors
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
-from talking_models import multilingual_whisper, talking_whisper
+from hf_distil_whisper.student import create_student
+from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
+from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor
 
 SECONDS = (2, 5, 1, 3)
@@ -41,6 +46,30 @@ def test_labels_are_the_teachers_transcripts_in_the_order_of_the_rows(tmp_path: 
     assert labelled["duration"] == list(SECONDS)
     assert labelled["source"] == [1, 2, 3, 4]
     assert load_source(tmp_path / "plain")["whisper_transcript"] == expected
+
+
+def test_a_training_need_not_run_the_encoder_that_labelling_has_run(tmp_path: Path) -> None:
+    """It is the largest part of both; states of another recording would teach nonsense."""
+    teacher, processor = talking_whisper(4), toy_processor()
+    settings = {"output_dir": tmp_path / "labels", "batch_size": 3, "max_duration": 8.0}
+    plain = pseudo_label_dataset(recordings(speaker=list("aabb")), teacher, processor, **settings)
+    settings |= {"output_dir": tmp_path / "kept", "teacher_cache_dir": tmp_path / "cache"}
+    labelled = pseudo_label_dataset(recordings(speaker=list("aabb")), teacher, processor, **settings)
+    assert labelled["whisper_transcript"] == plain["whisper_transcript"]
+    student, collate = create_student(teacher, decoder_layers=2), DataCollatorSpeechSeq2SeqWithPadding(processor)
+    encoded, asked = count_encoder_windows(student), SpeechDataset(labelled, processor)
+
+    def cached(folder: Path | None) -> TeacherCacheDataset:
+        kept = CacheSettings("both", teacher.dtype, 8, 2.0, folder and str(folder))
+        return TeacherCacheDataset(asked, student, teacher, kept, collate, shares_encoder=True, batch_size=2)
+
+    found = cached(tmp_path / "cache")
+    assert encoded() == 0
+    expected = cached(None)
+    assert encoded() == len(labelled)
+    for row in range(len(labelled)):
+        assert found[row]["labels"] == expected[row]["labels"]
+        torch.testing.assert_close(found[row]["encoder_states"], expected[row]["encoder_states"])
 
 
 def test_stored_transcript_becomes_a_label_of_the_same_words_and_times(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
+from hf_distil_whisper.inference.encoder_cache import encoder_cache_bytes
 from hf_distil_whisper.shards import StaleRunError
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.teacher_cache import (
     CacheSettings,
     TeacherCacheDataset,
-    encoder_cache_bytes,
     logits_cache_bytes,
 )
 from toy_training import RandomWindows, collate, logged, small_trainer, small_whisper

@@ -1,5 +1,6 @@
 """`pseudo-label`: joins utterances of one speaker to windows and transcribes them with the teacher (section 4.2)."""
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from hf_distil_whisper.cli.plans import (
     torch_dtype,
 )
 from hf_distil_whisper.cli.recipes import is_main_process
+from hf_distil_whisper.inference.encoder_cache import encoder_cache_bytes
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
 
 
@@ -39,6 +41,7 @@ class PseudoLabelArguments:
         batch_size (`int`, *optional*, defaults to 16): rows in one pass.
         num_beams (`int`, *optional*, defaults to 1): greedy, as in section 7.1.
         rows_per_shard (`int`, *optional*, defaults to 1000): rows that are written, and after a crash redone, at once.
+        teacher_cache_dir (`str`, *optional*): keeps the encoder's states for a training with the same folder.
         dtype (`str`, *optional*, defaults to `"float32"`): type of the teacher's weights.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
     """
@@ -53,6 +56,9 @@ class PseudoLabelArguments:
     batch_size: int = setting(16, "Rows in one pass.")
     num_beams: int = setting(1, "Beams of the search; 1 is greedy.")
     rows_per_shard: int = setting(1000, "Rows that are written, and after a crash redone, at once.")
+    teacher_cache_dir: str | None = setting(
+        None, "Local folder that keeps the encoder's states, for a training with the same --teacher_cache_dir."
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the teacher's weights.")
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
@@ -83,6 +89,10 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
         hours = hours_of_audio(rows)
         plan.figures["audio"] = f"{hours:.2f} h in {len(rows):,} rows"
         plan.figures["disk expected"] = gigabytes(hours * FLAC_BYTES_PER_HOUR)
+    if rows is not None and teacher is not None and args.teacher_cache_dir:
+        windows = math.ceil(hours_of_audio(rows) * 3600 / args.max_duration) if packs(args, rows) else len(rows)
+        size = encoder_cache_bytes(windows, teacher.config, torch_dtype(args.dtype))
+        plan.figures["encoder states expected"] = f"{gigabytes(size)} in {args.teacher_cache_dir}"
     if teacher is not None:
         passes = args.batch_size * args.num_beams
         plan.figures["memory expected"] = gigabytes(generation_bytes(teacher, torch_dtype(args.dtype), passes))
@@ -122,6 +132,7 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset) -> Dataset:
         num_beams=args.num_beams,
         max_duration=args.max_duration if joined else None,
         rows_per_shard=args.rows_per_shard,
+        teacher_cache_dir=args.teacher_cache_dir,
     )
 
 

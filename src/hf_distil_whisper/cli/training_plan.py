@@ -11,9 +11,10 @@ from hf_distil_whisper.checkpoints import check_compatible
 from hf_distil_whisper.cli.arguments import DataSource, as_source, as_sources, setting, source_setting
 from hf_distil_whisper.cli.create_student import StudentArguments, add_student
 from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, training_bytes
+from hf_distil_whisper.inference.encoder_cache import encoder_cache_bytes
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer
-from hf_distil_whisper.training.teacher_cache import encoder_cache_bytes, logits_cache_bytes
+from hf_distil_whisper.training.teacher_cache import logits_cache_bytes
 from hf_distil_whisper.training.training_args import (
     CACHES_OF_LOGITS,
     CACHES_OF_STATES,

@@ -4,10 +4,8 @@ Nothing is cached: the log-mel of 30 s takes 1.5 MB and 10 ms, so that storing i
 `audio` and `labels`; knows no model.
 """
 
-import json
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +16,7 @@ from transformers import WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
+from hf_distil_whisper.data.content import extractor_settings, recording_key
 from hf_distil_whisper.data.labels import LabelError, draw_variant, make_labels, plain_text
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 
@@ -88,8 +87,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         # An unknown language or task fails here, and not in a worker for each row.
         self._label("", timestamps=False)
         self.processor = processor
-        extractor = processor.feature_extractor.to_dict()
-        self._extractor_settings = json.dumps(extractor, sort_keys=True, default=str).encode()
+        self._extractor_settings = extractor_settings(processor)
         self.transcript_column = transcript_column
         self._draw = partial(
             draw_variant,
@@ -146,16 +144,9 @@ class SpeechDataset(torch.utils.data.Dataset):
             return []
         return list({(*item["decoder_input_ids"],): item for item in items}.values())
 
-    def audio_content(self, index: int) -> tuple[bytes, ...]:
-        """What a row's features are made of: its recording as it is stored, and the settings of the extractor."""
-        audio = self._audio[index]["audio"]
-        settings = self._extractor_settings
-        if isinstance(audio, dict) and audio.get("bytes") is not None:
-            return audio["bytes"], settings
-        try:
-            return Path(audio["path"] if isinstance(audio, dict) else audio).read_bytes(), settings
-        except (OSError, TypeError, KeyError):
-            return f"row {index}: {audio!r}"[:1000].encode(), settings  # what is wrong is said when it is decoded
+    def audio_key(self, index: int) -> bytes:
+        """Stands for what a row's features are made of: its recording and the settings of the extractor."""
+        return recording_key(self._audio[index]["audio"], self._extractor_settings, f"row {index}")
 
     def row_errors(self) -> RowErrors:
         """The rows that were replaced so far, in this process and in the workers, with their reasons."""

@@ -14,6 +14,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
     batches_by_length,
@@ -48,10 +49,11 @@ def generate_rows(
     processor: WhisperProcessor,
     dataset: Dataset | Sequence[Mapping],
     errors: RowErrors,
-    generate: Callable[[Tensor], list[TokenSequence]],
+    generate: Callable[..., list[TokenSequence]],
     *,
     batch_size: int = 16,
     progress: AudioProgress | None = None,
+    keep: Callable[[int, Tensor], None] | None = None,
 ) -> RowTokens:
     """Generates tokens for every row that can be read and fits into one window.
 
@@ -60,10 +62,12 @@ def generate_rows(
         processor (`WhisperProcessor`): of the model.
         dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` as [`load_audio`] takes it, and possibly `id`.
         errors (`RowErrors`): takes the rows that cannot be read or are longer than the window.
-        generate (`Callable[[Tensor], list[TokenSequence]]`): features (batch, mel bins, frames) to tokens, usually a
-            `partial` of [`generate_tokens`].
+        generate (`Callable[..., list[TokenSequence]]`): a `partial` of [`generate_tokens`] that still takes
+            `encoder_states`.
         batch_size (`int`, *optional*, defaults to 16): windows per pass.
         progress ([`AudioProgress`], *optional*): told of every batch; by default a bar of its own.
+        keep (`Callable[[int, Tensor], None]`, *optional*): takes a row's number and its encoder states, (frames,
+            width). Its time is not counted.
 
     Returns:
         `RowTokens`: by row number.
@@ -79,8 +83,12 @@ def generate_rows(
         recordings = _load([rows[position] for position in batch], dataset, errors, window)
         if recordings:
             start = time.perf_counter()
-            sequences = generate(window_features(model, processor, list(recordings.values())))
+            states = encode(model, window_features(model, processor, list(recordings.values())))
+            sequences = generate(encoder_states=states)
             seconds += time.perf_counter() - start
+            if keep is not None:
+                for row, state in zip(recordings, states, strict=True):
+                    keep(row, state)
             found |= dict(zip(recordings, sequences, strict=True))
             durations |= {index: len(samples) / SAMPLING_RATE for index, samples in recordings.items()}
         bar.update(len(batch), sum(durations.get(rows[position], 0.0) for position in batch))

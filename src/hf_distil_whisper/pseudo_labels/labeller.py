@@ -16,12 +16,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset
+from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import weights_fingerprint
+from hf_distil_whisper.data.content import extractor_settings, recording_key
 from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.sources import ROWS_FILE, RowErrors, load_shards, without_decoder
+from hf_distil_whisper.inference.encoder_cache import EncoderCache
 from hf_distil_whisper.inference.generation import generate_tokens, scoring_language, timestamp_begin
 from hf_distil_whisper.inference.progress import AudioProgress
 from hf_distil_whisper.inference.rows import generate_rows
@@ -51,6 +54,7 @@ def pseudo_label_dataset(
     max_new_tokens: int | None = None,
     max_duration: float | None = None,
     rows_per_shard: int = 1000,
+    teacher_cache_dir: str | Path | None = None,
     errors: RowErrors | None = None,
 ) -> Dataset:
     """Transcribes every row with the teacher and writes the labelled data set to `output_dir`.
@@ -82,6 +86,8 @@ def pseudo_label_dataset(
         max_duration (`float`, *optional*): joins neighbouring utterances of one speaker, as [`pack_utterances`] does,
             to rows of at most so many seconds; nothing is joined across shards. By default nothing is joined.
         rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source in a shard.
+        teacher_cache_dir (`str` or `Path`, *optional*): folder on a local disk that keeps the encoder's states of each
+            row. A training with the same `teacher_cache_dir`, whose student shares the encoder, need not run it again.
         errors (`RowErrors`, *optional*): takes the rows left out, those of earlier starts included; they are logged in
             any case.
 
@@ -123,7 +129,10 @@ def pseudo_label_dataset(
         {"teacher": weights_fingerprint(teacher), "rows": len(dataset), "ids": _ids_fingerprint(dataset)}
         | {"backend": backend, "max_duration": max_duration, "rows_per_shard": rows_per_shard, **settings}
     )
-    generate = partial(generate_tokens, teacher, **settings, statistics=True)
+    generate = partial(generate_tokens, teacher, None, **settings, statistics=True)
+    cache = (
+        None if teacher_cache_dir is None else EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
+    )
     progress = AudioProgress(len(dataset), "labelling")
 
     def label(rows: Dataset, lost: RowErrors) -> Dataset | None:
@@ -132,7 +141,12 @@ def pseudo_label_dataset(
             progress.rows_per_window = len(rows) / max(len(packed), 1)
             rows = Dataset.from_list(packed, features=PACKED_FEATURES)
         heard = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])
-        found = generate_rows(teacher, processor, heard, lost, generate, batch_size=batch_size, progress=progress)
+        keep = None if cache is None else _keep_in(cache, heard, processor)
+        found = generate_rows(
+            teacher, processor, heard, lost, generate, batch_size=batch_size, progress=progress, keep=keep
+        )
+        if cache is not None:
+            cache.flush()
         return with_labels(rows, found, processor, timestamp_begin(teacher), scored_as) if found.sequences else None
 
     starts = range(0, len(dataset), rows_per_shard)
@@ -140,6 +154,15 @@ def pseudo_label_dataset(
         _label_shards(without_decoder(dataset), store, starts, label, progress)
         _wait_for_others(store, {_shard_name(start) for start in starts})
     return _read_labels(store, RowErrors() if errors is None else errors)
+
+
+def _keep_in(cache: EncoderCache, rows: Dataset, processor: WhisperProcessor) -> Callable[[int, Tensor], None]:
+    settings = extractor_settings(processor)
+
+    def keep(row: int, states: Tensor) -> None:
+        cache.add(recording_key(rows[row]["audio"], settings, f"row {row}"), states)
+
+    return keep
 
 
 def _check_request(dataset: Dataset, backend: str, rows_per_shard: int) -> None:

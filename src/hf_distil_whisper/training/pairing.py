@@ -132,18 +132,6 @@ def _same(ours: Tensor, theirs: Tensor) -> bool:
     return torch.equal(ours.to(lower), theirs.to(ours.device, lower))
 
 
-@torch.no_grad()
-def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
-    """The states of a model's encoder, (batch, frames, width), without gradient.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): teacher, or student with a frozen encoder.
-        input_features (`Tensor`): log-mel of shape (batch, mel bins, 2 * frames), in any precision.
-    """
-    encoder = model.model.encoder
-    return encoder(input_features.to(encoder.dtype)).last_hidden_state
-
-
 @contextmanager
 def as_forward(module: nn.Module, function: Callable) -> Iterator[None]:
     """Lets whatever is wrapped around `module` run `function` as its forward pass.

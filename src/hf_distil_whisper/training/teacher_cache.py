@@ -4,7 +4,7 @@ Knows both models and a dataset of windows. Labels are still drawn anew in every
 asked about all variants that a row can be drawn as. `cache_store` keeps the arrays, `fused_loss` learns from them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from hf_distil_whisper.checkpoints import module_fingerprint, weights_fingerprint
+from hf_distil_whisper.cache_store import CacheStore, content_key
+from hf_distil_whisper.checkpoints import weights_fingerprint
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.training.cache_store import CacheStore, content_key
+from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode
 from hf_distil_whisper.training.fused_loss import top_k_logits
-from hf_distil_whisper.training.pairing import encode
 from hf_distil_whisper.training.training_args import (
     CACHES_OF_LOGITS,
     CACHES_OF_STATES,
@@ -69,7 +69,7 @@ class TeacherCacheDataset(Dataset):
     Args:
         dataset (`SpeechDataset`): or any dataset whose items hold `input_features` and the `index` of their row, with
             methods `label_item(index)` for an item without features, `variants(index)` for all that it can be drawn
-            as, `audio_content(index)` for what its features are made of, and `set_epoch(epoch)`.
+            as, `audio_key(index)` for what its features are made of, and `set_epoch(epoch)`.
         student (`WhisperForConditionalGeneration`): its frozen encoder is run, on its device.
         teacher (`WhisperForConditionalGeneration`, *optional*): needed for logits.
         settings (`CacheSettings`): what is kept.
@@ -98,30 +98,52 @@ class TeacherCacheDataset(Dataset):
         part: tuple[int, int] = (0, 1),
     ):
         self.dataset, self._settings = dataset, settings
-        self._states = _open_store(settings, "states", lambda: _states_identity(student, settings))
-        self._logits = _open_store(settings, "logits", lambda: _logits_identity(teacher, settings))
-        self._audio_keys = [content_key(*dataset.audio_content(index)) for index in range(len(dataset))]
-        number, processes = part if settings.folder is not None else (0, 1)
-        missing = [index for index in range(number, len(dataset), processes) if not self._is_complete(index)]
-        # Neighbours of one length: a batch of the teacher's is as long as its longest label.
-        missing.sort(key=lambda index: len(dataset.label_item(index)["labels"]))
-        loader: DataLoader = DataLoader(
-            Subset(dataset, missing), batch_size, num_workers=num_workers, collate_fn=_stack_windows
+        self._states = (
+            EncoderCache(student.model.encoder, settings.dtype, settings.folder) if settings.states else None
         )
+        self._logits = _open_logits(teacher, settings) if settings.logits else None
+        self._audio_keys = [dataset.audio_key(index) for index in range(len(dataset))]
+        number, processes = part if settings.folder is not None else (0, 1)
+        own_part = range(number, len(dataset), processes)
         training = student.training
         student.eval()
-        for features, rows in tqdm(loader, desc="teacher cache", unit="batch", disable=not missing):
-            states = encode(student, features.to(student.device)) if settings.states or shares_encoder else None
-            if self._states is not None and states is not None:
-                self._keep_states(self._states, states.to("cpu", settings.dtype), rows)
-            if self._logits is not None and teacher is not None:
-                own = states if shares_encoder else None
-                heard = encode(teacher, features.to(teacher.device)) if own is None else own
-                self._keep_logits(self._logits, teacher, heard, rows, collator, batch_size)
+        if self._states is not None:
+            self._fill_states(self._states, student, own_part, batch_size, num_workers)
+        if self._logits is not None and teacher is not None:
+            # Neighbours of one length: a batch of the teacher's is as long as its longest label.
+            rows = [row for row in own_part if not self._is_asked(row, self._logits)]
+            rows.sort(key=lambda row: len(dataset.label_item(row)["labels"]))
+            if self._states is not None and shares_encoder:
+                batches = _kept_states(self._states, [(row, self._audio_keys[row]) for row in rows], batch_size)
+            else:
+                listener = student if shares_encoder else teacher
+                windows = self._windows(rows, "teacher cache", batch_size, num_workers)
+                batches = ((encode(listener, features.to(listener.device)), heard) for features, heard in windows)
+            for states, heard in batches:
+                self._keep_logits(self._logits, teacher, states.to(teacher.device), heard, collator, batch_size)
+            self._logits.flush()
         student.train(training)
-        for store in (self._states, self._logits):
-            if store is not None:
-                store.flush()
+
+    def _windows(self, rows: list[int], name: str, batch_size: int, num_workers: int) -> Iterable:
+        """Features of the rows in batches, and the rows that they are of: one that cannot be read is replaced."""
+        loader: DataLoader = DataLoader(
+            Subset(self.dataset, rows), batch_size, num_workers=num_workers, collate_fn=_stack_windows
+        )
+        return tqdm(loader, desc=name, unit="batch", disable=not rows)
+
+    def _fill_states(
+        self,
+        cache: EncoderCache,
+        student: WhisperForConditionalGeneration,
+        own_part: range,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        rows = [row for row in own_part if self._audio_keys[row] not in cache]
+        for features, heard in self._windows(rows, "encoder cache", batch_size, num_workers):
+            for row, states in zip(heard, encode(student, features.to(student.device)), strict=True):
+                cache.add(self._audio_keys[row], states)
+        cache.flush()
 
     def __len__(self) -> int:
         return len(self._audio_keys)
@@ -130,9 +152,9 @@ class TeacherCacheDataset(Dataset):
         item = self.dataset.label_item(index) if self._states is not None else self.dataset[index]
         # A row that cannot be used is replaced by another one: label, states and logits must be of one row.
         if self._states is not None:
-            while (found := self._states.get(self._audio_keys[item["index"]])) is None:
+            while (states := self._states.get(self._audio_keys[item["index"]])) is None:
                 item = self.dataset.label_item((item["index"] + 1) % len(self))
-            item["encoder_states"] = torch.from_numpy(np.array(found["states"])).view(self._settings.dtype)
+            item["encoder_states"] = states
         if self._logits is not None:
             kept = self._logits.get(self._variant_key(item))
             if kept is None:
@@ -157,19 +179,8 @@ class TeacherCacheDataset(Dataset):
         tokens = (np.asarray(item[name], np.int32) for name in ("decoder_input_ids", "labels"))
         return content_key(self._audio_keys[item["index"]], *tokens)
 
-    def _is_complete(self, index: int) -> bool:
-        if self._states is not None and self._audio_keys[index] not in self._states:
-            return False
-        return self._logits is None or all(
-            self._variant_key(variant) in self._logits for variant in self.dataset.variants(index)
-        )
-
-    def _keep_states(self, store: CacheStore, states: torch.Tensor, rows: list[int]) -> None:
-        # numpy has no bfloat16: what is kept are the bits.
-        bits = states.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[states.element_size()]).numpy()
-        for row, state in zip(rows, bits, strict=True):
-            if self._audio_keys[row] not in store:
-                store.add(self._audio_keys[row], {"states": state.copy()})
+    def _is_asked(self, row: int, store: CacheStore) -> bool:
+        return all(self._variant_key(variant) in store for variant in self.dataset.variants(row))
 
     def _keep_logits(
         self,
@@ -216,28 +227,17 @@ class TeacherCacheDataset(Dataset):
             yield dict(zip(TEACHER_ARRAYS, (array[start:end] for array in (ids, log_probs, log_tail)), strict=True))
 
 
-def encoder_cache_bytes(num_rows: int, config: WhisperConfig, dtype: torch.dtype) -> int:
-    """Bytes of the encoder states of `num_rows` windows."""
-    return num_rows * config.max_source_positions * config.d_model * dtype.itemsize
-
-
 def logits_cache_bytes(num_tokens: int, config: WhisperConfig, top_k: int) -> int:
     """Bytes of the teacher's `top_k` likeliest tokens at `num_tokens` positions."""
     return num_tokens * (top_k * (2 + (2 if config.vocab_size <= 2**16 else 4)) + 2)
 
 
-def _open_store(settings: CacheSettings, name: str, identity: Callable[[], dict[str, Any]]) -> CacheStore | None:
-    if not getattr(settings, name):
-        return None
+def _open_logits(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> CacheStore:
     if settings.folder is None:
         return CacheStore()
-    store = CacheStore(Path(settings.folder, name), identity())
+    store = CacheStore(Path(settings.folder, "logits"), _logits_identity(teacher, settings))
     store.remove_damaged()
     return store
-
-
-def _states_identity(student: WhisperForConditionalGeneration, settings: CacheSettings) -> dict[str, Any]:
-    return {"encoder": module_fingerprint(student.model.encoder), "dtype": str(settings.dtype)}
 
 
 def _logits_identity(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> dict[str, Any]:
@@ -252,6 +252,17 @@ def _logits_identity(teacher: WhisperForConditionalGeneration | None, settings: 
 def _readable(array: np.ndarray) -> np.ndarray:
     """In a type that torch computes with, and in memory of its own: mapped shards cannot be written to."""
     return array.astype(np.int32) if array.dtype == np.uint16 else np.array(array)
+
+
+def _kept_states(
+    cache: EncoderCache, rows: list[tuple[int, bytes]], batch_size: int
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """The states of rows with their keys in batches, and the rows; those that could not be read have none."""
+    rows = [(row, key) for row, key in rows if key in cache]
+    for start in tqdm(range(0, len(rows), batch_size), "teacher cache", unit="batch", disable=not rows):
+        batch = rows[start : start + batch_size]
+        found = [states for _, key in batch if (states := cache.get(key)) is not None]
+        yield torch.stack(found), [row for row, _ in batch]
 
 
 def _stack_windows(items: list[dict[str, Any]]) -> tuple[torch.Tensor, list[int]]:

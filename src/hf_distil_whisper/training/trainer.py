@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from hf_distil_whisper.checkpoints import check_compatible, save_generation_config, save_processor
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import (
     generate_tokens,
     max_generated_tokens,
@@ -38,7 +39,7 @@ from hf_distil_whisper.training.fused_loss import (
     top_k_distillation_loss,
 )
 from hf_distil_whisper.training.losses import IGNORE_INDEX, hidden_state_mse_loss
-from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, encode, freeze, same_encoder
+from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, freeze, same_encoder
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from hf_distil_whisper.training.validation import PARTS, LossSums, WordErrorMetrics, check_evaluation

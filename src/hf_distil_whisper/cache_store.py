@@ -1,7 +1,7 @@
-"""Arrays by content key, in memory or in memory-mapped shards: what the teacher cache is kept in.
+"""Arrays by content key, in memory or in memory-mapped shards: what is kept of encoder and teacher.
 
 An entry is a few named arrays that may differ in length from entry to entry; a shard joins those of many entries end
-to end. Knows keys and arrays, nothing of models: `shards` commits them, `teacher_cache` decides what they hold.
+to end. Knows keys and arrays, nothing of models: `shards` commits them, others decide what they hold.
 """
 
 import hashlib

@@ -5,9 +5,9 @@ import errno
 import numpy as np
 import pytest
 
+from hf_distil_whisper import cache_store
+from hf_distil_whisper.cache_store import CacheStore, content_key
 from hf_distil_whisper.shards import StaleRunError
-from hf_distil_whisper.training import cache_store
-from hf_distil_whisper.training.cache_store import CacheStore, content_key
 
 
 def entry(number: int) -> dict[str, np.ndarray]:
