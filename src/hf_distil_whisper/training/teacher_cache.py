@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
-from transformers import WhisperConfig, WhisperForConditionalGeneration
+from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig, WhisperForConditionalGeneration
 
 from hf_distil_whisper.cache_store import CacheStore, content_key
 from hf_distil_whisper.checkpoints import weights_fingerprint
@@ -120,7 +120,7 @@ class TeacherCacheDataset(Dataset):
                 windows = self._windows(rows, "teacher cache", batch_size, num_workers)
                 batches = ((encode(listener, features.to(listener.device)), heard) for features, heard in windows)
             for states, heard in batches:
-                self._keep_logits(self._logits, teacher, states.to(teacher.device), heard, collator, batch_size)
+                self._keep_logits(self._logits, teacher, states.to(teacher.device), heard, collator)
             self._logits.flush()
         student.train(training)
 
@@ -189,13 +189,18 @@ class TeacherCacheDataset(Dataset):
         states: torch.Tensor,
         rows: list[int],
         collator: DataCollatorSpeechSeq2SeqWithPadding,
-        batch_size: int,
     ) -> None:
-        variants = [(place, item) for place, row in enumerate(rows) for item in self.dataset.variants(row)]
-        variants.sort(key=lambda variant: len(variant[1]["labels"]))
-        for start in range(0, len(variants), batch_size):
-            places, items = zip(*variants[start : start + batch_size], strict=True)
-            for item, arrays in zip(items, self._ask(teacher, states[list(places)], items, collator), strict=True):
+        variants = [self.dataset.variants(row) for row in rows]
+        heard = DynamicCache()  # keys and values of the encoder's states, the same for all variants of a row
+        places = list(range(len(rows)))
+        for number in range(max(map(len, variants), default=0)):
+            kept = [position for position, place in enumerate(places) if number < len(variants[place])]
+            if len(kept) < len(places):
+                chosen = torch.tensor(kept, device=states.device)
+                heard.batch_select_indices(chosen)
+                places, states = [places[position] for position in kept], states[chosen]
+            items = [variants[place][number] for place in places]
+            for item, arrays in zip(items, self._ask(teacher, states, heard, items, collator), strict=True):
                 key = self._variant_key(item)
                 if key not in store:
                     store.add(key, arrays)
@@ -205,17 +210,19 @@ class TeacherCacheDataset(Dataset):
         self,
         teacher: WhisperForConditionalGeneration,
         states: torch.Tensor,
-        items: tuple[dict[str, Any], ...],
+        heard: DynamicCache,
+        items: list[dict[str, Any]],
         collator: DataCollatorSpeechSeq2SeqWithPadding,
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The teacher's likeliest tokens for each item."""
+        """The teacher's likeliest tokens for each item; fills `heard` where it is empty."""
         batch = collator([{**item, "encoder_states": state} for item, state in zip(items, states, strict=True)])
         labels = batch["labels"].to(states.device)
         head = teacher.proj_out.weight
         hidden = teacher.eval().model.decoder(
             input_ids=batch["decoder_input_ids"].to(states.device),
             encoder_hidden_states=states.to(head.dtype),
-            use_cache=False,
+            past_key_values=EncoderDecoderCache(DynamicCache(), heard),
+            use_cache=True,
         )
         kept = top_k_logits(
             hidden.last_hidden_state, head, labels, k=self._settings.top_k, temperature=self._settings.temperature
