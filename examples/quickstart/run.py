@@ -34,14 +34,22 @@ from hf_distil_whisper import (
 
 HERE = Path(__file__).parent
 CORPUS, TEACHER = HERE / "corpus", HERE / "teacher"
+SESSION = 10
+"""Sentences that a voice of the corpus says in a row."""
 
 
 def training_windows() -> Dataset:
-    """The training split, joined to windows of at most 30 s, with the pauses that the recordings lack at their ends.
+    """The training split, joined to windows, with the pauses that the recordings lack at their ends.
 
-    A session of ten sentences often leaves one or two of them for a short window: a student has to know those too.
+    A student learns to read from short windows, where there is little to find its way through, much sooner than from
+    full ones; but a long recording consists of full ones. So every other session of ten sentences fills whole windows.
     """
-    return Dataset.from_list(list(pack_utterances(load_source(CORPUS, split="train"), gap=0.3)))
+    rows = load_source(CORPUS, split="train")
+    windows: list[dict] = []
+    for half, longest in enumerate((30.0, 12.0)):
+        chosen = [row for row in range(len(rows)) if row // SESSION % 2 == half]
+        windows += pack_utterances(rows.select(chosen), gap=0.3, max_duration=longest)
+    return Dataset.from_list(windows)
 
 
 def distil(
@@ -55,9 +63,10 @@ def distil(
     args = DistillationTrainingArguments(
         output_dir=folder / "training",
         per_device_train_batch_size=8,
-        num_train_epochs=5,
+        num_train_epochs=3,
         warmup_steps=60,
         teacher_cache="both",
+        teacher_cache_dir=folder / "cache",
         save_strategy="no",
         logging_steps=50,
         remove_unused_columns=False,
@@ -87,7 +96,10 @@ def main() -> None:
 
     step("1. the teacher labels the training speech")
     teacher, processor = load_model(TEACHER), load_processor(TEACHER)
-    labelled = pseudo_label_dataset(training_windows(), teacher, processor, output_dir=args.output_dir / "labelled")
+    labelled = pseudo_label_dataset(
+        training_windows(), teacher, processor,
+        output_dir=args.output_dir / "labelled", teacher_cache_dir=args.output_dir / "cache",
+    )  # fmt: skip
     step("2. labels that differ from the reference by more than 10 % are dropped")
     kept, report = filter_by_wer(labelled, 0.10)
     print(report.table())

@@ -1,4 +1,4 @@
-"""The teacher as it trains: a `WhisperForConditionalGeneration`, a CTC head for the encoder, guided attention."""
+"""The teacher as it trains: a `WhisperForConditionalGeneration`, two heads for the encoder, guided attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from teacher_alignment import BLANK
+from teacher_alignment import BLANK, clean
 from teacher_windows import Window, Word
 from torch import nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
@@ -55,26 +55,32 @@ def _look_nearby(encoder: nn.Module) -> None:
 
 
 class Teacher(nn.Module):
-    """The model, its processor and the head that is thrown away."""
+    """The model, its processor and the heads that are thrown away: one spells, one knows whole `words`."""
 
-    def __init__(self, whisper: WhisperForConditionalGeneration, processor: WhisperProcessor):
+    def __init__(self, whisper: WhisperForConditionalGeneration, processor: WhisperProcessor, words: list[str]):
         super().__init__()
-        self.whisper, self.processor = whisper, processor
-        self.head = nn.Linear(whisper.config.d_model, BLANK + 1)
+        self.whisper, self.processor, self.words = whisper, processor, words
+        self.speller = nn.Linear(whisper.config.d_model, BLANK + 1)
+        self.reader = nn.Linear(whisper.config.d_model, len(words))
 
     @classmethod
-    def load_or_create(cls, folder: Path, texts: Iterable[str]) -> Teacher:
-        """The checkpoint in `folder`, or a new model whose vocabulary is counted on `texts`."""
+    def load_or_create(cls, folder: Path, texts: Iterable[str], words: list[str]) -> Teacher:
+        """The checkpoint in `folder`, or a new model whose vocabulary is counted on `texts`.
+
+        `words` are those that the encoder's head learns to know; a checkpoint keeps its own.
+        """
         if (folder / "model.safetensors").exists():
+            heads = torch.load(folder / "heads.pt", weights_only=True)
             teacher = cls(
                 WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
                 WhisperProcessor.from_pretrained(folder),
+                heads["words"],
             )
-            if (folder / "ctc_head.pt").exists():
-                teacher.head.load_state_dict(torch.load(folder / "ctc_head.pt", weights_only=True))
+            teacher.speller.load_state_dict(heads["speller"])
+            teacher.reader.load_state_dict(heads["reader"])
         else:
             processor = build_processor(texts)
-            teacher = cls(WhisperForConditionalGeneration(teacher_config(processor.tokenizer)), processor)
+            teacher = cls(WhisperForConditionalGeneration(teacher_config(processor.tokenizer)), processor, words)
             teacher.whisper.generation_config = generation_config(processor.tokenizer)
             _look_nearby(teacher.whisper.model.encoder)
         teacher.whisper.model.encoder.embed_positions.requires_grad_(False)
@@ -83,13 +89,14 @@ class Teacher(nn.Module):
         return teacher
 
     def save(self, folder: Path) -> None:
-        """Model, processor and the CTC head."""
+        """Model, processor and the encoder's heads."""
         self.whisper.generation_config.alignment_heads = [
             [layer, head] for layer in WRITING for head in WRITING[layer]
         ]
         self.whisper.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        torch.save(self.head.state_dict(), folder / "ctc_head.pt")
+        heads = {"words": self.words, "speller": self.speller.state_dict(), "reader": self.reader.state_dict()}
+        torch.save(heads, folder / "heads.pt")
 
     def encode(self, features: torch.Tensor, offset: int = 0) -> torch.Tensor:
         """Encoder states (windows, frames / 2, width) of features (windows, 80, frames).
@@ -106,7 +113,30 @@ class Teacher(nn.Module):
 
     def spell(self, states: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the characters and the blank, float32."""
-        return self.head(states).float().log_softmax(-1)
+        return self.speller(states).float().log_softmax(-1)
+
+    def read(self, states: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+        """Mean cross-entropy of the word that each position lies in.
+
+        Letters tell what a sound is, words which of those that sound alike was meant. A decoder of eight layers finds
+        that out by itself; one of two layers needs an encoder that knows.
+
+        Args:
+            states (`torch.Tensor`): (windows, positions, width).
+            heard (`torch.Tensor`): (windows, positions), indices of `words`; -100 where there is none.
+        """
+        known = heard >= 0
+        return F.cross_entropy(self.reader(states[known]).float(), heard[known], reduction="sum") / known.sum().clamp(
+            1
+        )
+
+
+def words_heard(window: Window, words: dict[str, int]) -> torch.Tensor:
+    """The index of the word that each position of 20 ms lies in; -100 between words and where a word is unknown."""
+    heard = torch.full((len(window.mel) // 2,), -100)
+    for word in (word for segment in window.segments for word in segment):
+        heard[max(round(word.start / 2), 0) : max(round(word.end / 2), 0)] = words.get(clean(word.text), -100)
+    return heard
 
 
 def _time_token(tokenizer, frame: float) -> int:

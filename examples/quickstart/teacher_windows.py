@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from teacher_alignment import clean
 from teacher_speech import RATE, log_mel
 
 FRAME = 0.01
@@ -67,6 +68,10 @@ class Speech:
         # flite's voices are made of human recordings and harder to read than the formants of espeak-ng.
         counts *= [1.5 if name.startswith("flite") else 1.0 for name in self.voices]
         self.voice_weights = counts / counts.sum()
+
+    def words(self) -> list[str]:
+        """All words that are said, spelt as `clean` spells them."""
+        return sorted({clean(word) for row in self.rows for word in row["text"].split()})
 
     def frames(self, row: dict) -> np.ndarray:
         """The log-mel frames of one utterance, (frames, 80) float32."""

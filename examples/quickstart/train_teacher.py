@@ -12,12 +12,17 @@
     train encoder --minutes 6 --learning_rate 6e-4 --widen 0.1 --seed 11
     train align
     train all --minutes 27 --learning_rate 5e-4 --lengths 600:11:0.3 3000:5:0.7 --single 0.25 --skip 0.4 --seed 12
+    python teacher_speech.py --output_dir runs/speech --hours 11.5 --seed 5000000 --fsdd ../../../shared/speech/fsdd
+    train align
+    train words --minutes 16 --learning_rate 1e-3 --final_rate 0.2 --previous 0 --seed 21
+    train all --minutes 42 --learning_rate 6e-4 --lengths 600:11:0.4 3000:5:0.6 --single 0.25 --skip 0.4 --seed 22
     python train_teacher.py export --speech runs/speech --output_dir runs/teacher
 
 The encoder first learns to spell with a character CTC head that is thrown away afterwards. Its best path gives every
 word a time; a few decoder heads are then led to look at the word that they read or write (a loss on attention, as
-CrisperWhisper uses), without which a decoder takes hours to find its way through 30 s. At last all weights train
-together.
+CrisperWhisper uses), without which a decoder takes hours to find its way through 30 s. The same times tell a second
+head which word each frame belongs to: an encoder that only spells sounds leaves it to the decoder to tell words apart,
+and a student's decoder is too small for that. At last all weights train together.
 Every stage goes on from the checkpoint of the one before it, and a stopped stage is begun anew. One process a core.
 """
 
@@ -36,7 +41,7 @@ import torch.nn.functional as F
 from muon import BETAS, Muon, split_parameters
 from sentences import sentence
 from teacher_alignment import BLANK, clean, greedy, spell, word_times
-from teacher_model import DecoderLoss, Teacher, decoder_rows
+from teacher_model import DecoderLoss, Teacher, decoder_rows, words_heard
 from teacher_windows import SILENCE, Speech, augment, compose, mask, pad_with_zeros, scale
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -47,13 +52,14 @@ from hf_distil_whisper import save_checkpoint
 
 LENGTHS = {
     "encoder": [(450, 12, 0.3), (900, 6, 0.4), (1500, 4, 0.3)],
+    "words": [(600, 14, 0.6), (3000, 3, 0.4)],
     "all": [(600, 11, 0.45), (900, 7, 0.25), (3000, 4, 0.3)],
 }
 """Frames of a window, windows of a batch and process, share of the batches."""
 
 
 class CtcWindows(IterableDataset):
-    """Endless batches for the encoder: features, place in the 30 s window, characters.
+    """Endless batches for the encoder: features, place in the 30 s window, characters (and no words, no rows).
 
     The windows stand anywhere in the 30 s only after `widen` minutes: from the start, the encoder would not begin to
     read for very long.
@@ -76,14 +82,16 @@ class CtcWindows(IterableDataset):
                 texts.append(window.text)
             wide = min(1.0, (time.time() - begin) / 60 / self.widen)
             offset = int(rng.integers(0, int(wide * (3000 - length)) // 2 + 1))
-            yield torch.from_numpy(np.stack(features)), offset, None, [torch.tensor(spell(text)) for text in texts]
+            spelt = [torch.tensor(spell(text)) for text in texts]
+            yield torch.from_numpy(np.stack(features)), offset, spelt, None, None
 
 
 class DecoderWindows(IterableDataset):
-    """Endless batches with the decoder's inputs, targets and the places that it should look at."""
+    """Endless batches as above with the words, and the decoder's inputs, targets and places that it should look at."""
 
-    def __init__(self, speech: Speech, tokenizer, args: argparse.Namespace):
-        self.speech, self.tokenizer, self.args = speech, tokenizer, args
+    def __init__(self, speech: Speech, teacher: Teacher, args: argparse.Namespace):
+        self.speech, self.tokenizer, self.args = speech, teacher.processor.tokenizer, args
+        self.words = {word: index for index, word in enumerate(teacher.words)}
 
     def __iter__(self):
         args = self.args
@@ -97,8 +105,9 @@ class DecoderWindows(IterableDataset):
                 pad_with_zeros(scale(mask(augment(window.mel, rng, args.augment), rng)), window, rng)
                 for window in windows
             ]
-            ctc = [torch.tensor(spell(window.text), dtype=torch.long) for window in windows]
-            yield torch.from_numpy(np.stack(features)), offset, rows, ctc
+            spelt = [torch.tensor(spell(window.text), dtype=torch.long) for window in windows]
+            heard = torch.stack([words_heard(window, self.words) for window in windows])
+            yield torch.from_numpy(np.stack(features)), offset, spelt, heard, rows
 
 
 def generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
@@ -140,13 +149,17 @@ class Objective(nn.Module):
 
     def forward(self, batch: tuple) -> dict[str, torch.Tensor]:
         """`loss` and its parts, of a batch from `CtcWindows` or `DecoderWindows`."""
-        features, offset, rows, characters = batch
+        features, offset, characters, heard, rows = batch
         states = self.teacher.encode(features, offset)
         parts = {"ctc": ctc_loss(self.teacher.spell(states), characters)}
-        if rows is not None:
-            parts |= self.decoder_loss(states, rows)
-            return {"loss": parts["ce"] + self.args.guide * parts["guide"] + 0.3 * parts["ctc"], **parts}
-        return {"loss": parts["ctc"], **parts}
+        if self.args.stage == "encoder":
+            return {"loss": parts["ctc"], **parts}
+        parts["words"] = self.teacher.read(states, heard)
+        if self.args.stage == "words":
+            return {"loss": 0.5 * parts["ctc"] + parts["words"], **parts}
+        parts |= self.decoder_loss(states, rows)
+        loss = parts["ce"] + self.args.guide * parts["guide"] + 0.3 * (parts["ctc"] + parts["words"])
+        return {"loss": loss, **parts}
 
 
 def optimizers(parameters: dict[str, nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
@@ -224,10 +237,15 @@ def character_error_rate(teacher: Teacher, speech: Speech, length: int, count: i
 
 
 def encoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> None:
-    """CTC on short windows anywhere in the 30 s, and on whole ones."""
-    for parameter in teacher.whisper.model.decoder.parameters():
-        parameter.requires_grad_(False)
-    dataset = CtcWindows(speech, args.lengths, args.widen, args.seed)
+    """CTC on short windows anywhere in the 30 s, and on whole ones; in the stage `words`, whole words beside it."""
+    unused = [teacher.whisper.model.decoder] + ([teacher.reader] if args.stage == "encoder" else [])
+    for module in unused:
+        module.requires_grad_(False)
+    dataset = (
+        CtcWindows(speech, args.lengths, args.widen, args.seed)
+        if args.stage == "encoder"
+        else DecoderWindows(speech, teacher, args)
+    )
     train(teacher, DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4), args)
     teacher.eval()
     print({f"cer_{n / 100:.0f}s": round(character_error_rate(teacher, speech, n, 128), 4) for n in (640, 3000)})
@@ -257,7 +275,7 @@ def align_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> N
 
 def all_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> None:
     """Cross-entropy, guided attention and CTC together."""
-    dataset = DecoderWindows(speech, teacher.processor.tokenizer, args)
+    dataset = DecoderWindows(speech, teacher, args)
     train(teacher, DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=3), args)
 
 
@@ -269,7 +287,7 @@ def window_length(text: str) -> tuple[int, int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["encoder", "align", "all", "export"])
+    parser.add_argument("stage", choices=["encoder", "align", "words", "all", "export"])
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=30.0)
@@ -297,10 +315,10 @@ def main() -> None:
     torch.manual_seed(args.seed)
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    speech = Speech(args.speech, timed=args.stage == "all")
+    speech = Speech(args.speech, timed=args.stage in ("words", "all"))
     rng = random.Random(args.seed)
-    teacher = Teacher.load_or_create(args.output_dir, [sentence(rng) for _ in range(30_000)])
-    if args.stage == "encoder":
+    teacher = Teacher.load_or_create(args.output_dir, [sentence(rng) for _ in range(30_000)], speech.words())
+    if args.stage in ("encoder", "words"):
         encoder_stage(teacher, speech, args)
     elif args.stage == "align":
         align_stage(teacher, speech, args)
