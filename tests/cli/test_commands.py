@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import WhisperForConditionalGeneration, pipeline
 
@@ -12,6 +13,7 @@ from hf_distil_whisper.cli import train
 from hf_distil_whisper.cli.arguments import parse_arguments
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.cli.plans import best_device
+from hf_distil_whisper.cli.pseudo_label import sort_by_speaker
 from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.sources import load_source
@@ -101,7 +103,14 @@ def test_pseudo_label_joins_utterances_of_one_speaker(labelled: Path) -> None:
     assert rows["speaker"][:] == ["speaker-0", "speaker-1"]
     assert rows["duration"][:] == [3.0, 3.0]
     assert rows["ids"][:] == [[f"train-{row:06d}" for row in range(start, 6, 2)] for start in (0, 1)]
-    assert {"whisper_transcript", "truncated", "wer", "previous_transcript"} <= set(rows.column_names)
+    assert {"whisper_transcript", "truncated", "wer", "hits", "previous_transcript"} <= set(rows.column_names)
+
+
+def test_only_utterances_of_one_recording_become_neighbours() -> None:
+    """Two readings by one speaker whose utterances alternate would leave nothing to join."""
+    rows = Dataset.from_dict({"id": list("pqrs"), "speaker": list("abaa"), "recording": list("yxxy")})
+    assert sort_by_speaker(rows)["id"][:] == ["r", "p", "s", "q"]
+    assert sort_by_speaker(rows.remove_columns("recording"))["id"][:] == ["p", "r", "s", "q"]
 
 
 def test_pseudo_label_lists_the_rows_that_it_left_out(

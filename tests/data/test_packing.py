@@ -71,6 +71,19 @@ def test_unknown_speakers_are_not_the_same_speaker(missing: str):
     assert not any(window["condition_on_prev"] for window in windows)
 
 
+def test_utterances_of_two_recordings_are_not_joined():
+    """A chapter of one book that goes on in another one is a text that nobody has said."""
+    rows = [{**row(number, 5), "recording": book} for number, book in enumerate("xxyyx")]
+    windows = list(pack_utterances(rows))
+    assert [window["ids"] for window in windows] == [["r0", "r1"], ["r2", "r3"], ["r4"]]
+    assert not any(window["condition_on_prev"] for window in windows)
+    long = [{**row(number, 20), "recording": book} for number, book in enumerate("xxy")]
+    assert [window["condition_on_prev"] for window in pack_utterances(long)] == [False, True, False]
+    assert ids(rows, recording_column=None) == [["r0", "r1", "r2", "r3", "r4"]]
+    renamed = [{**row(number, 5), "book": book} for number, book in enumerate("xy")]
+    assert ids(renamed, recording_column="book") == [["r0"], ["r1"]]
+
+
 def test_a_bad_row_costs_that_row_and_breaks_the_text_there():
     """Joined over the hole, the previous text would be missing a sentence that the audio's speaker has said."""
     errors = RowErrors()

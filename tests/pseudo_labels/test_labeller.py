@@ -102,8 +102,9 @@ def test_statistics_and_word_error_rates_stand_beside_the_labels(tmp_path: Path)
         assert labelled[name] == pytest.approx([getattr(one.statistics, name) for one in alone], rel=1e-3)
     normalizer = get_normalizer("en")
     pairs = zip(labelled["text"], labelled["whisper_transcript"], strict=True)
-    rates = [word_errors(text, said, normalizer).wer if text else None for text, said in pairs]
-    assert labelled["wer"] == [rates[0], None, None, rates[3]]
+    found = [word_errors(text, said, normalizer) if text else None for text, said in pairs]
+    for name in ("wer", "hits", "substitutions", "deletions", "insertions"):
+        assert labelled[name] == [getattr(found[0], name), None, None, getattr(found[3], name)]
 
 
 def test_recordings_without_a_text_column_are_labelled_without_rates(tmp_path: Path) -> None:

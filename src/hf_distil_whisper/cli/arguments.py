@@ -33,6 +33,7 @@ class DataSource:
         text_column (`str`, *optional*, defaults to `"text"`): reference text; null for audio without text.
         transcript_column (`str`, *optional*, defaults to `"whisper_transcript"`): pseudo-labels to train on.
         speaker_column (`str`, *optional*): only utterances of one speaker are packed together.
+        recording_column (`str`, *optional*): and only those of one recording.
         id_column (`str`, *optional*): row numbers where left out.
         max_samples (`int`, *optional*): first rows only.
         wer_threshold (`float`, *optional*): keeps the rows whose pseudo-label differs from the text by at most this
@@ -47,6 +48,7 @@ class DataSource:
     text_column: str | None = "text"
     transcript_column: str = "whisper_transcript"
     speaker_column: str | None = None
+    recording_column: str | None = None
     id_column: str | None = None
     max_samples: int | None = None
     wer_threshold: float | None = None

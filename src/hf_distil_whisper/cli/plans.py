@@ -159,6 +159,7 @@ def source_arguments(source: DataSource) -> dict[str, Any]:
         "audio_column",
         "text_column",
         "speaker_column",
+        "recording_column",
         "id_column",
         "max_samples",
     )

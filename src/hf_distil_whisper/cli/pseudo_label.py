@@ -137,13 +137,14 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset) -> Dataset:
 
 
 def sort_by_speaker(dataset: Dataset) -> Dataset:
-    """Makes the utterances of each speaker neighbours, in the order of the source: only neighbours are joined.
+    """Makes the utterances of a speaker's recording neighbours, in the order of the source: only these are joined.
 
     Args:
-        dataset (`Dataset`): rows with `speaker`.
+        dataset (`Dataset`): rows with `speaker`, and `recording` where it is known.
     """
-    speakers = np.array([str(speaker) for speaker in dataset["speaker"]])
-    order = np.argsort(speakers, kind="stable")
+    names = [name for name in ("recording", "speaker") if name in dataset.column_names]
+    # Stable, and by the last key first.
+    order = np.lexsort([np.array([str(value) for value in dataset[name]]) for name in names])
     return dataset if (order[1:] > order[:-1]).all() else dataset.select(order)
 
 

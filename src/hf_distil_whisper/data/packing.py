@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
@@ -41,10 +41,11 @@ def pack_utterances(
     *,
     max_duration: float = 30.0,
     speaker_column: str | None = "speaker",
+    recording_column: str | None = "recording",
     gap: float = 0.0,
     errors: RowErrors | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Joins neighbouring rows of the same speaker as long as they fit (next fit).
+    """Joins neighbouring rows of the same speaker and recording as long as they fit (next fit).
 
     Sort the rows by speaker first if the speakers alternate: only neighbours are joined, so that what follows another
     utterance in a window also followed it in the recording. A row longer than a window is split first, where nobody
@@ -58,6 +59,9 @@ def pack_utterances(
         speaker_column (`str`, *optional*, defaults to `"speaker"`):
             Rows with no speaker are not joined with anything: two unknown speakers are not the same one. `None` joins
             nothing.
+        recording_column (`str`, *optional*, defaults to `"recording"`):
+            Names what the utterances were cut from. Where rows have it, those of two recordings are not joined, and
+            the one does not continue the other: between a speaker's readings lie days. `None` leaves it out.
         gap (`float`, *optional*, defaults to 0.0): seconds of silence between two utterances.
         errors (`RowErrors`, *optional*):
             Receives the rows that cannot be decoded. Without it they are logged at the end.
@@ -65,7 +69,7 @@ def pack_utterances(
     Yields:
         `dict`: `id` (of the first utterance), `ids`, `audio` (`{"bytes": <FLAC at 16 kHz>, "path": None}`), `text`
         (joined by spaces; `None` if an utterance has none), `speaker`, `duration` in seconds, and `condition_on_prev`:
-        whether the window goes on where the one before it ended (same speaker, no row lost in between).
+        whether the window goes on where the one before it ended (same speaker and recording, no row lost in between).
 
     Raises:
         ValueError: if `max_duration` or `gap` makes no sense, or a `Dataset` lacks the audio column or a speaker
@@ -81,35 +85,49 @@ def pack_utterances(
     if not max_duration > 0 or gap < 0:
         raise ValueError(f"expected max_duration > 0 and gap >= 0 seconds, got {max_duration} and {gap}.")
     if isinstance(rows, Dataset):
-        for column in {"audio", speaker_column} - {None, "speaker"}:
+        for column in {"audio", speaker_column, recording_column} - {None, "speaker", "recording"}:
             if column not in rows.column_names:
                 raise ValueError(f"cannot pack: no column {column!r}; there are {', '.join(rows.column_names)}.")
         rows = without_decoder(rows)
     lost = RowErrors() if errors is None else errors
     # In samples: 30 s are exactly 480,000 of them, while sums of seconds miss the limit by rounding.
     limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
-    window, previous_speaker = _Window(silence), None
+    window, previous = _Window(silence), _UNKNOWN
     for row, row_id, decoding in _decoded_ahead(rows, max_duration):
-        speaker = row.get(speaker_column) if speaker_column is not None else None
+        names = (speaker_column, recording_column)
+        origin = _Origin(*(None if name is None else row.get(name) for name in names))
         try:
             pieces = decoding.result()
         except AudioError as error:
             lost.add(row_id, error)
             if window.parts:
-                yield window.row(previous_speaker)
+                yield window.row(previous)
             # Over the hole that the row leaves nothing is joined, and what follows does not continue what came before.
-            window, previous_speaker = _Window(silence), None
+            window, previous = _Window(silence), _UNKNOWN
             continue
         for number, (samples, text) in enumerate(pieces):
-            joins = speaker is not None and window.speaker == speaker
-            if window.parts and not (joins and window.fits(samples, limit)):
-                yield window.row(previous_speaker)
-                window, previous_speaker = _Window(silence), window.speaker
-            window.add(row_id if len(pieces) == 1 else f"{row_id}-{number}", samples, text, speaker)
+            if window.parts and not (origin.goes_on_from(window.origin) and window.fits(samples, limit)):
+                yield window.row(previous)
+                window, previous = _Window(silence), window.origin
+            window.add(row_id if len(pieces) == 1 else f"{row_id}-{number}", samples, text, origin)
     if window.parts:
-        yield window.row(previous_speaker)
+        yield window.row(previous)
     if errors is None and lost:
         logger.warning(lost.summary())
+
+
+class _Origin(NamedTuple):
+    """Who speaks, and in which recording."""
+
+    speaker: Any
+    recording: Any
+
+    def goes_on_from(self, other: "_Origin") -> bool:
+        """Whether both are of one speaker, who is known, and not of two recordings."""
+        return self.speaker is not None and self == other
+
+
+_UNKNOWN = _Origin(None, None)
 
 
 @dataclass
@@ -117,7 +135,7 @@ class _Window:
     """What has been joined so far."""
 
     silence: int
-    speaker: Any = None
+    origin: _Origin = _UNKNOWN
     ids: list[str] = field(default_factory=list)
     texts: list[str | None] = field(default_factory=list)
     parts: list[np.ndarray] = field(default_factory=list)
@@ -126,26 +144,26 @@ class _Window:
     def fits(self, samples: np.ndarray, limit: int) -> bool:
         return self.length + self.silence + len(samples) <= limit
 
-    def add(self, row_id: str, samples: np.ndarray, text: str | None, speaker: Any) -> None:
+    def add(self, row_id: str, samples: np.ndarray, text: str | None, origin: _Origin) -> None:
         if self.parts and self.silence:
             self.parts.append(np.zeros(self.silence, dtype=np.float32))
             self.length += self.silence
-        self.speaker = speaker
+        self.origin = origin
         self.ids.append(row_id)
         self.texts.append(text)
         self.parts.append(samples)
         self.length += len(samples)
 
-    def row(self, previous_speaker: Any) -> dict[str, Any]:
+    def row(self, previous: _Origin) -> dict[str, Any]:
         texts = [text.strip() for text in self.texts if text is not None]
         return {
             "id": self.ids[0],
             "ids": self.ids,
             "audio": {"bytes": encode_flac(np.concatenate(self.parts)), "path": None},
             "text": " ".join(filter(None, texts)) if len(texts) == len(self.texts) else None,
-            "speaker": self.speaker,
+            "speaker": self.origin.speaker,
             "duration": self.length / SAMPLING_RATE,
-            "condition_on_prev": self.speaker is not None and self.speaker == previous_speaker,
+            "condition_on_prev": self.origin.goes_on_from(previous),
         }
 
 

@@ -72,6 +72,7 @@ def load_source(
     audio_column: str = "audio",
     text_column: str | None = "text",
     speaker_column: str | None = None,
+    recording_column: str | None = None,
     id_column: str | None = None,
     max_samples: int | None = None,
 ) -> Dataset:
@@ -92,14 +93,16 @@ def load_source(
         text_column (`str`, *optional*, defaults to `"text"`): becomes `text`; `None` for recordings without
             transcripts.
         speaker_column (`str`, *optional*): becomes `speaker`; by default the column of that name, if there is one.
+        recording_column (`str`, *optional*): what an utterance was cut from; becomes `recording`, by default the
+            column of that name, if there is one.
         id_column (`str`, *optional*): becomes `id`; by default the column of that name, else split and row number.
         max_samples (`int`, *optional*): the first so many rows; by default all.
 
     Returns:
-        `Dataset`: `id` (string), `audio` (`{"bytes", "path"}`, not decoded), `text` (string or null), `speaker` if
-        known, and every other column as it was. Columns renamed to one of these replace a column that had the name
-        before. The labelled data sets of the reference scripts (`whisper_transcript`, `condition_on_prev`) are read as
-        they are.
+        `Dataset`: `id` (string), `audio` (`{"bytes", "path"}`, not decoded), `text` (string or null), `speaker` and
+        `recording` if known, and every other column as it was. Columns renamed to one of these replace a column that
+        had the name before. The labelled data sets of the reference scripts (`whisper_transcript`,
+        `condition_on_prev`) are read as they are.
 
     Raises:
         FileNotFoundError: if there is neither such a path nor such a data set.
@@ -126,6 +129,8 @@ def load_source(
             dataset = _as_strings(dataset, "text")
         if speaker_column is not None:
             dataset = _rename(dataset, "speaker", speaker_column, "speaker_column", where)
+        if recording_column is not None:
+            dataset = _rename(dataset, "recording", recording_column, "recording_column", where)
         if id_column is not None:
             dataset = _rename(dataset, "id", id_column, "id_column", where)
         parts.append(_with_ids(dataset, name))

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.labels import plain_text
 from hf_distil_whisper.data.sources import without_decoder
-from hf_distil_whisper.metrics import errors_in_language, get_normalizer
+from hf_distil_whisper.metrics import WordErrors, errors_in_language, get_normalizer
 from hf_distil_whisper.pseudo_labels.filter_report import (
     HISTOGRAM_STEP,
     NUM_WORST,
@@ -157,8 +157,19 @@ def row_error_rates(references: Sequence[str | None], predictions: Sequence[str]
         `list[float | None]`: fractions; None without a reference. With an empty one, as in [`WordErrors`], the number
             of words that the prediction has.
     """
+    return [None if errors is None else errors.wer for errors in row_errors(references, predictions, language)]
+
+
+def row_errors(references: Sequence[str | None], predictions: Sequence[str], language: str) -> list[WordErrors | None]:
+    """The counts behind [`row_error_rates`], which add up where rates do not.
+
+    Args:
+        references (`Sequence[str | None]`): None where there is none.
+        predictions (`Sequence[str]`): plain transcripts.
+        language (`str`): as for [`get_normalizer`].
+    """
     return [
-        None if reference is None else errors_in_language(reference, prediction, language).wer
+        None if reference is None else errors_in_language(reference, prediction, language)
         for reference, prediction in zip(references, predictions, strict=True)
     ]
 

@@ -11,7 +11,7 @@ from transformers import WhisperProcessor
 from hf_distil_whisper.inference.results import compression_ratio, plain_text, timestamped_text
 from hf_distil_whisper.inference.rows import RowTokens
 from hf_distil_whisper.metrics import get_normalizer
-from hf_distil_whisper.pseudo_labels.filtering import row_error_rates
+from hf_distil_whisper.pseudo_labels.filtering import row_errors
 
 LABEL_FEATURES = Features(
     {
@@ -24,7 +24,12 @@ LABEL_FEATURES = Features(
         "previous_transcript": Value("string"),
     }
 )
-"""The columns that labelling adds, `wer` (float64) aside, which needs a `text` column."""
+"""The columns that labelling adds to every row."""
+
+ERROR_FEATURES = Features(
+    {"wer": Value("float64")} | {name: Value("int64") for name in ("hits", "substitutions", "deletions", "insertions")}
+)
+"""Those that it adds where there is a `text` column; null without text, and where nothing of it is spoken."""
 
 
 def with_labels(dataset: Dataset, found: RowTokens, processor: WhisperProcessor, begin: int, language: str) -> Dataset:
@@ -45,18 +50,19 @@ def with_labels(dataset: Dataset, found: RowTokens, processor: WhisperProcessor,
     features = dict(LABEL_FEATURES)
     if "text" in dataset.column_names:
         references = dataset.select_columns(["text"]).select(rows)["text"]
-        columns["wer"] = _error_rates(list(references), [texts[row] for row in rows], language)
-        features["wer"] = Value("float64")
+        columns |= _errors(list(references), [texts[row] for row in rows], language)
+        features |= ERROR_FEATURES
     labels = Dataset.from_dict(columns, features=Features(features))
     source = dataset.remove_columns([name for name in columns if name in dataset.column_names])
     return concatenate_datasets([source.select(rows), labels], axis=1)
 
 
-def _error_rates(references: Sequence[str | None], predictions: Sequence[str], language: str) -> list[float | None]:
-    """Per row; a reference of nothing but punctuation has no rate."""
+def _errors(references: Sequence[str | None], predictions: Sequence[str], language: str) -> dict[str, list]:
+    """Rate and counts by row; a reference of nothing but punctuation has none."""
     normalizer = get_normalizer(language)
     spoken = [reference if reference and normalizer(reference) else None for reference in references]
-    return row_error_rates(spoken, predictions, language)
+    found = row_errors(spoken, predictions, language)
+    return {name: [None if errors is None else getattr(errors, name) for errors in found] for name in ERROR_FEATURES}
 
 
 def _previous_transcripts(dataset: Dataset, found: RowTokens, texts: dict[int, str]) -> list[str | None]:

@@ -100,7 +100,8 @@ def pseudo_label_dataset(
             - `mean_log_prob`, `no_speech_prob`: see [`score_tokens`]; `compression_ratio`: see [`compression_ratio`];
             - `previous_transcript`: plain text of the row before, where `condition_on_prev` is true and that row was
               labelled to its end in the same shard; else null;
-            - `wer`, if there is a `text` column: normalised, a fraction; null without text.
+            - `wer`, `hits`, `substitutions`, `deletions`, `insertions`, if there is a `text` column: normalised, a
+              fraction and the counts behind it; null without text.
 
     Raises:
         StaleRunError: if `output_dir` holds another run (names the settings that differ), or other files.
