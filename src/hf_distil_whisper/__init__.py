@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.hub.model_card import ModelCardCallback as ModelCardCallback
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
     from hf_distil_whisper.inference.assistant import create_assistant as create_assistant
+    from hf_distil_whisper.inference.export import export_ctranslate2 as export_ctranslate2
     from hf_distil_whisper.inference.generation import window_features as window_features
     from hf_distil_whisper.inference.transcribe import Segment as Segment
     from hf_distil_whisper.inference.transcribe import Transcription as Transcription
@@ -94,6 +95,7 @@ _MODULES = {
     "evaluation.short_form": ("EvaluationResult", "evaluate_model"),
     "hub.model_card": ("ModelCardCallback", "generate_model_card"),
     "inference.assistant": ("create_assistant",),
+    "inference.export": ("export_ctranslate2",),
     "inference.generation": ("window_features",),
     "inference.transcribe": ("Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"),
     "metrics": ("WordErrorRate", "WordErrors", "character_errors", "get_normalizer", "repeated_ngrams", "word_errors"),

@@ -40,6 +40,8 @@ class PseudoLabelArguments:
         task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
         batch_size (`int`, *optional*, defaults to 16): rows in one pass.
         num_beams (`int`, *optional*, defaults to 1): greedy, as in section 7.1.
+        backend (`str`, *optional*, defaults to `"transformers"`): or `"ctranslate2"` (extra `ct2`).
+        compute_type (`str`, *optional*, defaults to `"default"`): of CTranslate2.
         rows_per_shard (`int`, *optional*, defaults to 1000): rows that are written, and after a crash redone, at once.
         teacher_cache_dir (`str`, *optional*): keeps the encoder's states for a training with the same folder.
         dtype (`str`, *optional*, defaults to `"float32"`): type of the teacher's weights.
@@ -55,6 +57,8 @@ class PseudoLabelArguments:
     task: Literal["transcribe", "translate"] = setting("transcribe", "What the teacher writes.")
     batch_size: int = setting(16, "Rows in one pass.")
     num_beams: int = setting(1, "Beams of the search; 1 is greedy.")
+    backend: Literal["transformers", "ctranslate2"] = setting("transformers", "What runs the teacher.")
+    compute_type: str = setting("default", "Of CTranslate2: float32, int8, float16, ...")
     rows_per_shard: int = setting(1000, "Rows that are written, and after a crash redone, at once.")
     teacher_cache_dir: str | None = setting(
         None, "Local folder that keeps the encoder's states, for a training with the same --teacher_cache_dir."
@@ -130,6 +134,8 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset) -> Dataset:
         task=args.task,
         batch_size=args.batch_size,
         num_beams=args.num_beams,
+        backend=args.backend,
+        compute_type=args.compute_type,
         max_duration=args.max_duration if joined else None,
         rows_per_shard=args.rows_per_shard,
         teacher_cache_dir=args.teacher_cache_dir,

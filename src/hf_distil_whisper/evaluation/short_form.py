@@ -122,9 +122,7 @@ def evaluate_model(
     dataset = readable_rows(dataset, text_column)
     errors = RowErrors()
     _warm_up(model, processor, language)
-    generate = partial(
-        generate_tokens, model, None, num_beams=num_beams, max_new_tokens=max_new_tokens, language=language
-    )
+    generate = partial(generate_tokens, model, num_beams=num_beams, max_new_tokens=max_new_tokens, language=language)
     found = generate_rows(model, processor, dataset, errors, generate, batch_size=batch_size)
     heard = []
     for index, sequence in found.sequences.items():

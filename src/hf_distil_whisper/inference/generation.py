@@ -185,7 +185,7 @@ def batches_by_length(lengths: Sequence[float], batch_size: int) -> list[list[in
 @torch.inference_mode()
 def generate_tokens(
     model: WhisperForConditionalGeneration,
-    input_features: Tensor | None,
+    input_features: Tensor | None = None,
     *,
     encoder_states: Tensor | None = None,
     num_beams: int = 1,
@@ -302,22 +302,42 @@ def _token_rules(
     return rules
 
 
+def decoder_prefix(
+    model: WhisperForConditionalGeneration, language_id: int | None, task: str, return_timestamps: bool
+) -> list[int]:
+    """The decoder's first tokens, as many as [`prefix_length`] says.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): names them in its generation config.
+        language_id (`int`, *optional*): token of the language; None for English-only models.
+        task (`str`): "transcribe" or "translate".
+        return_timestamps (`bool`): without them, `<|notimestamps|>` comes last.
+    """
+    prefix = [_generation_entry(model, "decoder_start_token_id")]
+    if language_id is not None:
+        prefix += [language_id, _generation_entry(model, "task_to_id")[task]]
+    if not return_timestamps:
+        prefix.append(_generation_entry(model, "no_timestamps_token_id"))
+    return prefix
+
+
+def language_token(model: WhisperForConditionalGeneration, code: str) -> int:
+    """The token of a language that [`resolve_language`] has found."""
+    return _generation_entry(model, "lang_to_id")[f"<|{code}|>"]
+
+
 def _prefix_tokens(
     model: WhisperForConditionalGeneration, states: Tensor, code: str | None, task: str, return_timestamps: bool
 ) -> Tensor:
     """The decoder's first tokens, (batch, prefix): one language for all, or detected window by window."""
-    batch = len(states)
-    columns = [torch.full((batch,), _generation_entry(model, "decoder_start_token_id"))]
-    if is_multilingual(model):
-        if code is None:
-            detected = model.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=states))
-            columns.append(detected.cpu())
-        else:
-            columns.append(torch.full((batch,), _generation_entry(model, "lang_to_id")[f"<|{code}|>"]))
-        columns.append(torch.full((batch,), _generation_entry(model, "task_to_id")[task]))
-    if not return_timestamps:
-        columns.append(torch.full((batch,), _generation_entry(model, "no_timestamps_token_id")))
-    return torch.stack(columns, dim=1).to(states.device)
+    languages: list[int | None] = [None] * len(states)
+    if code is not None:
+        languages = [language_token(model, code)] * len(states)
+    elif is_multilingual(model):
+        detected = model.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=states))
+        languages = detected.tolist()
+    rows = [decoder_prefix(model, language, task, return_timestamps) for language in languages]
+    return torch.tensor(rows, device=states.device)
 
 
 def _cut_at_end(row: list[int], end: int) -> tuple[list[int], bool]:

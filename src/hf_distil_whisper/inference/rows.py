@@ -62,8 +62,8 @@ def generate_rows(
         processor (`WhisperProcessor`): of the model.
         dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` as [`load_audio`] takes it, and possibly `id`.
         errors (`RowErrors`): takes the rows that cannot be read or are longer than the window.
-        generate (`Callable[..., list[TokenSequence]]`): a `partial` of [`generate_tokens`] that still takes
-            `encoder_states`.
+        generate (`Callable[..., list[TokenSequence]]`): features (batch, mel bins, frames) to tokens. With `keep`, a
+            `partial` of [`generate_tokens`] that takes `encoder_states` as well.
         batch_size (`int`, *optional*, defaults to 16): windows per pass.
         progress ([`AudioProgress`], *optional*): told of every batch; by default a bar of its own.
         keep (`Callable[[int, Tensor], None]`, *optional*): takes a row's number and its encoder states, (frames,
@@ -83,10 +83,11 @@ def generate_rows(
         recordings = _load([rows[position] for position in batch], dataset, errors, window)
         if recordings:
             start = time.perf_counter()
-            states = encode(model, window_features(model, processor, list(recordings.values())))
-            sequences = generate(encoder_states=states)
+            features = window_features(model, processor, list(recordings.values()))
+            states = None if keep is None else encode(model, features)
+            sequences = generate(features) if states is None else generate(encoder_states=states)
             seconds += time.perf_counter() - start
-            if keep is not None:
+            if keep is not None and states is not None:
                 for row, state in zip(recordings, states, strict=True):
                     keep(row, state)
             found |= dict(zip(recordings, sequences, strict=True))

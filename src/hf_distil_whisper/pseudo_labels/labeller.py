@@ -24,16 +24,15 @@ from hf_distil_whisper.checkpoints import weights_fingerprint
 from hf_distil_whisper.data.content import extractor_settings, recording_key
 from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.sources import ROWS_FILE, RowErrors, load_shards, without_decoder
+from hf_distil_whisper.inference.backends import BACKENDS, Ctranslate2Generator
 from hf_distil_whisper.inference.encoder_cache import EncoderCache
-from hf_distil_whisper.inference.generation import generate_tokens, scoring_language, timestamp_begin
+from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens, scoring_language, timestamp_begin
 from hf_distil_whisper.inference.progress import AudioProgress
 from hf_distil_whisper.inference.rows import generate_rows
 from hf_distil_whisper.pseudo_labels.label_columns import with_labels
 from hf_distil_whisper.shards import ShardStore
 
 logger = logging.get_logger(__name__)
-
-BACKENDS = ("transformers",)
 
 SYSTEMIC = 10
 """Rows of a shard from which on the loss of all of them is not the rows' fault."""
@@ -49,6 +48,7 @@ def pseudo_label_dataset(
     batch_size: int = 16,
     num_beams: int = 1,
     backend: str = "transformers",
+    compute_type: str = "default",
     task: str = "transcribe",
     return_timestamps: bool = True,
     max_new_tokens: int | None = None,
@@ -78,7 +78,9 @@ def pseudo_label_dataset(
         batch_size (`int`, *optional*, defaults to 16): rows per pass.
         num_beams (`int`, *optional*, defaults to 1): greedy; what beam search would gain, the filter makes up for
             (9.1).
-        backend (`str`, *optional*, defaults to `"transformers"`): the runtime; so far the only one.
+        backend (`str`, *optional*, defaults to `"transformers"`): or "ctranslate2" (extra `ct2`), which is faster on a
+            CPU; see [`Ctranslate2Generator`]. The teacher is converted on first use.
+        compute_type (`str`, *optional*, defaults to `"default"`): of CTranslate2: "float32", "int8", "float16", ...
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
         return_timestamps (`bool`, *optional*, defaults to `True`): label with timestamp tokens, so that the student
             can learn them; training leaves them out as often as it likes.
@@ -115,7 +117,7 @@ def pseudo_label_dataset(
         >>> kept, report = filter_by_wer(labelled)
         ```
     """
-    _check_request(dataset, backend, rows_per_shard)
+    _check_request(dataset, backend, compute_type, teacher_cache_dir, rows_per_shard)
     store = ShardStore(output_dir)
     store.identity()  # refuses a folder of other files before anything is computed
     scored_as = scoring_language(teacher, language)
@@ -128,9 +130,19 @@ def pseudo_label_dataset(
     }
     store.begin(
         {"teacher": weights_fingerprint(teacher), "rows": len(dataset), "ids": _ids_fingerprint(dataset)}
-        | {"backend": backend, "max_duration": max_duration, "rows_per_shard": rows_per_shard, **settings}
+        | {
+            "backend": backend,
+            "compute_type": compute_type,
+            "max_duration": max_duration,
+            "rows_per_shard": rows_per_shard,
+            **settings,
+        }
     )
-    generate = partial(generate_tokens, teacher, None, **settings, statistics=True)
+    generate: Callable[..., list[TokenSequence]] = (
+        partial(generate_tokens, teacher, **settings, statistics=True)
+        if backend == "transformers"
+        else Ctranslate2Generator(teacher, processor, compute_type=compute_type, **settings)
+    )
     cache = (
         None if teacher_cache_dir is None else EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
     )
@@ -166,9 +178,21 @@ def _keep_in(cache: EncoderCache, rows: Dataset, processor: WhisperProcessor) ->
     return keep
 
 
-def _check_request(dataset: Dataset, backend: str, rows_per_shard: int) -> None:
+def _check_request(
+    dataset: Dataset, backend: str, compute_type: str, teacher_cache_dir: str | Path | None, rows_per_shard: int
+) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"`backend` is {backend!r}, expected one of {', '.join(BACKENDS)}.")
+    if backend == "transformers" and compute_type != "default":
+        raise ValueError(
+            f"`compute_type` is {compute_type!r}, which only backend='ctranslate2' knows: transformers computes in "
+            "the type of the teacher's weights. Load the teacher in another `dtype`, or leave `compute_type` out."
+        )
+    if backend != "transformers" and teacher_cache_dir is not None:
+        raise ValueError(
+            f"`teacher_cache_dir` keeps encoder states, which backend={backend!r} does not hand out. Leave it out "
+            "(the training runs the encoder itself), or label with backend='transformers'."
+        )
     if rows_per_shard < 1:
         raise ValueError(f"`rows_per_shard` is {rows_per_shard}, expected at least 1.")
     if "audio" not in dataset.column_names:

@@ -1,0 +1,116 @@
+"""The same search in another runtime: CTranslate2 writes the tokens that transformers would, sooner, and in int8.
+
+Knows how a window's features become a request to the runtime; `generation` is the search in transformers.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.inference.export import converted_once, import_ctranslate2
+from hf_distil_whisper.inference.generation import (
+    TokenSequence,
+    decoder_prefix,
+    is_multilingual,
+    language_token,
+    max_generated_tokens,
+    resolve_language,
+    timestamp_begin,
+)
+
+BACKENDS = ("transformers", "ctranslate2")
+
+
+class Ctranslate2Generator:
+    """Transcribes batches of windows as [`generate_tokens`] does, by CTranslate2.
+
+    Its tokens are those of transformers wherever two of them are not equally likely but for rounding. `mean_log_prob`
+    is taken from the search: after the rules on timestamps and suppressed tokens, which transformers leaves out.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): is converted on first use and kept in the Hugging Face cache.
+        processor (`WhisperProcessor`): of the model.
+        compute_type (`str`, *optional*, defaults to `"default"`): type of the weights and products: "float32" on a CPU
+            by default; "int8", "float16" (GPU), ...
+        num_beams (`int`, *optional*, defaults to 1): greedy.
+        max_new_tokens (`int`, *optional*, defaults to what [`max_generated_tokens`] allows): bound on the tokens.
+        return_timestamps (`bool`, *optional*, defaults to `False`): ask for and keep timestamp tokens.
+        language (`str`, *optional*): see [`resolve_language`]; None detects it.
+        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
+
+    Raises:
+        ImportError: without the extra `ct2`.
+        ValueError: for a compute type that the machine does not have, or a language that the model does not know.
+    """
+
+    def __init__(
+        self,
+        model: WhisperForConditionalGeneration,
+        processor: WhisperProcessor,
+        *,
+        compute_type: str = "default",
+        num_beams: int = 1,
+        max_new_tokens: int | None = None,
+        return_timestamps: bool = False,
+        language: str | None = None,
+        task: str = "transcribe",
+    ):
+        runtime = import_ctranslate2()
+        self._as_input = runtime.StorageView.from_array
+        self._model, self._task, self._timestamps = model, task, return_timestamps
+        self._code = resolve_language(model, language, task)
+        self._new_tokens = max_new_tokens or max_generated_tokens(model, return_timestamps)
+        config = model.generation_config
+        suppressed = list(config.suppress_tokens or [])
+        if not return_timestamps:
+            suppressed += range(timestamp_begin(model), model.config.vocab_size)
+        latest = getattr(config, "max_initial_timestamp_index", None)
+        self._settings = {
+            "beam_size": num_beams,
+            "suppress_tokens": suppressed,
+            "suppress_blank": bool(config.begin_suppress_tokens),
+            "max_initial_timestamp_index": model.config.max_source_positions if latest is None else latest,
+            "return_scores": True,
+            "return_no_speech_prob": True,
+        }
+        gpu = model.device.type == "cuda"
+        self._runtime = runtime.models.Whisper(
+            str(converted_once(model, processor)),
+            device="cuda" if gpu else "cpu",
+            device_index=(model.device.index or 0) if gpu else 0,
+            compute_type=compute_type,
+            intra_threads=torch.get_num_threads(),
+        )
+
+    def __call__(self, input_features: Tensor) -> list[TokenSequence]:
+        """Tokens of a batch of windows, with their statistics.
+
+        Args:
+            input_features (`Tensor`): log-mel of shape (batch, mel bins, frames), padded to the window.
+        """
+        features = self._as_input(np.ascontiguousarray(input_features.float().cpu().numpy()))
+        languages = self._languages(input_features, features)
+        prompts = [decoder_prefix(self._model, language, self._task, self._timestamps) for language in languages]
+        # The runtime generates half of `max_length` at most, prompt or no prompt.
+        found = self._runtime.generate(features, prompts, max_length=2 * self._new_tokens, **self._settings)
+        return [self._sequence(result) for result in found]
+
+    def _languages(self, input_features: Tensor, features: Any) -> list[int | None]:
+        if self._code is not None:
+            return [language_token(self._model, self._code)] * len(input_features)
+        if not is_multilingual(self._model):
+            return [None] * len(input_features)
+        if not self._runtime.is_multilingual:  # it judges by the size of the vocabulary, 51,865 tokens or more
+            return self._model.detect_language(input_features=input_features).tolist()
+        found = self._runtime.detect_language(features)
+        return [language_token(self._model, likeliest[0][0].strip("<|>")) for likeliest in found]
+
+    def _sequence(self, result: Any) -> TokenSequence:
+        tokens, score = result.sequences_ids[0], result.scores[0]
+        truncated = len(tokens) >= self._new_tokens
+        # Its score is a mean over the tokens without `<|endoftext|>`, ours is one with it.
+        mean = score * max(len(tokens), 1) / (len(tokens) + (not truncated))
+        return TokenSequence(tokens, truncated, mean, result.no_speech_prob)

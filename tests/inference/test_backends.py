@@ -1,0 +1,118 @@
+"""The search by CTranslate2 against that by transformers: another runtime must not write another text."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.data.audio import encode_flac
+from hf_distil_whisper.inference import export
+from hf_distil_whisper.inference.backends import Ctranslate2Generator
+from hf_distil_whisper.inference.export import export_ctranslate2
+from hf_distil_whisper.inference.generation import generate_tokens, window_features
+from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
+from talking_models import multilingual_whisper, talking_whisper
+from toy_models import toy_audio, toy_processor
+
+WHISPER_FILES = Path(__file__).parents[2].parent / "shared" / "whisper-files"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Converted models go to a folder of the test's own."""
+    monkeypatch.setattr(export, "HF_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def features(model, count: int = 4):
+    return window_features(model, toy_processor(), [toy_audio(1 + row, seed=row) for row in range(count)])
+
+
+@pytest.mark.parametrize("settings", [{}, {"return_timestamps": True}, {"max_new_tokens": 7}], ids=str)
+def test_tokens_and_statistics_are_those_of_transformers(settings: dict) -> None:
+    """A student would be taught by another teacher than the one that was scored."""
+    model = talking_whisper(4)
+    expected = generate_tokens(model, features(model), **settings, statistics=True)
+    found = Ctranslate2Generator(model, toy_processor(), **settings)(features(model))
+    assert len({tuple(one.tokens) for one in expected}) > 1
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.tokens == theirs.tokens
+        assert ours.truncated == theirs.truncated
+        assert ours.no_speech_prob == pytest.approx(theirs.no_speech_prob, rel=1e-3, abs=1e-6)
+
+
+def test_a_model_is_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """large-v3 takes minutes to convert: that is for the first run only."""
+    model = talking_whisper(4)
+    Ctranslate2Generator(model, toy_processor())
+    (folder,) = (cache / "hf_distil_whisper" / "ctranslate2").iterdir()
+    assert {"model.bin", "tokenizer.json", "preprocessor_config.json"} <= {path.name for path in folder.iterdir()}
+    monkeypatch.setattr(export, "export_ctranslate2", lambda *_: pytest.fail("converted again"))
+    Ctranslate2Generator(model, toy_processor())
+
+
+def test_the_language_is_asked_for_or_detected() -> None:
+    """A prefix without it makes a multilingual model write any language."""
+    model = multilingual_whisper(3)
+    for settings in ({"language": "de"}, {"language": "de", "task": "translate"}, {}):
+        expected = generate_tokens(model, features(model), max_new_tokens=10, **settings)
+        found = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10, **settings)(features(model))
+        assert [one.tokens for one in found] == [one.tokens for one in expected], settings
+
+
+@pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-tiny"])
+@pytest.mark.skipif(not WHISPER_FILES.is_dir(), reason="the official vocabularies are not at ../shared/whisper-files")
+def test_official_vocabularies_work(name: str) -> None:
+    """With them the runtime detects the language by itself, and knows lists of suppressed tokens."""
+    processor = WhisperProcessor.from_pretrained(WHISPER_FILES / name)
+    small = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "init_std": 1.0}
+    config = WhisperConfig.from_pretrained(
+        WHISPER_FILES / name, **small, encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_layers=1, decoder_layers=2
+    )
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(config).eval()
+    model.generation_config = GenerationConfig.from_pretrained(WHISPER_FILES / name)
+    heard = window_features(model, processor, [toy_audio(1 + row, seed=row) for row in range(3)])
+    for timestamps in (False, True):
+        settings = {"max_new_tokens": 8, "return_timestamps": timestamps}
+        expected = generate_tokens(model, heard, **settings)
+        found = Ctranslate2Generator(model, processor, **settings)(heard)
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+
+
+def test_labels_are_the_same_table(tmp_path: Path) -> None:
+    """What comes after labelling must not know which runtime it was."""
+    audio = [{"bytes": encode_flac(toy_audio(2 + row, seed=row)), "path": None} for row in range(3)]
+    rows = Dataset.from_dict({"id": list("abc"), "audio": audio, "text": ["the quick", None, "jumps over"]})
+    tables = {
+        backend: pseudo_label_dataset(
+            rows, talking_whisper(4), toy_processor(), output_dir=tmp_path / backend, backend=backend
+        )
+        for backend in ("transformers", "ctranslate2")
+    }
+    ours, theirs = tables["ctranslate2"], tables["transformers"]
+    assert ours.features == theirs.features
+    for column in ("id", "whisper_transcript", "duration", "truncated", "compression_ratio", "wer", "hits"):
+        assert ours[column][:] == theirs[column][:], column
+
+
+def test_what_the_runtime_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each says which flag to change."""
+    model, processor = talking_whisper(4), toy_processor()
+    rows = Dataset.from_dict({"audio": [{"bytes": encode_flac(toy_audio(1)), "path": None}]})
+    settings = {"output_dir": tmp_path / "labels"}
+    with pytest.raises(ValueError, match=r"`compute_type` is 'int8'.*only backend='ctranslate2'"):
+        pseudo_label_dataset(rows, model, processor, compute_type="int8", **settings)
+    with pytest.raises(ValueError, match=r"`teacher_cache_dir` keeps encoder states.*Leave it out"):
+        pseudo_label_dataset(rows, model, processor, backend="ctranslate2", teacher_cache_dir=tmp_path, **settings)
+    with pytest.raises(ValueError, match="int5"):
+        Ctranslate2Generator(model, processor, compute_type="int5")
+    with pytest.raises(ValueError, match="int5"):
+        export_ctranslate2(model, processor, tmp_path / "model", quantization="int5")
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setitem(sys.modules, "ctranslate2", None)
+    with pytest.raises(ImportError, match=r"pip install 'hf-distil-whisper\[ct2\]'"):
+        Ctranslate2Generator(model, processor)
