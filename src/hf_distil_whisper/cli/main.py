@@ -18,6 +18,7 @@ COMMANDS = {
     "audit": ("hold kept and dropped pseudo-labels against the ground truth", "audit"),
     "train": ("distil a student on labelled speech, or fine-tune it without a teacher", "train"),
     "evaluate": ("score one model, or a student beside its teacher, on test sets", "evaluate"),
+    "benchmark": ("measure how fast this machine labels, beside the plain way", "benchmark"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),
 }
 """Name → what it does, module of this package that holds its `run(argv)`."""
@@ -51,7 +52,7 @@ def run_script(
     logging.getLogger("hf_distil_whisper").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     try:
         main(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         if os.environ.get("TRANSFORMERS_VERBOSITY") == "debug":
             raise
         sys.stderr.write(f"{name or os.path.basename(sys.argv[0])}: error: {error}\n")
