@@ -78,10 +78,12 @@ def run(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`): what to measure, then a recipe and flags.
     """
-    if not argv or argv[0] != "label":
-        given = repr(argv[0]) if argv else "nothing"
-        raise InputError(f"benchmark: expected what to measure, `benchmark label`, got {given}")
-    (args,) = parse_arguments(LabellingBenchmarkArguments, argv=argv[1:], command="hf-distil-whisper benchmark label")
+    subject, flags = (argv[0], argv[1:]) if argv else ("nothing", argv)
+    if subject in ("-h", "--help"):
+        subject, flags = "label", ["--help"]
+    if subject != "label":
+        raise InputError(f"expected what to measure, `benchmark label`, got {subject!r}")
+    (args,) = parse_arguments(LabellingBenchmarkArguments, argv=flags, command="hf-distil-whisper benchmark label")
     plan = Plan("benchmark label")
     if plan.model(args.teacher_model_name_or_path, "teacher_model_name_or_path") is not None:
         plan.processor(args.teacher_model_name_or_path or "", "teacher_model_name_or_path")
