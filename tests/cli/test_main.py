@@ -34,7 +34,8 @@ def test_every_listed_command_shows_its_flags(command: str, capsys: pytest.Captu
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])
     assert done.value.code == 0
-    assert f"usage: hf-distil-whisper {command} [recipe or file.yaml]" in capsys.readouterr().out
+    subject = "label " if command == "benchmark" else ""
+    assert f"usage: hf-distil-whisper {command} {subject}[recipe or file.yaml]" in capsys.readouterr().out
 
 
 def test_an_unknown_command_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
