@@ -11,6 +11,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.inference import export
 from hf_distil_whisper.inference.backends import Ctranslate2Generator
+from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.export import export_ctranslate2
 from hf_distil_whisper.inference.generation import generate_tokens, window_features
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
@@ -38,6 +39,9 @@ def test_tokens_and_statistics_are_those_of_transformers(settings: dict) -> None
     expected = generate_tokens(model, features(model), **settings, statistics=True)
     found = Ctranslate2Generator(model, toy_processor(), **settings)(features(model))
     assert len({tuple(one.tokens) for one in expected}) > 1
+    states = encode(model, features(model))
+    from_states = Ctranslate2Generator(model, toy_processor(), **settings)(encoder_states=states)
+    assert [one.tokens for one in from_states] == [one.tokens for one in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.tokens == theirs.tokens
         assert ours.truncated == theirs.truncated
@@ -61,6 +65,9 @@ def test_the_language_is_asked_for_or_detected() -> None:
         expected = generate_tokens(model, features(model), max_new_tokens=10, **settings)
         found = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10, **settings)(features(model))
         assert [one.tokens for one in found] == [one.tokens for one in expected], settings
+    states = encode(model, features(model))
+    found = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10)(encoder_states=states)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
 
 
 @pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-tiny"])
@@ -89,7 +96,12 @@ def test_labels_are_the_same_table(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"id": list("abc"), "audio": audio, "text": ["the quick", None, "jumps over"]})
     tables = {
         backend: pseudo_label_dataset(
-            rows, talking_whisper(4), toy_processor(), output_dir=tmp_path / backend, backend=backend
+            rows,
+            talking_whisper(4),
+            toy_processor(),
+            output_dir=tmp_path / backend,
+            backend=backend,
+            teacher_cache_dir=tmp_path / "cache" / backend,
         )
         for backend in ("transformers", "ctranslate2")
     }
@@ -106,8 +118,6 @@ def test_what_the_runtime_cannot_do_is_refused(tmp_path: Path, monkeypatch: pyte
     settings = {"output_dir": tmp_path / "labels"}
     with pytest.raises(ValueError, match=r"`compute_type` is 'int8'.*only backend='ctranslate2'"):
         pseudo_label_dataset(rows, model, processor, compute_type="int8", **settings)
-    with pytest.raises(ValueError, match=r"`teacher_cache_dir` keeps encoder states.*Leave it out"):
-        pseudo_label_dataset(rows, model, processor, backend="ctranslate2", teacher_cache_dir=tmp_path, **settings)
     with pytest.raises(ValueError, match="int5"):
         Ctranslate2Generator(model, processor, compute_type="int5")
     with pytest.raises(ValueError, match="int5"):

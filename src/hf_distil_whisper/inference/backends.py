@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distil_whisper.inference.export import converted_once, import_ctranslate2
 from hf_distil_whisper.inference.generation import (
@@ -85,26 +86,35 @@ class Ctranslate2Generator:
             intra_threads=torch.get_num_threads(),
         )
 
-    def __call__(self, input_features: Tensor) -> list[TokenSequence]:
+    def __call__(
+        self, input_features: Tensor | None = None, *, encoder_states: Tensor | None = None
+    ) -> list[TokenSequence]:
         """Tokens of a batch of windows, with their statistics.
 
         Args:
-            input_features (`Tensor`): log-mel of shape (batch, mel bins, frames), padded to the window.
+            input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), padded to the window;
+                may be None where `encoder_states` are given.
+            encoder_states (`Tensor`, *optional*): (batch, frames, width), where the encoder has run already.
         """
-        features = self._as_input(np.ascontiguousarray(input_features.float().cpu().numpy()))
-        languages = self._languages(input_features, features)
+        windows = input_features if encoder_states is None else encoder_states
+        if windows is None:
+            raise ValueError("Ctranslate2Generator: expected `input_features` or `encoder_states`, got neither.")
+        features = self._as_input(np.ascontiguousarray(windows.float().cpu().numpy()))
+        languages = self._languages(features, input_features, encoder_states)
         prompts = [decoder_prefix(self._model, language, self._task, self._timestamps) for language in languages]
         # The runtime generates half of `max_length` at most, prompt or no prompt.
         found = self._runtime.generate(features, prompts, max_length=2 * self._new_tokens, **self._settings)
         return [self._sequence(result) for result in found]
 
-    def _languages(self, input_features: Tensor, features: Any) -> list[int | None]:
+    def _languages(self, features: Any, input_features: Tensor | None, states: Tensor | None) -> list[int | None]:
+        count = features.shape[0]
         if self._code is not None:
-            return [language_token(self._model, self._code)] * len(input_features)
+            return [language_token(self._model, self._code)] * count
         if not is_multilingual(self._model):
-            return [None] * len(input_features)
+            return [None] * count
         if not self._runtime.is_multilingual:  # it judges by the size of the vocabulary, 51,865 tokens or more
-            return self._model.detect_language(input_features=input_features).tolist()
+            encoded = None if states is None else BaseModelOutput(last_hidden_state=states)
+            return self._model.detect_language(input_features, encoder_outputs=encoded).tolist()
         found = self._runtime.detect_language(features)
         return [language_token(self._model, likeliest[0][0].strip("<|>")) for likeliest in found]
 

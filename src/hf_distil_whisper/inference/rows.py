@@ -62,8 +62,8 @@ def generate_rows(
         processor (`WhisperProcessor`): of the model.
         dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` as [`load_audio`] takes it, and possibly `id`.
         errors (`RowErrors`): takes the rows that cannot be read or are longer than the window.
-        generate (`Callable[..., list[TokenSequence]]`): features (batch, mel bins, frames) to tokens. With `keep`, a
-            `partial` of [`generate_tokens`] that takes `encoder_states` as well.
+        generate (`Callable[..., list[TokenSequence]]`): features (batch, mel bins, frames) to tokens, or with `keep`
+            `encoder_states` (batch, frames, width): a `partial` of [`generate_tokens`], or another runtime's.
         batch_size (`int`, *optional*, defaults to 16): windows per pass.
         progress ([`AudioProgress`], *optional*): told of every batch; by default a bar of its own.
         keep (`Callable[[int, Tensor], None]`, *optional*): takes a row's number and its encoder states, (frames,

@@ -90,6 +90,7 @@ def pseudo_label_dataset(
         rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source in a shard.
         teacher_cache_dir (`str` or `Path`, *optional*): folder on a local disk that keeps the encoder's states of each
             row. A training with the same `teacher_cache_dir`, whose student shares the encoder, need not run it again.
+            The encoder runs in transformers then, whatever the backend.
         errors (`RowErrors`, *optional*): takes the rows left out, those of earlier starts included; they are logged in
             any case.
 
@@ -117,7 +118,7 @@ def pseudo_label_dataset(
         >>> kept, report = filter_by_wer(labelled)
         ```
     """
-    _check_request(dataset, backend, compute_type, teacher_cache_dir, rows_per_shard)
+    _check_request(dataset, backend, compute_type, rows_per_shard)
     store = ShardStore(output_dir)
     store.identity()  # refuses a folder of other files before anything is computed
     scored_as = scoring_language(teacher, language)
@@ -178,20 +179,13 @@ def _keep_in(cache: EncoderCache, rows: Dataset, processor: WhisperProcessor) ->
     return keep
 
 
-def _check_request(
-    dataset: Dataset, backend: str, compute_type: str, teacher_cache_dir: str | Path | None, rows_per_shard: int
-) -> None:
+def _check_request(dataset: Dataset, backend: str, compute_type: str, rows_per_shard: int) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"`backend` is {backend!r}, expected one of {', '.join(BACKENDS)}.")
     if backend == "transformers" and compute_type != "default":
         raise ValueError(
             f"`compute_type` is {compute_type!r}, which only backend='ctranslate2' knows: transformers computes in "
             "the type of the teacher's weights. Load the teacher in another `dtype`, or leave `compute_type` out."
-        )
-    if backend != "transformers" and teacher_cache_dir is not None:
-        raise ValueError(
-            f"`teacher_cache_dir` keeps encoder states, which backend={backend!r} does not hand out. Leave it out "
-            "(the training runs the encoder itself), or label with backend='transformers'."
         )
     if rows_per_shard < 1:
         raise ValueError(f"`rows_per_shard` is {rows_per_shard}, expected at least 1.")
