@@ -1,12 +1,15 @@
 """Toy models and recordings as files, for commands and scripts that take paths."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from hf_distil_whisper.checkpoints import save_checkpoint
+from hf_distil_whisper.data.audio import encode_flac
 from toy_models import SENTENCES, toy_audio, toy_processor, toy_whisper
 
 
@@ -40,3 +43,23 @@ def spoil(corpus: str, row: int) -> None:
     first, second = sorted(Path(corpus).glob("*.wav"))[row : row + 2]
     first.write_bytes(first.read_bytes()[:1000])
     soundfile.write(second, np.full(16_000, np.nan, dtype=np.float32), 16_000, subtype="FLOAT")
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> str:
+    """Writes an archive; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return str(path)
+
+
+def tar_sample(key: str, text: str | None = "hello", fields: dict[str, object] | None = None) -> dict[str, bytes]:
+    """The files of one sample: 0.1 s of audio, a text and fields."""
+    audio = encode_flac(np.full(1_600, 0.25, dtype=np.float32))
+    files = {f"{key}.flac": audio}
+    if text is not None:
+        files[f"{key}.txt"] = f" {text}\n".encode()
+    return files | ({f"{key}.json": json.dumps(fields).encode()} if fields else {})

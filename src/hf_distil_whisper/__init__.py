@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.data.sources import RowErrors as RowErrors
     from hf_distil_whisper.data.sources import load_source as load_source
     from hf_distil_whisper.data.speech_dataset import SpeechDataset as SpeechDataset
+    from hf_distil_whisper.data.streams import stream_source as stream_source
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.short_form import EvaluationResult as EvaluationResult
@@ -90,6 +91,7 @@ _MODULES = {
     "data.packing": ("pack_utterances",),
     "data.sources": ("RowErrors", "load_source"),
     "data.speech_dataset": ("SpeechDataset",),
+    "data.streams": ("stream_source",),
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
     "evaluation.short_form": ("EvaluationResult", "evaluate_model"),

@@ -302,13 +302,14 @@ def test_the_hub_is_asked_for_the_split_as_it_is_named(monkeypatch: pytest.Monke
     """Nothing may come between the user's split, configuration, revision and `load_dataset`, nor its message."""
     asked = []
 
-    def load_dataset(name: str, config: str | None, *, split: str, revision: str | None) -> Dataset:
+    def load_dataset(name: str, config: str | None, *, split: str, revision: str | None, streaming: bool) -> Dataset:
+        assert not streaming
         asked.append((name, config, split, revision))
         if split == "nope":
             raise ValueError("Unknown split \"nope\". Should be one of ['train.360'].")
         return dataset().cast_column("audio", Audio())
 
-    monkeypatch.setattr("hf_distil_whisper.data.sources.load_dataset", load_dataset)
+    monkeypatch.setattr("hf_distil_whisper.data.source_files.load_dataset", load_dataset)
     rows = load_source("someone/speech", config="clean", split="train.360", revision="abc")
     assert_rows(rows, ["text 0", "text 1", "text 2"])
     assert asked == [("someone/speech", "clean", "train.360", "abc")]

@@ -161,7 +161,7 @@ class _Window:
             "ids": self.ids,
             "audio": {"bytes": encode_flac(np.concatenate(self.parts)), "path": None},
             "text": " ".join(filter(None, texts)) if len(texts) == len(self.texts) else None,
-            "speaker": self.origin.speaker,
+            "speaker": None if self.origin.speaker is None else str(self.origin.speaker),
             "duration": self.length / SAMPLING_RATE,
             "condition_on_prev": self.origin.goes_on_from(previous),
         }

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -18,6 +19,7 @@ from transformers.utils import logging
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.content import extractor_settings, recording_key
 from hf_distil_whisper.data.labels import LabelError, draw_variant, make_labels, plain_text
+from hf_distil_whisper.data.mixture import Mixture
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 
 logger = logging.get_logger(__name__)
@@ -48,6 +50,8 @@ class SpeechDataset(torch.utils.data.Dataset):
         seed (`int`, *optional*, defaults to 42): of the draws.
         train (`bool`, *optional*, defaults to `True`): `False` for validation: never a prompt or timestamps, and each
             item holds the `reference` text.
+        mixture ([`Mixture`], *optional*): how often the rows of each source are drawn, where `dataset` joins several
+            ([`join_sources`]). The trainer draws them so.
 
     Raises:
         ValueError: for 0 rows, a missing column, a probability outside [0, 1] or an unknown language.
@@ -73,8 +77,11 @@ class SpeechDataset(torch.utils.data.Dataset):
         max_label_length: int = 448,
         seed: int = 42,
         train: bool = True,
+        mixture: Mixture | None = None,
     ):
         _check_columns(dataset, transcript_column)
+        if mixture is not None and sum(mixture.sizes) != len(dataset):
+            raise ValueError(f"`mixture` is of {sum(mixture.sizes)} rows, the data set has {len(dataset)}.")
         for name, value in (
             ("timestamp_probability", timestamp_probability),
             ("condition_on_prev_probability", condition_on_prev_probability),
@@ -94,7 +101,7 @@ class SpeechDataset(torch.utils.data.Dataset):
             timestamp_probability=timestamp_probability,
             condition_on_prev_probability=condition_on_prev_probability,
         )
-        self.seed, self.train = seed, train
+        self.seed, self.train, self.mixture = seed, train, mixture
         # Two views, so that a label alone does not read the audio.
         self._audio = without_decoder(dataset).select_columns(["audio"])
         self._texts = dataset.select_columns(_label_columns(dataset, transcript_column))
@@ -103,6 +110,17 @@ class SpeechDataset(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self._lost)
+
+    @property
+    def epoch(self) -> int:
+        """Whose draws the items are."""
+        return int(self._epoch)
+
+    def text_lengths(self) -> np.ndarray:
+        """Characters of each row's transcript: about in the ratio of its tokens, and read at once."""
+        table = self._texts.with_format("arrow")
+        column = pa.chunked_array([part[self.transcript_column] for part in table.iter(batch_size=10_000)])
+        return pc.fill_null(pc.utf8_length(column), 0).to_numpy()
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the draws those of this epoch. Data loaders of the Trainer call it."""
@@ -174,7 +192,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         raise ValueError(f"none of {len(self)} rows can be used.\n{self.row_errors().summary()}")
 
     def _make_labels(self, index: int) -> dict[str, Any]:
-        drawn = self._draw(self.seed, int(self._epoch), index) if self.train else (False, False)
+        drawn = self._draw(self.seed, self.epoch, index) if self.train else (False, False)
         return self._variant(index, *drawn)
 
     def _variant(self, index: int, timestamps: bool, use_prompt: bool) -> dict[str, Any]:

@@ -1,0 +1,214 @@
+"""Several sources in one training, each as often as its weight says.
+
+A mixture of data sets is an order of row numbers that seed and epoch alone decide, so that a stopped training goes on
+in the middle of an epoch exactly where it was. One of streams is drawn row by row and carries its state. Knows rows,
+not what is in them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
+
+STOPPING_STRATEGIES = ("first_exhausted", "all_exhausted", "all_exhausted_without_replacement")
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """In which order the rows of joined sources are drawn.
+
+    A source is gone through in passes, each a new permutation of its rows, over the epochs: of a large source with a
+    small weight every row comes once before one comes twice.
+
+    Args:
+        names (`tuple[str, ...]`): of the sources, in the order in which their rows were joined.
+        sizes (`tuple[int, ...]`): rows of each.
+        weights (`tuple[float, ...]`): how often a row of each source is drawn, in relation to each other.
+        stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`): how long an epoch is, in the words of
+            `datasets.interleave_datasets`: until the first source has been gone through ("first_exhausted"), until
+            all have been, the rows of the others repeated ("all_exhausted"), or every row once, where the weights
+            only decide how early a source's rows come ("all_exhausted_without_replacement").
+        seed (`int`, *optional*, defaults to 42): of the order.
+
+    Raises:
+        ValueError: for no source, an empty one, a weight that is not above 0, or an unknown strategy.
+
+    Example:
+        ```python
+        >>> mixture = Mixture(("read", "spoken"), (100, 20), (1.0, 1.0))
+        >>> len(mixture), mixture.draws
+        (200, (100, 100))
+        ```
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+    stopping_strategy: str = "all_exhausted"
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        check_weights(self.names, self.weights, self.stopping_strategy)
+        if len(self.sizes) != len(self.names) or min(self.sizes) < 1:
+            raise ValueError(f"expected at least one row of each of {', '.join(self.names)}, got {self.sizes}.")
+
+    @property
+    def draws(self) -> tuple[int, ...]:
+        """Rows of each source in an epoch."""
+        if self.stopping_strategy == "all_exhausted_without_replacement":
+            return self.sizes
+        lengths = [size / weight for size, weight in zip(self.sizes, self.weights, strict=True)]
+        length = min(lengths) if self.stopping_strategy == "first_exhausted" else max(lengths)
+        return tuple(max(1, round(weight * length)) for weight in self.weights)
+
+    def __len__(self) -> int:
+        return sum(self.draws)
+
+    def rows(self, epoch: int) -> np.ndarray:
+        """The numbers of the rows of an epoch among all joined rows, in the order in which they are drawn.
+
+        Args:
+            epoch (`int`): from 0 on.
+
+        Returns:
+            `np.ndarray`: int64, [`len`] of them.
+        """
+        times, rows, begin = [], [], 0
+        for source, (size, weight, count) in enumerate(zip(self.sizes, self.weights, self.draws, strict=True)):
+            # Uniform times within the time that a source lasts: drawn by chance in the ratio of the weights.
+            times.append(self._random(source, 0, epoch).uniform(0.0, count / weight, count))
+            rows.append(begin + self._passes(source, size, epoch * count, count))
+            begin += size
+        return np.concatenate(rows)[np.argsort(np.concatenate(times), kind="stable")]
+
+    def check_same(self, state: Mapping[str, Any]) -> None:
+        """Raises where a stopped training had other sources, or the same in another order.
+
+        Args:
+            state (`Mapping`): what [`state`] gave then.
+
+        Raises:
+            ValueError: names what differs.
+        """
+        there = self.state()
+        for name, value in there.items():
+            if value != state.get(name):
+                raise ValueError(
+                    f"the mixture's {name} were {state.get(name)} when the training was stopped and are {value} now: "
+                    "its rows would be others than those that were to come. Resume with the same sources in the same "
+                    "order, or begin a new training in another `output_dir`."
+                )
+
+    def state(self) -> dict[str, Any]:
+        """What decides the order, as JSON takes it."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    def _passes(self, source: int, size: int, begin: int, count: int) -> np.ndarray:
+        first, last = begin // size, (begin + count - 1) // size
+        orders = [self._random(source, 1, number).permutation(size) for number in range(first, last + 1)]
+        return np.concatenate(orders)[begin - first * size :][:count]
+
+    def _random(self, source: int, use: int, number: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, source, use, number))
+
+
+def join_sources(datasets: Mapping[str, Dataset], columns: Sequence[str]) -> Dataset:
+    """Rows of several sources as one data set, one source after the other, each row with its `source`.
+
+    Args:
+        datasets (`Mapping[str, Dataset]`): by name.
+        columns (`Sequence[str]`): which to keep; a source without one of them gets nulls, one that none has is left
+            out.
+
+    Raises:
+        ValueError: if a column is of another kind in one source than in another.
+    """
+    features = {}
+    for name in columns:
+        kinds = [rows.features[name] for rows in datasets.values() if name in rows.features]
+        if kinds:
+            features[name] = next((kind for kind in kinds if kind != Value("null")), kinds[0])
+    schema = Features({**features, "source": Value("string")})
+    parts = []
+    for source, rows in datasets.items():
+        part = rows.select_columns([name for name in features if name in rows.column_names])
+        for name, kind in features.items():
+            if name not in part.column_names:
+                part = part.add_column(name, [None] * len(part), feature=kind)
+        part = part.add_column("source", [source] * len(part), feature=Value("string"))
+        try:
+            parts.append(part.select_columns(list(schema)).cast(schema))
+        except (TypeError, ValueError, pa.ArrowException) as error:
+            raise ValueError(f"{source}: its columns do not go with those of the other sources ({error}).") from error
+    return concatenate_datasets(parts)
+
+
+def weights_by(sizes: Sequence[float]) -> tuple[float, ...]:
+    """Weights in the ratio of the sources' rows or hours; they sum to 1.
+
+    Args:
+        sizes (`Sequence[float]`): rows or hours of each source.
+
+    Raises:
+        ValueError: if a source has none.
+    """
+    if not sizes or min(sizes) <= 0:
+        raise ValueError(f"expected sources with rows or hours above 0, got {list(sizes)}.")
+    return tuple(size / sum(sizes) for size in sizes)
+
+
+def interleave_streams(
+    streams: Mapping[str, IterableDataset],
+    weights: Mapping[str, float],
+    *,
+    stopping_strategy: str = "all_exhausted",
+    seed: int = 42,
+    shuffle_buffer: int = 1000,
+) -> IterableDataset:
+    """One stream of several, each drawn from by chance with its weight; it has `state_dict` and `load_state_dict`.
+
+    Args:
+        streams (`Mapping[str, IterableDataset]`): with the same columns, as [`stream_source`] gives them.
+        weights (`Mapping[str, float]`): by the same names.
+        stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`): when the stream ends; see [`Mixture`].
+        seed (`int`, *optional*, defaults to 42): of draws and shuffling.
+        shuffle_buffer (`int`, *optional*, defaults to 1000): rows of each source among which the next one is chosen;
+            below 2 leaves their order. They are held in memory with their audio.
+
+    Raises:
+        ValueError: for other names in `weights` than in `streams`, and as [`Mixture`].
+    """
+    if list(streams) != list(weights):
+        raise ValueError(f"expected weights for {', '.join(streams)} in this order, got {', '.join(weights)}.")
+    check_weights(tuple(streams), tuple(weights.values()), stopping_strategy)
+    shuffled = [
+        stream.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer > 1 else stream
+        for stream in streams.values()
+    ]
+    return interleave_datasets(
+        shuffled,
+        probabilities=list(weights_by(list(weights.values()))),
+        seed=seed,
+        stopping_strategy=stopping_strategy,
+    )
+
+
+def check_weights(names: Sequence[str], weights: Sequence[float], stopping_strategy: str) -> None:
+    """Raises a `ValueError` where these make no mixture.
+
+    Args:
+        names (`Sequence[str]`): of the sources.
+        weights (`Sequence[float]`): of each.
+        stopping_strategy (`str`): see [`Mixture`].
+    """
+    if not names or len(names) != len(weights) or not all(weight > 0 for weight in weights):
+        raise ValueError(
+            f"a mixture needs sources and a weight above 0 for each, got {dict(zip(names, weights, strict=False))}."
+        )
+    if stopping_strategy not in STOPPING_STRATEGIES:
+        raise ValueError(
+            f"`stopping_strategy` is {stopping_strategy!r}, expected one of {', '.join(STOPPING_STRATEGIES)}."
+        )

@@ -1,0 +1,147 @@
+"""Each source as often as its weight says, and every draw the same after a stop."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from datasets import Dataset, IterableDataset
+
+from hf_distil_whisper.data.mixture import Mixture, interleave_streams, join_sources, weights_by
+
+SIZES = {"read": 60, "spoken": 20}
+
+
+def mixture(strategy: str = "all_exhausted", weights: tuple[float, float] = (1.0, 1.0), seed: int = 42) -> Mixture:
+    return Mixture(tuple(SIZES), tuple(SIZES.values()), weights, strategy, seed)
+
+
+def test_the_strategies_decide_how_long_an_epoch_is() -> None:
+    """Worked by hand: equal weights, 60 and 20 rows."""
+    assert mixture("first_exhausted").draws == (20, 20)
+    assert mixture("all_exhausted").draws == (60, 60)
+    assert mixture("all_exhausted_without_replacement").draws == (60, 20)
+    assert mixture("first_exhausted", (1.0, 3.0)).draws == (7, 20)
+    assert mixture("all_exhausted", (3.0, 1.0)).draws == (60, 20)
+
+
+def test_weights_in_the_ratio_of_the_rows_give_every_row_once() -> None:
+    for strategy in ("first_exhausted", "all_exhausted"):
+        rows = mixture(strategy, weights_by([60, 20])).rows(3)
+        assert sorted(rows) == list(range(80))
+
+
+def test_rows_of_a_source_come_equally_often_over_the_epochs() -> None:
+    """Drawn by chance, a third of a large source would not have been seen after as many draws as it has rows."""
+    plan = mixture("first_exhausted")
+    seen = Counter(int(row) for epoch in range(3) for row in plan.rows(epoch))
+    assert [seen[row] for row in range(60)] == [1] * 60
+    assert [seen[row] for row in range(60, 80)] == [3] * 20
+
+
+def test_a_repeated_source_comes_in_whole_passes() -> None:
+    rows = mixture("all_exhausted").rows(0)
+    small = [row for row in rows if row >= 60]
+    assert Counter(small) == dict.fromkeys(range(60, 80), 3)
+
+
+def test_the_sources_are_mixed_from_begin_to_end() -> None:
+    """A source that comes as a block teaches one domain after the other."""
+    rows = mixture("all_exhausted").rows(1)
+    share = np.add.reduceat(rows < 60, range(0, 120, 30)) / 30
+    assert np.all(share > 0.2)
+    assert np.all(share < 0.8)
+
+
+def test_without_replacement_the_weights_decide_what_comes_early() -> None:
+    early = mixture("all_exhausted_without_replacement", (1.0, 4.0)).rows(0)
+    assert sorted(early) == list(range(80))
+    assert np.mean(early[:20] >= 60) > 0.5
+    assert np.all(early[-30:] < 60)
+
+
+def test_seed_and_epoch_alone_decide_the_order() -> None:
+    plan = mixture()
+    assert np.array_equal(plan.rows(2), mixture().rows(2))
+    assert not np.array_equal(plan.rows(2), plan.rows(3))
+    assert not np.array_equal(plan.rows(2), mixture(seed=1).rows(2))
+
+
+def test_other_sources_than_before_the_stop_are_refused() -> None:
+    """The same row numbers would name rows of another source."""
+    state = mixture().state()
+    mixture().check_same(state)
+    turned = Mixture(("spoken", "read"), (20, 60), (1.0, 1.0))
+    with pytest.raises(ValueError, match=r"names were \['read', 'spoken'\] .* are \['spoken', 'read'\] now"):
+        turned.check_same(state)
+    with pytest.raises(ValueError, match="weights were"):
+        mixture(weights=(1.0, 2.0)).check_same(state)
+
+
+def test_what_makes_no_mixture_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"weight above 0 for each, got \{'read': 1\.0, 'spoken': 0\.0\}"):
+        mixture(weights=(1.0, 0.0))
+    with pytest.raises(ValueError, match="`stopping_strategy` is 'never', expected one of first_exhausted"):
+        mixture("never")
+    with pytest.raises(ValueError, match="at least one row of each of read, spoken"):
+        Mixture(("read", "spoken"), (3, 0), (1.0, 1.0))
+
+
+def streams() -> dict[str, IterableDataset]:
+    return {
+        name: Dataset.from_dict({"id": [f"{name} {row}" for row in range(size)]}).to_iterable_dataset(num_shards=4)
+        for name, size in SIZES.items()
+    }
+
+
+@pytest.mark.parametrize(("strategy", "rows"), [("first_exhausted", 20), ("all_exhausted", 60)])
+def test_streams_end_as_the_strategy_says_and_lose_nothing(strategy: str, rows: int) -> None:
+    found = Counter(
+        row["id"] for row in interleave_streams(streams(), dict.fromkeys(SIZES, 1.0), stopping_strategy=strategy)
+    )
+    name = "spoken" if strategy == "first_exhausted" else "read"
+    assert sum(count for row, count in found.items() if row.startswith(name)) == rows
+    assert all(found[f"{name} {row}"] == 1 for row in range(SIZES[name]))
+
+
+def test_streams_without_replacement_give_every_row_once() -> None:
+    found = interleave_streams(
+        streams(), {"read": 1.0, "spoken": 5.0}, stopping_strategy="all_exhausted_without_replacement"
+    )
+    assert Counter(row["id"] for row in found) == {f"{name} {row}": 1 for name in SIZES for row in range(SIZES[name])}
+
+
+@pytest.mark.parametrize("stop", [1, 17, 60])
+def test_a_mixture_of_streams_goes_on_exactly_where_it_was(stop: int) -> None:
+    weights = {"read": 3.0, "spoken": 1.0}
+    stream = interleave_streams(streams(), weights, shuffle_buffer=0)
+    whole = [row["id"] for row in stream]
+    stream = interleave_streams(streams(), weights, shuffle_buffer=0)
+    rows = iter(stream)
+    assert [next(rows)["id"] for _ in range(stop)] == whole[:stop]
+    again = interleave_streams(streams(), weights, shuffle_buffer=0)
+    again.load_state_dict(stream.state_dict())
+    assert [row["id"] for row in again] == whole[stop:]
+
+
+def test_weights_of_other_streams_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected weights for read, spoken in this order, got spoken"):
+        interleave_streams(streams(), {"spoken": 1.0})
+
+
+def test_sources_are_joined_by_the_columns_that_count() -> None:
+    """`concatenate_datasets` fills what a source lacks in silence, and refuses other columns that nobody needs."""
+    read = Dataset.from_dict({"text": ["a", "b"], "page": [1, 2]})
+    spoken = Dataset.from_dict({"truncated": [True], "text": ["c"], "page": ["i"]})
+    rows = join_sources({"read": read, "spoken": spoken}, ("id", "text", "truncated"))
+    assert rows.to_dict() == {
+        "text": ["a", "b", "c"],
+        "truncated": [None, None, True],
+        "source": ["read", "read", "spoken"],
+    }
+
+
+def test_columns_of_other_kinds_are_refused_by_name() -> None:
+    read = Dataset.from_dict({"condition_on_prev": [True]})
+    spoken = Dataset.from_dict({"condition_on_prev": [[1, 2]]})
+    with pytest.raises(ValueError, match="spoken: its columns do not go with those of the other sources"):
+        join_sources({"read": read, "spoken": spoken}, ("condition_on_prev",))
