@@ -9,11 +9,13 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from hf_distil_whisper.cli.arguments import parse_arguments
+from hf_distil_whisper.cli.arguments import as_source, parse_arguments
+from hf_distil_whisper.cli.corpora import Corpus, load_corpora
 from hf_distil_whisper.cli.create_student import CreateStudentArguments
 from hf_distil_whisper.cli.evaluate import EvaluateArguments
 from hf_distil_whisper.cli.filter import FilterArguments
 from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments
+from hf_distil_whisper.cli.recipes import InputError, load_recipe
 from hf_distil_whisper.cli.training_plan import TrainArguments
 from hf_distil_whisper.cli.transcribe import TranscribeArguments
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
@@ -51,6 +53,42 @@ def test_every_key_of_every_recipe_is_known(path: Path) -> None:
     args, training_args = parse(str(path))
     assert args.train_dataset.path
     assert training_args.output_dir.startswith("runs/")
+
+
+def test_the_corpora_of_the_paper_are_all_there() -> None:
+    """Tables 2 and 4: nine to train on, AMI with both of its microphones, and eight to score on."""
+    corpora = load_corpora()
+    folder = CONFIGS / "corpora"
+    training, evaluation = (list(load_recipe(folder / f"{name}.yaml")) for name in ("training", "evaluation"))
+    assert len(training) == 9 + 1
+    assert len(evaluation) == 8
+    assert sum(corpora[name].hours for name in training if name != "ami-sdm") == 21_770
+    assert {name for name in training if corpora[name].licence == "LDC"} == {"fisher", "switchboard"}
+
+
+@pytest.mark.parametrize("corpus", load_corpora().values(), ids=lambda corpus: corpus.name)
+def test_every_split_of_a_corpus_is_a_source(corpus: Corpus) -> None:
+    """A column that is misspelt here is found out after the download of a terabyte."""
+    assert corpus.preparation.strip()
+    for split in corpus.splits:
+        source = as_source(f"corpus:{corpus.name}/{split}", "dataset")
+        assert source.path == corpus.source["path"]
+    assert as_source(f"corpus:{corpus.name}", "dataset") == as_source(
+        f"corpus:{corpus.name}/{next(iter(corpus.splits))}", "dataset"
+    )
+
+
+def test_keys_beside_a_corpus_win() -> None:
+    source = as_source({"path": "corpus:librispeech/test.other", "max_samples": 10, "text_column": None}, "dataset")
+    assert (source.path, source.config, source.split) == ("openslr/librispeech_asr", "all", "test.other")
+    assert (source.max_samples, source.text_column) == (10, None)
+
+
+def test_an_unknown_corpus_or_split_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(InputError, match="no corpus 'librispech' \\(did you mean 'librispeech'\\?\\)"):
+        as_source("corpus:librispech", "dataset")
+    with pytest.raises(InputError, match=r"dataset: corpus fleurs has no split 'train'\. Splits: validation, test"):
+        as_source("corpus:fleurs/train", "dataset")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

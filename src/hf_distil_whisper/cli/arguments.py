@@ -16,6 +16,7 @@ import torch
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from hf_distil_whisper.cli.corpora import PREFIX, corpus_source
 from hf_distil_whisper.cli.recipes import InputError, find_recipe, load_recipe, nearest, parse_yaml
 
 
@@ -24,7 +25,8 @@ class DataSource:
     """Where the rows of one dataset come from; the keys under `train_dataset` and each entry of `eval_datasets`.
 
     Args:
-        path (`str`): Hub name, folder (`save_to_disk`, audio with metadata, Parquet) or `.jsonl`/`.csv` manifest.
+        path (`str`): Hub name; folder (`save_to_disk`, audio with metadata, Parquet, tar); file; URL; or a corpus of
+            the paper, `corpus:<name>/<split>`, which brings the other keys with it.
         split (`str`, *optional*, defaults to `"train"`): `"test"` where a dataset is only scored, unless its folder
             holds the one data set that `pseudo-label` or `filter` wrote.
         config (`str`, *optional*): configuration of a Hub dataset, for example a language.
@@ -36,6 +38,8 @@ class DataSource:
         recording_column (`str`, *optional*): and only those of one recording.
         id_column (`str`, *optional*): row numbers where left out.
         max_samples (`int`, *optional*): first rows only.
+        weight (`float`, *optional*): how often its rows are drawn in a training on several sources, in relation to the
+            weights of the others.
         wer_threshold (`float`, *optional*): keeps the rows whose pseudo-label differs from the text by at most this
             WER, as a fraction (λ of section 4.2; 0.1 in the paper).
     """
@@ -51,6 +55,7 @@ class DataSource:
     recording_column: str | None = None
     id_column: str | None = None
     max_samples: int | None = None
+    weight: float | None = None
     wer_threshold: float | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +68,8 @@ class DataSource:
             not isinstance(self.wer_threshold, int | float) or not 0 <= self.wer_threshold
         ):
             raise InputError(f"wer_threshold: expected a fraction such as 0.1 (10 % WER), got {self.wer_threshold!r}")
+        if self.weight is not None and (not isinstance(self.weight, int | float) or not self.weight > 0):
+            raise InputError(f"weight: expected a number above 0, got {self.weight!r}")
 
 
 def as_source(value: Any, flag: str, split: str = "train") -> DataSource:
@@ -89,7 +96,9 @@ def as_source(value: Any, flag: str, split: str = "train") -> DataSource:
         if key not in names:
             raise InputError(f"{flag}: unknown key {key!r}{nearest(str(key), names)}. Keys: {', '.join(names)}")
     if "path" not in value:
-        raise InputError(f"{flag}: the key 'path' is missing: a Hub name, folder or manifest")
+        raise InputError(f"{flag}: the key 'path' is missing: a Hub name, folder, file or URL")
+    if str(value["path"]).startswith(PREFIX):
+        value = {**corpus_source(value["path"], flag), **{key: part for key, part in value.items() if key != "path"}}
     if any((Path(str(value["path"])) / name).is_file() for name in ("state.json", "run.json", "row_index.json")):
         split = "train"  # one data set that a command has written is read whole, whatever the flag's usual split
     try:
@@ -117,6 +126,33 @@ def as_sources(value: Any, flag: str, split: str = "test") -> dict[str, DataSour
     if not isinstance(value, dict):
         raise InputError(f"{flag}: expected a mapping of names to datasets, got {value!r}")
     return {name: as_source(source, f"{flag}.{name}", split) for name, source in value.items()}
+
+
+def as_training_sources(value: Any, flag: str) -> dict[str, DataSource]:
+    """Reads one data set, or several by name, to train on.
+
+    Args:
+        value (`str`, `dict`, *optional*): as `as_source` takes it, or `{"read": {"path": ...}, "spoken": ...}`.
+        flag (`str`): stands in error messages, and names a single data set.
+
+    Raises:
+        InputError: as `as_source`, and where only some of several sources have a weight.
+    """
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        value = parse_yaml(value)
+    if value is None or value == "":
+        return {}
+    names = [item.name for item in dataclasses.fields(DataSource)]
+    if not isinstance(value, dict) or not value or set(value) & set(names):
+        return {flag: as_source(value, flag)}
+    if not all(isinstance(place, str | dict | DataSource) for place in value.values()):
+        return {flag: as_source(value, flag)}  # no mapping of sources: says which key is unknown
+    sources = as_sources(value, flag, "train")
+    weighted = [name for name, source in sources.items() if source.weight is not None]
+    if weighted and len(weighted) < len(sources):
+        missing = next(name for name in sources if name not in weighted)
+        raise InputError(f"{flag}.{missing}.weight is missing: {weighted[0]} has one, so that all need one")
+    return sources
 
 
 def setting(default: Any, help: str) -> Any:

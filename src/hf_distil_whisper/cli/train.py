@@ -12,8 +12,15 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
-from hf_distil_whisper.cli.arguments import as_source, parse_arguments
-from hf_distil_whisper.cli.training_plan import TrainArguments, needs_teacher, plan_training
+from hf_distil_whisper.cli.arguments import parse_arguments
+from hf_distil_whisper.cli.training_plan import (
+    LABELS,
+    TrainArguments,
+    data_seed,
+    needs_teacher,
+    plan_training,
+    training_mixture,
+)
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.speech_dataset import SpeechDataset, check_rows
 from hf_distil_whisper.hub.model_card import ModelCardCallback, generate_model_card, latest_word_errors
@@ -84,7 +91,7 @@ def speech_datasets(
     found: dict[str, TorchDataset] = {}
     for flag, rows in datasets.items():
         train = flag == "train_dataset"
-        column = as_source(args.train_dataset, flag).transcript_column if train else "text"
+        column = LABELS if train else "text"
         rows, errors = check_rows(rows, processor, transcript_column=column, **labels)
         if errors:
             logger.warning(f"--{flag}: {errors.summary()}")
@@ -94,8 +101,9 @@ def speech_datasets(
             transcript_column=column,
             timestamp_probability=training_args.timestamp_probability,
             condition_on_prev_probability=training_args.condition_on_prev_probability,
-            seed=training_args.seed if training_args.data_seed is None else training_args.data_seed,
+            seed=data_seed(training_args),
             train=train,
+            mixture=training_mixture(args, rows, data_seed(training_args)) if train else None,
             **labels,
         )
     train_dataset = found.pop("train_dataset")
@@ -112,7 +120,7 @@ def card_details(args: TrainArguments, training_args: DistillationTrainingArgume
     return {
         "name": training_args.hub_model_id or Path(str(training_args.output_dir)).name,
         "teacher": args.teacher_model_name_or_path,
-        "datasets": [as_source(args.train_dataset, "train_dataset").path],
+        "datasets": [source.path for source in args.sources().values()],
         "language": training_args.language,
         "license": args.license,
     }

@@ -1,16 +1,27 @@
 """What `train` is asked for, and its plan: models, rows and costs checked before any weight is loaded."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.checkpoints import check_compatible
-from hf_distil_whisper.cli.arguments import DataSource, as_source, as_sources, setting, source_setting
+from hf_distil_whisper.cli.arguments import (
+    DataSource,
+    as_sources,
+    as_training_sources,
+    setting,
+    source_setting,
+)
 from hf_distil_whisper.cli.create_student import StudentArguments, add_student
-from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, training_bytes
+from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, hours_of_audio, training_bytes
+from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
+from hf_distil_whisper.data.sources import name_columns
+from hf_distil_whisper.data.speech_dataset import LABEL_COLUMNS
 from hf_distil_whisper.inference.encoder_cache import encoder_cache_bytes
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer
@@ -22,6 +33,8 @@ from hf_distil_whisper.training.training_args import (
     check_output_dir,
 )
 
+LABELS = "whisper_transcript"
+"""The column of the labels, whatever its name in a source."""
 TOKENS_OF_A_WINDOW = 130
 """Labels of packed windows in the paper's corpora; what a cache of logits will take is told before they are read."""
 
@@ -33,7 +46,12 @@ class TrainArguments(StudentArguments):
     Args:
         model_name_or_path (`str`, *optional*): student to train. Where left out, it is made of the teacher's layers:
             `decoder_layers` and the others of [`StudentArguments`].
-        train_dataset ([`DataSource`]): labelled rows; `wer_threshold` filters them first.
+        train_dataset ([`DataSource`] or `dict[str, DataSource]`): labelled rows, of one source or of several by name;
+            `wer_threshold` filters them first, `weight` says how often a source is drawn from.
+        source_weights (`str`, *optional*, defaults to `"rows"`): the weights of several sources that give none: in
+            the ratio of their "rows", so that each comes once an epoch, or of their "hours".
+        stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`): how long an epoch of several sources is;
+            see [`Mixture`].
         eval_datasets (`dict[str, DataSource]`, *optional*): rows with text to validate on, by name.
         max_label_length (`int`, *optional*, defaults to 448): tokens; a row with more is left out and listed.
         attn_implementation (`str`, *optional*): `"sdpa"`, `"eager"` or `"flash_attention_2"`, for student and teacher.
@@ -42,7 +60,13 @@ class TrainArguments(StudentArguments):
     """
 
     model_name_or_path: str | None = setting(None, "Student: Hub name or folder. Left out: made by --decoder_layers.")
-    train_dataset: DataSource | str | None = source_setting("Labelled rows.")
+    train_dataset: DataSource | str | dict[str, DataSource] | None = source_setting(
+        "Labelled rows, of one source or of several: {name: {path, weight, ...}}."
+    )
+    source_weights: Literal["rows", "hours"] = setting("rows", "Weights of several sources that give none.")
+    stopping_strategy: Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"] = setting(
+        "all_exhausted", "When an epoch of several sources ends."
+    )
     eval_datasets: dict[str, DataSource] | str | None = source_setting("Rows with text to validate on: {name: path}.")
     max_label_length: int = setting(448, "Tokens of a label; a row with more is left out and listed.")
     attn_implementation: str | None = setting(None, '"sdpa", "eager" or "flash_attention_2", for student and teacher.')
@@ -50,8 +74,13 @@ class TrainArguments(StudentArguments):
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
     def __post_init__(self) -> None:
-        self.train_dataset = as_source(self.train_dataset, "train_dataset") if self.train_dataset else None
+        sources = self.sources()
+        self.train_dataset = sources.get("train_dataset", sources) or None
         self.eval_datasets = as_sources(self.eval_datasets, "eval_datasets")
+
+    def sources(self) -> dict[str, DataSource]:
+        """What to train on, by name; a single one is called `train_dataset`."""
+        return as_training_sources(self.train_dataset, "train_dataset")
 
 
 @dataclass
@@ -80,7 +109,8 @@ def plan_training(args: TrainArguments, training_args: DistillationTrainingArgum
     student, teacher = _plan_models(plan, args, training_args)
     rows = _plan_rows(plan, args, training_args, student)
     if rows is not None and student is not None:
-        _plan_costs(plan, training_args, student, teacher, rows)
+        mixture = training_mixture(args, rows, data_seed(training_args))
+        _plan_costs(plan, training_args, student, teacher, rows, mixture)
     plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}")
     return plan
 
@@ -98,6 +128,15 @@ def needs_teacher(training_args: DistillationTrainingArguments) -> bool:
         training_args (`DistillationTrainingArguments`): holds the weights.
     """
     return training_args.kl_weight > 0 or training_args.mse_weight > 0
+
+
+def data_seed(training_args: DistillationTrainingArguments) -> int:
+    """Of what is drawn from the data.
+
+    Args:
+        training_args (`DistillationTrainingArguments`): holds the seeds.
+    """
+    return training_args.seed if training_args.data_seed is None else training_args.data_seed
 
 
 def _plan_models(
@@ -146,34 +185,81 @@ def _plan_rows(
         rows = plan.source(place, f"eval_datasets.{name}", ("text",))
         if rows is not None:
             plan.figures[f"audio of {name}"] = describe_rows(rows)
-    source = as_source(args.train_dataset, "train_dataset") if args.train_dataset else None
-    labelled = plan.source(source, "train_dataset", (source.transcript_column,) if source else ())
-    if source is None or labelled is None or student is None:
+    kept = {}
+    for name, source in args.sources().items():
+        flag = name if name == "train_dataset" else f"train_dataset.{name}"
+        found = _plan_source(plan, source, flag, training_args, student)
+        if found is not None:
+            kept[name] = found
+    if not args.sources():
+        plan.source(None, "train_dataset")
+    if len(kept) < max(len(args.sources()), 1):
+        return None
+    if len(kept) > 1:
+        plan.datasets = {flag: rows for flag, rows in plan.datasets.items() if not flag.startswith("train_dataset")}
+        plan.datasets["train_dataset"] = join_sources(kept, (*LABEL_COLUMNS, "audio", LABELS))
+    else:
+        plan.datasets["train_dataset"] = next(iter(kept.values()))
+    return plan.datasets["train_dataset"]
+
+
+def _plan_source(
+    plan: Plan,
+    source: DataSource,
+    flag: str,
+    training_args: DistillationTrainingArguments,
+    student: WhisperForConditionalGeneration | None,
+) -> Dataset | None:
+    """Labelled rows of one source after the filter, their labels in the column `whisper_transcript`."""
+    labelled = plan.source(source, flag, (source.transcript_column,))
+    if labelled is None or student is None:
         return labelled
     if is_multilingual(student) and training_args.language is None:
         first = str(labelled[0][source.transcript_column])
         if "<|startoftranscript|>" not in first:
             plan.problems.append(
                 "--language is missing: labels of a multilingual model begin with it, and those of "
-                f"--train_dataset hold none (the first one: {first[:40]!r})"
+                f"--{flag} hold none (the first one: {first[:40]!r})"
             )
-    if source.wer_threshold is None:
-        return labelled
-    try:
-        kept, report = filter_by_wer(
-            labelled,
-            source.wer_threshold,
-            prediction_column=source.transcript_column,
-            language=training_args.normalizer or scoring_language(student, training_args.language),
+    if source.wer_threshold is not None:
+        try:
+            labelled, report = filter_by_wer(
+                labelled,
+                source.wer_threshold,
+                prediction_column=source.transcript_column,
+                language=training_args.normalizer or scoring_language(student, training_args.language),
+            )
+        except ValueError as error:
+            plan.problems.append(f"--{flag}.wer_threshold: {error}")
+            return None
+        of = "" if flag == "train_dataset" else f" of {flag.partition('.')[2]}"
+        plan.steps.append(
+            f"keep {report.kept:,} of {report.kept + report.dropped:,} rows{of} (WER ≤ {source.wer_threshold:.1%})"
         )
-    except ValueError as error:
-        plan.problems.append(f"--train_dataset.wer_threshold: {error}")
+    return name_columns(labelled, {LABELS: source.transcript_column}, source.path)
+
+
+def training_mixture(args: TrainArguments, rows: Dataset, seed: int) -> Mixture | None:
+    """How the sources of a training are mixed; None for a single one.
+
+    Args:
+        args (`TrainArguments`): names the sources and their weights.
+        rows (`Dataset`): as [`plan_training`] has joined them, or a part of them in that order.
+        seed (`int`): of the order.
+    """
+    sources = args.sources()
+    if len(sources) < 2:
         return None
-    plan.steps.append(
-        f"keep {report.kept:,} of {report.kept + report.dropped:,} rows (WER ≤ {source.wer_threshold:.1%})"
-    )
-    plan.datasets["train_dataset"] = kept
-    return kept
+    counts = Counter(rows["source"])
+    names = tuple(name for name in sources if counts[name])
+    sizes = tuple(counts[name] for name in names)
+    weights = tuple(weight for name in names if (weight := sources[name].weight) is not None)
+    if not weights and args.source_weights == "hours":
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        weights = tuple(
+            hours_of_audio(rows.select(range(start, start + size))) for start, size in zip(starts, sizes, strict=True)
+        )
+    return Mixture(names, sizes, weights or weights_by(sizes), args.stopping_strategy, seed)
 
 
 def _plan_costs(
@@ -182,13 +268,18 @@ def _plan_costs(
     student: WhisperForConditionalGeneration,
     teacher: WhisperForConditionalGeneration | None,
     rows: Dataset,
+    mixture: Mixture | None,
 ) -> None:
+    length = len(rows) if mixture is None else len(mixture)
+    if mixture is not None:
+        shares = [f"{name} {count / length:.0%}" for name, count in zip(mixture.names, mixture.draws, strict=True)]
+        plan.steps.append(f"draw {length:,} rows an epoch: {', '.join(shares)}")
     batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
     batch *= training_args.world_size
     passes = training_args.num_train_epochs
-    steps = -(-len(rows) // batch) * passes
+    steps = -(-length // batch) * passes
     if training_args.max_steps > 0:
-        steps, passes = training_args.max_steps, training_args.max_steps * batch / len(rows)
+        steps, passes = training_args.max_steps, training_args.max_steps * batch / length
     loss = f"{training_args.kl_weight:g} · KL + {training_args.pl_weight:g} · PL + {training_args.mse_weight:g} · MSE"
     plan.steps.append(f"train {steps:,.0f} steps of {batch} rows, {passes:.1f} passes over the data: {loss}")
     plan.figures["audio"] = describe_rows(rows)

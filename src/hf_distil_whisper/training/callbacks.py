@@ -11,6 +11,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+
 
 class AverageEarlyStoppingCallback(EarlyStoppingCallback):
     """Early stopping on a metric that only exists after all validation sets, such as `eval_macro_wer`.
@@ -34,6 +36,13 @@ class AverageEarlyStoppingCallback(EarlyStoppingCallback):
         name = str(args.metric_for_best_model)
         if (name if name.startswith("eval_") else f"eval_{name}") in metrics:
             super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+def early_stopping(args: DistillationTrainingArguments) -> list[TrainerCallback]:
+    """What ends a training early, where the arguments ask for it."""
+    if args.early_stopping_patience is None:
+        return []
+    return [AverageEarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)]
 
 
 class KeepTokenIdsCallback(TrainerCallback):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     EvalPrediction,
     Seq2SeqTrainer,
@@ -29,9 +29,8 @@ from hf_distil_whisper.inference.generation import (
     generate_tokens,
     max_generated_tokens,
     prefix_length,
-    scoring_language,
 )
-from hf_distil_whisper.training.callbacks import AverageEarlyStoppingCallback, KeepTokenIdsCallback
+from hf_distil_whisper.training.callbacks import KeepTokenIdsCallback, early_stopping
 from hf_distil_whisper.training.fused_loss import (
     TopKLogits,
     distillation_token_losses,
@@ -40,9 +39,10 @@ from hf_distil_whisper.training.fused_loss import (
 )
 from hf_distil_whisper.training.losses import IGNORE_INDEX, hidden_state_mse_loss
 from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, freeze, same_encoder
+from hf_distil_whisper.training.sampling import check_mixture, epoch_sampler, mixture_callbacks
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
-from hf_distil_whisper.training.validation import PARTS, LossSums, WordErrorMetrics, check_evaluation
+from hf_distil_whisper.training.validation import PARTS, LossSums, check_evaluation, default_metrics
 
 _GENERATION_SETTINGS = {"max_length", "max_new_tokens", "num_beams"}
 _MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,7 +66,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): several sets log `eval_<name>_loss`, `_kl`, `_pl`
             and `_wer`, and the macro-average `eval_macro_wer`.
         processing_class (`WhisperProcessor`, *optional*): is saved with every checkpoint.
-        compute_metrics (`Callable`, *optional*): by default [`WordErrorMetrics`], where there is a processor.
+        compute_metrics (`Callable`, *optional*): by default [`default_metrics`], where there is a processor.
         callbacks (`list[TrainerCallback]`, *optional*): besides early stopping, which `args` switch on.
         optimizers (`tuple`, *optional*, defaults to `(None, None)`): instead of the optimizer and scheduler of `args`.
 
@@ -112,12 +112,8 @@ class DistillationTrainer(Seq2SeqTrainer):
         self._frozen_parts = freeze(model, args)
         if processing_class is not None:
             data_collator = data_collator or DataCollatorSpeechSeq2SeqWithPadding(processing_class)
-            if compute_metrics is None and args.predict_with_generate:
-                language = args.normalizer or scoring_language(model, args.language)
-                compute_metrics = WordErrorMetrics(processing_class, language)
-        callbacks = list(callbacks or [])
-        if args.early_stopping_patience is not None:
-            callbacks.append(AverageEarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+            compute_metrics = compute_metrics or default_metrics(model, processing_class, args)
+        callbacks = [*(callbacks or []), *early_stopping(args), *mixture_callbacks(train_dataset)]
         use_cache = model.config.use_cache
         super().__init__(
             model=model,
@@ -160,6 +156,7 @@ class DistillationTrainer(Seq2SeqTrainer):
             module.to(self.args.device, dtype)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        check_mixture(self.train_dataset, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._settle_teacher()  # the checkpoint's encoder may be another one than the student came with
 
@@ -167,6 +164,10 @@ class DistillationTrainer(Seq2SeqTrainer):
         if self.model.config.tie_word_embeddings:  # saved once, as token embeddings: upstream warns that it is missing
             load_result.missing_keys[:] = [name for name in load_result.missing_keys if name != "proj_out.weight"]
         super()._issue_warnings_after_load(load_result)
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        sampler = epoch_sampler(train_dataset or self.train_dataset, self.args)
+        return super()._get_train_sampler(train_dataset) if sampler is None else sampler
 
     def get_train_dataloader(self) -> DataLoader:
         """The training batches; fills the teacher cache first, where `teacher_cache` asks for one."""
@@ -185,7 +186,7 @@ class DistillationTrainer(Seq2SeqTrainer):
                 settings,
                 self.data_collator,
                 shares_encoder=self.shares_encoder,
-                batch_size=args.per_device_train_batch_size,
+                batch_size=args.per_device_eval_batch_size,
                 num_workers=args.dataloader_num_workers,
                 part=(self.accelerator.process_index, self.accelerator.num_processes),
             )

@@ -44,7 +44,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             likeliest tokens of all variants that a row can be drawn as, so that it runs no more while training, with
             a KL that is a bound from below of the exact one; "both" both.
         teacher_cache_dir (`str`, *optional*): folder on a local disk for what is kept, so that other runs with the
-            same models and rows find it; by default it is in memory.
+            same models and rows find it; by default it is in memory. It is filled in batches of
+            `per_device_eval_batch_size`.
         teacher_cache_top_k (`int`, *optional*, defaults to 64): tokens of the vocabulary that are kept for "logits".
         timestamp_probability (`float`, *optional*, defaults to 0.5): share of samples with timestamps (Table 15).
         condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share of samples prompted with the

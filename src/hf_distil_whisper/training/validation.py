@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import EvalPrediction, WhisperProcessor
+from transformers import EvalPrediction, WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.inference.generation import scoring_language
 from hf_distil_whisper.inference.results import plain_text
 from hf_distil_whisper.metrics import errors_in_language, get_normalizer
 from hf_distil_whisper.training.losses import IGNORE_INDEX
@@ -54,6 +55,15 @@ class WordErrorMetrics:
     def _text(self, tokens: Sequence[int]) -> str:
         kept = [int(token) for token in tokens if token != IGNORE_INDEX]
         return plain_text(kept, self.tokenizer, self.timestamp_begin)
+
+
+def default_metrics(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, args: DistillationTrainingArguments
+) -> WordErrorMetrics | None:
+    """The WER in the language of model and arguments, or None where nothing is generated to have one."""
+    if not args.predict_with_generate:
+        return None
+    return WordErrorMetrics(processor, args.normalizer or scoring_language(model, args.language))
 
 
 class LossSums:
