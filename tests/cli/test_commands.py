@@ -18,7 +18,7 @@ from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
-from toy_files import spoil, write_toy_corpus, write_toy_model
+from toy_files import spoil, tar_sample, write_tar, write_toy_corpus, write_toy_model
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,22 @@ def test_pseudo_label_joins_utterances_of_one_speaker(labelled: Path) -> None:
     assert rows["duration"][:] == [3.0, 3.0]
     assert rows["ids"][:] == [[f"train-{row:06d}" for row in range(start, 6, 2)] for start in (0, 1)]
     assert {"whisper_transcript", "truncated", "wer", "hits", "previous_transcript"} <= set(rows.column_names)
+
+
+def test_pseudo_label_reads_archives_as_they_come(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        samples = [tar_sample(f"{number}-{row}", "yes", {"speaker": "a"}) for row in range(2)]
+        write_tar(tmp_path / "tars" / f"train-{number}.tar", samples[0] | samples[1])
+    argv = ["pseudo-label", "--teacher_model_name_or_path", str(toys / "teacher"), "--streaming"]
+    argv += ["--dataset", f"file://{tmp_path}/tars/train-*.tar", "--output_dir", str(tmp_path / "labels")]
+    assert main([*argv, "--dry_run"]) == 0
+    assert "audio: 2 files, read as they come" in capsys.readouterr().out
+    assert main(argv) == 0
+    assert list(load_source(tmp_path / "labels")["text"]) == ["yes yes", "yes yes"]
+    assert main([*argv, "--dataset.text_column", "words"]) == 2
+    assert "--dataset: " in capsys.readouterr().err
 
 
 def test_only_utterances_of_one_recording_become_neighbours() -> None:
@@ -318,3 +334,31 @@ def test_processes_of_one_machine_take_different_accelerators(monkeypatch: pytes
     assert best_device() == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert best_device() == torch.device("cuda", 3)
+
+
+def test_train_mixes_several_sources_by_their_weights(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = write_toy_corpus(tmp_path / "more", train=2)
+    argv = training(toys, tmp_path / "run", "--decoder_layers", "2", "--save_steps", "1")
+    argv = [argument for argument in argv if not argument.startswith("--train_dataset")]
+    argv = [argument for argument in argv if argument not in (str(toys / "corpus"), "text")]
+    for name, path, weight in (("toy", str(toys / "corpus"), "2"), ("more", more, "1")):
+        argv += [f"--train_dataset.{name}.path", path, f"--train_dataset.{name}.transcript_column", "text"]
+        argv += [f"--train_dataset.{name}.weight", weight]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "draw 9 rows an epoch: toy 67%, more 33%" in said
+    mixture = json.loads((tmp_path / "run" / "checkpoint-1" / "mixture.json").read_text())
+    assert (mixture["names"], mixture["sizes"], mixture["weights"]) == (["toy", "more"], [6, 2], [2, 1])
+    assert main([*argv, "--dry_run", "--train_dataset.more.weight", "none"]) == 2
+    assert "train_dataset.more.weight: expected a number above 0" in capsys.readouterr().err
+
+
+def test_weights_of_only_some_sources_are_refused(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus = str(toys / "corpus")
+    argv = ["--train_dataset", f"{{a: {{path: {corpus}, weight: 1}}, b: {{path: {corpus}}}}}"]
+    assert main(["train", *argv, "--output_dir", str(tmp_path / "run")]) == 2
+    assert "train_dataset.b.weight is missing: a has one" in capsys.readouterr().err

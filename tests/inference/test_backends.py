@@ -48,6 +48,17 @@ def test_tokens_and_statistics_are_those_of_transformers(settings: dict) -> None
         assert ours.no_speech_prob == pytest.approx(theirs.no_speech_prob, rel=1e-3, abs=1e-6)
 
 
+def test_the_runtime_leaves_the_threads_of_torch_alone() -> None:
+    """It sets one number of threads for the process: the encoder beside it would run on one core from then on."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        Ctranslate2Generator(talking_whisper(4), toy_processor())
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_model_is_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """large-v3 takes minutes to convert: that is for the first run only."""
     model = talking_whisper(4)

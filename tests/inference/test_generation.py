@@ -225,3 +225,14 @@ def test_batches_hold_every_row_once_and_go_from_long_to_short() -> None:
     assert batches == [[1, 3], [2, 4], [0]]
     with pytest.raises(ValueError, match="batch_size"):
         batches_by_length([1.0], batch_size=0)
+
+
+def test_a_token_budget_makes_large_batches_of_short_recordings() -> None:
+    """Worked by hand: 186 tokens are expected in 30 s, 18 in 2 s."""
+    lengths = [2.0] * 30 + [30.0] * 4
+    batches = batches_by_length(lengths, batch_size=20, token_budget=400)
+    assert [len(batch) for batch in batches] == [2, 2, 20, 10]
+    assert sorted(index for batch in batches for index in batch) == list(range(34))
+    assert [len(batch) for batch in batches_by_length([30.0, 30.0], 20, token_budget=1)] == [1, 1]
+    with pytest.raises(ValueError, match="`token_budget` is 0"):
+        batches_by_length([1.0], batch_size=2, token_budget=0)

@@ -103,7 +103,7 @@ def test_a_source_that_vanishes_stops_the_run_and_keeps_what_was_done(tmp_path: 
     paths = [{"bytes": None, "path": str(files / f"{row}.flac")} for row in range(30)]
     rows = Dataset.from_dict({"id": [str(row) for row in range(30)], "audio": paths})
     hidden = [path.rename(path.with_suffix(".gone")) for path in sorted(files.iterdir()) if int(path.stem) >= 10]
-    with pytest.raises(ValueError, match=r"None of 10 rows from row 10 on.*kept: start again"):
+    with pytest.raises(ValueError, match=r"None of the 10 rows of shard 0000000010.*kept: start again"):
         label(rows, tmp_path / "labels", rows_per_shard=10)
     for path in hidden:
         path.rename(path.with_suffix(".flac"))

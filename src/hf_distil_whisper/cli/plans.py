@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
@@ -19,10 +19,12 @@ from hf_distil_whisper.cli.arguments import DataSource
 from hf_distil_whisper.cli.recipes import InputError, is_main_process
 from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.sources import load_source
+from hf_distil_whisper.data.streams import stream_source
 from hf_distil_whisper.shards import RUN, ShardStore
 
 _DURATION_PROBES = 200
 
+_DATA = "a Hub name, folder, file or URL"
 _MODEL = "a Hub name or a folder with config.json"
 
 FLAC_BYTES_PER_HOUR = 65e6
@@ -39,6 +41,7 @@ class Plan:
         figures (`dict[str, str]`): what it will take, by name.
         problems (`list[str]`): what is wrong with the inputs, each with the flag's name.
         datasets (`dict[str, Dataset]`): the rows that were found, by the flag that names them.
+        streams (`dict[str, IterableDataset]`): the same, where they are only to be read as they come.
     """
 
     command: str
@@ -46,6 +49,7 @@ class Plan:
     figures: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     datasets: dict[str, Dataset] = field(default_factory=dict)
+    streams: dict[str, IterableDataset] = field(default_factory=dict)
 
     def text(self) -> str:
         """Steps and figures as text for a terminal."""
@@ -116,7 +120,7 @@ class Plan:
     def source(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> Dataset | None:
         """Checks that a dataset is there and holds `columns`; keeps its rows in `datasets`."""
         if source is None:
-            self.problems.append(f"--{flag} is missing: a Hub name, folder or manifest")
+            self.problems.append(f"--{flag} is missing: {_DATA}")
             return None
         try:
             dataset = open_source(source)
@@ -131,6 +135,22 @@ class Plan:
             return None
         self.datasets[flag] = dataset
         return dataset
+
+    def stream(self, source: DataSource | None, flag: str) -> IterableDataset | None:
+        """Checks that a dataset is there to be read as it comes; keeps it in `streams`."""
+        if source is None:
+            self.problems.append(f"--{flag} is missing: {_DATA}")
+            return None
+        try:
+            self.streams[flag] = stream_source(**source_arguments(source))
+        except (OSError, ValueError) as error:
+            self.problems.append(f"--{flag}: {error}")
+            return None
+        return self.streams[flag]
+
+    def rows(self, flag: str) -> Dataset | IterableDataset:
+        """What was found for a flag, as data set or stream."""
+        return self.streams[flag] if flag in self.streams else self.datasets[flag]
 
     def output(self, folder: str | None, flag: str = "output_dir", goes_on: bool = False) -> None:
         """Checks that nothing would be overwritten; `goes_on`: shards of a run that was stopped may be there."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
@@ -34,11 +34,14 @@ class PseudoLabelArguments:
         teacher_model_name_or_path (`str`): Whisper that transcribes, Hub name or folder.
         dataset ([`DataSource`]): the recordings.
         output_dir (`str`): folder or fsspec URL for the labelled rows; a run that was stopped goes on in it.
+        streaming (`bool`, *optional*, defaults to `False`): reads the recordings as they come, file by file, without
+            a download or copy before; only utterances of one speaker that lie side by side are joined then.
         pack (`bool`, *optional*, defaults to `True`): joins utterances of one speaker; needs a column `speaker`.
         max_duration (`float`, *optional*, defaults to 30.0): seconds of a joined row.
         language (`str`, *optional*): of the speech, for multilingual teachers.
         task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
-        batch_size (`int`, *optional*, defaults to 16): rows in one pass.
+        batch_size (`int`, *optional*, defaults to 16): rows in one pass at most.
+        token_budget (`int`, *optional*): tokens in one pass at most, so that short rows come in larger batches.
         num_beams (`int`, *optional*, defaults to 1): greedy, as in section 7.1.
         backend (`str`, *optional*, defaults to `"transformers"`): or `"ctranslate2"` (extra `ct2`).
         compute_type (`str`, *optional*, defaults to `"default"`): of CTranslate2.
@@ -51,11 +54,13 @@ class PseudoLabelArguments:
     teacher_model_name_or_path: str | None = setting(None, "Whisper that transcribes: Hub name or folder.")
     dataset: DataSource | str | None = source_setting("The recordings.")
     output_dir: str | None = setting(None, "Folder for the labelled rows.")
+    streaming: bool = setting(False, "Read the recordings as they come, without a download before.")
     pack: bool = setting(True, "Join utterances of one speaker; needs a speaker column.")
     max_duration: float = setting(30.0, "Seconds of a joined row.")
     language: str | None = setting(None, "Of the speech, for multilingual teachers; detected where left out.")
     task: Literal["transcribe", "translate"] = setting("transcribe", "What the teacher writes.")
-    batch_size: int = setting(16, "Rows in one pass.")
+    batch_size: int = setting(16, "Rows in one pass at most.")
+    token_budget: int | None = setting(None, "Tokens in one pass at most: short rows come in larger batches.")
     num_beams: int = setting(1, "Beams of the search; 1 is greedy.")
     backend: Literal["transformers", "ctranslate2"] = setting("transformers", "What runs the teacher.")
     compute_type: str = setting("default", "Of CTranslate2: float32, int8, float16, ...")
@@ -80,45 +85,47 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
     teacher = plan.model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
     if teacher is not None:
         plan.processor(args.teacher_model_name_or_path or "", "teacher_model_name_or_path")
-    rows = plan.source(as_source(args.dataset, "dataset") if args.dataset else None, "dataset")
+    source = as_source(args.dataset, "dataset") if args.dataset else None
+    rows = plan.stream(source, "dataset") if args.streaming else plan.source(source, "dataset")
     plan.output(args.output_dir, goes_on=True)
     if rows is not None and packs(args, rows):
         plan.steps.append(f"join utterances of one speaker to at most {args.max_duration:g} s")
     search = "greedily" if args.num_beams == 1 else f"with {args.num_beams} beams"
-    plan.steps.append(
-        f"transcribe with {args.teacher_model_name_or_path} {search}, {args.batch_size} rows in one pass"
-    )
+    limit = f"{args.batch_size} rows" + ("" if args.token_budget is None else f" or {args.token_budget} tokens")
+    plan.steps.append(f"transcribe with {args.teacher_model_name_or_path} {search}, {limit} in one pass")
     plan.steps.append(f"write the labelled rows to {args.output_dir}")
-    if rows is not None:
+    if isinstance(rows, Dataset):
         hours = hours_of_audio(rows)
         plan.figures["audio"] = f"{hours:.2f} h in {len(rows):,} rows"
         plan.figures["disk expected"] = gigabytes(hours * FLAC_BYTES_PER_HOUR)
-    if rows is not None and teacher is not None and args.teacher_cache_dir:
-        windows = math.ceil(hours_of_audio(rows) * 3600 / args.max_duration) if packs(args, rows) else len(rows)
-        size = encoder_cache_bytes(windows, teacher.config, torch_dtype(args.dtype))
-        plan.figures["encoder states expected"] = f"{gigabytes(size)} in {args.teacher_cache_dir}"
+        if teacher is not None and args.teacher_cache_dir:
+            windows = math.ceil(hours * 3600 / args.max_duration) if packs(args, rows) else len(rows)
+            size = encoder_cache_bytes(windows, teacher.config, torch_dtype(args.dtype))
+            plan.figures["encoder states expected"] = f"{gigabytes(size)} in {args.teacher_cache_dir}"
+    elif rows is not None:
+        plan.figures["audio"] = f"{rows.num_shards:,} files, read as they come"
     if teacher is not None:
         passes = args.batch_size * args.num_beams
         plan.figures["memory expected"] = gigabytes(generation_bytes(teacher, torch_dtype(args.dtype), passes))
     return plan
 
 
-def packs(args: PseudoLabelArguments, rows: Dataset) -> bool:
+def packs(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -> bool:
     """Whether utterances are joined: without a speaker nothing tells which of them belong together.
 
     Args:
         args (`PseudoLabelArguments`): says whether to.
-        rows (`Dataset`): the recordings, with or without `speaker`.
+        rows (`Dataset` or `IterableDataset`): the recordings, with or without `speaker`.
     """
-    return args.pack and "speaker" in rows.column_names
+    return args.pack and "speaker" in (rows.column_names or [])
 
 
-def run_labelling(args: PseudoLabelArguments, rows: Dataset) -> Dataset:
+def run_labelling(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -> Dataset:
     """Labels the rows of a plan and writes them.
 
     Args:
         args (`PseudoLabelArguments`): as checked by [`plan_labels`].
-        rows (`Dataset`): the recordings, `plan.datasets["dataset"]`.
+        rows (`Dataset` or `IterableDataset`): the recordings, `plan.rows("dataset")`.
 
     Returns:
         `Dataset`: the labelled rows, also in `args.output_dir`.
@@ -126,13 +133,14 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset) -> Dataset:
     teacher = load_model(args.teacher_model_name_or_path or "", dtype=torch_dtype(args.dtype)).to(best_device())
     joined = packs(args, rows)
     return pseudo_label_dataset(
-        sort_by_speaker(rows) if joined else rows,
+        sort_by_speaker(rows) if joined and isinstance(rows, Dataset) else rows,
         teacher,
         load_processor(args.teacher_model_name_or_path or ""),
         output_dir=args.output_dir or "",
         language=args.language,
         task=args.task,
         batch_size=args.batch_size,
+        token_budget=args.token_budget,
         num_beams=args.num_beams,
         backend=args.backend,
         compute_type=args.compute_type,
@@ -164,7 +172,7 @@ def run(argv: Sequence[str]) -> None:
     plan = plan_labels(args)
     if not plan.settle(dry_run=args.dry_run):
         return
-    labelled = run_labelling(args, plan.datasets["dataset"])
+    labelled = run_labelling(args, plan.rows("dataset"))
     if not is_main_process():
         return
     sys.stdout.write(f"{describe_rows(labelled)} labelled, {sum(labelled['truncated'])} of them cut off\n")

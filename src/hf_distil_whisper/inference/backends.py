@@ -23,6 +23,8 @@ from hf_distil_whisper.inference.generation import (
 )
 
 BACKENDS = ("transformers", "ctranslate2")
+MAX_PARTS = 4
+"""Parts of a batch that a CPU decodes side by side."""
 
 
 class Ctranslate2Generator:
@@ -77,14 +79,18 @@ class Ctranslate2Generator:
             "return_scores": True,
             "return_no_speech_prob": True,
         }
-        gpu = model.device.type == "cuda"
+        gpu, threads = model.device.type == "cuda", torch.get_num_threads()
+        # The steps of a search are small: parts of a batch side by side keep the cores busier than shared products do.
+        self._parts = 1 if gpu else min(threads, MAX_PARTS)
         self._runtime = runtime.models.Whisper(
             str(converted_once(model, processor)),
             device="cuda" if gpu else "cpu",
             device_index=(model.device.index or 0) if gpu else 0,
             compute_type=compute_type,
-            intra_threads=torch.get_num_threads(),
+            inter_threads=self._parts,
+            intra_threads=max(1, threads // self._parts),
         )
+        torch.set_num_threads(threads)  # the runtime sets its own number for the whole process, and with it torch's
 
     def __call__(
         self, input_features: Tensor | None = None, *, encoder_states: Tensor | None = None
@@ -99,12 +105,22 @@ class Ctranslate2Generator:
         windows = input_features if encoder_states is None else encoder_states
         if windows is None:
             raise ValueError("Ctranslate2Generator: expected `input_features` or `encoder_states`, got neither.")
-        features = self._as_input(np.ascontiguousarray(windows.float().cpu().numpy()))
-        languages = self._languages(features, input_features, encoder_states)
+        array = np.ascontiguousarray(windows.float().cpu().numpy())
+        languages = self._languages(self._as_input(array), input_features, encoder_states)
         prompts = [decoder_prefix(self._model, language, self._task, self._timestamps) for language in languages]
-        # The runtime generates half of `max_length` at most, prompt or no prompt.
-        found = self._runtime.generate(features, prompts, max_length=2 * self._new_tokens, **self._settings)
-        return [self._sequence(result) for result in found]
+        size = -(-len(prompts) // self._parts)
+        found = [
+            result
+            for start in range(0, len(prompts), size)
+            for result in self._runtime.generate(
+                self._as_input(array[start : start + size]),
+                prompts[start : start + size],
+                asynchronous=True,
+                max_length=2 * self._new_tokens,  # it generates half of that at most, prompt or no prompt
+                **self._settings,
+            )
+        ]
+        return [self._sequence(result.result()) for result in found]
 
     def _languages(self, features: Any, input_features: Tensor | None, states: Tensor | None) -> list[int | None]:
         count = features.shape[0]

@@ -9,11 +9,11 @@ class AudioProgress:
     """A progress bar over rows that also counts seconds of audio.
 
     Args:
-        total (`int`): rows.
+        total (`int`, *optional*): rows; None where nobody knows.
         description (`str`): stands before the bar.
     """
 
-    def __init__(self, total: int, description: str):
+    def __init__(self, total: int | None, description: str):
         self.bar = logging.tqdm(total=total, desc=description, unit="row")
         self.rows_per_window = 1.0
         """Rows that a window stands for: above 1 where utterances were joined."""
@@ -44,4 +44,5 @@ class AudioProgress:
         self.bar.close()
 
     def _show(self) -> None:
-        self.bar.update(min(self._settled + int(self._open), self.bar.total) - self.bar.n)
+        done = self._settled + int(self._open)
+        self.bar.update((done if self.bar.total is None else min(done, self.bar.total)) - self.bar.n)

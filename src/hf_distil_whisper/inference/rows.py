@@ -52,6 +52,7 @@ def generate_rows(
     generate: Callable[..., list[TokenSequence]],
     *,
     batch_size: int = 16,
+    token_budget: int | None = None,
     progress: AudioProgress | None = None,
     keep: Callable[[int, Tensor], None] | None = None,
 ) -> RowTokens:
@@ -65,6 +66,7 @@ def generate_rows(
         generate (`Callable[..., list[TokenSequence]]`): features (batch, mel bins, frames) to tokens, or with `keep`
             `encoder_states` (batch, frames, width): a `partial` of [`generate_tokens`], or another runtime's.
         batch_size (`int`, *optional*, defaults to 16): windows per pass.
+        token_budget (`int`, *optional*): tokens per pass; see [`batches_by_length`].
         progress ([`AudioProgress`], *optional*): told of every batch; by default a bar of its own.
         keep (`Callable[[int, Tensor], None]`, *optional*): takes a row's number and its encoder states, (frames,
             width). Its time is not counted.
@@ -79,7 +81,7 @@ def generate_rows(
     durations: dict[int, float] = {}
     seconds = 0.0
     bar = AudioProgress(len(rows), "transcribing") if progress is None else progress
-    for batch in batches_by_length([lengths[row] for row in rows], batch_size):
+    for batch in batches_by_length([lengths[row] for row in rows], batch_size, token_budget):
         recordings = _load([rows[position] for position in batch], dataset, errors, window)
         if recordings:
             start = time.perf_counter()

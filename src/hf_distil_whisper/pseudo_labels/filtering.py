@@ -6,6 +6,7 @@ Knows transcripts and references; where they come from is the labeller's busines
 
 import heapq
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,17 +188,16 @@ def _check_columns(dataset: Dataset, columns: Sequence[str]) -> None:
         )
 
 
-def _hours(dataset: Dataset) -> list[float]:
+def _hours(dataset: Dataset) -> np.ndarray:
+    hours = np.zeros(len(dataset))
     if "duration" in dataset.column_names:
-        return [(seconds or 0.0) / 3600 for batch in _batches(dataset, ["duration"]) for seconds in batch["duration"]]
-    if "audio" not in dataset.column_names:
-        return [0.0] * len(dataset)
-    hours = []
-    for row in without_decoder(dataset).select_columns(["audio"]):
-        try:
-            hours.append(audio_duration(row["audio"]) / 3600)
-        except AudioError:  # a row that cannot be read brings no hours; training counts and lists it
-            hours.append(0.0)
+        seconds = (seconds for batch in _batches(dataset, ["duration"]) for seconds in batch["duration"])
+        for row, length in enumerate(seconds):
+            hours[row] = (length or 0.0) / 3600
+    elif "audio" in dataset.column_names:
+        for row, recording in enumerate(without_decoder(dataset).select_columns(["audio"])):
+            with suppress(AudioError):  # a row that cannot be read brings no hours; training counts and lists it
+                hours[row] = audio_duration(recording["audio"]) / 3600
     return hours
 
 
@@ -225,7 +225,7 @@ def _judge(dataset: Dataset, columns: _Columns, rules: RowRules) -> _Judgement:
             if rate is not None:
                 wer[row], words[row] = rate, len(reference.split())
             row += 1
-    return _Judgement(wer, np.array(_hours(dataset)), words, reason)
+    return _Judgement(wer, _hours(dataset), words, reason)
 
 
 def _report(dataset: Dataset, columns: _Columns, judgement: _Judgement, threshold: float) -> FilterReport:

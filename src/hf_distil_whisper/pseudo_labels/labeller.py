@@ -5,9 +5,7 @@ in `label_columns.py`, `filtering.py` decides which rows are good enough.
 """
 
 import hashlib
-import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
@@ -29,6 +27,7 @@ from hf_distil_whisper.inference.encoder_cache import EncoderCache
 from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens, scoring_language, timestamp_begin
 from hf_distil_whisper.inference.progress import AudioProgress
 from hf_distil_whisper.inference.rows import generate_rows
+from hf_distil_whisper.pseudo_labels.blocks import blocks_missing, check_ids, own_blocks
 from hf_distil_whisper.pseudo_labels.label_columns import with_labels
 from hf_distil_whisper.shards import ShardStore
 
@@ -39,13 +38,14 @@ SYSTEMIC = 10
 
 
 def pseudo_label_dataset(
-    dataset: Dataset,
+    dataset: Dataset | IterableDataset,
     teacher: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
     *,
     output_dir: str | Path,
     language: str | None = None,
     batch_size: int = 16,
+    token_budget: int | None = None,
     num_beams: int = 1,
     backend: str = "transformers",
     compute_type: str = "default",
@@ -68,14 +68,17 @@ def pseudo_label_dataset(
     the number of processes may differ from start to start.
 
     Args:
-        dataset (`Dataset`): rows with `audio` as [`load_source`] gives it, optionally `id`, `text` and
-            `condition_on_prev`.
+        dataset (`Dataset` or `IterableDataset`): rows with `audio` as [`load_source`] or [`stream_source`] gives it,
+            optionally `id`, `text` and `condition_on_prev`. Of a stream the processes share the files, each of which
+            is cut into shards of its own.
         teacher (`WhisperForConditionalGeneration`): in eval mode; left as it is.
         processor (`WhisperProcessor`): of the teacher.
         output_dir (`str` or `Path`): folder or fsspec URL for the shards; new, empty, or of the same run. Read it
             again with [`load_source`].
         language (`str`, *optional*): None: English, or detected row by row by a multilingual teacher.
-        batch_size (`int`, *optional*, defaults to 16): rows per pass.
+        batch_size (`int`, *optional*, defaults to 16): rows per pass at most.
+        token_budget (`int`, *optional*): tokens per pass at most, as far as they can be foreseen, so that a pass takes
+            more short rows than long ones; see [`batches_by_length`].
         num_beams (`int`, *optional*, defaults to 1): greedy; what beam search would gain, the filter makes up for
             (9.1).
         backend (`str`, *optional*, defaults to `"transformers"`): or "ctranslate2" (extra `ct2`), which is faster on a
@@ -130,7 +133,7 @@ def pseudo_label_dataset(
         "task": task,
     }
     store.begin(
-        {"teacher": weights_fingerprint(teacher), "rows": len(dataset), "ids": _ids_fingerprint(dataset)}
+        {"teacher": weights_fingerprint(teacher), **_source_identity(dataset)}
         | {
             "backend": backend,
             "compute_type": compute_type,
@@ -147,7 +150,7 @@ def pseudo_label_dataset(
     cache = (
         None if teacher_cache_dir is None else EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
     )
-    progress = AudioProgress(len(dataset), "labelling")
+    progress = AudioProgress(len(dataset) if isinstance(dataset, Dataset) else None, "labelling")
 
     def label(rows: Dataset, lost: RowErrors) -> Dataset | None:
         if max_duration is not None:
@@ -157,16 +160,26 @@ def pseudo_label_dataset(
         heard = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])
         keep = None if cache is None else _keep_in(cache, heard, processor)
         found = generate_rows(
-            teacher, processor, heard, lost, generate, batch_size=batch_size, progress=progress, keep=keep
+            teacher,
+            processor,
+            heard,
+            lost,
+            generate,
+            batch_size=batch_size,
+            token_budget=token_budget,
+            progress=progress,
+            keep=keep,
         )
         if cache is not None:
             cache.flush()
         return with_labels(rows, found, processor, timestamp_begin(teacher), scored_as) if found.sequences else None
 
-    starts = range(0, len(dataset), rows_per_shard)
+    source = without_decoder(dataset)
     with closing(progress):
-        _label_shards(without_decoder(dataset), store, starts, label, progress)
-        _wait_for_others(store, {_shard_name(start) for start in starts})
+        for name, rows in own_blocks(source, store, rows_per_shard, progress):
+            _label_shard(rows, store, name, label)
+            progress.settle(len(rows))
+        _wait_for_others(store, partial(blocks_missing, source, rows_per_shard))
     return _read_labels(store, RowErrors() if errors is None else errors)
 
 
@@ -179,7 +192,7 @@ def _keep_in(cache: EncoderCache, rows: Dataset, processor: WhisperProcessor) ->
     return keep
 
 
-def _check_request(dataset: Dataset, backend: str, compute_type: str, rows_per_shard: int) -> None:
+def _check_request(dataset: Dataset | IterableDataset, backend: str, compute_type: str, rows_per_shard: int) -> None:
     if backend not in BACKENDS:
         raise ValueError(f"`backend` is {backend!r}, expected one of {', '.join(BACKENDS)}.")
     if backend == "transformers" and compute_type != "default":
@@ -189,64 +202,38 @@ def _check_request(dataset: Dataset, backend: str, compute_type: str, rows_per_s
         )
     if rows_per_shard < 1:
         raise ValueError(f"`rows_per_shard` is {rows_per_shard}, expected at least 1.")
-    if "audio" not in dataset.column_names:
+    columns = dataset.column_names or []
+    if "audio" not in columns:
         raise ValueError(
-            "The data set has no column 'audio' to transcribe; it has "
-            f"{', '.join(dataset.column_names) or 'no columns'}. Name the right one with `audio_column` when loading "
-            "it."
+            f"The data set has no column 'audio' to transcribe; it has {', '.join(columns) or 'no columns'}. Name the "
+            "right one with `audio_column` when loading it."
         )
-    if len(dataset) == 0:
-        raise ValueError("The data set has 0 rows, so there is nothing to label. Check the source and its split.")
-    if "id" in dataset.column_names:
-        counts = Counter(dataset["id"])
-        if twice := [str(name) for name, count in counts.items() if count > 1]:
-            raise ValueError(
-                f"{len(twice)} ids stand for several rows, {', '.join(twice[:3])} among them: labels could not be "
-                "told apart. Name a column of unique ids with `id_column` when loading."
-            )
+    if isinstance(dataset, Dataset):
+        if len(dataset) == 0:
+            raise ValueError("The data set has 0 rows, so there is nothing to label. Check the source and its split.")
+        check_ids(dataset)
 
 
-def _ids_fingerprint(dataset: Dataset) -> str | None:
+def _source_identity(dataset: Dataset | IterableDataset) -> dict[str, Any]:
+    """What can be known of the rows before they are read."""
+    if isinstance(dataset, IterableDataset):
+        return {"files": dataset.num_shards, "columns": dataset.column_names}
     if "id" not in dataset.column_names:
-        return None
+        return {"rows": len(dataset), "ids": None}
     digest = hashlib.sha256()
     for batch in dataset.select_columns(["id"]).iter(batch_size=10_000):
         digest.update("\n".join(map(str, batch["id"])).encode())
-    return digest.hexdigest()[:16]
-
-
-def _shard_name(start: int) -> str:
-    return f"{start:010d}"
-
-
-def _label_shards(
-    dataset: Dataset,
-    store: ShardStore,
-    starts: range,
-    label: Callable[[Dataset, RowErrors], Dataset | None],
-    progress: AudioProgress,
-) -> None:
-    """Labels this process's share of the shards that are not there yet, or in which no row could be read before."""
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    done = {shard.name for shard in store.shards() if shard.info["rows"]}
-    for number, start in enumerate(starts):
-        rows = dataset.select(range(start, min(start + starts.step, len(dataset))))
-        if _shard_name(start) in done:
-            progress.skip(len(rows))
-        elif number % processes == rank:
-            store.remove(_shard_name(start))
-            _label_shard(rows, store, _shard_name(start), label)
-            progress.settle(len(rows))
+    return {"rows": len(dataset), "ids": digest.hexdigest()[:16]}
 
 
 def _label_shard(
     rows: Dataset, store: ShardStore, name: str, label: Callable[[Dataset, RowErrors], Dataset | None]
 ) -> None:
     begin, lost = time.perf_counter(), RowErrors()
-    labelled = label(rows, lost)
+    labelled = label(rows, lost) if len(rows) else None
     if labelled is None and len(rows) >= SYSTEMIC:
         raise ValueError(
-            f"None of {len(rows)} rows from row {int(name)} on could be labelled. What was labelled before is kept: "
+            f"None of the {len(rows)} rows of shard {name} could be labelled. What was labelled before is kept: "
             f"start again when the cause is gone.\n{lost.summary()}"
         )
 
@@ -269,11 +256,11 @@ def _label_shard(
         logger.warning(f"shard {name} was labelled by another process meanwhile; its work is kept.")
 
 
-def _wait_for_others(store: ShardStore, names: set[str]) -> None:
+def _wait_for_others(store: ShardStore, missing: Callable[[set[str]], int]) -> None:
     """Until all shards are there. By looking, not by a barrier of the process group, which would time out."""
     pause = 0.1
-    while missing := names - store.names():
-        logger.info(f"waiting for {len(missing)} shards of other processes")
+    while count := missing(store.names()):
+        logger.info(f"waiting for {count} parts of other processes")
         time.sleep(pause)
         pause = min(2 * pause, 30.0)
 
