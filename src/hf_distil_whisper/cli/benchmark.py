@@ -11,6 +11,7 @@ from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
 from hf_distil_whisper.cli.plans import Plan, best_device, torch_dtype
 from hf_distil_whisper.cli.recipes import InputError
+from hf_distil_whisper.evaluation.data_speed import StepSpeed, measure_data
 from hf_distil_whisper.evaluation.labelling_speed import (
     PLAIN,
     LabellingSpeed,
@@ -72,18 +73,79 @@ def machine() -> str:
     return f"{device} ({level}), {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+@dataclass
+class DataBenchmarkArguments:
+    """Flags of `benchmark data`.
+
+    Args:
+        rows (`int`, *optional*, defaults to 1000000): synthetic rows.
+        fewer_rows (`int`, *optional*, defaults to 100000): the same again with so many, to see what memory depends on.
+        folder (`str`, *optional*): on a disk with room for 250 bytes a row; by default that of temporary files.
+        dry_run (`bool`, *optional*, defaults to `False`): print the plan only.
+    """
+
+    rows: int = setting(1_000_000, "Synthetic rows.")
+    fewer_rows: int = setting(100_000, "The same again with so many, to see what memory depends on.")
+    folder: str | None = setting(None, "For what is written; by default that of temporary files.")
+    dry_run: bool = setting(False, "Print the plan only.")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fewer_rows < self.rows:
+            raise InputError(f"--fewer_rows: expected more than 0 and less than {self.rows}, got {self.fewer_rows}")
+
+
+def data_table(few: dict[str, StepSpeed], many: dict[str, StepSpeed]) -> str:
+    """Rows per second and peak memory of every step, as Markdown."""
+    lines = ["|  | rows | rows/s | peak memory | with fewer rows | more bytes a row |", "|---|---|---|---|---|---|"]
+    for name, step in many.items():
+        less = few[name]
+        growth = (step.peak_bytes - less.peak_bytes) / (step.rows - less.rows)
+        peaks = [f"{one.peak_bytes / 1e6:,.0f} MB" for one in (step, less)]
+        lines.append(
+            f"| {name} | {step.rows:,} | {step.rows / step.seconds:,.0f} | {peaks[0]} | {peaks[1]} ({less.rows:,}) | "
+            f"{growth:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def run(argv: Sequence[str]) -> None:
     """Entry point of the command.
 
     Args:
         argv (`Sequence[str]`): what to measure, then a recipe and flags.
     """
+    subjects = {"label": run_label, "data": run_data}
     subject, flags = (argv[0], argv[1:]) if argv else ("nothing", argv)
     if subject in ("-h", "--help"):
+        sys.stdout.write("Also: hf-distil-whisper benchmark data --help\n")
         subject, flags = "label", ["--help"]
-    if subject != "label":
-        raise InputError(f"expected what to measure, `benchmark label`, got {subject!r}")
-    (args,) = parse_arguments(LabellingBenchmarkArguments, argv=flags, command="hf-distil-whisper benchmark label")
+    if subject not in subjects:
+        raise InputError(f"expected what to measure, `benchmark {' | '.join(subjects)}`, got {subject!r}")
+    subjects[subject](flags)
+
+
+def run_data(argv: Sequence[str]) -> None:
+    """Measures packing, filter and index.
+
+    Args:
+        argv (`Sequence[str]`): flags.
+    """
+    (args,) = parse_arguments(DataBenchmarkArguments, argv=argv, command="hf-distil-whisper benchmark data")
+    plan = Plan("benchmark data")
+    plan.steps.append(f"send {args.fewer_rows:,} and {args.rows:,} rows through packing, filter and index")
+    if not plan.settle(dry_run=args.dry_run):
+        return
+    few, many = (measure_data(rows, args.folder) for rows in (args.fewer_rows, args.rows))
+    sys.stdout.write(f"{data_table(few, many)}\n\n{machine()}\n")
+
+
+def run_label(argv: Sequence[str]) -> None:
+    """Measures labelling.
+
+    Args:
+        argv (`Sequence[str]`): a recipe, then flags.
+    """
+    (args,) = parse_arguments(LabellingBenchmarkArguments, argv=argv, command="hf-distil-whisper benchmark label")
     plan = Plan("benchmark label")
     if plan.model(args.teacher_model_name_or_path, "teacher_model_name_or_path") is not None:
         plan.processor(args.teacher_model_name_or_path or "", "teacher_model_name_or_path")

@@ -1,0 +1,147 @@
+"""How fast rows pass packing, filter and index, and how much memory that takes: what `benchmark data` measures.
+
+The rows are synthetic: half a second of noise and a sentence each. Knows nothing of models.
+"""
+
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
+from hf_distil_whisper.data.packing import pack_utterances
+from hf_distil_whisper.data.row_index import write_row_index
+from hf_distil_whisper.data.sources import load_source
+from hf_distil_whisper.pseudo_labels.filtering import passing_rows
+
+SECONDS, VOICES, UTTERANCES = 0.5, 100, 16
+WORDS = "the a one two quick brown lazy red old boat river house dog fox runs jumps sings over under near".split()
+_PART = 10_000
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """What a step took for a number of rows.
+
+    Args:
+        rows (`int`): that went in.
+        seconds (`float`): wall time.
+        peak_bytes (`int`): of the whole process, libraries included.
+    """
+
+    rows: int
+    seconds: float
+    peak_bytes: int
+
+
+def measure_data(rows: int, folder: str | Path | None = None) -> dict[str, StepSpeed]:
+    """Sends synthetic rows through every step, each in a process of its own, so that memory is that step's.
+
+    Args:
+        rows (`int`): how many.
+        folder (`str` or `Path`, *optional*): for what is written, about 250 bytes a row; by default a temporary one.
+
+    Returns:
+        `dict[str, StepSpeed]`: for "packing", "filter" and "index".
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        labelled = str(Path(place, "labelled.parquet"))
+        _write_labelled(rows, labelled)
+        return {
+            "packing": _alone(_pack, rows),
+            "filter": _alone(_filter, rows, labelled),
+            "index": _alone(_index, rows, labelled, str(Path(place, "index"))),
+        }
+
+
+def _alone(step: Callable[..., float], rows: int, *arguments: str) -> StepSpeed:
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(sending, step, rows, *arguments))
+    process.start()
+    sending.close()
+    try:
+        seconds, peak = receiving.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{step.__name__.strip('_')}: the process ended with {process.exitcode}.") from None
+    process.join()
+    return StepSpeed(rows, seconds, peak)
+
+
+def _report(sending: Any, step: Callable[..., float], rows: int, *arguments: str) -> None:
+    seconds = step(rows, *arguments)
+    unit = 1 if sys.platform == "darwin" else 1024
+    sending.send((seconds, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+
+
+def _pack(rows: int) -> float:
+    begin = time.perf_counter()
+    packed = sum(len(window["ids"]) for window in pack_utterances(_utterances(rows)))
+    if packed != rows:
+        raise RuntimeError(f"{rows} rows were packed, {packed} came out.")
+    return time.perf_counter() - begin
+
+
+def _filter(rows: int, labelled: str) -> float:
+    dataset = load_source(labelled)
+    begin = time.perf_counter()
+    kept, report = passing_rows(dataset, 0.1)
+    if len(kept) + report.dropped != rows:
+        raise RuntimeError(f"{rows} rows were judged, {len(kept)} kept and {report.dropped} dropped.")
+    return time.perf_counter() - begin
+
+
+def _index(rows: int, labelled: str, folder: str) -> float:
+    begin = time.perf_counter()
+    write_row_index(folder, {"name_or_path": labelled}, rows, range(0, rows, 2))
+    chosen = load_source(folder)
+    if len(chosen) != len(range(0, rows, 2)) or chosen[len(chosen) - 1]["id"] != str(2 * (len(chosen) - 1)):
+        raise RuntimeError("the index does not lead to its rows.")
+    return time.perf_counter() - begin
+
+
+def _utterances(rows: int) -> Iterator[dict[str, Any]]:
+    random = np.random.default_rng(0)
+    noises = [random.normal(0, 0.1, round(SECONDS * SAMPLING_RATE)).astype(np.float32) for _ in range(UTTERANCES)]
+    recordings = [encode_flac(noise) for noise in noises]
+    for row in range(rows):
+        audio = {"bytes": recordings[row % UTTERANCES], "path": None}
+        yield {"id": str(row), "audio": audio, "text": "Yes.", "speaker": str(row // 1000 % VOICES)}
+
+
+def _write_labelled(rows: int, path: str) -> None:
+    """Rows with a reference and a label in which every tenth word is another one."""
+    random = np.random.default_rng(1)
+    words = np.array(WORDS)
+    strings = [(name, pa.string()) for name in ("id", "text", "whisper_transcript", "speaker")]
+    audio = ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    numbers = [("duration", pa.float64()), ("mean_log_prob", pa.float64()), ("truncated", pa.bool_())]
+    schema = pa.schema([*strings, audio, *numbers])
+    with pq.ParquetWriter(path, schema) as writer:
+        for begin in range(0, rows, _PART):
+            count = min(_PART, rows - begin)
+            spoken = words[random.integers(len(words), size=(count, 12))]
+            heard = np.where(
+                random.random(spoken.shape) < 0.1, words[random.integers(len(words), size=spoken.shape)], spoken
+            )
+            columns = {
+                "id": [str(begin + row) for row in range(count)],
+                "audio": [{"bytes": b"", "path": None}] * count,
+                "text": [" ".join(row) for row in spoken],
+                "whisper_transcript": [f"<|0.00|> {' '.join(row)}<|{SECONDS:.2f}|>" for row in heard],
+                "speaker": [str((begin + row) % VOICES) for row in range(count)],
+                "duration": np.full(count, SECONDS),
+                "mean_log_prob": random.normal(-0.2, 0.05, count),
+                "truncated": np.zeros(count, dtype=bool),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
