@@ -1,5 +1,6 @@
 """The embedded corpus and teacher of examples/quickstart: what the quickstart's table rests on."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -96,14 +97,16 @@ def test_the_teacher_writes_nothing_for_silence_and_noise(level: float, teacher,
 
 
 def test_the_teacher_says_when_each_sentence_is_spoken(teacher, processor) -> None:
-    """One window of several sentences: as many segments, in order, within the window."""
-    rows = load_source(CORPUS, split="test").sort("speaker").select(range(12))
-    window = next(pack_utterances(rows, gap=0.3))
-    heard = transcribe(teacher, processor, load_audio(window["audio"]), return_timestamps=True)[0]
-    assert abs(len(heard.segments) - len(window["ids"])) <= 1
-    ends = [time for segment in heard.segments for time in (segment.start, segment.end)]
-    assert ends == sorted(ends)
-    assert ends[-1] == pytest.approx(window["duration"], abs=1.0)
+    """As many segments as sentences, in order, up to the end of the window: in seven windows of eight."""
+    rows = load_source(CORPUS, split="test").sort("speaker").select(range(90))
+    whole = 0
+    for window in islice(pack_utterances(rows, gap=0.3), 8):
+        heard = transcribe(teacher, processor, load_audio(window["audio"]), return_timestamps=True)[0]
+        ends = [time for segment in heard.segments for time in (segment.start, segment.end)]
+        assert ends == sorted(ends)
+        counted = abs(len(heard.segments) - len(window["ids"])) <= 1
+        whole += counted and ends[-1] == pytest.approx(window["duration"], abs=1.0)
+    assert whole >= 7
 
 
 @pytest.mark.slow

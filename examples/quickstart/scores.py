@@ -33,17 +33,24 @@ class Scores:
 
 
 def score(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, corpus: Path, brief: bool = False
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    corpus: Path,
+    chunk_length: float,
+    brief: bool = False,
 ) -> Scores:
-    """Scores a model on the test sets; `brief`: on the first 32 rows of each and one long recording."""
-    limit = 32 if brief else None
+    """Scores a model on the test sets, long recordings in chunks of so many seconds.
+
+    `brief`: on the first 96 rows of each and one long recording.
+    """
+    limit = 96 if brief else None
     results = {}
     for name, split in SETS.items():
         rows = load_source(corpus, split=split, max_samples=limit)
         results[name] = evaluate_model(model.eval(), rows, processor, language="en")
     rtf = sum(result.seconds for result in results.values()) / sum(result.audio_seconds for result in results.values())
     rows = load_source(corpus, split="longform", max_samples=1 if brief else None)
-    results["long form"] = evaluate_long_form(model, rows, processor, language="en")
+    results["long form"] = evaluate_long_form(model, rows, processor, chunk_length=chunk_length, language="en")
     return Scores(model.num_parameters(), {name: result.errors for name, result in results.items()}, rtf)
 
 
