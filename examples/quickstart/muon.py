@@ -19,15 +19,16 @@ def split_parameters(named: Iterable[tuple[str, torch.nn.Parameter]]) -> tuple[l
     return matrices, others
 
 
-def orthogonal(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """The matrix with its singular values drawn close to 1."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    wide = wide / wide.norm().clamp(min=1e-7)
+def orthogonal(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
+    """Matrices of shape (number, rows, columns) with their singular values drawn close to 1."""
+    turned = matrices.shape[1] > matrices.shape[2]
+    wide = matrices.mT if turned else matrices
+    wide = wide / wide.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
     first, third, fifth = COEFFICIENTS
     for _ in range(steps):
-        gram = wide @ wide.T
-        wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=third, alpha=fifth), wide, beta=first)
-    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+        gram = wide @ wide.mT
+        wide = torch.baddbmm(wide, torch.baddbmm(gram, gram, gram, beta=third, alpha=fifth), wide, beta=first)
+    return wide.mT if turned else wide
 
 
 class Muon(torch.optim.Optimizer):
@@ -45,23 +46,31 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure=None) -> None:
         """One step with Nesterov's momentum and decoupled weight decay."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
+            moving = [parameter for parameter in group["params"] if parameter.grad is not None]
+            for parameter in moving:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                update = self._orthogonal_update if group["matrices"] else self._adam_update
-                parameter.add_(update(parameter, group), alpha=-group["lr"])
+            if group["matrices"]:
+                # Matrices of one shape together: each alone is too small to keep a core busy.
+                by_shape: dict[torch.Size, list[torch.nn.Parameter]] = {}
+                for parameter in moving:
+                    by_shape.setdefault(parameter.shape, []).append(parameter)
+                for shape, alike in by_shape.items():
+                    updates = orthogonal(torch.stack([self._momentum(parameter, group) for parameter in alike]))
+                    for parameter, update in zip(alike, updates, strict=True):
+                        # The root mean square of AdamW's updates is about 0.2.
+                        parameter.add_(update, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+            else:
+                for parameter in moving:
+                    parameter.add_(self._adam_update(parameter), alpha=-group["lr"])
 
-    def _orthogonal_update(self, parameter: torch.Tensor, group: dict) -> torch.Tensor:
+    def _momentum(self, parameter: torch.Tensor, group: dict) -> torch.Tensor:
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
         state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        # The root mean square of AdamW's updates is about 0.2.
-        scale = 0.2 * max(parameter.shape) ** 0.5
-        return scale * orthogonal(parameter.grad.lerp(state["momentum"], group["momentum"]))
+        return parameter.grad.lerp(state["momentum"], group["momentum"])
 
-    def _adam_update(self, parameter: torch.Tensor, group: dict) -> torch.Tensor:
+    def _adam_update(self, parameter: torch.Tensor) -> torch.Tensor:
         state = self.state[parameter]
         if not state:
             state |= {"step": 0, "mean": torch.zeros_like(parameter), "square": torch.zeros_like(parameter)}
