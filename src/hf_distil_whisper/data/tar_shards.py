@@ -4,7 +4,6 @@ The files of a sample share their path up to its first dot: `0001.flac`, `0001.t
 any file system of fsspec; which of them make a split is found out in `source_files`.
 """
 
-import io
 import json
 import posixpath
 import tarfile
@@ -129,7 +128,7 @@ def _add(row: dict[str, Any], suffix: str, content: bytes, where: str) -> None:
 
 def _read_json(content: bytes, where: str) -> dict[str, Any]:
     try:
-        fields = json.load(io.BytesIO(content))
+        fields = json.loads(content)
     except ValueError as error:
         raise ValueError(f"{where}: expected JSON, got {content[:60]!r} ({error}).") from error
     if not isinstance(fields, dict):

@@ -193,13 +193,13 @@ def batches_by_length(lengths: Sequence[float], batch_size: int, token_budget: i
         if limit is not None and limit < 1:
             raise ValueError(f"`{name}` is {limit}, expected at least 1.")
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    batches = []
-    while order:
+    batches, start = [], 0
+    while start < len(order):
         size = batch_size
         if token_budget is not None:
-            size = max(1, min(size, int(token_budget / (PREFIX_TOKENS + TOKENS_PER_SECOND * lengths[order[0]]))))
-        batches.append(order[:size])
-        order = order[size:]
+            size = max(1, min(size, int(token_budget / (PREFIX_TOKENS + TOKENS_PER_SECOND * lengths[order[start]]))))
+        batches.append(order[start : start + size])
+        start += size
     return batches
 
 
