@@ -40,6 +40,7 @@ from hf_distil_whisper.training.fused_loss import (
 from hf_distil_whisper.training.losses import IGNORE_INDEX, hidden_state_mse_loss
 from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, freeze, same_encoder
 from hf_distil_whisper.training.sampling import check_mixture, epoch_sampler, mixture_callbacks
+from hf_distil_whisper.training.step_log import StepLog
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from hf_distil_whisper.training.validation import PARTS, LossSums, check_evaluation, default_metrics
@@ -130,8 +131,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         self.add_callback(KeepTokenIdsCallback(model))
         self.teacher_model = teacher_model
         self._settle_teacher()
-        self._part_sums = torch.zeros(len(PARTS), device=args.device)
-        self._part_steps = 0
+        self._step_log = StepLog(args.device)
         self._eval_sums = LossSums(())
         self._gen_kwargs: dict[str, Any] = {}
 
@@ -233,6 +233,11 @@ class DistillationTrainer(Seq2SeqTrainer):
 
     # Training
 
+    def get_batch_samples(self, *args: Any) -> tuple[list, Tensor | int | None]:
+        """Upstream's, with the time that it takes."""
+        with self._step_log.waiting():
+            return super().get_batch_samples(*args)
+
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         if missing := sorted({"decoder_input_ids", "labels"} - inputs.keys()):
             raise ValueError(
@@ -275,8 +280,7 @@ class DistillationTrainer(Seq2SeqTrainer):
             loss, parts = model()
         loss, parts = loss * scale, parts * scale
         if self.model.training:
-            self._part_sums += parts
-            self._part_steps += int(self.accelerator.sync_gradients)
+            self._step_log.add(parts, ends_step=self.accelerator.sync_gradients)
         return (loss, dict(zip(PARTS, parts, strict=True))) if return_outputs else loss
 
     def _loss_scale(self, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
@@ -309,13 +313,9 @@ class DistillationTrainer(Seq2SeqTrainer):
         return loss, torch.stack([fused.kl, fused.pl, mse.detach()])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the loss parts, as means over steps since the last log, to the training logs."""
-        if "loss" in logs and self._part_steps > 0:
-            sums = self.accelerator.reduce(self._part_sums, reduction="mean")
-            means = dict(zip(PARTS, (sums / self._part_steps).tolist(), strict=True))
-            logs.update({name: means[name] for name in self._logged_parts(training=True)})
-            self._part_sums.zero_()
-            self._part_steps = 0
+        """Adds to the training logs what [`StepLog`] says of the steps since the last one."""
+        if "loss" in logs and (taken := self._step_log.take(self.accelerator)):
+            logs.update({name: taken[name] for name in (*self._logged_parts(training=True), "data_wait")})
         super().log(logs, start_time)
 
     def _logged_parts(self, training: bool) -> list[str]:
