@@ -1,6 +1,6 @@
 """The main job on the embedded default: label, filter, distil, score, use.
 
-    python run.py [--output_dir runs/quickstart] [--fsdd <folder of the human digits>]
+    python run.py [--output_dir runs/quickstart] [--fsdd <folder of the human digits>] [--num_beams 5] [--seed 43]
 
 Ends with a table of the teacher and of the student before and after distillation, and with the bounds that they are
 held to. Needs no GPU and no network.
@@ -63,6 +63,7 @@ def distil(
     processor: WhisperProcessor,
     labelled: Dataset,
     folder: Path,
+    seed: int,
 ) -> DistillationTrainingArguments:
     """Trains the student in place and saves it with everything that it needs."""
     args = DistillationTrainingArguments(
@@ -75,6 +76,7 @@ def distil(
         save_strategy="no",
         logging_steps=100,
         remove_unused_columns=False,
+        seed=seed,
     )
     dataset = SpeechDataset(labelled, processor, seed=args.seed)
     collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
@@ -93,6 +95,8 @@ def main() -> None:
     parser.add_argument(
         "--fsdd", type=Path, default=HERE.parents[2] / "shared/speech/fsdd", help="read where it exists"
     )
+    parser.add_argument("--num_beams", type=int, default=1, help="of the labelling")
+    parser.add_argument("--seed", type=int, default=42, help="of the training")
     args = parser.parse_args()
     begin = time.perf_counter()
 
@@ -103,14 +107,14 @@ def main() -> None:
     teacher, processor = load_model(TEACHER), load_processor(TEACHER)
     labelled = pseudo_label_dataset(
         training_windows(), teacher, processor, output_dir=args.output_dir / "labelled", backend=RUNTIME,
-        teacher_cache_dir=args.output_dir / "cache",
+        teacher_cache_dir=args.output_dir / "cache", num_beams=args.num_beams,
     )  # fmt: skip
     step("2. labels that differ from the reference by more than 10 % are dropped")
     kept, report = filter_by_wer(labelled, 0.10)
     print(report.table())
     step("3. a student with 2 of the 8 decoder layers learns from teacher and labels")
     student = create_student(teacher, decoder_layers=2)
-    training = distil(student, teacher, processor, kept, args.output_dir)
+    training = distil(student, teacher, processor, kept, args.output_dir, args.seed)
     step("4. both are scored, beside the student as it was before")
     models = {"teacher": teacher, "student before": create_student(teacher, decoder_layers=2), "student": student}
     scores = {

@@ -324,6 +324,12 @@ def test_labels_of_a_multilingual_student_need_a_language(
     assert "--language is missing" in capsys.readouterr().err
     assert main([*argv, "--dry_run", "--language", "de"]) == 0
     assert main([*argv, "--dry_run", "--language", "xx"]) == 2
+    spoken = load_source(toys / "corpus").map(
+        lambda row, number: {"lang": "de" if number else "English"}, with_indices=True
+    )
+    spoken.save_to_disk(tmp_path / "spoken")
+    argv[argv.index(str(toys / "corpus"))] = str(tmp_path / "spoken")
+    assert main([*argv, "--train_dataset.language_column", "lang", "--max_steps", "1"]) == 0
 
 
 def test_processes_of_one_machine_take_different_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:

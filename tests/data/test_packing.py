@@ -84,6 +84,15 @@ def test_utterances_of_two_recordings_are_not_joined():
     assert ids(renamed, recording_column="book") == [["r0"], ["r1"]]
 
 
+def test_utterances_in_two_languages_are_not_joined():
+    """A window has one language token: the half in the other language would be labelled as translated or made up."""
+    rows = [{**row(number, 5), "language": code} for number, code in enumerate(["de", "de", "en", None, None])]
+    windows = list(pack_utterances(rows))
+    assert [window["ids"] for window in windows] == [["r0", "r1"], ["r2"], ["r3", "r4"]]
+    assert [window["language"] for window in windows] == ["de", "en", None]
+    assert not any(window["condition_on_prev"] for window in windows)
+
+
 def test_a_bad_row_costs_that_row_and_breaks_the_text_there():
     """Joined over the hole, the previous text would be missing a sentence that the audio's speaker has said."""
     errors = RowErrors()

@@ -140,6 +140,21 @@ def test_draws_are_the_same_with_and_without_workers_in_every_epoch(persistent: 
         assert [batch["decoder_input_ids"][0].tolist() for batch in loader] == expected[epoch]
 
 
+def test_each_label_begins_with_the_language_of_its_row():
+    """Labels of two languages under one token teach the student to mix them."""
+    rows = labelled(4, language=["de", None, "klingon", "Hindi"])
+    data = samples(rows, language="en", language_column="language", timestamp_probability=0.0)
+    assert ["<|de|><|transcribe|>" in read(data[0]), "<|hi|><|transcribe|>" in read(data[3])] == [True, True]
+    assert "<|en|><|transcribe|>" in read(data[1])
+    assert data[2]["index"] == 3
+    assert [row for row, _ in data.row_errors()] == ["id-2"]
+    good, errors = check_rows(rows, toy_processor(), language="en", language_column="language")
+    assert good["id"] == ["id-0", "id-1", "id-3"]
+    assert "column 'language'" in next(iter(errors))[1]
+    with pytest.raises(ValueError, match="no column 'lang' \\(`language_column`\\)"):
+        samples(rows, language_column="lang")
+
+
 def test_prompts_come_from_the_row_itself_and_never_from_the_row_before():
     """The reference takes the previous row, of whatever speaker, where there is no better."""
     always = {"condition_on_prev_probability": 1.0, "timestamp_probability": 0.0}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Audio, Dataset, Value
+from datasets import Audio, ClassLabel, Dataset, Value
 from torch.utils.data import DataLoader
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
@@ -28,6 +28,17 @@ def write_parquet(folder: Path, files: int = 3, rows: int = 4) -> Path:
         part = whole.select(range(number * rows, (number + 1) * rows)).cast_column("audio", Audio(decode=False))
         part.to_parquet(folder / f"train-{number:05d}-of-{files:05d}.parquet")
     return folder
+
+
+@pytest.mark.parametrize("load", [load_source, stream_source])
+def test_the_language_of_each_row_is_a_text(load, tmp_path: Path) -> None:
+    """Corpora store it under many names, some as numbers of a class."""
+    kinds = ClassLabel(names=["de", "english"])
+    rows = dataset(3, lang=[1, 0, None]).cast_column("lang", kinds)
+    rows.save_to_disk(tmp_path / "saved")
+    found = load(tmp_path / "saved", language_column="lang")
+    assert found.features["language"] == Value("string")
+    assert [row["language"] for row in found] == ["english", "de", None]
 
 
 def test_streams_of_every_kind_hold_the_rows_of_the_data_set(tmp_path: Path) -> None:

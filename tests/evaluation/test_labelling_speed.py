@@ -45,9 +45,11 @@ def test_every_way_labels_every_row_in_every_round(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(export, "HF_HOME", str(tmp_path))
     rows = list(utterances(5, seconds=2.0))
     found = measure_labelling(
-        talking_whisper(4), toy_processor(), rows, compute_types=["float32"], batch_size=2, rounds=2
+        talking_whisper(4), toy_processor(), rows, compute_types=["float32"], num_beams=[2], batch_size=2, rounds=2
     )
-    assert list(found) == [PLAIN, "transformers", "ctranslate2 float32"]
+    greedy = [PLAIN, "transformers", "ctranslate2 float32"]
+    assert list(found) == [*greedy, "transformers, 2 beams", "ctranslate2 float32, 2 beams"]
+    assert found["transformers, 2 beams"].texts != found["transformers"].texts
     # Plain `generate` begins a second window where a toy's last timestamp is early, as no trained model does.
     assert found["transformers"].texts == found["ctranslate2 float32"].texts
     for way in found.values():

@@ -10,6 +10,7 @@ from transformers import WhisperForConditionalGeneration
 from hf_distil_whisper.inference.generation import (
     batches_by_length,
     generate_tokens,
+    languages_of,
     max_generated_tokens,
     resolve_language,
     scoring_language,
@@ -22,6 +23,31 @@ from toy_models import toy_audio, toy_processor, toy_whisper
 
 def windows(model: WhisperForConditionalGeneration, count: int = 4) -> Tensor:
     return window_features(model, toy_processor(), [toy_audio(1 + index, seed=index) for index in range(count)])
+
+
+def test_windows_of_one_batch_may_have_languages_of_their_own() -> None:
+    """Each gives what it gives alone; where a language is not told it is detected."""
+    model = multilingual_whisper(3)
+    heard = window_features(model, toy_processor(), [toy_audio(2, seed=row) for row in range(3)])
+    languages = ["de", None, "Hindi"]
+    found = generate_tokens(model, heard, language=languages, max_new_tokens=10)
+    alone = [
+        generate_tokens(model, heard[row : row + 1], language=language, max_new_tokens=10)[0]
+        for row, language in enumerate(languages)
+    ]
+    assert [one.tokens for one in found] == [one.tokens for one in alone]
+    with pytest.raises(ValueError, match="one for each of 3 windows, got 2"):
+        generate_tokens(model, heard, language=["de", "en"])
+
+
+def test_labels_tell_the_language_that_they_are_in() -> None:
+    """Validation generates in it, whatever prompt comes before."""
+    model = multilingual_whisper()
+    entries = model.generation_config.to_dict()
+    start, german = entries["decoder_start_token_id"], entries["lang_to_id"]["<|de|>"]
+    inputs = torch.tensor([[start, german, 5], [7, start, german], [start, 5, german], [5, 6, 7]])
+    assert languages_of(model, inputs) == ["de", "de", None, None]
+    assert languages_of(talking_whisper(), inputs) == [None] * 4
 
 
 @pytest.mark.parametrize("return_timestamps", [False, True])

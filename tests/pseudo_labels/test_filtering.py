@@ -55,6 +55,16 @@ def test_normaliser_follows_the_language() -> None:
     assert len(filter_by_wer(rows(chinese), language="zh")[0]) == 1
 
 
+def test_each_row_is_judged_in_its_own_language() -> None:
+    """Words in Thai, which has no spaces, are whole sentences: one wrong letter would drop the row."""
+    thai = "สวัสดีครับยินดีที่ได้รู้จัก"
+    pairs = [("colour", "color"), ("colour", "color"), (thai, thai[:-1] + "ด"), (thai, thai[:-1] + "ด")]
+    languages = ["en", "de", "Thai", None]
+    kept, report = filter_by_wer(rows(pairs, language=languages, id=list("abcd")), language="de")
+    assert kept["id"] == ["a", "c"]
+    assert 0 < report.worst_kept[0]["wer"] < 0.1
+
+
 def test_report_counts_hours_by_threshold() -> None:
     """The table is what a threshold is chosen by: hours or shares of the wrong side lead to the wrong one."""
     pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "the quick brown fox jumps"), (TEN_WORDS, "thank you")]

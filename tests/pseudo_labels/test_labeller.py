@@ -227,6 +227,31 @@ def test_audio_feature_of_datasets_is_read_by_our_own_decoder(tmp_path: Path) ->
     assert labelled["duration"] == [1.0]
 
 
+@pytest.mark.parametrize("backend", ["transformers", "ctranslate2"])
+def test_each_row_is_labelled_in_its_own_language(backend: str, tmp_path: Path) -> None:
+    """A corpus of several languages in one run: each label is the one that a run of its language alone would give."""
+    if backend == "ctranslate2":
+        pytest.importorskip("ctranslate2")
+    teacher, errors = multilingual_whisper(4), RowErrors()
+    told = recordings(language=["de", "Hindi", "klingon", None], condition_on_prev=[False, False, False, True])
+
+    def labels(name: str, dataset: Dataset, **settings: object) -> Dataset:
+        settings = {"output_dir": tmp_path / name, "backend": backend, "batch_size": 3, **settings}
+        return pseudo_label_dataset(dataset, teacher, toy_processor(), **settings)
+
+    labelled = labels("mixed", told, language="en", errors=errors)
+    expected = [
+        labels(code, recordings().select([row]), language=code)[0]["whisper_transcript"]
+        for row, code in ((0, "de"), (1, "hi"), (3, "en"))
+    ]
+    assert labelled["id"] == ["a", "b", "d"]
+    assert labelled["whisper_transcript"] == expected
+    assert labelled["language"] == ["de", "Hindi", None]
+    assert labelled["previous_transcript"] == [None, None, None]  # the row before it was lost
+    assert [row for row, _ in errors] == ["c"]
+    assert "'klingon'" in next(iter(errors))[1]
+
+
 def test_multilingual_teacher_labels_in_the_language_asked_for(tmp_path: Path) -> None:
     """Detection on short clips mixes languages into the labels; the given language must reach the prefix."""
     teacher, dataset = multilingual_whisper(4), recordings()

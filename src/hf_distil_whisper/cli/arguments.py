@@ -36,6 +36,7 @@ class DataSource:
         transcript_column (`str`, *optional*, defaults to `"whisper_transcript"`): pseudo-labels to train on.
         speaker_column (`str`, *optional*): only utterances of one speaker are packed together.
         recording_column (`str`, *optional*): and only those of one recording.
+        language_column (`str`, *optional*): of each row, code or name, where a source holds several languages.
         id_column (`str`, *optional*): row numbers where left out.
         max_samples (`int`, *optional*): first rows only.
         weight (`float`, *optional*): how often its rows are drawn in a training on several sources, in relation to the
@@ -53,6 +54,7 @@ class DataSource:
     transcript_column: str = "whisper_transcript"
     speaker_column: str | None = None
     recording_column: str | None = None
+    language_column: str | None = None
     id_column: str | None = None
     max_samples: int | None = None
     weight: float | None = None

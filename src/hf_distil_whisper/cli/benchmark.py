@@ -31,6 +31,7 @@ class LabellingBenchmarkArguments:
         rounds (`int`, *optional*, defaults to 3): how often each way labels them all, in turn.
         batch_size (`int`, *optional*, defaults to 16): rows in one pass, the same for every way.
         compute_types (`list[str]`, *optional*): of CTranslate2 (extra `ct2`), for example `float32 int8`.
+        num_beams (`list[int]`, *optional*): labels by beam search too, with so many beams, for example `5`.
         language (`str`, *optional*, defaults to `"en"`): whose normaliser scores the labels.
         dtype (`str`, *optional*, defaults to `"float32"`): type of the teacher's weights.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs only.
@@ -44,6 +45,9 @@ class LabellingBenchmarkArguments:
     compute_types: list[str] = field(
         default_factory=list, metadata={"help": "Of CTranslate2, for example `float32 int8`; none by default."}
     )
+    num_beams: list[int] = field(
+        default_factory=list, metadata={"help": "Labels by beam search too, for example `5`; not by default."}
+    )
     language: str = setting("en", "Whose normaliser scores the labels.")
     dtype: str = setting("float32", "Type of the teacher's weights.")
     dry_run: bool = setting(False, "Check the inputs only.")
@@ -53,6 +57,8 @@ class LabellingBenchmarkArguments:
         for name in ("rows", "rounds", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name}: expected a whole number above 0, got {getattr(self, name)}")
+        if any(beams < 2 for beams in self.num_beams):
+            raise InputError(f"--num_beams: expected whole numbers above 1 (1 is greedy), got {self.num_beams}")
 
 
 def labelling_table(found: dict[str, LabellingSpeed]) -> str:
@@ -157,7 +163,7 @@ def run_label(argv: Sequence[str]) -> None:
     name = args.teacher_model_name_or_path or ""
     teacher = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device()).eval()
     found = measure_labelling(
-        teacher, load_processor(name), rows, compute_types=args.compute_types, batch_size=args.batch_size,
-        rounds=args.rounds, language=args.language,
+        teacher, load_processor(name), rows, compute_types=args.compute_types, num_beams=args.num_beams,
+        batch_size=args.batch_size, rounds=args.rounds, language=args.language,
     )  # fmt: skip
     sys.stdout.write(f"{labelling_table(found)}\n\n{args.rows} recordings, medians of {args.rounds}, {machine()}\n")

@@ -180,6 +180,7 @@ def source_arguments(source: DataSource) -> dict[str, Any]:
         "text_column",
         "speaker_column",
         "recording_column",
+        "language_column",
         "id_column",
         "max_samples",
     )

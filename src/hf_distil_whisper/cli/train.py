@@ -24,7 +24,7 @@ from hf_distil_whisper.cli.training_plan import (
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.speech_dataset import SpeechDataset, check_rows
 from hf_distil_whisper.hub.model_card import ModelCardCallback, generate_model_card, latest_word_errors
-from hf_distil_whisper.inference.generation import resolve_language
+from hf_distil_whisper.inference.generation import is_multilingual, resolve_language
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
@@ -92,6 +92,8 @@ def speech_datasets(
     for flag, rows in datasets.items():
         train = flag == "train_dataset"
         column = LABELS if train else "text"
+        told = "language" in rows.column_names and is_multilingual(student)
+        labels["language_column"] = "language" if told else None
         rows, errors = check_rows(rows, processor, transcript_column=column, **labels)
         if errors:
             logger.warning(f"--{flag}: {errors.summary()}")

@@ -214,12 +214,14 @@ def _plan_source(
     labelled = plan.source(source, flag, (source.transcript_column,))
     if labelled is None or student is None:
         return labelled
-    if is_multilingual(student) and training_args.language is None:
+    told = "language" in labelled.column_names and None not in labelled.unique("language")
+    if is_multilingual(student) and training_args.language is None and not told:
         first = str(labelled[0][source.transcript_column])
         if "<|startoftranscript|>" not in first:
             plan.problems.append(
-                "--language is missing: labels of a multilingual model begin with it, and those of "
-                f"--{flag} hold none (the first one: {first[:40]!r})"
+                "--language is missing: labels of a multilingual model begin with it, those of "
+                f"--{flag} hold none (the first one: {first[:40]!r}), and no --{flag}.language_column names it for "
+                "every row"
             )
     if source.wer_threshold is not None:
         try:

@@ -29,6 +29,7 @@ PACKED_FEATURES = Features(
         "audio": {"bytes": Value("binary"), "path": Value("string")},
         "text": Value("string"),
         "speaker": Value("string"),
+        "language": Value("string"),
         "duration": Value("float64"),
         "condition_on_prev": Value("bool"),
     }
@@ -45,7 +46,7 @@ def pack_utterances(
     gap: float = 0.0,
     errors: RowErrors | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Joins neighbouring rows of the same speaker and recording as long as they fit (next fit).
+    """Joins neighbouring rows of the same speaker, recording and language as long as they fit (next fit).
 
     Sort the rows by speaker first if the speakers alternate: only neighbours are joined, so that what follows another
     utterance in a window also followed it in the recording. A row longer than a window is split first, where nobody
@@ -54,7 +55,7 @@ def pack_utterances(
 
     Args:
         rows (`Iterable[Mapping]`):
-            With `audio` as [`load_audio`] takes it, and where known `id`, `text` and the speaker.
+            With `audio` as [`load_audio`] takes it, and where known `id`, `text`, `language` and the speaker.
         max_duration (`float`, *optional*, defaults to 30.0): seconds of a window; one of exactly that length fits.
         speaker_column (`str`, *optional*, defaults to `"speaker"`):
             Rows with no speaker are not joined with anything: two unknown speakers are not the same one. `None` joins
@@ -68,8 +69,9 @@ def pack_utterances(
 
     Yields:
         `dict`: `id` (of the first utterance), `ids`, `audio` (`{"bytes": <FLAC at 16 kHz>, "path": None}`), `text`
-        (joined by spaces; `None` if an utterance has none), `speaker`, `duration` in seconds, and `condition_on_prev`:
-        whether the window goes on where the one before it ended (same speaker and recording, no row lost in between).
+        (joined by spaces; `None` if an utterance has none), `speaker`, `language`, `duration` in seconds, and
+        `condition_on_prev`: whether the window goes on where the one before it ended (same speaker, recording and
+        language, no row lost in between).
 
     Raises:
         ValueError: if `max_duration` or `gap` makes no sense, or a `Dataset` lacks the audio column or a speaker
@@ -94,7 +96,7 @@ def pack_utterances(
     limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
     window, previous = _Window(silence), _UNKNOWN
     for row, row_id, decoding in _decoded_ahead(rows, max_duration):
-        names = (speaker_column, recording_column)
+        names = (speaker_column, recording_column, "language")
         origin = _Origin(*(None if name is None else row.get(name) for name in names))
         try:
             pieces = decoding.result()
@@ -117,17 +119,18 @@ def pack_utterances(
 
 
 class _Origin(NamedTuple):
-    """Who speaks, and in which recording."""
+    """Who speaks, in which recording and language."""
 
     speaker: Any
     recording: Any
+    language: Any
 
     def goes_on_from(self, other: "_Origin") -> bool:
-        """Whether both are of one speaker, who is known, and not of two recordings."""
+        """Whether both are of one speaker, who is known, and not of two recordings or languages."""
         return self.speaker is not None and self == other
 
 
-_UNKNOWN = _Origin(None, None)
+_UNKNOWN = _Origin(None, None, None)
 
 
 @dataclass
@@ -162,6 +165,7 @@ class _Window:
             "audio": {"bytes": encode_flac(np.concatenate(self.parts)), "path": None},
             "text": " ".join(filter(None, texts)) if len(texts) == len(self.texts) else None,
             "speaker": None if self.origin.speaker is None else str(self.origin.speaker),
+            "language": self.origin.language,
             "duration": self.length / SAMPLING_RATE,
             "condition_on_prev": self.origin.goes_on_from(previous),
         }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar, overload
 
-from datasets import Audio, Dataset, Features, IterableDataset, Value, concatenate_datasets
+from datasets import Audio, ClassLabel, Dataset, Features, IterableDataset, Value, concatenate_datasets
 
 from hf_distil_whisper.data.row_index import INDEX, choose_rows, read_row_index
 from hf_distil_whisper.data.source_files import (
@@ -80,6 +80,7 @@ def load_source(
     text_column: str | None = "text",
     speaker_column: str | None = None,
     recording_column: str | None = None,
+    language_column: str | None = None,
     id_column: str | None = None,
     max_samples: int | None = None,
 ) -> Dataset:
@@ -102,13 +103,16 @@ def load_source(
         speaker_column (`str`, *optional*): becomes `speaker`; by default the column of that name, if there is one.
         recording_column (`str`, *optional*): what an utterance was cut from; becomes `recording`, by default the
             column of that name, if there is one.
+        language_column (`str`, *optional*): code or name of the language that each row is in, null where it is not
+            known; becomes `language`, by default the column of that name, if there is one. Labelling, filter and
+            training go by it row by row.
         id_column (`str`, *optional*): becomes `id`; by default the column of that name, else split and row number.
         max_samples (`int`, *optional*): the first so many rows; by default all.
 
     Returns:
-        `Dataset`: `id` (string), `audio` (`{"bytes", "path"}`, not decoded), `text` (string or null), `speaker` and
-        `recording` if known, and every other column as it was. Columns renamed to one of these replace a column that
-        had the name before. The labelled data sets of the reference scripts (`whisper_transcript`,
+        `Dataset`: `id` (string), `audio` (`{"bytes", "path"}`, not decoded), `text` (string or null), `speaker`,
+        `recording` and `language` if known, and every other column as it was. Columns renamed to one of these replace
+        a column that had the name before. The labelled data sets of the reference scripts (`whisper_transcript`,
         `condition_on_prev`) are read as they are.
 
     Raises:
@@ -122,7 +126,13 @@ def load_source(
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples: expected a number of rows of at least 1, got {max_samples}.")
-    names = {"audio": audio_column, "speaker": speaker_column, "recording": recording_column, "id": id_column}
+    names = {
+        "audio": audio_column,
+        "speaker": speaker_column,
+        "recording": recording_column,
+        "language": language_column,
+        "id": id_column,
+    }
     parts = []
     for name in split.split("+"):
         dataset = open_split(name_or_path, name, config, revision, audio_column)
@@ -130,8 +140,8 @@ def load_source(
         if not len(dataset):
             raise ValueError(f"{where}: 0 rows; expected at least one. Check the path, the split and what made it.")
         dataset = _plain_audio(name_columns(dataset, {**names, "text": text_column}, where))
-        if text_column is not None:
-            dataset = _as_strings(dataset, "text")
+        for column in ("text",) * (text_column is not None) + ("language",) * ("language" in dataset.column_names):
+            dataset = _as_strings(dataset, column)
         parts.append(_with_ids(dataset, name))
     dataset = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
@@ -285,7 +295,8 @@ def _as_strings(dataset: Dataset, column: str) -> Dataset:
     feature = dataset.features[column]
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         return dataset
-    texts = [None if value is None else str(value) for value in dataset[column]]
+    spell = feature.int2str if isinstance(feature, ClassLabel) else str
+    texts = [None if value is None else spell(value) for value in dataset[column]]
     return dataset.remove_columns(column).add_column(column, texts, feature=Value("string"))
 
 

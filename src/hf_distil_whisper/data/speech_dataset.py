@@ -18,13 +18,13 @@ from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.content import extractor_settings, recording_key
-from hf_distil_whisper.data.labels import LabelError, draw_variant, make_labels, plain_text
+from hf_distil_whisper.data.labels import LabelError, draw_variant, language_token, make_labels, plain_text
 from hf_distil_whisper.data.mixture import Mixture
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 
 logger = logging.get_logger(__name__)
 
-LABEL_COLUMNS = ("id", "text", "condition_on_prev", "previous_transcript", "truncated", "duration")
+LABEL_COLUMNS = ("id", "text", "condition_on_prev", "previous_transcript", "truncated", "duration", "language")
 
 
 class SpeechDataset(torch.utils.data.Dataset):
@@ -44,6 +44,8 @@ class SpeechDataset(torch.utils.data.Dataset):
         condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share of samples with a prompt, of those
             that have a text before.
         language (`str`, *optional*): for multilingual models; see [`make_labels`].
+        language_column (`str`, *optional*): names the language of each row, for multilingual models; where it is null,
+            `language` holds.
         task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
         max_label_length (`int`, *optional*, defaults to 448): positions of the decoder
             (`config.max_target_positions`).
@@ -73,13 +75,14 @@ class SpeechDataset(torch.utils.data.Dataset):
         timestamp_probability: float = 0.5,
         condition_on_prev_probability: float = 0.2,
         language: str | None = None,
+        language_column: str | None = None,
         task: str = "transcribe",
         max_label_length: int = 448,
         seed: int = 42,
         train: bool = True,
         mixture: Mixture | None = None,
     ):
-        _check_columns(dataset, transcript_column)
+        _check_columns(dataset, transcript_column, language_column)
         if mixture is not None and sum(mixture.sizes) != len(dataset):
             raise ValueError(f"`mixture` is of {sum(mixture.sizes)} rows, the data set has {len(dataset)}.")
         for name, value in (
@@ -88,11 +91,10 @@ class SpeechDataset(torch.utils.data.Dataset):
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}`: expected a probability between 0 and 1, got {value}.")
-        self._label = partial(
-            make_labels, processor.tokenizer, language=language, task=task, max_length=max_label_length
-        )
+        self._label = partial(make_labels, processor.tokenizer, task=task, max_length=max_label_length)
         # An unknown language or task fails here, and not in a worker for each row.
-        self._label("", timestamps=False)
+        self._label("", timestamps=False, language=language)
+        self._language, self._language_column = language, language_column
         self.processor = processor
         self._extractor_settings = extractor_settings(processor)
         self.transcript_column = transcript_column
@@ -104,7 +106,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         self.seed, self.train, self.mixture = seed, train, mixture
         # Two views, so that a label alone does not read the audio.
         self._audio = without_decoder(dataset).select_columns(["audio"])
-        self._texts = dataset.select_columns(_label_columns(dataset, transcript_column))
+        self._texts = dataset.select_columns(_label_columns(dataset, transcript_column, language_column))
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._lost = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
 
@@ -202,7 +204,11 @@ class SpeechDataset(torch.utils.data.Dataset):
             raise LabelError(_no_text(self.transcript_column))
         previous = _previous(row) if use_prompt else None
         labels = self._label(
-            transcript, timestamps=timestamps, previous=previous, truncated=bool(row.get("truncated"))
+            transcript,
+            timestamps=timestamps,
+            previous=previous,
+            truncated=bool(row.get("truncated")),
+            language=_language(row, self._language_column, self._language),
         )
         item = {"decoder_input_ids": labels.decoder_input_ids, "labels": labels.labels, "index": index}
         if not self.train:
@@ -241,6 +247,7 @@ def check_rows(
     *,
     transcript_column: str = "whisper_transcript",
     language: str | None = None,
+    language_column: str | None = None,
     task: str = "transcribe",
     max_label_length: int = 448,
 ) -> tuple[Dataset, RowErrors]:
@@ -251,6 +258,7 @@ def check_rows(
         processor (`WhisperProcessor`): of the student.
         transcript_column (`str`, *optional*, defaults to `"whisper_transcript"`): the text to learn.
         language (`str`, *optional*): as for [`make_labels`].
+        language_column (`str`, *optional*): as for [`SpeechDataset`].
         task (`str`, *optional*, defaults to `"transcribe"`): as for [`make_labels`].
         max_label_length (`int`, *optional*, defaults to 448): positions of the decoder.
 
@@ -262,11 +270,11 @@ def check_rows(
     Raises:
         ValueError: for 0 rows, a missing column, or if no row is left.
     """
-    _check_columns(dataset, transcript_column)
-    texts = dataset.select_columns(_label_columns(dataset, transcript_column))
+    _check_columns(dataset, transcript_column, language_column)
+    texts = dataset.select_columns(_label_columns(dataset, transcript_column, language_column))
     window = processor.feature_extractor.n_samples / SAMPLING_RATE
     errors, good = RowErrors(), []
-    label = partial(make_labels, processor.tokenizer, language=language, task=task, max_length=max_label_length)
+    label = partial(make_labels, processor.tokenizer, task=task, max_length=max_label_length)
     audio = without_decoder(dataset).select_columns(["audio"])
     embedded = _embedded(audio)
     for index, row in enumerate(texts):
@@ -281,7 +289,7 @@ def check_rows(
             if row[transcript_column] is None:
                 raise LabelError(_no_text(transcript_column))
             # With its timestamps a label is longest.
-            label(row[transcript_column], timestamps=True)
+            label(row[transcript_column], timestamps=True, language=_language(row, language_column, language))
         except (AudioError, LabelError) as error:
             errors.add(row_id, error)
         else:
@@ -291,16 +299,18 @@ def check_rows(
     return (dataset.select(good) if errors else dataset), errors
 
 
-def _check_columns(dataset: Dataset, transcript_column: str) -> None:
+def _check_columns(dataset: Dataset, transcript_column: str, language_column: str | None) -> None:
     if not len(dataset):
         raise ValueError("the data set has 0 rows; expected at least one. Check its source and its filter.")
-    for column, option in (("audio", "audio_column"), (transcript_column, "transcript_column")):
-        if column not in dataset.column_names:
+    options = {"audio_column": "audio", "transcript_column": transcript_column, "language_column": language_column}
+    for option, column in options.items():
+        if column is not None and column not in dataset.column_names:
             raise ValueError(f"no column {column!r} (`{option}`); there are {', '.join(dataset.column_names)}.")
 
 
-def _label_columns(dataset: Dataset, transcript_column: str) -> list[str]:
-    return [name for name in dict.fromkeys((transcript_column, *LABEL_COLUMNS)) if name in dataset.column_names]
+def _label_columns(dataset: Dataset, transcript_column: str, language_column: str | None) -> list[str]:
+    names = dict.fromkeys((transcript_column, *LABEL_COLUMNS, language_column))
+    return [name for name in names if name is not None and name in dataset.column_names]
 
 
 def _row_id(row: dict[str, Any], index: int) -> str:
@@ -315,6 +325,18 @@ def _previous(row: dict[str, Any]) -> str | list[int] | None:
     if "condition_on_prev" in row and not condition:
         return None
     return row.get("previous_transcript")
+
+
+def _language(row: dict[str, Any], column: str | None, default: str | None) -> str | None:
+    """The language of a row, where a column names it."""
+    own = None if column is None else row.get(column)
+    if own is None:
+        return default
+    try:
+        language_token(own)
+    except ValueError as error:
+        raise LabelError(f"column {column!r}: {error}") from error
+    return own
 
 
 def _embedded(audio: Dataset) -> list[bool]:

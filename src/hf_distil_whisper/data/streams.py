@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from datasets import Features, IterableDataset, Value, concatenate_datasets
+from datasets import ClassLabel, Features, IterableDataset, Value, concatenate_datasets
 
 from hf_distil_whisper.data.sources import name_columns, open_split, without_decoder
 from hf_distil_whisper.data.tar_shards import PLAIN_AUDIO
@@ -26,6 +26,7 @@ def stream_source(
     text_column: str | None = "text",
     speaker_column: str | None = None,
     recording_column: str | None = None,
+    language_column: str | None = None,
     id_column: str | None = None,
     max_samples: int | None = None,
 ) -> IterableDataset:
@@ -49,7 +50,13 @@ def stream_source(
     """
     if max_samples is not None and max_samples < 1:
         raise ValueError(f"max_samples: expected a number of rows of at least 1, got {max_samples}.")
-    names = {"audio": audio_column, "speaker": speaker_column, "recording": recording_column, "id": id_column}
+    names = {
+        "audio": audio_column,
+        "speaker": speaker_column,
+        "recording": recording_column,
+        "language": language_column,
+        "id": id_column,
+    }
     parts = []
     for name in split.split("+"):
         rows = open_split(name_or_path, name, config, revision, audio_column, streaming=True)
@@ -65,19 +72,22 @@ def stream_source(
 
 
 def _plain(rows: IterableDataset, with_text: bool) -> IterableDataset:
-    changed = {"id": Value("string"), "audio": PLAIN_AUDIO} | ({"text": Value("string")} if with_text else {})
-    features = Features({**(rows.features or {}), **changed})
-    return rows.map(_plain_row, fn_kwargs={"with_text": with_text}, features=features)
+    there = rows.features or {}
+    texts = ["text"] * with_text + ["language"] * ("language" in there)
+    names = {name: there[name] for name in texts if isinstance(there[name], ClassLabel)}
+    changed = {"id": Value("string"), "audio": PLAIN_AUDIO, **{name: Value("string") for name in texts}}
+    return rows.map(_plain_row, fn_kwargs={"texts": texts, "names": names}, features=Features({**there, **changed}))
 
 
-def _plain_row(row: dict[str, Any], with_text: bool) -> dict[str, Any]:
+def _plain_row(row: dict[str, Any], texts: list[str], names: dict[str, ClassLabel]) -> dict[str, Any]:
     audio = row["audio"]
     if isinstance(audio, str):
         audio = {"bytes": None, "path": str(Path(audio).expanduser().absolute())}
     row_id = row.get("id")
     plain = {"audio": audio, "id": _name_of(audio) if row_id is None else str(row_id)}
-    if with_text:
-        plain["text"] = None if row["text"] is None else str(row["text"])
+    for name in texts:
+        spell = names[name].int2str if name in names else str
+        plain[name] = None if row[name] is None else spell(row[name])
     return plain
 
 

@@ -87,6 +87,7 @@ def measure_labelling(
     rows: Sequence[Mapping[str, Any]],
     *,
     compute_types: Sequence[str] = (),
+    num_beams: Sequence[int] = (),
     batch_size: int = 16,
     rounds: int = 3,
     language: str = "en",
@@ -98,21 +99,24 @@ def measure_labelling(
         processor (`WhisperProcessor`): of the teacher.
         rows (`Sequence[Mapping]`): with `audio` of at most 30 s, and `text`.
         compute_types (`Sequence[str]`, *optional*): of CTranslate2, one more way each.
+        num_beams (`Sequence[int]`, *optional*): of beam search, one more way each in every runtime.
         batch_size (`int`, *optional*, defaults to 16): rows a pass.
         rounds (`int`, *optional*, defaults to 3): how often everything is labelled.
         language (`str`, *optional*, defaults to `"en"`): whose normaliser scores.
 
     Returns:
-        `dict[str, LabellingSpeed]`: "generate", "transformers", and "ctranslate2 <type>" for each compute type.
+        `dict[str, LabellingSpeed]`: "generate", "transformers", and "ctranslate2 <type>" for each compute type, all
+        greedy; with beams the same again, as "transformers, 5 beams" and so on.
     """
-    settings: dict[str, Any] = {"return_timestamps": True}
-    generators: dict[str, Callable[..., list[TokenSequence]]] = {
-        "transformers": partial(generate_tokens, teacher, statistics=True, **settings)
-    }
-    for compute_type in compute_types:
-        generators[f"ctranslate2 {compute_type}"] = Ctranslate2Generator(
-            teacher, processor, compute_type=compute_type, **settings
-        )
+    generators: dict[str, Callable[..., list[TokenSequence]]] = {}
+    for beams in (1, *num_beams):
+        settings: dict[str, Any] = {"return_timestamps": True, "num_beams": beams}
+        search = "" if beams == 1 else f", {beams} beams"
+        generators[f"transformers{search}"] = partial(generate_tokens, teacher, statistics=True, **settings)
+        for compute_type in compute_types:
+            generators[f"ctranslate2 {compute_type}{search}"] = Ctranslate2Generator(
+                teacher, processor, compute_type=compute_type, **settings
+            )
     ways: dict[str, Callable[[], tuple[list[list[int]], float]]] = {
         PLAIN: partial(_generate_in_order, teacher, processor, rows, batch_size)
     }

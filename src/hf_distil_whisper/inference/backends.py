@@ -3,6 +3,7 @@
 Knows how a window's features become a request to the runtime; `generation` is the search in transformers.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from hf_distil_whisper.inference.generation import (
     is_multilingual,
     language_token,
     max_generated_tokens,
-    resolve_language,
+    resolve_languages,
     timestamp_begin,
 )
 
@@ -64,7 +65,8 @@ class Ctranslate2Generator:
         runtime = import_ctranslate2()
         self._as_input = runtime.StorageView.from_array
         self._model, self._task, self._timestamps = model, task, return_timestamps
-        self._code = resolve_language(model, language, task)
+        self._language = language
+        resolve_languages(model, language, task, 1)  # an unknown one is refused before the conversion
         self._new_tokens = max_new_tokens or max_generated_tokens(model, return_timestamps)
         config = model.generation_config
         suppressed = list(config.suppress_tokens or [])
@@ -93,7 +95,11 @@ class Ctranslate2Generator:
         torch.set_num_threads(threads)  # the runtime sets its own number for the whole process, and with it torch's
 
     def __call__(
-        self, input_features: Tensor | None = None, *, encoder_states: Tensor | None = None
+        self,
+        input_features: Tensor | None = None,
+        *,
+        encoder_states: Tensor | None = None,
+        language: Sequence[str | None] | None = None,
     ) -> list[TokenSequence]:
         """Tokens of a batch of windows, with their statistics.
 
@@ -101,12 +107,18 @@ class Ctranslate2Generator:
             input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), padded to the window;
                 may be None where `encoder_states` are given.
             encoder_states (`Tensor`, *optional*): (batch, frames, width), where the encoder has run already.
+            language (`Sequence[str | None]`, *optional*): of each window, in place of the one for all.
         """
         windows = input_features if encoder_states is None else encoder_states
         if windows is None:
             raise ValueError("Ctranslate2Generator: expected `input_features` or `encoder_states`, got neither.")
         array = np.ascontiguousarray(windows.float().cpu().numpy())
-        languages = self._languages(self._as_input(array), input_features, encoder_states)
+        told = self._language if language is None else language
+        codes = resolve_languages(self._model, told, self._task, len(array))
+        languages = [None if code is None else language_token(self._model, code) for code in codes]
+        if is_multilingual(self._model) and None in languages:
+            detected = self._detected(self._as_input(array), input_features, encoder_states)
+            languages = [own if told is None else told for told, own in zip(languages, detected, strict=True)]
         prompts = [decoder_prefix(self._model, language, self._task, self._timestamps) for language in languages]
         size = -(-len(prompts) // self._parts)
         found = [
@@ -122,12 +134,7 @@ class Ctranslate2Generator:
         ]
         return [self._sequence(result.result()) for result in found]
 
-    def _languages(self, features: Any, input_features: Tensor | None, states: Tensor | None) -> list[int | None]:
-        count = features.shape[0]
-        if self._code is not None:
-            return [language_token(self._model, self._code)] * count
-        if not is_multilingual(self._model):
-            return [None] * count
+    def _detected(self, features: Any, input_features: Tensor | None, states: Tensor | None) -> list[int]:
         if not self._runtime.is_multilingual:  # it judges by the size of the vocabulary, 51,865 tokens or more
             encoded = None if states is None else BaseModelOutput(last_hidden_state=states)
             return self._model.detect_language(input_features, encoder_outputs=encoded).tolist()

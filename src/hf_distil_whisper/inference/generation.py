@@ -128,6 +128,27 @@ def resolve_language(
     return code
 
 
+def resolve_languages(
+    model: WhisperForConditionalGeneration, language: str | Sequence[str | None] | None, task: str, count: int
+) -> list[str | None]:
+    """[`resolve_language`] for each of `count` windows, which have one language in common or one each."""
+    if language is None or isinstance(language, str):
+        return [resolve_language(model, language, task)] * count
+    if len(language) != count:
+        raise ValueError(f"`language`: expected one for each of {count} windows, got {len(language)}.")
+    return [resolve_language(model, own, task) for own in language]
+
+
+def languages_of(model: WhisperForConditionalGeneration, decoder_input_ids: Tensor) -> list[str | None]:
+    """The languages that decoder inputs of shape (batch, length) name; None where they name none."""
+    start = _generation_entry(model, "decoder_start_token_id")
+    codes = {}
+    if is_multilingual(model):
+        codes = {token: name.strip("<|>") for name, token in _generation_entry(model, "lang_to_id").items()}
+    rows = decoder_input_ids.tolist()
+    return [codes.get(row[row.index(start) + 1]) if start in row[:-1] else None for row in rows]
+
+
 def scoring_language(model: WhisperForConditionalGeneration, language: str | None) -> str:
     """The language whose normaliser is to score the model's texts: "basic" where it is detected window by window."""
     return resolve_language(model, language) or ("basic" if is_multilingual(model) else "en")
@@ -213,7 +234,7 @@ def generate_tokens(
     max_new_tokens: int | None = None,
     min_new_tokens: int | None = None,
     return_timestamps: bool = False,
-    language: str | None = None,
+    language: str | Sequence[str | None] | None = None,
     task: str = "transcribe",
     assistant: WhisperForCausalLM | None = None,
     statistics: bool = False,
@@ -234,7 +255,8 @@ def generate_tokens(
         min_new_tokens (`int`, *optional*): no `<|endoftext|>` before; equal to `max_new_tokens` it fixes the work, to
             measure time.
         return_timestamps (`bool`, *optional*, defaults to `False`): ask for and keep timestamp tokens.
-        language (`str`, *optional*): see [`resolve_language`]; None detects it from the encoder's states.
+        language (`str` or `Sequence[str | None]`, *optional*): of all windows or of each, see [`resolve_language`];
+            None detects it from the encoder's states.
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
         assistant (`WhisperForCausalLM`, *optional*): from [`create_assistant`]; batch of 1 and greedy only.
         statistics (`bool`, *optional*, defaults to `False`): also fill `mean_log_prob` and `no_speech_prob`.
@@ -260,9 +282,9 @@ def generate_tokens(
             f"Assisted decoding works on one recording at a time and greedily, but num_beams={num_beams} and "
             f"{len(windows)} recordings came in one batch. Pass batch_size=1 and num_beams=1."
         )
-    code = resolve_language(model, language, task)
+    codes = resolve_languages(model, language, task, len(windows))
     states = model.get_encoder()(windows).last_hidden_state if encoder_states is None else encoder_states
-    prefix = _prefix_tokens(model, states, code, task, return_timestamps)
+    prefix = _prefix_tokens(model, states, codes, task, return_timestamps)
     config = _generation_settings(model, prefix.shape[1], new_tokens, min_new_tokens, num_beams)
     rules = _token_rules(model, config, prefix.shape[1], return_timestamps)
     if num_beams == 1 and assistant is None:
@@ -348,15 +370,17 @@ def language_token(model: WhisperForConditionalGeneration, code: str) -> int:
 
 
 def _prefix_tokens(
-    model: WhisperForConditionalGeneration, states: Tensor, code: str | None, task: str, return_timestamps: bool
+    model: WhisperForConditionalGeneration,
+    states: Tensor,
+    codes: Sequence[str | None],
+    task: str,
+    return_timestamps: bool,
 ) -> Tensor:
-    """The decoder's first tokens, (batch, prefix): one language for all, or detected window by window."""
-    languages: list[int | None] = [None] * len(states)
-    if code is not None:
-        languages = [language_token(model, code)] * len(states)
-    elif is_multilingual(model):
-        detected = model.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=states))
-        languages = detected.tolist()
+    """The decoder's first tokens, (batch, prefix), with the language of each window, which is detected where None."""
+    languages = [None if code is None else language_token(model, code) for code in codes]
+    if is_multilingual(model) and None in languages:
+        detected = model.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=states)).tolist()
+        languages = [own if told is None else told for told, own in zip(languages, detected, strict=True)]
     rows = [decoder_prefix(model, language, task, return_timestamps) for language in languages]
     return torch.tensor(rows, device=states.device)
 

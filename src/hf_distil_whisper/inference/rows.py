@@ -6,6 +6,7 @@ The common ground of labelling and short-form evaluation: knows rows and their a
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -55,6 +56,7 @@ def generate_rows(
     token_budget: int | None = None,
     progress: AudioProgress | None = None,
     keep: Callable[[int, Tensor], None] | None = None,
+    languages: Mapping[int, str | None] | None = None,
 ) -> RowTokens:
     """Generates tokens for every row that can be read and fits into one window.
 
@@ -70,13 +72,15 @@ def generate_rows(
         progress ([`AudioProgress`], *optional*): told of every batch; by default a bar of its own.
         keep (`Callable[[int, Tensor], None]`, *optional*): takes a row's number and its encoder states, (frames,
             width). Its time is not counted.
+        languages (`Mapping[int, str | None]`, *optional*): of rows by number, handed to `generate` as `language`;
+            rows that are not named are left out.
 
     Returns:
         `RowTokens`: by row number.
     """
     window = window_seconds(processor)
     lengths = _lengths(dataset, errors, window)
-    rows = list(lengths)
+    rows = [row for row in lengths if languages is None or row in languages]
     found: dict[int, TokenSequence] = {}
     durations: dict[int, float] = {}
     seconds = 0.0
@@ -87,7 +91,10 @@ def generate_rows(
             start = time.perf_counter()
             features = window_features(model, processor, list(recordings.values()))
             states = None if keep is None else encode(model, features)
-            sequences = generate(features) if states is None else generate(encoder_states=states)
+            heard: dict[str, Any] = {"input_features": features} if states is None else {"encoder_states": states}
+            if languages is not None:
+                heard["language"] = [languages[row] for row in recordings]
+            sequences = generate(**heard)
             seconds += time.perf_counter() - start
             if keep is not None and states is not None:
                 for row, state in zip(recordings, states, strict=True):

@@ -79,9 +79,9 @@ def filter_by_wer(
         reference_column (`str`, *optional*, defaults to `"text"`): what was spoken, as the source says.
         prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): plain or with Whisper's special and
             timestamp tokens, which are taken out.
-        language (`str`, *optional*, defaults to `"en"`): of the references; chooses the normaliser
-            ([`get_normalizer`]), and characters instead of words where a script has no spaces. "basic" for digit
-            strings.
+        language (`str`, *optional*, defaults to `"en"`): of the references, of those rows whose column `language` says
+            none; chooses the normaliser ([`get_normalizer`]), and characters instead of words where a script has no
+            spaces. "basic" for digit strings.
         rules ([`RowRules`], *optional*): what else may drop a row, with or without a reference. Nothing by default.
 
     Returns:
@@ -146,32 +146,36 @@ class _Columns(NamedTuple):
     language: str
 
 
-def row_error_rates(references: Sequence[str | None], predictions: Sequence[str], language: str) -> list[float | None]:
+def row_error_rates(
+    references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]
+) -> list[float | None]:
     """The error rate of each row after normalising both sides: of words, or of characters where there are no spaces.
 
     Args:
         references (`Sequence[str | None]`): None where there is none.
         predictions (`Sequence[str]`): plain transcripts.
-        language (`str`): as for [`get_normalizer`].
+        languages (`Sequence[str]`): of each row, as for [`get_normalizer`].
 
     Returns:
         `list[float | None]`: fractions; None without a reference. With an empty one, as in [`WordErrors`], the number
             of words that the prediction has.
     """
-    return [None if errors is None else errors.wer for errors in row_errors(references, predictions, language)]
+    return [None if errors is None else errors.wer for errors in row_errors(references, predictions, languages)]
 
 
-def row_errors(references: Sequence[str | None], predictions: Sequence[str], language: str) -> list[WordErrors | None]:
+def row_errors(
+    references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]
+) -> list[WordErrors | None]:
     """The counts behind [`row_error_rates`], which add up where rates do not.
 
     Args:
         references (`Sequence[str | None]`): None where there is none.
         predictions (`Sequence[str]`): plain transcripts.
-        language (`str`): as for [`get_normalizer`].
+        languages (`Sequence[str]`): of each row, as for [`get_normalizer`].
     """
     return [
         None if reference is None else errors_in_language(reference, prediction, language)
-        for reference, prediction in zip(references, predictions, strict=True)
+        for reference, prediction, language in zip(references, predictions, languages, strict=True)
     ]
 
 
@@ -209,16 +213,17 @@ def _judge(dataset: Dataset, columns: _Columns, rules: RowRules) -> _Judgement:
     number = len(dataset)
     wer, words = np.full(number, np.nan), np.full(number, -1, dtype=np.int32)
     reason = np.zeros(number, dtype=np.uint8)
-    normalizer = get_normalizer(columns.language)
-    optional = [name for name in ("truncated", "mean_log_prob") if name in dataset.column_names]
+    optional = [name for name in ("truncated", "mean_log_prob", "language") if name in dataset.column_names]
     row = 0
     for batch in _batches(dataset, [columns.reference, columns.prediction, *optional]):
         labels = [None if label is None else plain_text(label) for label in batch[columns.prediction]]
-        rates = row_error_rates(batch[columns.reference], [label or "" for label in labels], columns.language)
+        languages = [own or columns.language for own in batch.get("language", [None] * len(labels))]
+        rates = row_error_rates(batch[columns.reference], [label or "" for label in labels], languages)
         for place, (reference, label, rate) in enumerate(zip(batch[columns.reference], labels, rates, strict=True)):
             facts = {name: batch[name][place] for name in optional}
             truncated, log_prob = bool(facts.get("truncated")) or label is None, facts.get("mean_log_prob")
             asked = [rules] if rate is not None else [rules, UNREFERENCED]
+            normalizer = get_normalizer(languages[place])
             found = [broken_rule(one, label or "", truncated, log_prob, normalizer) for one in asked]
             against = next((name for name in found if name), None)
             reason[row] = 0 if against is None else 1 + REASONS.index(against)

@@ -33,7 +33,15 @@ ERROR_FEATURES = Features(
 
 
 def with_labels(dataset: Dataset, found: RowTokens, processor: WhisperProcessor, begin: int, language: str) -> Dataset:
-    """The labelled rows, in order, with their new columns; labels of an earlier run are replaced."""
+    """The labelled rows, in order, with their new columns; labels of an earlier run are replaced.
+
+    Args:
+        dataset (`Dataset`): rows that were given to the teacher.
+        found (`RowTokens`): what it wrote.
+        processor (`WhisperProcessor`): of the teacher.
+        begin (`int`): the first timestamp token.
+        language (`str`): whose normaliser scores the rows whose column `language` says none.
+    """
     rows = list(found.sequences)
     texts = {row: plain_text(found.sequences[row].tokens, processor.tokenizer, begin) for row in rows}
     columns: dict[str, list] = {
@@ -49,19 +57,23 @@ def with_labels(dataset: Dataset, found: RowTokens, processor: WhisperProcessor,
     }
     features = dict(LABEL_FEATURES)
     if "text" in dataset.column_names:
-        references = dataset.select_columns(["text"]).select(rows)["text"]
-        columns |= _errors(list(references), [texts[row] for row in rows], language)
+        known = dataset.select_columns([name for name in ("text", "language") if name in dataset.column_names])
+        told = known.select(rows)[:]
+        languages = [own or language for own in told.get("language", [None] * len(rows))]
+        columns |= _errors(told["text"], [texts[row] for row in rows], languages)
         features |= ERROR_FEATURES
     labels = Dataset.from_dict(columns, features=Features(features))
     source = dataset.remove_columns([name for name in columns if name in dataset.column_names])
     return concatenate_datasets([source.select(rows), labels], axis=1)
 
 
-def _errors(references: Sequence[str | None], predictions: Sequence[str], language: str) -> dict[str, list]:
+def _errors(references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]) -> dict[str, list]:
     """Rate and counts by row; a reference of nothing but punctuation has none."""
-    normalizer = get_normalizer(language)
-    spoken = [reference if reference and normalizer(reference) else None for reference in references]
-    found = row_errors(spoken, predictions, language)
+    spoken = [
+        reference if reference and get_normalizer(language)(reference) else None
+        for reference, language in zip(references, languages, strict=True)
+    ]
+    found = row_errors(spoken, predictions, languages)
     return {name: [None if errors is None else getattr(errors, name) for errors in found] for name in ERROR_FEATURES}
 
 

@@ -24,9 +24,15 @@ from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.sources import ROWS_FILE, RowErrors, load_shards, without_decoder
 from hf_distil_whisper.inference.backends import BACKENDS, Ctranslate2Generator
 from hf_distil_whisper.inference.encoder_cache import EncoderCache
-from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens, scoring_language, timestamp_begin
+from hf_distil_whisper.inference.generation import (
+    TokenSequence,
+    generate_tokens,
+    resolve_language,
+    scoring_language,
+    timestamp_begin,
+)
 from hf_distil_whisper.inference.progress import AudioProgress
-from hf_distil_whisper.inference.rows import generate_rows
+from hf_distil_whisper.inference.rows import generate_rows, row_id
 from hf_distil_whisper.pseudo_labels.blocks import blocks_missing, check_ids, own_blocks
 from hf_distil_whisper.pseudo_labels.label_columns import with_labels
 from hf_distil_whisper.shards import ShardStore
@@ -75,7 +81,8 @@ def pseudo_label_dataset(
         processor (`WhisperProcessor`): of the teacher.
         output_dir (`str` or `Path`): folder or fsspec URL for the shards; new, empty, or of the same run. Read it
             again with [`load_source`].
-        language (`str`, *optional*): None: English, or detected row by row by a multilingual teacher.
+        language (`str`, *optional*): of the rows whose column `language` says none. None: English, or detected row by
+            row by a multilingual teacher. A row in a language that the teacher does not know is left out.
         batch_size (`int`, *optional*, defaults to 16): rows per pass at most.
         token_budget (`int`, *optional*): tokens per pass at most, as far as they can be foreseen, so that a pass takes
             more short rows than long ones; see [`batches_by_length`].
@@ -158,6 +165,7 @@ def pseudo_label_dataset(
             progress.rows_per_window = len(rows) / max(len(packed), 1)
             rows = Dataset.from_list(packed, features=PACKED_FEATURES)
         heard = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])
+        languages = _row_languages(rows, teacher, language, task, lost)
         keep = None if cache is None else _keep_in(cache, heard, processor)
         found = generate_rows(
             teacher,
@@ -169,6 +177,7 @@ def pseudo_label_dataset(
             token_budget=token_budget,
             progress=progress,
             keep=keep,
+            languages=languages,
         )
         if cache is not None:
             cache.flush()
@@ -190,6 +199,22 @@ def _keep_in(cache: EncoderCache, rows: Dataset, processor: WhisperProcessor) ->
         cache.add(recording_key(rows[row]["audio"], settings, f"row {row}"), states)
 
     return keep
+
+
+def _row_languages(
+    rows: Dataset, teacher: WhisperForConditionalGeneration, language: str | None, task: str, lost: RowErrors
+) -> dict[int, str | None] | None:
+    """By row number where rows say it; without those in a language that the teacher does not know."""
+    if "language" not in rows.column_names:
+        return None
+    told = rows.select_columns([name for name in ("id", "language") if name in rows.column_names])
+    known: dict[int, str | None] = {}
+    for number, row in enumerate(told):
+        try:
+            known[number] = resolve_language(teacher, row["language"] or language, task)
+        except ValueError as error:
+            lost.add(row_id(row, number), f"column 'language': {error}")
+    return known
 
 
 def _check_request(dataset: Dataset | IterableDataset, backend: str, compute_type: str, rows_per_shard: int) -> None:

@@ -27,6 +27,7 @@ from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSe
 from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import (
     generate_tokens,
+    languages_of,
     max_generated_tokens,
     prefix_length,
 )
@@ -428,7 +429,7 @@ class DistillationTrainer(Seq2SeqTrainer):
             encoder_states=states,
             num_beams=settings.get("num_beams") or 1,
             max_new_tokens=longest,
-            language=self.args.language,
+            language=languages_of(self.model, inputs["decoder_input_ids"]),
             task=self.args.task,
         )
         tokens = inputs["labels"].new_full((len(found), longest), self.model.config.pad_token_id)
