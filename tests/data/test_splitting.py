@@ -61,6 +61,26 @@ def test_words_go_along_and_sentences_stay_whole() -> None:
     assert " ".join(piece.text for piece in pieces).split() == [word.text for word in words]
 
 
+def test_many_words_are_split_at_their_punctuation_whatever_their_length() -> None:
+    """The recipe for AMI: utterances of more than 30 words at the times of their punctuation (appendix A)."""
+    marks = {9: ",", 24: ".", 33: ",", 79: "."}
+    words = [TimedText(0.2 * word, 0.2 * word + 0.15, f"w{word}{marks.get(word, '')}") for word in range(100)]
+    recording = speech(20)
+    pieces = split_recording(recording, max_words=30, text="w0 ... w99", timed=words)
+    assert [len(piece.text.split()) for piece in pieces] == [25, 9, 46, 20]  # no punctuation in the third
+    assert " ".join(piece.text for piece in pieces).split() == [word.text for word in words]
+    assert np.array_equal(np.concatenate([piece.samples for piece in pieces]), recording)
+    shorter = split_recording(recording, max_words=30, max_duration=5.0, timed=words)
+    assert [len(piece.text.split()) for piece in shorter][:2] == [25, 9]
+    assert max(lengths(shorter)) <= 5.0
+    (whole,) = split_recording(recording, max_words=100, text="w0 ... w99", timed=words)
+    assert whole.text == "w0 ... w99"
+    rows = [{"id": "a", "audio": recording, "speaker": "x", "words": [word._asdict() for word in words]}]
+    assert [window["ids"] for window in pack_utterances(rows, max_words=30, speaker_column=None)] == [
+        ["a-0"], ["a-1"], ["a-2"], ["a-3"],
+    ]  # fmt: skip
+
+
 def test_a_segment_that_has_to_be_cut_leaves_both_pieces_without_text() -> None:
     """Half of its words beside all of its audio would teach the student to stop in the middle."""
     segments = [TimedText(0, 3, "short."), TimedText(3, 41, "long"), TimedText(41, 45, "short again.")]

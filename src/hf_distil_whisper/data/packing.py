@@ -41,6 +41,7 @@ def pack_utterances(
     rows: Iterable[Mapping[str, Any]],
     *,
     max_duration: float = 30.0,
+    max_words: int | None = None,
     speaker_column: str | None = "speaker",
     recording_column: str | None = "recording",
     gap: float = 0.0,
@@ -57,6 +58,8 @@ def pack_utterances(
         rows (`Iterable[Mapping]`):
             With `audio` as [`load_audio`] takes it, and where known `id`, `text`, `language` and the speaker.
         max_duration (`float`, *optional*, defaults to 30.0): seconds of a window; one of exactly that length fits.
+        max_words (`int`, *optional*): words of a row, where it carries their times; one with more is split at its
+            punctuation, whatever its length ([`split_recording`]). By default only the length counts.
         speaker_column (`str`, *optional*, defaults to `"speaker"`):
             Rows with no speaker are not joined with anything: two unknown speakers are not the same one. `None` joins
             nothing.
@@ -74,8 +77,8 @@ def pack_utterances(
         language, no row lost in between).
 
     Raises:
-        ValueError: if `max_duration` or `gap` makes no sense, or a `Dataset` lacks the audio column or a speaker
-            column that was asked for.
+        ValueError: if `max_duration`, `max_words` or `gap` makes no sense, or a `Dataset` lacks the audio column or a
+            speaker column that was asked for.
 
     Example:
         ```python
@@ -84,8 +87,11 @@ def pack_utterances(
         [("Yes. No.", 2.0)]
         ```
     """
-    if not max_duration > 0 or gap < 0:
-        raise ValueError(f"expected max_duration > 0 and gap >= 0 seconds, got {max_duration} and {gap}.")
+    if not max_duration > 0 or gap < 0 or (max_words is not None and max_words < 1):
+        raise ValueError(
+            f"expected max_duration > 0 and gap >= 0 seconds and max_words >= 1, got {max_duration}, {gap} and "
+            f"{max_words}."
+        )
     if isinstance(rows, Dataset):
         for column in {"audio", speaker_column, recording_column} - {None, "speaker", "recording"}:
             if column not in rows.column_names:
@@ -95,7 +101,7 @@ def pack_utterances(
     # In samples: 30 s are exactly 480,000 of them, while sums of seconds miss the limit by rounding.
     limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
     window, previous = _Window(silence), _UNKNOWN
-    for row, row_id, decoding in _decoded_ahead(rows, max_duration):
+    for row, row_id, decoding in _decoded_ahead(rows, max_duration, max_words):
         names = (speaker_column, recording_column, "language")
         origin = _Origin(*(None if name is None else row.get(name) for name in names))
         try:
@@ -172,19 +178,24 @@ class _Window:
 
 
 def _decoded_ahead(
-    rows: Iterable[Mapping[str, Any]], max_duration: float
+    rows: Iterable[Mapping[str, Any]], max_duration: float, max_words: int | None
 ) -> Iterator[tuple[Mapping[str, Any], str, Future[list[Piece]]]]:
     """The rows in order, each with its name and its pieces to come: threads decode, without Python's lock, ahead."""
     waiting: deque[tuple[Mapping[str, Any], str, Future[list[Piece]]]] = deque()
     with ThreadPoolExecutor() as pool:
         for number, row in enumerate(rows):
             row_id = str(row["id"]) if row.get("id") is not None else str(number)
-            waiting.append((row, row_id, pool.submit(_pieces, row, row_id, max_duration)))
+            waiting.append((row, row_id, pool.submit(_pieces, row, row_id, max_duration, max_words)))
             if len(waiting) > DECODED_AHEAD:
                 yield waiting.popleft()
         yield from waiting
 
 
-def _pieces(row: Mapping[str, Any], row_id: str, max_duration: float) -> list[Piece]:
-    samples = load_audio(row.get("audio"), name=row_id)
-    return split_recording(samples, max_duration=max_duration, text=row.get("text"), timed=timed_text(row))
+def _pieces(row: Mapping[str, Any], row_id: str, max_duration: float, max_words: int | None) -> list[Piece]:
+    return split_recording(
+        load_audio(row.get("audio"), name=row_id),
+        max_duration=max_duration,
+        max_words=max_words,
+        text=row.get("text"),
+        timed=timed_text(row),
+    )

@@ -47,16 +47,24 @@ class _Cut(NamedTuple):
 
 
 def split_recording(
-    samples: np.ndarray, *, max_duration: float = 30.0, text: str | None = None, timed: Sequence[TimedText] = ()
+    samples: np.ndarray,
+    *,
+    max_duration: float = 30.0,
+    max_words: int | None = None,
+    text: str | None = None,
+    timed: Sequence[TimedText] = (),
 ) -> list[Piece]:
     """Cuts a recording into pieces of at most `max_duration` seconds, in time linear in its length.
 
     Each cut is the best one of the second half of what a piece may hold: the longest silence; between words, a
-    sentence's end before a comma before a plain gap (paper, appendix A). Without any silence it is the quietest frame.
+    sentence's end before a comma before a plain gap. Without any silence it is the quietest frame. The recipes of the
+    paper's appendix A are 20 s (Earnings-22) and 30 words (AMI).
 
     Args:
         samples (`np.ndarray`): mono at 16 kHz.
         max_duration (`float`, *optional*, defaults to 30.0): seconds of a piece; exactly so many fit.
+        max_words (`int`, *optional*): words of a piece, where their times are known: cut behind the last punctuation
+            that leaves no more, or behind the next one where a sentence part is longer.
         text (`str`, *optional*): of the whole recording; goes along where nothing has to be cut.
         timed (`Sequence[TimedText]`, *optional*): words or segments in order; go along with their pieces.
 
@@ -71,12 +79,14 @@ def split_recording(
         ```
     """
     limit = round(max_duration * SAMPLING_RATE)
-    if len(samples) <= limit:
+    sentences = [] if max_words is None else _cuts_by_words(timed, max_words, len(samples))
+    if len(samples) <= limit and not sentences:
         whole = " ".join(unit.text.strip() for unit in timed) if timed else None
         return [Piece(samples, text if text is not None else whole)]
     levels = _frame_levels(samples)
     cuts = _cuts_between(timed, len(samples)) if timed else _cuts_in_silence(levels)
-    borders = [0, *_choose(cuts, levels, len(samples), limit), len(samples)]
+    parts = itertools.pairwise([0, *sentences, len(samples)])
+    borders = [0, *(border for start, end in parts for border in (*_choose(cuts, levels, start, end, limit), end))]
     return [
         Piece(samples[start:end], _text_between(timed, start / SAMPLING_RATE, end / SAMPLING_RATE))
         for start, end in itertools.pairwise(borders)
@@ -117,17 +127,39 @@ def _cuts_between(timed: Sequence[TimedText], length: int) -> list[_Cut]:
     """The middle of the gap behind every unit but the last, worth its seconds and its punctuation."""
     cuts = []
     for unit, following in itertools.pairwise(timed):
-        mark = unicodedata.normalize("NFKC", unit.text.rstrip("\"')]” ")[-1:])  # full-width marks become plain ones
-        worth = _STOP if mark in tuple(".?!。।") else _PAUSE if mark in tuple(",;:、") else 0.0
-        middle = round((unit.end + following.start) / 2 * SAMPLING_RATE)
+        middle = _middle(unit, following)
         if 0 < middle < length:
-            cuts.append(_Cut(middle, worth + max(0.0, following.start - unit.end)))
+            cuts.append(_Cut(middle, _worth_of_mark(unit.text) + max(0.0, following.start - unit.end)))
     return sorted(cuts)
 
 
-def _choose(cuts: Sequence[_Cut], levels: np.ndarray, length: int, limit: int) -> list[int]:
-    chosen, start, first = [], 0, 0
-    while length - start > limit:
+def _cuts_by_words(timed: Sequence[TimedText], max_words: int, length: int) -> list[int]:
+    """Positions behind punctuation, between which there are at most `max_words` words wherever that is possible."""
+    chosen, marked = [], 0
+    words = words_at_mark = 0
+    for unit, following in itertools.pairwise(timed):
+        words += len(unit.text.split())
+        if _worth_of_mark(unit.text) and 0 < _middle(unit, following) < length:
+            marked, words_at_mark = _middle(unit, following), words
+        if words_at_mark and words + len(following.text.split()) > max_words:
+            chosen.append(marked)
+            words, words_at_mark = words - words_at_mark, 0
+    return chosen
+
+
+def _middle(unit: TimedText, following: TimedText) -> int:
+    return round((unit.end + following.start) / 2 * SAMPLING_RATE)
+
+
+def _worth_of_mark(text: str) -> float:
+    mark = unicodedata.normalize("NFKC", text.rstrip("\"')]” ")[-1:])  # full-width marks become plain ones
+    return _STOP if mark in tuple(".?!。।") else _PAUSE if mark in tuple(",;:、") else 0.0
+
+
+def _choose(cuts: Sequence[_Cut], levels: np.ndarray, start: int, end: int, limit: int) -> list[int]:
+    """Positions between `start` and `end`, at most `limit` samples from one to the next."""
+    chosen, first = [], 0
+    while end - start > limit:
         while first < len(cuts) and cuts[first].position <= start + limit // 2:
             first += 1
         last = first
