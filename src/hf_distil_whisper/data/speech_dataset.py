@@ -16,10 +16,11 @@ from datasets import Dataset
 from transformers import WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
+from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.content import extractor_settings, recording_key
-from hf_distil_whisper.data.labels import LabelError, draw_variant, language_token, make_labels, plain_text
+from hf_distil_whisper.data.labels import DrawnVariant, LabelError, draw_variant
 from hf_distil_whisper.data.mixture import Mixture
+from hf_distil_whisper.data.samples import SampleMaker, check_length, row_id
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 
 logger = logging.get_logger(__name__)
@@ -91,11 +92,14 @@ class SpeechDataset(torch.utils.data.Dataset):
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}`: expected a probability between 0 and 1, got {value}.")
-        self._label = partial(make_labels, processor.tokenizer, task=task, max_length=max_label_length)
-        # An unknown language or task fails here, and not in a worker for each row.
-        self._label("", timestamps=False, language=language)
-        self._language, self._language_column = language, language_column
-        self.processor = processor
+        self._samples = SampleMaker(
+            processor,
+            transcript_column,
+            language=language,
+            language_column=language_column,
+            task=task,
+            max_label_length=max_label_length,
+        )
         self._extractor_settings = extractor_settings(processor)
         self.transcript_column = transcript_column
         self._draw = partial(
@@ -156,9 +160,11 @@ class SpeechDataset(torch.utils.data.Dataset):
                 self._draw.keywords["condition_on_prev_probability"],
             )
         )
-        choices = [(stamp, prompt) for stamp in stamps for prompt in prompts] if self.train else [(False, False)]
+        choices = [DrawnVariant(stamp, prompt) for stamp in stamps for prompt in prompts]
         try:
-            items = [self._variant(index, *choice) for choice in choices]
+            items = [
+                self._variant(index, choice) for choice in (choices if self.train else [DrawnVariant(False, False)])
+            ]
         except LabelError as error:
             self._lose(index, error)
             return []
@@ -174,7 +180,7 @@ class SpeechDataset(torch.utils.data.Dataset):
         for index in torch.nonzero(self._lost).flatten().tolist():
             try:
                 self._make_labels(index)
-                self._load(index)
+                self._samples.recording(self._audio[index]["audio"], self._row_id(index))
             except (AudioError, LabelError) as error:
                 errors.add(self._row_id(index), error)
         return errors
@@ -194,51 +200,29 @@ class SpeechDataset(torch.utils.data.Dataset):
         raise ValueError(f"none of {len(self)} rows can be used.\n{self.row_errors().summary()}")
 
     def _make_labels(self, index: int) -> dict[str, Any]:
-        drawn = self._draw(self.seed, self.epoch, index) if self.train else (False, False)
-        return self._variant(index, *drawn)
+        drawn = self._draw(self.seed, self.epoch, index) if self.train else DrawnVariant(False, False)
+        return self._variant(index, drawn)
 
-    def _variant(self, index: int, timestamps: bool, use_prompt: bool) -> dict[str, Any]:
+    def _variant(self, index: int, variant: DrawnVariant) -> dict[str, Any]:
         row = self._texts[index]
-        transcript = row[self.transcript_column]
-        if transcript is None:
-            raise LabelError(_no_text(self.transcript_column))
-        previous = _previous(row) if use_prompt else None
-        labels = self._label(
-            transcript,
-            timestamps=timestamps,
-            previous=previous,
-            truncated=bool(row.get("truncated")),
-            language=_language(row, self._language_column, self._language),
-        )
-        item = {"decoder_input_ids": labels.decoder_input_ids, "labels": labels.labels, "index": index}
+        item: dict[str, Any] = {**self._samples.labels(row, variant), "index": index}
         if not self.train:
-            item["reference"] = row["text"] if row.get("text") is not None else plain_text(transcript)
+            item["reference"] = self._samples.reference(row)
         return item
 
     def _features(self, index: int) -> torch.Tensor | None:
         try:
-            samples = self._load(index)
+            return self._samples.features(self._audio[index]["audio"], self._row_id(index))
         except AudioError as error:
             self._lose(index, error)
             return None
-        extractor = self.processor.feature_extractor
-        features = extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="np").input_features[0]
-        return torch.from_numpy(features)
-
-    def _load(self, index: int) -> Any:
-        name = self._row_id(index)
-        samples = load_audio(self._audio[index]["audio"], name=name)
-        window = self.processor.feature_extractor.n_samples
-        if len(samples) > window:
-            raise AudioError(_too_long(name, len(samples) / SAMPLING_RATE, window / SAMPLING_RATE))
-        return samples
 
     def _lose(self, index: int, error: Exception) -> None:
         self._lost[index] = True
         logger.warning(f"row {self._row_id(index)} is replaced by the next one: {error}")
 
     def _row_id(self, index: int) -> str:
-        return _row_id(self._texts[index], index)
+        return row_id(self._texts[index], index)
 
 
 def check_rows(
@@ -272,26 +256,29 @@ def check_rows(
     """
     _check_columns(dataset, transcript_column, language_column)
     texts = dataset.select_columns(_label_columns(dataset, transcript_column, language_column))
-    window = processor.feature_extractor.n_samples / SAMPLING_RATE
+    samples = SampleMaker(
+        processor,
+        transcript_column,
+        language=language,
+        language_column=language_column,
+        task=task,
+        max_label_length=max_label_length,
+    )
     errors, good = RowErrors(), []
-    label = partial(make_labels, processor.tokenizer, task=task, max_length=max_label_length)
     audio = without_decoder(dataset).select_columns(["audio"])
     embedded = _embedded(audio)
     for index, row in enumerate(texts):
-        row_id = _row_id(row, index)
+        name = row_id(row, index)
         try:
             # The duration of labelled rows is measured; that of a file says nothing about whether it is there.
             seconds = row.get("duration") if embedded[index] else None
             if seconds is None:
-                seconds = audio_duration(audio[index]["audio"], name=row_id)
-            if seconds > window:
-                raise AudioError(_too_long(row_id, seconds, window))
-            if row[transcript_column] is None:
-                raise LabelError(_no_text(transcript_column))
+                seconds = audio_duration(audio[index]["audio"], name=name)
+            check_length(name, seconds, processor)
             # With its timestamps a label is longest.
-            label(row[transcript_column], timestamps=True, language=_language(row, language_column, language))
+            samples.labels(row, DrawnVariant(timestamps=True, use_prompt=False))
         except (AudioError, LabelError) as error:
-            errors.add(row_id, error)
+            errors.add(name, error)
         else:
             good.append(index)
     if not good:
@@ -313,32 +300,6 @@ def _label_columns(dataset: Dataset, transcript_column: str, language_column: st
     return [name for name in names if name is not None and name in dataset.column_names]
 
 
-def _row_id(row: dict[str, Any], index: int) -> str:
-    return str(index) if row.get("id") is None else str(row["id"])
-
-
-def _previous(row: dict[str, Any]) -> str | list[int] | None:
-    """The text before, only where the row itself says it: the row before may be of another speaker or document."""
-    condition = row.get("condition_on_prev")
-    if isinstance(condition, list):
-        return condition
-    if "condition_on_prev" in row and not condition:
-        return None
-    return row.get("previous_transcript")
-
-
-def _language(row: dict[str, Any], column: str | None, default: str | None) -> str | None:
-    """The language of a row, where a column names it."""
-    own = None if column is None else row.get(column)
-    if own is None:
-        return default
-    try:
-        language_token(own)
-    except ValueError as error:
-        raise LabelError(f"column {column!r}: {error}") from error
-    return own
-
-
 def _embedded(audio: Dataset) -> list[bool]:
     """Whether each row holds the bytes of its file. Reads only their lengths."""
     found: list[bool] = []
@@ -349,14 +310,3 @@ def _embedded(audio: Dataset) -> list[bool]:
             return [False] * len(audio)
         found += [bool(size) for size in pc.binary_length(pc.struct_field(column, "bytes")).to_pylist()]
     return found
-
-
-def _too_long(name: str, seconds: float, window: float) -> str:
-    return (
-        f"{name}: {seconds:.2f} s, longer than the window of {window:g} s: the text would say more than the "
-        "model hears. Split the recording first."
-    )
-
-
-def _no_text(column: str) -> str:
-    return f"no text in {column!r}; expected a transcript. Label the row or leave it out."

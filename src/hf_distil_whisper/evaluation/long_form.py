@@ -12,12 +12,12 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
+from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.short_form import EvaluationResult, Heard, readable_rows, score
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.generation import scoring_language
 from hf_distil_whisper.inference.results import Transcription
-from hf_distil_whisper.inference.rows import row_id
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
 from hf_distil_whisper.metrics import repeated_ngrams
 

@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
+from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 from hf_distil_whisper.inference.generation import (
     generate_tokens,
@@ -21,7 +22,7 @@ from hf_distil_whisper.inference.generation import (
     window_features,
 )
 from hf_distil_whisper.inference.results import plain_text
-from hf_distil_whisper.inference.rows import generate_rows, row_id
+from hf_distil_whisper.inference.rows import generate_rows
 from hf_distil_whisper.metrics import WordErrors, errors_in_language, get_normalizer, word_errors
 
 logger = logging.get_logger(__name__)

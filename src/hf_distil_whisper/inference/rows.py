@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
+from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import (
@@ -38,11 +39,6 @@ class RowTokens:
     sequences: dict[int, TokenSequence]
     durations: dict[int, float]
     seconds: float
-
-
-def row_id(row: Mapping, index: int) -> str:
-    """The row's `id`, or its number."""
-    return str(row.get("id", index))
 
 
 def generate_rows(

@@ -21,6 +21,7 @@ from transformers.utils import logging
 from hf_distil_whisper.checkpoints import weights_fingerprint
 from hf_distil_whisper.data.content import extractor_settings, recording_key
 from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
+from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import ROWS_FILE, RowErrors, load_shards, without_decoder
 from hf_distil_whisper.inference.backends import BACKENDS, Ctranslate2Generator
 from hf_distil_whisper.inference.encoder_cache import EncoderCache
@@ -32,7 +33,7 @@ from hf_distil_whisper.inference.generation import (
     timestamp_begin,
 )
 from hf_distil_whisper.inference.progress import AudioProgress
-from hf_distil_whisper.inference.rows import generate_rows, row_id
+from hf_distil_whisper.inference.rows import generate_rows
 from hf_distil_whisper.pseudo_labels.blocks import blocks_missing, check_ids, own_blocks
 from hf_distil_whisper.pseudo_labels.label_columns import with_labels
 from hf_distil_whisper.shards import ShardStore
