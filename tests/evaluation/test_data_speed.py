@@ -8,7 +8,7 @@ from hf_distil_whisper.evaluation.data_speed import StepSpeed, measure_data
 
 
 def test_every_step_is_measured_on_all_rows() -> None:
-    found = measure_data(200)
+    found = measure_data(200, seconds=0.1)
     assert list(found) == ["packing", "filter", "index"]
     for step in found.values():
         assert step.rows == 200
@@ -28,4 +28,6 @@ def test_rows_that_tell_nothing_of_growth_are_refused(capsys: pytest.CaptureFixt
     assert main(["benchmark", "data", "--rows", "100", "--fewer_rows", "100"]) == 2
     assert "--fewer_rows: expected more than 0 and less than 100, got 100" in capsys.readouterr().err
     assert main(["benchmark", "data", "--dry_run"]) == 0
-    assert "send 100,000 and 1,000,000 rows" in capsys.readouterr().out
+    assert "send 100,000 and 1,000,000 rows of 0.5 s" in capsys.readouterr().out
+    assert main(["benchmark", "data", "--dry_run", "--seconds", "31"]) == 2
+    assert "--seconds: expected more than 0 and at most 30" in capsys.readouterr().err

@@ -86,16 +86,20 @@ class DataBenchmarkArguments:
     Args:
         rows (`int`, *optional*, defaults to 1000000): synthetic rows.
         fewer_rows (`int`, *optional*, defaults to 100000): the same again with so many, to see what memory depends on.
+        seconds (`float`, *optional*, defaults to 0.5): of audio in each row; packing decodes and encodes it.
         folder (`str`, *optional*): on a disk with room for 250 bytes a row; by default that of temporary files.
         dry_run (`bool`, *optional*, defaults to `False`): print the plan only.
     """
 
     rows: int = setting(1_000_000, "Synthetic rows.")
     fewer_rows: int = setting(100_000, "The same again with so many, to see what memory depends on.")
+    seconds: float = setting(0.5, "Of audio in each row.")
     folder: str | None = setting(None, "For what is written; by default that of temporary files.")
     dry_run: bool = setting(False, "Print the plan only.")
 
     def __post_init__(self) -> None:
+        if not 0 < self.seconds <= 30:
+            raise InputError(f"--seconds: expected more than 0 and at most 30, got {self.seconds}")
         if not 0 < self.fewer_rows < self.rows:
             raise InputError(f"--fewer_rows: expected more than 0 and less than {self.rows}, got {self.fewer_rows}")
 
@@ -138,10 +142,12 @@ def run_data(argv: Sequence[str]) -> None:
     """
     (args,) = parse_arguments(DataBenchmarkArguments, argv=argv, command="hf-distil-whisper benchmark data")
     plan = Plan("benchmark data")
-    plan.steps.append(f"send {args.fewer_rows:,} and {args.rows:,} rows through packing, filter and index")
+    plan.steps.append(
+        f"send {args.fewer_rows:,} and {args.rows:,} rows of {args.seconds:g} s through packing, filter and index"
+    )
     if not plan.settle(dry_run=args.dry_run):
         return
-    few, many = (measure_data(rows, args.folder) for rows in (args.fewer_rows, args.rows))
+    few, many = (measure_data(rows, args.seconds, args.folder) for rows in (args.fewer_rows, args.rows))
     sys.stdout.write(f"{data_table(few, many)}\n\n{machine()}\n")
 
 

@@ -1,6 +1,6 @@
 """How fast rows pass packing, filter and index, and how much memory that takes: what `benchmark data` measures.
 
-The rows are synthetic: half a second of noise and a sentence each. Knows nothing of models.
+The rows are synthetic: noise and a sentence each. Knows nothing of models.
 """
 
 import multiprocessing
@@ -23,7 +23,7 @@ from hf_distil_whisper.data.row_index import write_row_index
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.pseudo_labels.filtering import passing_rows
 
-SECONDS, VOICES, UTTERANCES = 0.5, 100, 16
+VOICES, UTTERANCES = 100, 16
 WORDS = "the a one two quick brown lazy red old boat river house dog fox runs jumps sings over under near".split()
 _PART = 10_000
 
@@ -43,11 +43,12 @@ class StepSpeed:
     peak_bytes: int
 
 
-def measure_data(rows: int, folder: str | Path | None = None) -> dict[str, StepSpeed]:
+def measure_data(rows: int, seconds: float = 0.5, folder: str | Path | None = None) -> dict[str, StepSpeed]:
     """Sends synthetic rows through every step, each in a process of its own, so that memory is that step's.
 
     Args:
         rows (`int`): how many.
+        seconds (`float`, *optional*, defaults to 0.5): of audio in each, which only packing reads.
         folder (`str` or `Path`, *optional*): for what is written, about 250 bytes a row; by default a temporary one.
 
     Returns:
@@ -55,9 +56,9 @@ def measure_data(rows: int, folder: str | Path | None = None) -> dict[str, StepS
     """
     with tempfile.TemporaryDirectory(dir=folder) as place:
         labelled = str(Path(place, "labelled.parquet"))
-        _write_labelled(rows, labelled)
+        _write_labelled(rows, seconds, labelled)
         return {
-            "packing": _alone(_pack, rows),
+            "packing": _alone(_pack, rows, str(seconds)),
             "filter": _alone(_filter, rows, labelled),
             "index": _alone(_index, rows, labelled, str(Path(place, "index"))),
         }
@@ -84,9 +85,9 @@ def _report(sending: Any, step: Callable[..., float], rows: int, *arguments: str
     sending.send((seconds, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
-def _pack(rows: int) -> float:
+def _pack(rows: int, seconds: str) -> float:
     begin = time.perf_counter()
-    packed = sum(len(window["ids"]) for window in pack_utterances(_utterances(rows)))
+    packed = sum(len(window["ids"]) for window in pack_utterances(_utterances(rows, float(seconds))))
     if packed != rows:
         raise RuntimeError(f"{rows} rows were packed, {packed} came out.")
     return time.perf_counter() - begin
@@ -110,16 +111,16 @@ def _index(rows: int, labelled: str, folder: str) -> float:
     return time.perf_counter() - begin
 
 
-def _utterances(rows: int) -> Iterator[dict[str, Any]]:
+def _utterances(rows: int, seconds: float) -> Iterator[dict[str, Any]]:
     random = np.random.default_rng(0)
-    noises = [random.normal(0, 0.1, round(SECONDS * SAMPLING_RATE)).astype(np.float32) for _ in range(UTTERANCES)]
+    noises = [random.normal(0, 0.1, round(seconds * SAMPLING_RATE)).astype(np.float32) for _ in range(UTTERANCES)]
     recordings = [encode_flac(noise) for noise in noises]
     for row in range(rows):
         audio = {"bytes": recordings[row % UTTERANCES], "path": None}
         yield {"id": str(row), "audio": audio, "text": "Yes.", "speaker": str(row // 1000 % VOICES)}
 
 
-def _write_labelled(rows: int, path: str) -> None:
+def _write_labelled(rows: int, seconds: float, path: str) -> None:
     """Rows with a reference and a label in which every tenth word is another one."""
     random = np.random.default_rng(1)
     words = np.array(WORDS)
@@ -138,9 +139,9 @@ def _write_labelled(rows: int, path: str) -> None:
                 "id": [str(begin + row) for row in range(count)],
                 "audio": [{"bytes": b"", "path": None}] * count,
                 "text": [" ".join(row) for row in spoken],
-                "whisper_transcript": [f"<|0.00|> {' '.join(row)}<|{SECONDS:.2f}|>" for row in heard],
+                "whisper_transcript": [f"<|0.00|> {' '.join(row)}<|{seconds:.2f}|>" for row in heard],
                 "speaker": [str((begin + row) % VOICES) for row in range(count)],
-                "duration": np.full(count, SECONDS),
+                "duration": np.full(count, seconds),
                 "mean_log_prob": random.normal(-0.2, 0.05, count),
                 "truncated": np.zeros(count, dtype=bool),
             }
