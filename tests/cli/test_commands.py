@@ -295,6 +295,31 @@ def test_transcribe_reads_the_files_that_can_be_read(toys: Path, capsys: pytest.
     assert bad in output.err
 
 
+def test_a_cache_is_filled_before_the_training_that_reads_it(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one machine with a large disk, for many trainings."""
+    argv = training(toys, tmp_path / "run", "--decoder_layers", "2", "--teacher_cache", "both")[1:]
+    assert main(["cache", *argv]) == 2
+    assert "--teacher_cache_dir is missing" in capsys.readouterr().err
+    argv += ["--teacher_cache_dir", str(tmp_path / "cache"), "--teacher_cache_top_k", "8"]
+    assert main(["cache", *argv, "--dry_run"]) == 0
+    said = capsys.readouterr().out
+    assert "keep the encoder's states and the teacher's distributions in" in said
+    assert "train 2 steps" not in said
+    assert not (tmp_path / "cache").exists()
+    assert main(["cache", *argv]) == 0
+    assert "6 rows: both kept in" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
+    assert before
+    assert main(["train", *argv]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")} == before
+    assert (
+        main(["train", *argv, "--output_dir", str(tmp_path / "b"), "--teacher_cache_budget", "1e-6", "--dry_run"]) == 0
+    )
+    assert "keep nothing of encoder and teacher in" in capsys.readouterr().out
+
+
 def test_several_processes_are_refused_where_one_does_the_work(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,7 @@ from hf_distil_whisper.training.teacher_cache import (
     TeacherCacheDataset,
     logits_cache_bytes,
 )
-from toy_training import RandomWindows, collate, logged, small_trainer, small_whisper
+from toy_training import RandomWindows, collate, logged, small_args, small_trainer, small_whisper
 
 KINDS = ("encoder", "logits", "both")
 
@@ -119,9 +119,10 @@ def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_p
         runs.append((len(encoded), len(taught), len(windows.decoded)))
         assert sorted(set(windows.epochs)) == [0, 1, 2]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    # Steps of 4 rows, 8 rows: filling takes 2 runs of the encoder, and 4 of the teacher for two variants of each row.
+    # Steps of 4 rows, 8 rows: filling takes 2 runs of the encoder, and 4 of the teacher for two variants of each row;
+    # in each of the 3 epochs it is asked once more, for the gap.
     assert runs[0] == (6, 6, 24)
-    assert runs[1] == {"encoder": (2, 6, 8), "logits": (8, 4, 32), "both": (2, 4, 8)}[kind]
+    assert runs[1] == {"encoder": (2, 6, 8), "logits": (8, 7, 32), "both": (2, 7, 8)}[kind]
 
 
 def test_with_few_tokens_kept_the_logged_kl_is_a_bound_from_below(tmp_path):
@@ -135,7 +136,25 @@ def test_with_few_tokens_kept_the_logged_kl_is_a_bound_from_below(tmp_path):
         trainer.train()
         logs.append((logged(trainer, "kl")[0], logged(trainer, "pl")[0]))
     assert 0 < logs[1][0] < logs[0][0]
+    assert logged(trainer, "kl_gap") == [pytest.approx(logs[0][0] - logs[1][0], rel=1e-2)]
     assert logs[1][1] == pytest.approx(logs[0][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"), [(None, {"states", "ids"}), (1.0, {"states", "ids"}), (4.0e-5, {"ids"}), (1e-6, set())]
+)
+def test_what_the_budget_does_not_allow_is_computed_in_every_epoch(tmp_path, budget, kept, caplog):
+    """A full disk after a day of filling is worse than a slower training."""
+    teacher = small_whisper()
+    settings = {"teacher_cache": "both", "teacher_cache_budget": budget, "teacher_cache_top_k": 4}
+    trainer = small_trainer(tmp_path, create_student(teacher), teacher, train=RandomWindows(4), **settings)
+    trainer.train()
+    item = trainer.train_dataset[0]
+    names = {"encoder_states": "states", "teacher_ids": "ids"}
+    assert {names[name] for name in item if name in names} == kept
+    assert ("--teacher_cache_budget" in caplog.text) == (len(kept) < 2)
+    with pytest.raises(ValueError, match="--teacher_cache_budget: expected gigabytes above 0"):
+        small_args(tmp_path, teacher_cache="both", teacher_cache_budget=0)
 
 
 def test_the_cache_is_filled_once_for_several_runs_of_one_trainer(tmp_path):

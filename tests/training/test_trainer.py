@@ -50,6 +50,21 @@ def test_the_loss_is_the_plain_formula_on_the_full_logits(tmp_path, freeze_encod
     assert logged(trainer, "loss") == [pytest.approx(expected.item(), rel=1e-4)]
 
 
+@pytest.mark.parametrize(("broken", "message"), [("teacher", "teacher's states"), ("student", "cross-entropy")])
+@pytest.mark.parametrize("cache", ["none", "logits"])
+def test_states_that_are_no_numbers_end_the_training_before_they_reach_a_weight(tmp_path, broken, message, cache):
+    """Upstream leaves NaN out of the logged mean and trains on: the checkpoints are noise, found days later."""
+    teacher = small_whisper()
+    student = create_student(teacher)
+    trainer = small_trainer(tmp_path, student, teacher, teacher_cache=cache)
+    with torch.no_grad():
+        (teacher if broken == "teacher" else student).model.decoder.layer_norm.bias[0] = torch.nan
+    before = student.proj_out.weight.clone()
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert torch.equal(student.proj_out.weight, before)
+
+
 def test_no_split_into_micro_batches_changes_loss_gradient_norm_or_weights(tmp_path):
     """The stock trainer multiplies Whisper's loss by the number of accumulation steps: 4.17, 16.7, 33.4."""
     results = []

@@ -16,6 +16,7 @@ COMMANDS = {
     "pseudo-label": ("transcribe a dataset with the teacher", "pseudo_label"),
     "filter": ("keep the rows whose transcript agrees with the reference text", "filter"),
     "audit": ("hold kept and dropped pseudo-labels against the ground truth", "audit"),
+    "cache": ("ask encoder and teacher once about every row of a training to come", "cache"),
     "train": ("distil a student on labelled speech, or fine-tune it without a teacher", "train"),
     "evaluate": ("score one model, or a student beside its teacher, on test sets", "evaluate"),
     "benchmark": ("measure how fast this machine labels, beside the plain way", "benchmark"),

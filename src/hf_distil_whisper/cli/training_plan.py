@@ -1,6 +1,5 @@
 """What `train` is asked for, and its plan: models, rows and costs checked before any weight is loaded."""
 
-import math
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -22,21 +21,20 @@ from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, hours_of
 from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 from hf_distil_whisper.data.sources import name_columns
 from hf_distil_whisper.data.speech_dataset import LABEL_COLUMNS
-from hf_distil_whisper.inference.encoder_cache import encoder_cache_bytes
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer
-from hf_distil_whisper.training.teacher_cache import logits_cache_bytes
-from hf_distil_whisper.training.training_args import (
-    CACHES_OF_LOGITS,
-    CACHES_OF_STATES,
-    DistillationTrainingArguments,
-    check_output_dir,
-)
+from hf_distil_whisper.training.teacher_cache import affordable_cache, expected_cache_bytes
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments, check_output_dir
 
 LABELS = "whisper_transcript"
 """The column of the labels, whatever its name in a source."""
-TOKENS_OF_A_WINDOW = 130
-"""Labels of packed windows in the paper's corpora; what a cache of logits will take is told before they are read."""
+
+_CACHED = {
+    "encoder": "the encoder's states",
+    "logits": "the teacher's distributions",
+    "both": "the encoder's states and the teacher's distributions",
+    "none": "nothing of encoder and teacher",
+}
 
 
 @dataclass
@@ -94,24 +92,30 @@ class TrainingPlan(Plan):
     checkpoint: str | None = None
 
 
-def plan_training(args: TrainArguments, training_args: DistillationTrainingArguments) -> TrainingPlan:
+def plan_training(
+    args: TrainArguments, training_args: DistillationTrainingArguments, only_cache: bool = False
+) -> TrainingPlan:
     """Checks models, vocabularies, rows, columns and the output folder, and filters the rows.
 
     Args:
         args (`TrainArguments`): models and data.
         training_args (`DistillationTrainingArguments`): everything else.
+        only_cache (`bool`, *optional*, defaults to `False`): plan what is asked of the models before the training.
     """
-    plan = TrainingPlan("train")
+    plan = TrainingPlan("cache" if only_cache else "train")
     try:
-        plan.checkpoint = check_output_dir(training_args.output_dir, _resume(training_args))
+        plan.checkpoint = None if only_cache else check_output_dir(training_args.output_dir, _resume(training_args))
     except ValueError as error:
         plan.problems.append(str(error))
     student, teacher = _plan_models(plan, args, training_args)
     rows = _plan_rows(plan, args, training_args, student)
     if rows is not None and student is not None:
-        mixture = training_mixture(args, rows, data_seed(training_args))
-        _plan_costs(plan, training_args, student, teacher, rows, mixture)
-    plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}")
+        _plan_cache(plan, training_args, student, rows)
+        if not only_cache:
+            _plan_epochs(plan, training_args, rows, training_mixture(args, rows, data_seed(training_args)))
+        _plan_costs(plan, training_args, student, teacher, rows)
+    if not only_cache:
+        plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}")
     return plan
 
 
@@ -264,13 +268,27 @@ def training_mixture(args: TrainArguments, rows: Dataset, seed: int) -> Mixture 
     return Mixture(names, sizes, weights or weights_by(sizes), args.stopping_strategy, seed)
 
 
-def _plan_costs(
+def _plan_cache(
     plan: Plan,
     training_args: DistillationTrainingArguments,
     student: WhisperForConditionalGeneration,
-    teacher: WhisperForConditionalGeneration | None,
     rows: Dataset,
-    mixture: Mixture | None,
+) -> None:
+    """What is asked of encoder and teacher once, and the room that it takes."""
+    if training_args.teacher_cache == "none":
+        return
+    place = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
+    about = (len(rows), student.config, _cache_dtype(training_args), training_args)
+    kind, budget = affordable_cache(*about), training_args.teacher_cache_budget
+    cut = "" if kind == training_args.teacher_cache else f", not {training_args.teacher_cache}: see the budget"
+    plan.steps.append(f"keep {_CACHED[kind]} {place}{cut}")
+    plan.figures["teacher cache"] = gigabytes(expected_cache_bytes(training_args.teacher_cache, *about))
+    if budget is not None:
+        plan.figures["teacher cache budget"] = gigabytes(budget * 1e9)
+
+
+def _plan_epochs(
+    plan: Plan, training_args: DistillationTrainingArguments, rows: Dataset, mixture: Mixture | None
 ) -> None:
     length = len(rows) if mixture is None else len(mixture)
     if mixture is not None:
@@ -284,6 +302,15 @@ def _plan_costs(
         steps, passes = training_args.max_steps, training_args.max_steps * batch / length
     loss = f"{training_args.kl_weight:g} · KL + {training_args.pl_weight:g} · PL + {training_args.mse_weight:g} · MSE"
     plan.steps.append(f"train {steps:,.0f} steps of {batch} rows, {passes:.1f} passes over the data: {loss}")
+
+
+def _plan_costs(
+    plan: Plan,
+    training_args: DistillationTrainingArguments,
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration | None,
+    rows: Dataset,
+) -> None:
     plan.figures["audio"] = describe_rows(rows)
     memory = training_bytes(
         student,
@@ -294,29 +321,11 @@ def _plan_costs(
         chunk_size=training_args.loss_chunk_size,
     )
     plan.figures["memory expected"] = gigabytes(memory)
-    if training_args.teacher_cache != "none":
-        place = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
-        plan.figures[f"teacher cache {place}"] = gigabytes(_cache_bytes(training_args, student, rows))
     encoder = student.get_encoder().num_parameters()
     trained = student.num_parameters() - (encoder if training_args.freeze_encoder else 0)
     checkpoint = 4 * student.num_parameters() + 8 * trained
     kept = "" if training_args.save_strategy == "no" else f" and {gigabytes(checkpoint)} for each checkpoint kept"
     plan.figures["disk expected"] = f"{gigabytes(4 * student.num_parameters())}{kept}"
-
-
-def _cache_bytes(
-    training_args: DistillationTrainingArguments, student: WhisperForConditionalGeneration, rows: Dataset
-) -> int:
-    """About what the teacher cache will take."""
-    size = 0
-    if training_args.teacher_cache in CACHES_OF_STATES:
-        size += encoder_cache_bytes(len(rows), student.config, _cache_dtype(training_args))
-    if training_args.teacher_cache in CACHES_OF_LOGITS:
-        shares = (training_args.timestamp_probability, training_args.condition_on_prev_probability)
-        variants = math.prod(2 if 0 < share < 1 else 1 for share in shares)
-        tokens = len(rows) * variants * TOKENS_OF_A_WINDOW
-        size += logits_cache_bytes(tokens, student.config, training_args.teacher_cache_top_k)
-    return size
 
 
 def _cache_dtype(training_args: DistillationTrainingArguments) -> torch.dtype:

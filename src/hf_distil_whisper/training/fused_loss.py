@@ -169,7 +169,8 @@ def top_k_logits(
         chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once.
 
     Raises:
-        ValueError: on labels outside the vocabulary, or a k that is not between 1 and its size.
+        ValueError: on labels outside the vocabulary, a k that is not between 1 and its size, or states that are no
+            numbers.
     """
     vocab = teacher_head.shape[0]
     if not 1 <= k <= vocab:
@@ -183,6 +184,11 @@ def top_k_logits(
         logits = precise(states[start : start + chunk_size] @ inputs.student_head.T) / temperature
         log_probs = F.log_softmax(logits, dim=-1)
         top, ids = log_probs.topk(k, dim=-1)
+        if not torch.isfinite(top).all():
+            raise ValueError(
+                "The teacher's states are no numbers: nothing of them is kept. Half precision may be too narrow for "
+                "it: set --bf16 instead of --fp16. If it is the same without, its checkpoint is damaged."
+            )
         parts.append(TopKLogits(ids, top, log_probs.scatter_(1, ids, -torch.inf).logsumexp(-1)))
     return TopKLogits(*(torch.cat(part) for part in zip(*parts, strict=True)))
 

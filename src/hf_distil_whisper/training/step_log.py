@@ -21,6 +21,7 @@ class StepLog:
         self._sums = torch.zeros(len(PARTS), device=device)
         self._steps = 0
         self._waited = 0.0
+        self._notes: dict[str, float] = {}
         self._begin: float | None = None
 
     def add(self, parts: torch.Tensor, ends_step: bool) -> None:
@@ -32,6 +33,10 @@ class StepLog:
         """
         self._sums += parts
         self._steps += int(ends_step)
+
+    def note(self, **values: float) -> None:
+        """Adds what was measured once to the next log."""
+        self._notes |= values
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -47,13 +52,14 @@ class StepLog:
 
         Returns:
             `dict[str, float]`: the parts by name, a mean over steps and processes, and `data_wait`: the share of the
-            time, from 0 to 1, that this process waited for batches. Empty without a step.
+            time, from 0 to 1, that this process waited for batches; then what was noted. Empty without a step.
         """
         if not self._steps or self._begin is None:
             return {}
         means = (accelerator.reduce(self._sums, reduction="mean") / self._steps).tolist()
         now = time.perf_counter()
-        taken = dict(zip(PARTS, means, strict=True)) | {"data_wait": self._waited / (now - self._begin)}
+        taken = dict(zip(PARTS, means, strict=True)) | {"data_wait": self._waited / (now - self._begin)} | self._notes
         self._sums.zero_()
+        self._notes = {}
         self._steps, self._waited, self._begin = 0, 0.0, now
         return taken

@@ -4,6 +4,7 @@ Knows both models and a dataset of windows. Labels are still drawn anew in every
 asked about all variants that a row can be drawn as. `cache_store` keeps the arrays, `fused_loss` learns from them.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +14,23 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm.auto import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig, WhisperForConditionalGeneration
+from transformers.utils import logging
 
 from hf_distil_whisper.cache_store import CacheStore, content_key
 from hf_distil_whisper.checkpoints import weights_fingerprint
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode
+from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode, encoder_cache_bytes
 from hf_distil_whisper.training.fused_loss import top_k_logits
 from hf_distil_whisper.training.training_args import (
     CACHES_OF_LOGITS,
     CACHES_OF_STATES,
     DistillationTrainingArguments,
 )
+
+logger = logging.get_logger(__name__)
+
+TOKENS_OF_A_WINDOW = 130
+"""Labels of packed windows in the paper's corpora; what a cache of logits will take is told before they are read."""
 
 
 class CacheSettings(NamedTuple):
@@ -42,11 +49,6 @@ class CacheSettings(NamedTuple):
     top_k: int
     temperature: float
     folder: str | None
-
-    @classmethod
-    def of(cls, args: DistillationTrainingArguments, dtype: torch.dtype) -> "CacheSettings":
-        """Those that a training asks for."""
-        return cls(args.teacher_cache, dtype, args.teacher_cache_top_k, args.temperature, args.teacher_cache_dir)
 
     @property
     def states(self) -> bool:
@@ -232,6 +234,65 @@ class TeacherCacheDataset(Dataset):
         ends = np.cumsum([sum(label != -100 for label in row) for row in batch["labels"].tolist()])
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             yield dict(zip(TEACHER_ARRAYS, (array[start:end] for array in (ids, log_probs, log_tail)), strict=True))
+
+
+def expected_cache_bytes(
+    kind: str, rows: int, config: WhisperConfig, dtype: torch.dtype, args: DistillationTrainingArguments
+) -> int:
+    """About what a cache will take, before a row is read.
+
+    Args:
+        kind (`str`): "encoder", "logits", "both" or "none".
+        rows (`int`): windows to train on.
+        config (`WhisperConfig`): of the student.
+        dtype (`torch.dtype`): of the states.
+        args (`DistillationTrainingArguments`): the top k, and how many variants of a row can be drawn.
+    """
+    size = encoder_cache_bytes(rows, config, dtype) if kind in CACHES_OF_STATES else 0
+    if kind in CACHES_OF_LOGITS:
+        shares = (args.timestamp_probability, args.condition_on_prev_probability)
+        variants = math.prod(2 if 0 < share < 1 else 1 for share in shares)
+        size += logits_cache_bytes(rows * variants * TOKENS_OF_A_WINDOW, config, args.teacher_cache_top_k)
+    return size
+
+
+def affordable_cache(rows: int, config: WhisperConfig, dtype: torch.dtype, args: DistillationTrainingArguments) -> str:
+    """The kind of cache that `args` ask for, or what of it their `teacher_cache_budget` allows.
+
+    Args:
+        rows (`int`): as for [`expected_cache_bytes`], and so are the others.
+        config (`WhisperConfig`): of the student.
+        dtype (`torch.dtype`): of the states.
+        args (`DistillationTrainingArguments`): what is asked for.
+    """
+    kind = args.teacher_cache
+    for cheaper in (kind, *(("logits",) if kind == "both" else ())):
+        size = expected_cache_bytes(cheaper, rows, config, dtype, args)
+        if args.teacher_cache_budget is None or size <= args.teacher_cache_budget * 1e9:
+            return cheaper
+    return "none"
+
+
+def cache_settings(
+    rows: int, config: WhisperConfig, dtype: torch.dtype, args: DistillationTrainingArguments
+) -> CacheSettings | None:
+    """What a training keeps, None for nothing; warns where the budget allows less than it asks for.
+
+    Args:
+        rows (`int`): as for [`affordable_cache`], and so are the others.
+        config (`WhisperConfig`): of the student.
+        dtype (`torch.dtype`): of the states.
+        args (`DistillationTrainingArguments`): what is asked for.
+    """
+    kind = affordable_cache(rows, config, dtype, args)
+    if kind != args.teacher_cache:
+        logger.warning(
+            f"--teacher_cache {args.teacher_cache} would take more than the {args.teacher_cache_budget:g} GB of "
+            f"--teacher_cache_budget: it is {kind} now, and the rest is computed in every epoch."
+        )
+    if kind == "none":
+        return None
+    return CacheSettings(kind, dtype, args.teacher_cache_top_k, args.temperature, args.teacher_cache_dir)
 
 
 def logits_cache_bytes(num_tokens: int, config: WhisperConfig, top_k: int) -> int:

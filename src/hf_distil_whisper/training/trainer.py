@@ -4,7 +4,7 @@ Knows both models and one batch at a time: who runs which encoder, what is lost,
 `losses`, the data in `data`. The notes on upstream behaviour refer to transformers 5.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,18 +31,14 @@ from hf_distil_whisper.inference.generation import (
     max_generated_tokens,
     prefix_length,
 )
+from hf_distil_whisper.training.batch_losses import batch_losses, check_finite, row_losses
 from hf_distil_whisper.training.callbacks import KeepTokenIdsCallback, early_stopping
-from hf_distil_whisper.training.fused_loss import (
-    TopKLogits,
-    distillation_token_losses,
-    fused_distillation_loss,
-    top_k_distillation_loss,
-)
-from hf_distil_whisper.training.losses import IGNORE_INDEX, hidden_state_mse_loss
+from hf_distil_whisper.training.fused_loss import TopKLogits
+from hf_distil_whisper.training.losses import IGNORE_INDEX
 from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, freeze, same_encoder
 from hf_distil_whisper.training.sampling import check_mixture, epoch_sampler, mixture_callbacks
 from hf_distil_whisper.training.step_log import StepLog
-from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
+from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset, cache_settings
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from hf_distil_whisper.training.validation import PARTS, LossSums, check_evaluation, default_metrics
 
@@ -133,6 +129,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         self.teacher_model = teacher_model
         self._settle_teacher()
         self._step_log = StepLog(args.device)
+        self._gap_epoch = -1
         self._eval_sums = LossSums(())
         self._gen_kwargs: dict[str, Any] = {}
 
@@ -172,13 +169,15 @@ class DistillationTrainer(Seq2SeqTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The training batches; fills the teacher cache first, where `teacher_cache` asks for one."""
-        if self.args.teacher_cache != "none" and not isinstance(self.train_dataset, TeacherCacheDataset):
-            self.train_dataset = self._fill_teacher_cache()
+        rows = self.train_dataset
+        if isinstance(rows, Sized) and not isinstance(rows, TeacherCacheDataset):
+            dtype = _MIXED_PRECISION.get(self.args.mixed_precision, self.model.dtype)
+            settings = cache_settings(len(rows), self.model.config, dtype, self.args)
+            self.train_dataset = rows if settings is None else self._fill_teacher_cache(settings)
         return super().get_train_dataloader()
 
-    def _fill_teacher_cache(self) -> TeacherCacheDataset:
+    def _fill_teacher_cache(self, settings: CacheSettings) -> TeacherCacheDataset:
         args = self.args
-        settings = CacheSettings.of(args, _MIXED_PRECISION.get(args.mixed_precision, self.model.dtype))
         with self.compute_loss_context_manager():
             cached = TeacherCacheDataset(
                 self.train_dataset,
@@ -260,6 +259,8 @@ class DistillationTrainer(Seq2SeqTrainer):
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The weighted losses, summed over the batch's tokens and divided by those of the whole accumulated batch.
 
+        Raises a `ValueError` before the gradients of a batch whose losses are not numbers reach any weight.
+
         Args:
             model (`nn.Module`): the student as wrapped for training, for example by DDP.
             inputs (`dict[str, Tensor]`): one batch.
@@ -267,22 +268,50 @@ class DistillationTrainer(Seq2SeqTrainer):
             num_items_in_batch (`Tensor`, *optional*): labels that count in the accumulated batch, over all processes
                 unless `average_tokens_across_devices` is off. By default those of this batch.
         """
-        for part in self._frozen_parts:
-            part.eval()  # upstream puts the whole student in train mode at every step: no dropout in frozen parts
+        self._freeze_modes()
         states = self._encoder_states(inputs) if self.args.freeze_encoder else None
         taught = self.args.kl_weight > 0 or self.args.mse_weight > 0
         teacher = self._run_teacher(inputs, states) if taught else TeacherOutput()
         scale = self._loss_scale(inputs["labels"], num_items_in_batch)
 
         def forward() -> tuple[Tensor, Tensor]:
-            return self._losses(self._run_student(inputs, states), teacher, inputs["labels"])
+            student = self._run_student(inputs, states)
+            return batch_losses(student, self.model.proj_out.weight, teacher, inputs["labels"], self.args)
 
         with as_forward(self.model, forward):
             loss, parts = model()
+        check_finite(parts)
+        if teacher.kept is not None and self.model.training:
+            self._measure_gap(inputs, states)
         loss, parts = loss * scale, parts * scale
         if self.model.training:
             self._step_log.add(parts, ends_step=self.accelerator.sync_gradients)
         return (loss, dict(zip(PARTS, parts, strict=True))) if return_outputs else loss
+
+    def _freeze_modes(self) -> None:
+        """No dropout in frozen parts: upstream puts the whole student in train mode at every step."""
+        for part in self._frozen_parts:
+            part.eval()
+
+    def _measure_gap(self, inputs: dict[str, Tensor], states: Tensor | None) -> None:
+        """How far the KL of the cache lies below the teacher's own, on the first batch of every epoch."""
+        epoch = int(self.state.epoch or 0)
+        heard = states is not None if self.shares_encoder else "input_features" in inputs
+        if epoch == self._gap_epoch or self.teacher_model is None or not heard:
+            return
+        self._gap_epoch = epoch
+        asked = {name: value for name, value in inputs.items() if name not in TEACHER_ARRAYS}
+        self.model.eval()  # with dropout, the two would differ by chance
+        with torch.no_grad():
+            student = self._run_student(inputs, states)
+            head, labels = self.model.proj_out.weight, inputs["labels"]
+            exact, kept = (
+                batch_losses(student, head, self._run_teacher(given, states), labels, self.args)[1][0]
+                for given in (asked, inputs)
+            )
+        self.model.train()
+        self._freeze_modes()
+        self._step_log.note(kl_gap=((exact - kept) / (labels != IGNORE_INDEX).sum().clamp(min=1)).item())
 
     def _loss_scale(self, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """What a sum over this batch's tokens is multiplied with."""
@@ -292,31 +321,11 @@ class DistillationTrainer(Seq2SeqTrainer):
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
 
-    def _losses(self, student: Seq2SeqModelOutput, teacher: TeacherOutput, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and its detached parts, summed over tokens."""
-        args = self.args
-        ours = student.last_hidden_state, self.model.proj_out.weight
-        settings: dict[str, Any] = {
-            "temperature": args.temperature,
-            "kl_weight": args.kl_weight,
-            "pl_weight": args.pl_weight,
-            "chunk_size": args.loss_chunk_size,
-            "reduction": "sum",
-        }
-        if teacher.kept is not None:
-            fused = top_k_distillation_loss(*ours, teacher.kept, labels, **settings)
-        else:
-            fused = fused_distillation_loss(*ours, teacher.states, teacher.head, labels, **settings)
-        loss, mse = fused.loss, torch.zeros_like(fused.kl)
-        if teacher.hidden_states is not None:
-            mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="sum")
-            loss = loss + args.mse_weight * mse
-        return loss, torch.stack([fused.kl, fused.pl, mse.detach()])
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to the training logs what [`StepLog`] says of the steps since the last one."""
         if "loss" in logs and (taken := self._step_log.take(self.accelerator)):
-            logs.update({name: taken[name] for name in (*self._logged_parts(training=True), "data_wait")})
+            silent = set(PARTS) - set(self._logged_parts(training=True))
+            logs.update({name: value for name, value in taken.items() if name not in silent})
         super().log(logs, start_time)
 
     def _logged_parts(self, training: bool) -> list[str]:
@@ -388,31 +397,13 @@ class DistillationTrainer(Seq2SeqTrainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             states = self._encoder_states(inputs)
             student, teacher = self._run_student(inputs, states), self._run_teacher(inputs, states)
-            rows = self._row_losses(student, teacher, labels)
+            rows = row_losses(student, self.model.proj_out.weight, teacher, labels, self.args)
             self._eval_sums.add(self.accelerator.gather_for_metrics(rows))
             loss = rows[:, 0].sum() / rows[:, -1].sum().clamp(min=1)
             if prediction_loss_only or not self.args.predict_with_generate:
                 return loss, None, None
             tokens = self._generate(inputs, states, gen_kwargs or self._gen_kwargs)
         return loss, tokens, labels
-
-    def _row_losses(self, student: Seq2SeqModelOutput, teacher: TeacherOutput, labels: Tensor) -> Tensor:
-        """Loss, its parts and the number of tokens of each row, (batch, 5): sums over the row's tokens."""
-        args = self.args
-        kl, pl = distillation_token_losses(
-            student.last_hidden_state,
-            self.model.proj_out.weight,
-            teacher.states,
-            teacher.head,
-            labels,
-            temperature=1.0,
-            chunk_size=args.loss_chunk_size,
-        )
-        mse = torch.zeros_like(pl)
-        if teacher.hidden_states is not None:
-            mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="none")
-        loss = args.kl_weight * kl + args.pl_weight * pl + args.mse_weight * mse
-        return torch.stack([values.sum(1) for values in (loss, kl, pl, mse, (labels != IGNORE_INDEX).to(pl))], dim=1)
 
     def _generate(self, inputs: dict[str, Tensor], states: Tensor, settings: dict[str, Any]) -> Tensor:
         """Transcribes a batch, without timestamps; the model's generation config stays as it is."""

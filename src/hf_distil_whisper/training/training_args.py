@@ -47,6 +47,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             same models and rows find it; by default it is in memory. It is filled in batches of
             `per_device_eval_batch_size`.
         teacher_cache_top_k (`int`, *optional*, defaults to 64): tokens of the vocabulary that are kept for "logits".
+        teacher_cache_budget (`float`, *optional*): gigabytes (10⁹ bytes) that the cache may take. What is expected to
+            take more is computed in every epoch instead: of "both" the states, if the logits fit, else everything.
         timestamp_probability (`float`, *optional*, defaults to 0.5): share of samples with timestamps (Table 15).
         condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share of samples prompted with the
             previous text, as for the published distil-large-v3.
@@ -84,6 +86,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     )
     teacher_cache_top_k: int = field(
         default=64, metadata={"help": "Tokens kept of each of the teacher's distributions."}
+    )
+    teacher_cache_budget: float | None = field(
+        default=None, metadata={"help": "GB that the cache may take; what takes more is computed in every epoch."}
     )
     timestamp_probability: float = field(default=0.5, metadata={"help": "Share of samples with timestamps."})
     condition_on_prev_probability: float = field(
@@ -179,6 +184,11 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 )
         if self.teacher_cache_top_k < 1:
             raise ValueError(f"--teacher_cache_top_k: expected at least 1 token, got {self.teacher_cache_top_k}.")
+        if self.teacher_cache_budget is not None and self.teacher_cache_budget <= 0:
+            raise ValueError(
+                f"--teacher_cache_budget: expected gigabytes above 0, got {self.teacher_cache_budget}. For no cache, "
+                "set --teacher_cache none."
+            )
         if self.teacher_cache_dir is not None and self.teacher_cache == "none":
             raise ValueError(
                 f"--teacher_cache_dir is {self.teacher_cache_dir}, but --teacher_cache is none: nothing would be kept "
