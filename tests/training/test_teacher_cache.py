@@ -1,12 +1,14 @@
 """The teacher cache: what models would say of the same row, computed once, under labels that are still drawn anew."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from hf_distil_whisper.inference.encoder_cache import encoder_cache_bytes
+from hf_distil_whisper.inference.encoder_cache import EncoderCache, encoder_cache_bytes
 from hf_distil_whisper.shards import StaleRunError
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.teacher_cache import (
@@ -138,6 +140,49 @@ def test_with_few_tokens_kept_the_logged_kl_is_a_bound_from_below(tmp_path):
     assert 0 < logs[1][0] < logs[0][0]
     assert logged(trainer, "kl_gap") == [pytest.approx(logs[0][0] - logs[1][0], rel=1e-2)]
     assert logs[1][1] == pytest.approx(logs[0][1], rel=1e-4)
+
+
+def test_states_in_8_bits_are_close_and_take_the_room_that_is_foretold(tmp_path):
+    """A Whisper's states hold a few numbers a hundred times as large as the others: one scale would erase these."""
+    torch.manual_seed(0)
+    encoder = torch.nn.Linear(1, 1)
+    for width in (16, 100, 384):
+        states = torch.randn(50, width)
+        states[:, 3] *= 100
+        cache = EncoderCache(encoder, torch.float32, tmp_path / str(width), int8=True)
+        cache.add(b"k" * 16, states)
+        cache.flush()
+        found = cache.get(b"k" * 16)
+        errors = (found - states).abs()
+        blocks = torch.nn.functional.pad(states, (0, -width % 64)).unflatten(1, (-1, 64)).abs().amax(2)
+        assert (errors <= 0.004 * blocks.repeat_interleave(64, 1)[:, :width] + 1e-6).all()
+        assert width <= 64 or errors[:, 64:].max() < 0.02
+        config = SimpleNamespace(max_source_positions=50, d_model=width)
+        files = (tmp_path / str(width)).rglob("array-*.npy")
+        assert sum(np.load(file).nbytes for file in files) == encoder_cache_bytes(1, config, torch.float32, int8=True)
+        zeros = torch.zeros(50, width)
+        cache.add(b"z" * 16, zeros)
+        cache.flush()
+        assert torch.equal(cache.get(b"z" * 16), zeros)
+    with pytest.raises(StaleRunError):
+        EncoderCache(encoder, torch.float32, tmp_path / "16")
+
+
+def test_training_on_states_in_8_bits_loses_little(tmp_path):
+    """The losses of both caches and of none lie within a thousandth of each other."""
+    losses = []
+    for settings in ({}, {"teacher_cache": "encoder"}, {"teacher_cache": "both"}):
+        teacher = small_whisper()
+        if settings:
+            settings |= {"teacher_cache_dtype": "int8", "teacher_cache_top_k": teacher.config.vocab_size}
+        trainer = small_trainer(tmp_path, create_student(teacher), teacher, train=RandomWindows(8), **settings)
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] != losses[0]
+    with pytest.raises(ValueError, match="int8 is for the encoder's states, but --teacher_cache logits keeps none"):
+        small_args(tmp_path, teacher_cache="logits", teacher_cache_dtype="int8")
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ class CacheSettings(NamedTuple):
         top_k (`int`): tokens of the vocabulary that are kept of each distribution.
         temperature (`float`): of the KL divergence.
         folder (`str`, *optional*): on a local disk; None for memory.
+        int8 (`bool`, *optional*, defaults to `False`): keep the states in 8 bits; see [`EncoderCache`].
     """
 
     kind: str
@@ -49,6 +50,7 @@ class CacheSettings(NamedTuple):
     top_k: int
     temperature: float
     folder: str | None
+    int8: bool = False
 
     @property
     def states(self) -> bool:
@@ -101,7 +103,9 @@ class TeacherCacheDataset(Dataset):
     ):
         self.dataset, self._settings = dataset, settings
         self._states = (
-            EncoderCache(student.model.encoder, settings.dtype, settings.folder) if settings.states else None
+            EncoderCache(student.model.encoder, settings.dtype, settings.folder, settings.int8)
+            if settings.states
+            else None
         )
         self._logits = _open_logits(teacher, settings) if settings.logits else None
         self._audio_keys = [dataset.audio_key(index) for index in range(len(dataset))]
@@ -248,7 +252,8 @@ def expected_cache_bytes(
         dtype (`torch.dtype`): of the states.
         args (`DistillationTrainingArguments`): the top k, and how many variants of a row can be drawn.
     """
-    size = encoder_cache_bytes(rows, config, dtype) if kind in CACHES_OF_STATES else 0
+    int8 = args.teacher_cache_dtype == "int8"
+    size = encoder_cache_bytes(rows, config, dtype, int8) if kind in CACHES_OF_STATES else 0
     if kind in CACHES_OF_LOGITS:
         shares = (args.timestamp_probability, args.condition_on_prev_probability)
         variants = math.prod(2 if 0 < share < 1 else 1 for share in shares)
@@ -292,7 +297,8 @@ def cache_settings(
         )
     if kind == "none":
         return None
-    return CacheSettings(kind, dtype, args.teacher_cache_top_k, args.temperature, args.teacher_cache_dir)
+    int8 = args.teacher_cache_dtype == "int8"
+    return CacheSettings(kind, dtype, args.teacher_cache_top_k, args.temperature, args.teacher_cache_dir, int8)
 
 
 def logits_cache_bytes(num_tokens: int, config: WhisperConfig, top_k: int) -> int:
@@ -311,7 +317,7 @@ def _open_logits(teacher: WhisperForConditionalGeneration | None, settings: Cach
 def _logits_identity(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> dict[str, Any]:
     return {
         "teacher": None if teacher is None else weights_fingerprint(teacher),
-        "dtype": str(settings.dtype),
+        "dtype": f"{settings.dtype} of int8 states" if settings.states and settings.int8 else str(settings.dtype),
         "top_k": settings.top_k,
         "temperature": settings.temperature,
     }
