@@ -9,6 +9,7 @@ import torch
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.benchmark_training import run_training
 from hf_distil_whisper.cli.plans import Plan, best_device, torch_dtype
 from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.evaluation.data_speed import StepSpeed, measure_data
@@ -124,10 +125,10 @@ def run(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`): what to measure, then a recipe and flags.
     """
-    subjects = {"label": run_label, "data": run_data}
+    subjects = {"label": run_label, "data": run_data, "train": lambda flags: run_training(flags, machine())}
     subject, flags = (argv[0], argv[1:]) if argv else ("nothing", argv)
     if subject in ("-h", "--help"):
-        sys.stdout.write("Also: hf-distil-whisper benchmark data --help\n")
+        sys.stdout.write("Also: hf-distil-whisper benchmark data --help, hf-distil-whisper benchmark train --help\n")
         subject, flags = "label", ["--help"]
     if subject not in subjects:
         raise InputError(f"expected what to measure, `benchmark {' | '.join(subjects)}`, got {subject!r}")

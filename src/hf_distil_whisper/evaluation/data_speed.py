@@ -3,9 +3,6 @@
 The rows are synthetic: noise and a sentence each. Knows nothing of models.
 """
 
-import multiprocessing
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +18,7 @@ from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.row_index import write_row_index
 from hf_distil_whisper.data.sources import load_source
+from hf_distil_whisper.evaluation.own_process import in_own_process
 from hf_distil_whisper.pseudo_labels.filtering import passing_rows
 
 VOICES, UTTERANCES = 100, 16
@@ -65,24 +63,8 @@ def measure_data(rows: int, seconds: float = 0.5, folder: str | Path | None = No
 
 
 def _alone(step: Callable[..., float], rows: int, *arguments: str) -> StepSpeed:
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_report, args=(sending, step, rows, *arguments))
-    process.start()
-    sending.close()
-    try:
-        seconds, peak = receiving.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"{step.__name__.strip('_')}: the process ended with {process.exitcode}.") from None
-    process.join()
+    seconds, peak = in_own_process(step, rows, *arguments)
     return StepSpeed(rows, seconds, peak)
-
-
-def _report(sending: Any, step: Callable[..., float], rows: int, *arguments: str) -> None:
-    seconds = step(rows, *arguments)
-    unit = 1 if sys.platform == "darwin" else 1024
-    sending.send((seconds, unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
 def _pack(rows: int, seconds: str) -> float:

@@ -1,0 +1,88 @@
+"""The benchmark of training: the plain step is the reference's, ours equals it, and the table holds ratios."""
+
+import pytest
+import torch
+
+from hf_distil_whisper.cli.benchmark_training import training_table
+from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.evaluation.loss_memory import loss_memory
+from hf_distil_whisper.evaluation.plain_step import padded, plain_loss
+from hf_distil_whisper.evaluation.training_speed import (
+    CACHED_BOTH,
+    CACHED_STATES,
+    EXACT,
+    PLAIN,
+    TRIMMED,
+    StepSpeed,
+    TrainingSpeed,
+    measure_training,
+    random_batch,
+    random_whisper,
+)
+from hf_distil_whisper.student import create_student
+from hf_distil_whisper.training.losses import kl_divergence_loss, pseudo_label_loss
+
+SMALL = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+SMALL |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 100}
+
+
+def small():
+    torch.manual_seed(0)
+    return random_whisper("tiny", **SMALL)
+
+
+def test_the_plain_step_is_the_formula_padded_or_not() -> None:
+    teacher = small()
+    student = create_student(teacher, decoder_layers=1)
+    batch = random_batch(teacher.config, 3, 5, 9)
+    assert (batch["labels"] != -100).sum(1).tolist() == [5, 7, 9]
+    long = padded(batch, 20, teacher.config.pad_token_id)
+    assert long["labels"].shape == long["decoder_input_ids"].shape == (3, 20)
+    with torch.no_grad():
+        given = {name: batch[name] for name in ("input_features", "decoder_input_ids")}
+        logits = [model(**given).logits for model in (student, teacher)]
+        expected = 0.8 * kl_divergence_loss(*logits, batch["labels"]) + pseudo_label_loss(logits[0], batch["labels"])
+    for given in (batch, long):
+        assert plain_loss(student, teacher, given).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_every_way_takes_every_step_and_ours_is_the_plain_one() -> None:
+    teacher = small()
+    found = measure_training(teacher, random_batch(teacher.config, 2, 4, 8), decoder_layers=1, rounds=2)
+    assert list(found.steps) == [PLAIN, TRIMMED, EXACT, CACHED_STATES, CACHED_BOTH]
+    for name, step in found.steps.items():
+        assert len(step.seconds) == 2
+        assert sum(values[0] for values in step.stages.values()) == pytest.approx(step.seconds[0])
+        assert 0 < found.floor(name)
+    flops = [step.flops for step in found.steps.values()]
+    assert flops == sorted(flops, reverse=True)
+    assert len(set(flops)) == 5
+    assert found.loss_difference < 1e-5
+    assert found.gradient_difference < 1e-5
+    assert list(found.parts) == ["encoder", "teacher's decoder", "student's decoder"]
+
+
+def test_the_table_says_how_far_a_step_is_from_the_floor() -> None:
+    """Worked by hand: 4 TFLOP at 1 TFLOP/s and 1 GB at 2 GB/s are 4.5 s; a step of 9 s takes twice as long."""
+    stages = {"loss": [4.5], "backward": [2.25], "optimizer": [2.25]}
+    steps = {TRIMMED: StepSpeed(8 * 10**12, [18.0], stages), EXACT: StepSpeed(4 * 10**12, [9.0], stages, 5 * 10**9)}
+    table = training_table(TrainingSpeed(steps, 1e12, 2e9, 10**9, {"encoder": 3.0}, 1e-7, 2e-6), rows=18)
+    assert "| exact | 9 | 2 | 2.00 | 4.00 | 4.5 | 2.00 | 5.0 GB |" in table
+    assert "| exact | 50% | 25% | 25% |" in table
+    assert "Forward alone: encoder 3 s." in table
+    assert "loss 1.0e-07, gradients 2.0e-06 apart" in table
+
+
+def test_the_fused_loss_takes_less_memory() -> None:
+    """The bound at the shape of large-v3 is an eighth; a small shape shows that it is measured."""
+    found = loss_memory(rows=8, length=256, vocabulary=51_866, width=16)
+    assert 0 < found["fused"] < found["plain"] / 2
+
+
+def test_what_cannot_be_measured_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", "train", "--shape", "tiny", "--decoder_layers", "9"]) == 2
+    assert "--decoder_layers: tiny has 4, 9 were asked for" in capsys.readouterr().err
+    assert main(["benchmark", "train", "--longest", "500"]) == 2
+    assert "expected 1 <= shortest <= longest <= 447" in capsys.readouterr().err
+    assert main(["benchmark", "train", "--dry_run"]) == 0
+    assert "take 5 steps of 4 windows in every way, whisper-small to 2 decoder layers" in capsys.readouterr().out
