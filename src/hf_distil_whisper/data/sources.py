@@ -301,12 +301,15 @@ def _as_strings(dataset: Dataset, column: str) -> Dataset:
 
 
 def _with_ids(dataset: Dataset, split: str) -> Dataset:
-    numbers = [f"{split}-{row:06d}" for row in range(len(dataset))]
     if "id" not in dataset.column_names:
-        return dataset.add_column("id", numbers)
+        return dataset.add_column("id", [_row_name(split, row) for row in range(len(dataset))])
     dataset = _as_strings(dataset, "id")
-    ids = list(dataset["id"])
-    if None not in ids:
+    parts = dataset.select_columns(["id"]).with_format("arrow").iter(batch_size=10_000)
+    if not any(part["id"].null_count for part in parts):  # without a list of millions of texts
         return dataset
-    filled = [number if row is None else row for row, number in zip(ids, numbers, strict=True)]
-    return dataset.remove_columns("id").add_column("id", filled, feature=Value("string"))
+    ids = [_row_name(split, number) if row is None else row for number, row in enumerate(dataset["id"])]
+    return dataset.remove_columns("id").add_column("id", ids, feature=Value("string"))
+
+
+def _row_name(split: str, row: int) -> str:
+    return f"{split}-{row:06d}"

@@ -33,7 +33,7 @@ class StepSpeed:
     Args:
         rows (`int`): that went in.
         seconds (`float`): wall time.
-        peak_bytes (`int`): of the whole process, libraries included.
+        peak_bytes (`int`): of the whole process, libraries included, mapped files not.
     """
 
     rows: int

@@ -4,7 +4,6 @@ Knows transcripts and references; where they come from is the labeller's busines
 `filter_report.py`.
 """
 
-import heapq
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -265,7 +264,7 @@ def _report(dataset: Dataset, columns: _Columns, judgement: _Judgement, threshol
 def _worst(judgement: _Judgement, chosen: np.ndarray) -> list[int]:
     """Rows with the highest word error rates, the first ones among equals."""
     rows = np.flatnonzero(chosen & ~np.isnan(judgement.wer))
-    return heapq.nsmallest(NUM_WORST, rows.tolist(), key=lambda row: (-judgement.wer[row], row))
+    return rows[np.argsort(-judgement.wer[rows], kind="stable")[:NUM_WORST]].tolist()
 
 
 def _best(judgement: _Judgement) -> list[int]:
