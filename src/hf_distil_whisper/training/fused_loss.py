@@ -292,7 +292,7 @@ def _exact_divergence(
     states: torch.Tensor, head: torch.Tensor, part: slice, log_student: torch.Tensor, settings: _Settings
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     temperature = settings.temperature
-    log_teacher = F.log_softmax(precise(states[part] @ head.T) / temperature, dim=-1)
+    log_teacher = F.log_softmax(precise(states[part] @ head.T).div_(temperature), dim=-1)
     teacher = log_teacher.exp()
     kl = temperature**2 * (log_teacher.sub_(log_student).mul_(teacher)).sum(-1)
     return kl, log_student.exp_().sub_(teacher) if settings.with_gradients else None
@@ -342,7 +342,9 @@ def _chunks(inputs: _Inputs, settings: _Settings) -> Iterator[_Chunk]:
             gradient = log_student.exp_().scatter_add_(1, index, -torch.ones_like(pl)[:, None])
             gradient.mul_(settings.pl_weight)
         if inputs.divergence is not None:
-            kl, difference = inputs.divergence(part, F.log_softmax(logits / temperature, dim=-1), settings)
+            softened = F.log_softmax(logits.div_(temperature), dim=-1)
+            del logits
+            kl, difference = inputs.divergence(part, softened, settings)
             if gradient is not None and difference is not None:  # of kl: T * (student - teacher), both softened
                 gradient.add_(difference, alpha=settings.kl_weight * temperature)
         yield _Chunk(part, kl, pl, gradient)
@@ -378,7 +380,10 @@ class _FusedLoss(torch.autograd.Function):
             if states_gradient is not None:
                 states_gradient[chunk.part] = gradient @ inputs.student_head
             if head_gradient is not None:
-                head_gradient += gradient.T @ inputs.student[chunk.part]
+                if head_gradient.dtype == gradient.dtype:  # without a second matrix of the head's size
+                    head_gradient.addmm_(gradient.T, inputs.student[chunk.part])
+                else:
+                    head_gradient += gradient.T @ inputs.student[chunk.part]
         if head_gradient is not None:
             head_gradient = head_gradient.to(student_head.dtype)
         ctx.save_for_backward(states_gradient, head_gradient)
