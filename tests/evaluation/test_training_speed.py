@@ -57,6 +57,8 @@ def test_every_way_takes_every_step_and_ours_is_the_plain_one() -> None:
     flops = [step.flops for step in found.steps.values()]
     assert flops == sorted(flops, reverse=True)
     assert len(set(flops)) == 5
+    # Whatever is kept, head and its gradient are multiplied with 12 tokens: logits, and the gradients of both factors.
+    assert flops[-1] > 3 * 2 * 12 * 51_865 * 32
     assert found.loss_difference < 1e-5
     assert found.gradient_difference < 1e-5
     assert list(found.parts) == ["encoder", "teacher's decoder", "student's decoder"]
