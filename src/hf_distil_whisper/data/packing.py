@@ -14,6 +14,7 @@ from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac, load_audio
+from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 from hf_distil_whisper.data.splitting import Piece, split_recording, timed_text
 
@@ -101,13 +102,13 @@ def pack_utterances(
     # In samples: 30 s are exactly 480,000 of them, while sums of seconds miss the limit by rounding.
     limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
     window, previous = _Window(silence), _UNKNOWN
-    for row, row_id, decoding in _decoded_ahead(rows, max_duration, max_words):
-        names = (speaker_column, recording_column, "language")
-        origin = _Origin(*(None if name is None else row.get(name) for name in names))
+    for row, name, decoding in _decoded_ahead(rows, max_duration, max_words):
+        columns = (speaker_column, recording_column, "language")
+        origin = _Origin(*(None if column is None else row.get(column) for column in columns))
         try:
             pieces = decoding.result()
         except AudioError as error:
-            lost.add(row_id, error)
+            lost.add(name, error)
             if window.parts:
                 yield window.row(previous)
             # Over the hole that the row leaves nothing is joined, and what follows does not continue what came before.
@@ -117,7 +118,7 @@ def pack_utterances(
             if window.parts and not (origin.goes_on_from(window.origin) and window.fits(samples, limit)):
                 yield window.row(previous)
                 window, previous = _Window(silence), window.origin
-            window.add(row_id if len(pieces) == 1 else f"{row_id}-{number}", samples, text, origin)
+            window.add(name if len(pieces) == 1 else f"{name}-{number}", samples, text, origin)
     if window.parts:
         yield window.row(previous)
     if errors is None and lost:
@@ -184,8 +185,8 @@ def _decoded_ahead(
     waiting: deque[tuple[Mapping[str, Any], str, Future[list[Piece]]]] = deque()
     with ThreadPoolExecutor() as pool:
         for number, row in enumerate(rows):
-            row_id = str(row["id"]) if row.get("id") is not None else str(number)
-            waiting.append((row, row_id, pool.submit(_pieces, row, row_id, max_duration, max_words)))
+            name = row_id(row, number)
+            waiting.append((row, name, pool.submit(_pieces, row, name, max_duration, max_words)))
             if len(waiting) > DECODED_AHEAD:
                 yield waiting.popleft()
         yield from waiting

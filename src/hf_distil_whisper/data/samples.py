@@ -1,6 +1,6 @@
 """From one row to one sample: the label of a variant, and the log-mel features of its recording.
 
-Knows one row at a time; which row, and which variant of it, is decided by `speech_dataset` and `speech_stream`.
+Knows one row at a time; which row, and which variant of it, is decided by `speech_dataset`.
 """
 
 from collections.abc import Mapping
