@@ -16,8 +16,8 @@ from hf_distil_whisper.inference.export import converted_once, import_ctranslate
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
     decoder_prefix,
-    is_multilingual,
     language_token,
+    language_tokens,
     max_generated_tokens,
     resolve_languages,
     timestamp_begin,
@@ -115,10 +115,9 @@ class Ctranslate2Generator:
         array = np.ascontiguousarray(windows.float().cpu().numpy())
         told = self._language if language is None else language
         codes = resolve_languages(self._model, told, self._task, len(array))
-        languages = [None if code is None else language_token(self._model, code) for code in codes]
-        if is_multilingual(self._model) and None in languages:
-            detected = self._detected(self._as_input(array), input_features, encoder_states)
-            languages = [own if told is None else told for told, own in zip(languages, detected, strict=True)]
+        languages = language_tokens(
+            self._model, codes, lambda: self._detected(self._as_input(array), input_features, encoder_states)
+        )
         prompts = [decoder_prefix(self._model, language, self._task, self._timestamps) for language in languages]
         size = -(-len(prompts) // self._parts)
         found = [

@@ -5,7 +5,7 @@ files nor text: `results.py` turns tokens into text. The model's own generation 
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -369,6 +369,21 @@ def language_token(model: WhisperForConditionalGeneration, code: str) -> int:
     return _generation_entry(model, "lang_to_id")[f"<|{code}|>"]
 
 
+def language_tokens(
+    model: WhisperForConditionalGeneration, codes: Sequence[str | None], detect: Callable[[], list[int]]
+) -> list[int | None]:
+    """The tokens of windows' languages; None for English-only models.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): names them in its generation config.
+        codes (`Sequence[str | None]`): from [`resolve_languages`].
+        detect (`Callable[[], list[int]]`): what the model hears in all windows; called where a code is missing.
+    """
+    tokens = [None if code is None else language_token(model, code) for code in codes]
+    heard = detect() if is_multilingual(model) and None in tokens else tokens
+    return [own if told is None else told for told, own in zip(tokens, heard, strict=True)]
+
+
 def _prefix_tokens(
     model: WhisperForConditionalGeneration,
     states: Tensor,
@@ -377,10 +392,8 @@ def _prefix_tokens(
     return_timestamps: bool,
 ) -> Tensor:
     """The decoder's first tokens, (batch, prefix), with the language of each window, which is detected where None."""
-    languages = [None if code is None else language_token(model, code) for code in codes]
-    if is_multilingual(model) and None in languages:
-        detected = model.detect_language(encoder_outputs=BaseModelOutput(last_hidden_state=states)).tolist()
-        languages = [own if told is None else told for told, own in zip(languages, detected, strict=True)]
+    heard = BaseModelOutput(states)
+    languages = language_tokens(model, codes, lambda: model.detect_language(encoder_outputs=heard).tolist())
     rows = [decoder_prefix(model, language, task, return_timestamps) for language in languages]
     return torch.tensor(rows, device=states.device)
 
