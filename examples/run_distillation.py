@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     if not plan.settle(dry_run=args.dry_run):
         return
     # A DistillationTrainer, which is a Seq2SeqTrainer: add callbacks, or replace its datasets, before it trains.
-    trainer = build_trainer(args, training_args, plan.datasets)
+    trainer = build_trainer(args, training_args, plan.rows)
     trainer.train(resume_from_checkpoint=plan.checkpoint)
     finish_training(trainer, args)
 

@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     plan = plan_labels(args)
     if not plan.settle(dry_run=args.dry_run):
         return
-    labelled = run_labelling(args, plan.rows("dataset"))
+    labelled = run_labelling(args, plan.rows["dataset"])
     if not is_main_process():
         return
     print(f"{len(labelled)} rows labelled, {sum(labelled['truncated'])} of them cut off")

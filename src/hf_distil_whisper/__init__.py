@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.data.sources import RowErrors as RowErrors
     from hf_distil_whisper.data.sources import load_source as load_source
     from hf_distil_whisper.data.speech_dataset import SpeechDataset as SpeechDataset
+    from hf_distil_whisper.data.speech_stream import SpeechStream as SpeechStream
     from hf_distil_whisper.data.streams import stream_source as stream_source
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.pseudo_labels.filter_report import FilterReport as FilterReport
     from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError as EmptyFilterError
     from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer as filter_by_wer
+    from hf_distil_whisper.pseudo_labels.filtering import filter_stream_by_wer as filter_stream_by_wer
     from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset as pseudo_label_dataset
     from hf_distil_whisper.student import create_student as create_student
     from hf_distil_whisper.student import select_layers as select_layers
@@ -91,6 +93,7 @@ _MODULES = {
     "data.packing": ("pack_utterances",),
     "data.sources": ("RowErrors", "load_source"),
     "data.speech_dataset": ("SpeechDataset",),
+    "data.speech_stream": ("SpeechStream",),
     "data.streams": ("stream_source",),
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
@@ -102,7 +105,7 @@ _MODULES = {
     "inference.transcribe": ("Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"),
     "metrics": ("WordErrorRate", "WordErrors", "character_errors", "get_normalizer", "repeated_ngrams", "word_errors"),
     "pseudo_labels.filter_report": ("FilterReport",),
-    "pseudo_labels.filtering": ("EmptyFilterError", "filter_by_wer"),
+    "pseudo_labels.filtering": ("EmptyFilterError", "filter_by_wer", "filter_stream_by_wer"),
     "pseudo_labels.labeller": ("pseudo_label_dataset",),
     "student": ("create_student", "select_layers"),
     "training.fused_loss": ("DistillationLoss", "fused_distillation_loss"),

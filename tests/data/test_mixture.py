@@ -4,9 +4,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
-from hf_distil_whisper.data.mixture import Mixture, interleave_streams, join_sources, weights_by
+from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 
 SIZES = {"read": 60, "spoken": 20}
 
@@ -84,48 +84,6 @@ def test_what_makes_no_mixture_is_refused() -> None:
         mixture("never")
     with pytest.raises(ValueError, match="at least one row of each of read, spoken"):
         Mixture(("read", "spoken"), (3, 0), (1.0, 1.0))
-
-
-def streams() -> dict[str, IterableDataset]:
-    return {
-        name: Dataset.from_dict({"id": [f"{name} {row}" for row in range(size)]}).to_iterable_dataset(num_shards=4)
-        for name, size in SIZES.items()
-    }
-
-
-@pytest.mark.parametrize(("strategy", "rows"), [("first_exhausted", 20), ("all_exhausted", 60)])
-def test_streams_end_as_the_strategy_says_and_lose_nothing(strategy: str, rows: int) -> None:
-    found = Counter(
-        row["id"] for row in interleave_streams(streams(), dict.fromkeys(SIZES, 1.0), stopping_strategy=strategy)
-    )
-    name = "spoken" if strategy == "first_exhausted" else "read"
-    assert sum(count for row, count in found.items() if row.startswith(name)) == rows
-    assert all(found[f"{name} {row}"] == 1 for row in range(SIZES[name]))
-
-
-def test_streams_without_replacement_give_every_row_once() -> None:
-    found = interleave_streams(
-        streams(), {"read": 1.0, "spoken": 5.0}, stopping_strategy="all_exhausted_without_replacement"
-    )
-    assert Counter(row["id"] for row in found) == {f"{name} {row}": 1 for name in SIZES for row in range(SIZES[name])}
-
-
-@pytest.mark.parametrize("stop", [1, 17, 60])
-def test_a_mixture_of_streams_goes_on_exactly_where_it_was(stop: int) -> None:
-    weights = {"read": 3.0, "spoken": 1.0}
-    stream = interleave_streams(streams(), weights, shuffle_buffer=0)
-    whole = [row["id"] for row in stream]
-    stream = interleave_streams(streams(), weights, shuffle_buffer=0)
-    rows = iter(stream)
-    assert [next(rows)["id"] for _ in range(stop)] == whole[:stop]
-    again = interleave_streams(streams(), weights, shuffle_buffer=0)
-    again.load_state_dict(stream.state_dict())
-    assert [row["id"] for row in again] == whole[stop:]
-
-
-def test_weights_of_other_streams_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected weights for read, spoken in this order, got spoken"):
-        interleave_streams(streams(), {"spoken": 1.0})
 
 
 def test_sources_are_joined_by_the_columns_that_count() -> None:

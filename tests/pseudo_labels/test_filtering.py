@@ -8,7 +8,12 @@ from datasets import Dataset
 
 from hf_distil_whisper.data.row_index import write_row_index
 from hf_distil_whisper.data.sources import load_source
-from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError, filter_by_wer, passing_rows
+from hf_distil_whisper.pseudo_labels.filtering import (
+    EmptyFilterError,
+    filter_by_wer,
+    filter_stream_by_wer,
+    passing_rows,
+)
 from hf_distil_whisper.pseudo_labels.row_rules import RowRules
 from toy_models import toy_audio
 
@@ -127,6 +132,20 @@ def test_missing_columns_and_rows_are_named() -> None:
         filter_by_wer(rows([("a", "a")]).select([]))
     with pytest.raises(ValueError, match="`threshold` is -1"):
         filter_by_wer(rows([("a", "a")]), -1)
+
+
+def test_a_stream_keeps_the_rows_that_the_data_set_keeps() -> None:
+    """Each row is judged as it comes: by its words, or by its own signs where there is nothing to compare with."""
+    pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "thank you"), (None, "well"), (None, LOOP), (TEN_WORDS, None)]
+    found = rows(pairs).add_column("language", ["en", None, "de", None, "en"])
+    kept, _ = filter_by_wer(found)
+    stream = filter_stream_by_wer(found.to_iterable_dataset())
+    assert list(stream) == list(kept)
+    assert len(kept) == 2
+    with pytest.raises(ValueError, match=r"no column 'sentence'.*reference_column"):
+        filter_stream_by_wer(found.to_iterable_dataset(), reference_column="sentence")
+    with pytest.raises(ValueError, match="`threshold` is -1"):
+        filter_stream_by_wer(found.to_iterable_dataset(), -1)
 
 
 LOOP = "and then we went on " * 12

@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
         raise InputError("--teacher_cache_dir is missing: a folder on a local disk that the training will name too")
     plan = plan_training(args, training_args, only_cache=True)
     if plan.settle(dry_run=args.dry_run):
-        trainer = build_trainer(args, training_args, plan.datasets)
+        trainer = build_trainer(args, training_args, plan.rows)
         trainer.get_train_dataloader()
         if is_main_process():
             rows, kept = len(plan.datasets["train_dataset"]), isinstance(trainer.train_dataset, TeacherCacheDataset)

@@ -127,30 +127,37 @@ class Plan:
         except (OSError, ValueError) as error:
             self.problems.append(f"--{flag}: {error}")
             return None
-        missing = [column for column in columns if column not in dataset.column_names]
-        if missing:
-            self.problems.append(
-                f"--{flag}: {source.path!r} has no column {missing[0]!r}; it has: {', '.join(dataset.column_names)}"
-            )
+        if not self._holds(dataset, source, flag, columns):
             return None
         self.datasets[flag] = dataset
         return dataset
 
-    def stream(self, source: DataSource | None, flag: str) -> IterableDataset | None:
-        """Checks that a dataset is there to be read as it comes; keeps it in `streams`."""
+    def stream(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> IterableDataset | None:
+        """Checks that a dataset is there to be read as it comes and holds `columns`; keeps it in `streams`."""
         if source is None:
             self.problems.append(f"--{flag} is missing: {_DATA}")
             return None
         try:
-            self.streams[flag] = stream_source(**source_arguments(source))
+            rows = stream_source(**source_arguments(source))
         except (OSError, ValueError) as error:
             self.problems.append(f"--{flag}: {error}")
             return None
-        return self.streams[flag]
+        if not self._holds(rows, source, flag, columns):
+            return None
+        self.streams[flag] = rows
+        return rows
 
-    def rows(self, flag: str) -> Dataset | IterableDataset:
-        """What was found for a flag, as data set or stream."""
-        return self.streams[flag] if flag in self.streams else self.datasets[flag]
+    def _holds(self, rows: Dataset | IterableDataset, source: DataSource, flag: str, columns: tuple[str, ...]) -> bool:
+        there = rows.column_names or []
+        missing = [column for column in columns if column not in there]
+        if missing:
+            self.problems.append(f"--{flag}: {source.path!r} has no column {missing[0]!r}; it has: {', '.join(there)}")
+        return not missing
+
+    @property
+    def rows(self) -> dict[str, Dataset | IterableDataset]:
+        """What was found for each flag, as data set or stream."""
+        return {**self.datasets, **self.streams}
 
     def output(self, folder: str | None, flag: str = "output_dir", goes_on: bool = False) -> None:
         """Checks that nothing would be overwritten; `goes_on`: shards of a run that was stopped may be there."""

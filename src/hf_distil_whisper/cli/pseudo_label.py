@@ -125,7 +125,7 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -
 
     Args:
         args (`PseudoLabelArguments`): as checked by [`plan_labels`].
-        rows (`Dataset` or `IterableDataset`): the recordings, `plan.rows("dataset")`.
+        rows (`Dataset` or `IterableDataset`): the recordings, `plan.rows["dataset"]`.
 
     Returns:
         `Dataset`: the labelled rows, also in `args.output_dir`.
@@ -172,7 +172,7 @@ def run(argv: Sequence[str]) -> None:
     plan = plan_labels(args)
     if not plan.settle(dry_run=args.dry_run):
         return
-    labelled = run_labelling(args, plan.rows("dataset"))
+    labelled = run_labelling(args, plan.rows["dataset"])
     if not is_main_process():
         return
     sys.stdout.write(f"{describe_rows(labelled)} labelled, {sum(labelled['truncated'])} of them cut off\n")

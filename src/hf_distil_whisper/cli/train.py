@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from huggingface_hub import upload_folder
 from torch.utils.data import Dataset as TorchDataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -23,6 +23,7 @@ from hf_distil_whisper.cli.training_plan import (
 )
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.speech_dataset import SpeechDataset, check_rows
+from hf_distil_whisper.data.speech_stream import SpeechStream
 from hf_distil_whisper.hub.model_card import ModelCardCallback, generate_model_card, latest_word_errors
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language
 from hf_distil_whisper.student import create_student
@@ -33,14 +34,16 @@ logger = logging.getLogger(__name__)
 
 
 def build_trainer(
-    args: TrainArguments, training_args: DistillationTrainingArguments, datasets: Mapping[str, Dataset]
+    args: TrainArguments,
+    training_args: DistillationTrainingArguments,
+    datasets: Mapping[str, Dataset | IterableDataset],
 ) -> DistillationTrainer:
     """Loads the models of a plan and puts its rows before the trainer.
 
     Args:
         args (`TrainArguments`): as checked by [`plan_training`].
         training_args (`DistillationTrainingArguments`): the same.
-        datasets (`Mapping[str, Dataset]`): `plan.datasets`.
+        datasets (`Mapping[str, Dataset | IterableDataset]`): `plan.rows`.
 
     Returns:
         [`DistillationTrainer`]: call its `train`.
@@ -70,7 +73,7 @@ def build_trainer(
 def speech_datasets(
     args: TrainArguments,
     training_args: DistillationTrainingArguments,
-    datasets: Mapping[str, Dataset],
+    datasets: Mapping[str, Dataset | IterableDataset],
     student: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
 ) -> tuple[TorchDataset, dict[str, TorchDataset]]:
@@ -79,7 +82,7 @@ def speech_datasets(
     Args:
         args (`TrainArguments`): names the columns.
         training_args (`DistillationTrainingArguments`): language, probabilities and seed.
-        datasets (`Mapping[str, Dataset]`): `plan.datasets`.
+        datasets (`Mapping[str, Dataset | IterableDataset]`): `plan.rows`.
         student (`WhisperForConditionalGeneration`): decides whether labels begin with a language.
         processor (`WhisperProcessor`): features and tokens.
     """
@@ -88,8 +91,28 @@ def speech_datasets(
         "task": training_args.task,
         "max_label_length": args.max_label_length,
     }
+    draws: dict[str, Any] = {
+        "timestamp_probability": training_args.timestamp_probability,
+        "condition_on_prev_probability": training_args.condition_on_prev_probability,
+        "seed": data_seed(training_args),
+    }
     found: dict[str, TorchDataset] = {}
+    streams = [rows for rows in datasets.values() if isinstance(rows, IterableDataset)]
+    if streams:
+        found["train_dataset"] = SpeechStream(
+            dict(zip(args.sources(), streams, strict=True)),
+            processor,
+            weights={name: source.weight or 1.0 for name, source in args.sources().items()},
+            stopping_strategy=args.stopping_strategy,
+            shuffle_buffer=args.shuffle_buffer,
+            transcript_column=LABELS,
+            language_column="language" if is_multilingual(student) else None,
+            **draws,
+            **labels,
+        )
     for flag, rows in datasets.items():
+        if isinstance(rows, IterableDataset):
+            continue
         train = flag == "train_dataset"
         column = LABELS if train else "text"
         told = "language" in rows.column_names and is_multilingual(student)
@@ -101,11 +124,9 @@ def speech_datasets(
             rows,
             processor,
             transcript_column=column,
-            timestamp_probability=training_args.timestamp_probability,
-            condition_on_prev_probability=training_args.condition_on_prev_probability,
-            seed=data_seed(training_args),
             train=train,
             mixture=training_mixture(args, rows, data_seed(training_args)) if train else None,
+            **draws,
             **labels,
         )
     train_dataset = found.pop("train_dataset")
@@ -177,7 +198,7 @@ def run(argv: Sequence[str]) -> None:
     )
     plan = plan_training(args, training_args)
     if plan.settle(dry_run=args.dry_run):
-        trainer = build_trainer(args, training_args, plan.datasets)
+        trainer = build_trainer(args, training_args, plan.rows)
         trainer.train(resume_from_checkpoint=plan.checkpoint)
         finish_training(trainer, args)
     # A process that leaves without this may abort with its work done: github.com/pytorch/pytorch/issues/190489

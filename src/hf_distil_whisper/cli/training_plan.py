@@ -1,8 +1,9 @@
 """What `train` is asked for, and its plan: models, rows and costs checked before any weight is loaded."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from datasets import Dataset
@@ -22,7 +23,7 @@ from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 from hf_distil_whisper.data.sources import name_columns
 from hf_distil_whisper.data.speech_dataset import LABEL_COLUMNS
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
-from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer
+from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer, filter_stream_by_wer
 from hf_distil_whisper.training.teacher_cache import affordable_cache, expected_cache_bytes
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments, check_output_dir
 
@@ -50,6 +51,9 @@ class TrainArguments(StudentArguments):
             the ratio of their "rows", so that each comes once an epoch, or of their "hours".
         stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`): how long an epoch of several sources is;
             see [`Mixture`].
+        streaming (`bool`, *optional*, defaults to `False`): reads the training rows as they come, file by file,
+            without a copy before ([`SpeechStream`]). Needs `max_steps`, and a weight for each of several sources.
+        shuffle_buffer (`int`, *optional*, defaults to 1000): rows of a stream that are shuffled together.
         eval_datasets (`dict[str, DataSource]`, *optional*): rows with text to validate on, by name.
         max_label_length (`int`, *optional*, defaults to 448): tokens; a row with more is left out and listed.
         attn_implementation (`str`, *optional*): `"sdpa"`, `"eager"` or `"flash_attention_2"`, for student and teacher.
@@ -65,6 +69,8 @@ class TrainArguments(StudentArguments):
     stopping_strategy: Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"] = setting(
         "all_exhausted", "When an epoch of several sources ends."
     )
+    streaming: bool = setting(False, "Read the training rows as they come, without a copy before.")
+    shuffle_buffer: int = setting(1000, "Rows of a stream that are shuffled together, in each worker.")
     eval_datasets: dict[str, DataSource] | str | None = source_setting("Rows with text to validate on: {name: path}.")
     max_label_length: int = setting(448, "Tokens of a label; a row with more is left out and listed.")
     attn_implementation: str | None = setting(None, '"sdpa", "eager" or "flash_attention_2", for student and teacher.')
@@ -108,12 +114,20 @@ def plan_training(
     except ValueError as error:
         plan.problems.append(str(error))
     student, teacher = _plan_models(plan, args, training_args)
+    _plan_validation(plan, args)
+    if args.streaming:
+        _plan_streams(plan, args, training_args, student, only_cache)
+        if student is not None:
+            _plan_costs(plan, training_args, student, teacher)
+        plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}")
+        return plan
     rows = _plan_rows(plan, args, training_args, student)
     if rows is not None and student is not None:
         _plan_cache(plan, training_args, student, rows)
         if not only_cache:
             _plan_epochs(plan, training_args, rows, training_mixture(args, rows, data_seed(training_args)))
-        _plan_costs(plan, training_args, student, teacher, rows)
+        plan.figures["audio"] = describe_rows(rows)
+        _plan_costs(plan, training_args, student, teacher)
     if not only_cache:
         plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}")
     return plan
@@ -178,20 +192,76 @@ def _plan_models(
     return student, teacher
 
 
+def _plan_validation(plan: Plan, args: TrainArguments) -> None:
+    for name, place in as_sources(args.eval_datasets, "eval_datasets").items():
+        rows = plan.source(place, f"eval_datasets.{name}", ("text",))
+        if rows is not None:
+            plan.figures[f"audio of {name}"] = describe_rows(rows)
+
+
+def _flag(name: str) -> str:
+    return name if name == "train_dataset" else f"train_dataset.{name}"
+
+
+def _plan_streams(
+    plan: Plan,
+    args: TrainArguments,
+    training_args: DistillationTrainingArguments,
+    student: WhisperForConditionalGeneration | None,
+    only_cache: bool,
+) -> None:
+    """Labelled rows that are read as they come, filtered row by row."""
+    if only_cache or training_args.teacher_cache != "none":
+        plan.problems.append(
+            "--streaming true: a teacher cache keeps rows to come back to, which a stream has not; set "
+            "--teacher_cache none"
+        )
+    if training_args.max_steps < 1:
+        plan.problems.append("--max_steps is missing: a stream has no end, so give the number of steps")
+    if not args.sources():
+        plan.source(None, "train_dataset")
+    for name, source in args.sources().items():
+        if len(args.sources()) > 1 and source.weight is None:
+            plan.problems.append(f"--{_flag(name)}.weight is missing: a stream does not know its number of rows")
+        rows = plan.stream(source, _flag(name), (source.transcript_column,))
+        if rows is None or student is None:
+            continue
+        first = next(iter(rows), None)
+        if first is None:
+            plan.problems.append(f"--{_flag(name)}: {source.path!r} holds no row")
+            continue
+        _check_language(plan, _flag(name), source, student, training_args, first, "language" in first)
+        if source.wer_threshold is not None:
+            try:
+                rows = filter_stream_by_wer(
+                    rows,
+                    source.wer_threshold,
+                    prediction_column=source.transcript_column,
+                    language=training_args.normalizer or scoring_language(student, training_args.language),
+                )
+            except ValueError as error:
+                plan.problems.append(f"--{_flag(name)}.wer_threshold: {error}")
+                continue
+            plan.steps.append(f"keep the rows of {name} with WER ≤ {source.wer_threshold:.1%}, as they come")
+        plan.streams[_flag(name)] = name_columns(rows, {LABELS: source.transcript_column}, source.path)
+    batch = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
+    plan.steps.append(f"train {training_args.max_steps:,} steps of {batch} rows: {_loss(training_args)}")
+
+
+def _loss(training_args: DistillationTrainingArguments) -> str:
+    return f"{training_args.kl_weight:g} · KL + {training_args.pl_weight:g} · PL + {training_args.mse_weight:g} · MSE"
+
+
 def _plan_rows(
     plan: Plan,
     args: TrainArguments,
     training_args: DistillationTrainingArguments,
     student: WhisperForConditionalGeneration | None,
 ) -> Dataset | None:
-    """Rows to train on after the filter; also checks those to validate on."""
-    for name, place in as_sources(args.eval_datasets, "eval_datasets").items():
-        rows = plan.source(place, f"eval_datasets.{name}", ("text",))
-        if rows is not None:
-            plan.figures[f"audio of {name}"] = describe_rows(rows)
+    """Rows to train on after the filter."""
     kept = {}
     for name, source in args.sources().items():
-        flag = name if name == "train_dataset" else f"train_dataset.{name}"
+        flag = _flag(name)
         found = _plan_source(plan, source, flag, training_args, student)
         if found is not None:
             kept[name] = found
@@ -219,14 +289,7 @@ def _plan_source(
     if labelled is None or student is None:
         return labelled
     told = "language" in labelled.column_names and None not in labelled.unique("language")
-    if is_multilingual(student) and training_args.language is None and not told:
-        first = str(labelled[0][source.transcript_column])
-        if "<|startoftranscript|>" not in first:
-            plan.problems.append(
-                "--language is missing: labels of a multilingual model begin with it, those of "
-                f"--{flag} hold none (the first one: {first[:40]!r}), and no --{flag}.language_column names it for "
-                "every row"
-            )
+    _check_language(plan, flag, source, student, training_args, labelled[0], told)
     if source.wer_threshold is not None:
         try:
             labelled, report = filter_by_wer(
@@ -243,6 +306,27 @@ def _plan_source(
             f"keep {report.kept:,} of {report.kept + report.dropped:,} rows{of} (WER ≤ {source.wer_threshold:.1%})"
         )
     return name_columns(labelled, {LABELS: source.transcript_column}, source.path)
+
+
+def _check_language(
+    plan: Plan,
+    flag: str,
+    source: DataSource,
+    student: WhisperForConditionalGeneration,
+    training_args: DistillationTrainingArguments,
+    first: Mapping[str, Any],
+    told: bool,
+) -> None:
+    """Whether labels for a multilingual model say their language: in general, by row, or in the labels themselves."""
+    label = str(first[source.transcript_column])
+    if not is_multilingual(student) or training_args.language is not None or told:
+        return
+    if "<|startoftranscript|>" not in label:
+        plan.problems.append(
+            "--language is missing: labels of a multilingual model begin with it, those of "
+            f"--{flag} hold none (the first one: {label[:40]!r}), and no --{flag}.language_column names it for "
+            "every row"
+        )
 
 
 def training_mixture(args: TrainArguments, rows: Dataset, seed: int) -> Mixture | None:
@@ -300,8 +384,9 @@ def _plan_epochs(
     steps = -(-length // batch) * passes
     if training_args.max_steps > 0:
         steps, passes = training_args.max_steps, training_args.max_steps * batch / length
-    loss = f"{training_args.kl_weight:g} · KL + {training_args.pl_weight:g} · PL + {training_args.mse_weight:g} · MSE"
-    plan.steps.append(f"train {steps:,.0f} steps of {batch} rows, {passes:.1f} passes over the data: {loss}")
+    plan.steps.append(
+        f"train {steps:,.0f} steps of {batch} rows, {passes:.1f} passes over the data: {_loss(training_args)}"
+    )
 
 
 def _plan_costs(
@@ -309,9 +394,7 @@ def _plan_costs(
     training_args: DistillationTrainingArguments,
     student: WhisperForConditionalGeneration,
     teacher: WhisperForConditionalGeneration | None,
-    rows: Dataset,
 ) -> None:
-    plan.figures["audio"] = describe_rows(rows)
     memory = training_bytes(
         student,
         teacher,

@@ -1,8 +1,7 @@
 """Several sources in one training, each as often as its weight says.
 
 A mixture of data sets is an order of row numbers that seed and epoch alone decide, so that a stopped training goes on
-in the middle of an epoch exactly where it was. One of streams is drawn row by row and carries its state. Knows rows,
-not what is in them.
+in the middle of an epoch exactly where it was. Streams are mixed in `speech_stream`. Knows rows, not what is in them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, interleave_datasets
+from datasets import Dataset, Features, Value, concatenate_datasets
 
 STOPPING_STRATEGIES = ("first_exhausted", "all_exhausted", "all_exhausted_without_replacement")
 
@@ -93,14 +92,7 @@ class Mixture:
         Raises:
             ValueError: names what differs.
         """
-        there = self.state()
-        for name, value in there.items():
-            if value != state.get(name):
-                raise ValueError(
-                    f"the mixture's {name} were {state.get(name)} when the training was stopped and are {value} now: "
-                    "its rows would be others than those that were to come. Resume with the same sources in the same "
-                    "order, or begin a new training in another `output_dir`."
-                )
+        check_same_sources(self.state(), state)
 
     def state(self) -> dict[str, Any]:
         """What decides the order, as JSON takes it."""
@@ -160,40 +152,20 @@ def weights_by(sizes: Sequence[float]) -> tuple[float, ...]:
     return tuple(size / sum(sizes) for size in sizes)
 
 
-def interleave_streams(
-    streams: Mapping[str, IterableDataset],
-    weights: Mapping[str, float],
-    *,
-    stopping_strategy: str = "all_exhausted",
-    seed: int = 42,
-    shuffle_buffer: int = 1000,
-) -> IterableDataset:
-    """One stream of several, each drawn from by chance with its weight; it has `state_dict` and `load_state_dict`.
+def check_same_sources(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names the first thing in which two trainings on several sources differ.
 
     Args:
-        streams (`Mapping[str, IterableDataset]`): with the same columns, as [`stream_source`] gives them.
-        weights (`Mapping[str, float]`): by the same names.
-        stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`): when the stream ends; see [`Mixture`].
-        seed (`int`, *optional*, defaults to 42): of draws and shuffling.
-        shuffle_buffer (`int`, *optional*, defaults to 1000): rows of each source among which the next one is chosen;
-            below 2 leaves their order. They are held in memory with their audio.
-
-    Raises:
-        ValueError: for other names in `weights` than in `streams`, and as [`Mixture`].
+        now (`Mapping`): what decides the order of the rows.
+        then (`Mapping`): the same, of the training that was stopped.
     """
-    if list(streams) != list(weights):
-        raise ValueError(f"expected weights for {', '.join(streams)} in this order, got {', '.join(weights)}.")
-    check_weights(tuple(streams), tuple(weights.values()), stopping_strategy)
-    shuffled = [
-        stream.shuffle(seed=seed, buffer_size=shuffle_buffer) if shuffle_buffer > 1 else stream
-        for stream in streams.values()
-    ]
-    return interleave_datasets(
-        shuffled,
-        probabilities=list(weights_by(list(weights.values()))),
-        seed=seed,
-        stopping_strategy=stopping_strategy,
-    )
+    for name, value in now.items():
+        if value != then.get(name):
+            raise ValueError(
+                f"the mixture's {name} were {then.get(name)} when the training was stopped and are {value} now: "
+                "its rows would be others than those that were to come. Resume with the same sources in the same "
+                "order, or begin a new training in another `output_dir`."
+            )
 
 
 def check_weights(names: Sequence[str], weights: Sequence[float], stopping_strategy: str) -> None:

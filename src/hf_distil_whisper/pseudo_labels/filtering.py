@@ -4,12 +4,12 @@ Knows transcripts and references; where they come from is the labeller's busines
 `filter_report.py`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError, audio_duration
@@ -117,10 +117,13 @@ def passing_rows(
     rules: RowRules | None = None,
 ) -> tuple[np.ndarray, FilterReport]:
     """The numbers of the rows that [`filter_by_wer`] keeps, and its report. Takes and raises the same."""
-    if threshold < 0:
-        raise ValueError(f"`threshold` is {threshold}, expected a fraction of 0 or more (0.10 is the paper's 10 %).")
+    _check_threshold(threshold)
     rules = RowRules() if rules is None else rules
     _check_columns(dataset, [reference_column, prediction_column])
+    if len(dataset) == 0:
+        raise ValueError(
+            "The data set to filter has 0 rows: there is nothing to judge. Check the labelling before it."
+        )
     if rules.min_mean_log_prob is not None and "mean_log_prob" not in dataset.column_names:
         raise ValueError(
             "`min_mean_log_prob` was given, but the data set has no column 'mean_log_prob'. Label it with "
@@ -135,6 +138,37 @@ def passing_rows(
     if report.kept < 0.1 * len(dataset):
         logger.warning(f"The filter dropped nearly all rows. Do teacher and references fit?\n{report.table()}")
     return np.flatnonzero(passed), report
+
+
+def filter_stream_by_wer(
+    rows: IterableDataset,
+    threshold: float = 0.10,
+    *,
+    reference_column: str = "text",
+    prediction_column: str = "whisper_transcript",
+    language: str = "en",
+) -> IterableDataset:
+    """The rows of a stream that [`filter_by_wer`] would keep, each judged as it comes; there is no report.
+
+    Args:
+        rows (`IterableDataset`): labelled, as [`stream_source`] gives them.
+        threshold (`float`, *optional*, defaults to 0.10): as for [`filter_by_wer`].
+        reference_column (`str`, *optional*, defaults to `"text"`): as for [`filter_by_wer`].
+        prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): as for [`filter_by_wer`].
+        language (`str`, *optional*, defaults to `"en"`): as for [`filter_by_wer`].
+
+    Raises:
+        ValueError: for a missing column or a threshold below 0.
+    """
+    _check_threshold(threshold)
+    _check_columns(rows, [reference_column, prediction_column])
+    columns = _Columns(reference_column, prediction_column, language)
+    return rows.filter(_row_passes, fn_kwargs={"columns": columns, "threshold": threshold})
+
+
+def _row_passes(row: Mapping[str, Any], columns: "_Columns", threshold: float) -> bool:
+    rate, against = _judge_row(row, columns, RowRules())
+    return against is None and (rate is None or rate <= threshold)
 
 
 class _Columns(NamedTuple):
@@ -178,17 +212,19 @@ def row_errors(
     ]
 
 
-def _check_columns(dataset: Dataset, columns: Sequence[str]) -> None:
+def _check_threshold(threshold: float) -> None:
+    if threshold < 0:
+        raise ValueError(f"`threshold` is {threshold}, expected a fraction of 0 or more (0.10 is the paper's 10 %).")
+
+
+def _check_columns(rows: Dataset | IterableDataset, columns: Sequence[str]) -> None:
+    there = rows.column_names or []
     for column in columns:
-        if column not in dataset.column_names:
+        if column not in there:
             raise ValueError(
-                f"The data set has no column {column!r} to filter by; it has {', '.join(dataset.column_names)}. Label "
-                "it first, or name the column with `reference_column` or `prediction_column`."
+                f"The data set has no column {column!r} to filter by; it has {', '.join(there)}. Label it first, or "
+                "name the column with `reference_column` or `prediction_column`."
             )
-    if len(dataset) == 0:
-        raise ValueError(
-            "The data set to filter has 0 rows: there is nothing to judge. Check the labelling before it."
-        )
 
 
 def _hours(dataset: Dataset) -> np.ndarray:
@@ -215,21 +251,25 @@ def _judge(dataset: Dataset, columns: _Columns, rules: RowRules) -> _Judgement:
     optional = [name for name in ("truncated", "mean_log_prob", "language") if name in dataset.column_names]
     row = 0
     for batch in _batches(dataset, [columns.reference, columns.prediction, *optional]):
-        labels = [None if label is None else plain_text(label) for label in batch[columns.prediction]]
-        languages = [own or columns.language for own in batch.get("language", [None] * len(labels))]
-        rates = row_error_rates(batch[columns.reference], [label or "" for label in labels], languages)
-        for place, (reference, label, rate) in enumerate(zip(batch[columns.reference], labels, rates, strict=True)):
-            facts = {name: batch[name][place] for name in optional}
-            truncated, log_prob = bool(facts.get("truncated")) or label is None, facts.get("mean_log_prob")
-            asked = [rules] if rate is not None else [rules, UNREFERENCED]
-            normalizer = get_normalizer(languages[place])
-            found = [broken_rule(one, label or "", truncated, log_prob, normalizer) for one in asked]
-            against = next((name for name in found if name), None)
+        for values in zip(*batch.values(), strict=True):
+            found = dict(zip(batch, values, strict=True))
+            rate, against = _judge_row(found, columns, rules)
             reason[row] = 0 if against is None else 1 + REASONS.index(against)
             if rate is not None:
-                wer[row], words[row] = rate, len(reference.split())
+                wer[row], words[row] = rate, len(found[columns.reference].split())
             row += 1
     return _Judgement(wer, _hours(dataset), words, reason)
+
+
+def _judge_row(row: Mapping[str, Any], columns: _Columns, rules: RowRules) -> tuple[float | None, str | None]:
+    """A row's word error rate, where it has a reference, and which of `REASONS` speaks against its label."""
+    stored, language = row[columns.prediction], row.get("language") or columns.language
+    label = "" if stored is None else plain_text(stored)
+    rate = row_error_rates([row[columns.reference]], [label], [language])[0]
+    truncated, log_prob = bool(row.get("truncated")) or stored is None, row.get("mean_log_prob")
+    asked = [rules] if rate is not None else [rules, UNREFERENCED]
+    found = (broken_rule(one, label, truncated, log_prob, get_normalizer(language)) for one in asked)
+    return rate, next((name for name in found if name), None)
 
 
 def _report(dataset: Dataset, columns: _Columns, judgement: _Judgement, threshold: float) -> FilterReport:

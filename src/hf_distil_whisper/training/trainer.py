@@ -38,6 +38,7 @@ from hf_distil_whisper.training.losses import IGNORE_INDEX
 from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, freeze, same_encoder
 from hf_distil_whisper.training.sampling import check_mixture, epoch_sampler, mixture_callbacks
 from hf_distil_whisper.training.step_log import StepLog
+from hf_distil_whisper.training.streaming import stream_reader
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset, cache_settings
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from hf_distil_whisper.training.validation import PARTS, LossSums, check_evaluation, default_metrics
@@ -60,7 +61,7 @@ class DistillationTrainer(Seq2SeqTrainer):
             `kl_weight` and `mse_weight` of 0.
         args (`DistillationTrainingArguments`, *optional*): the settings.
         data_collator (`Callable`, *optional*): by default a `DataCollatorSpeechSeq2SeqWithPadding`.
-        train_dataset (`torch.utils.data.Dataset`, *optional*): for example a `SpeechDataset`.
+        train_dataset (`torch.utils.data.Dataset`, *optional*): for example a `SpeechDataset` or a `SpeechStream`.
         eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): several sets log `eval_<name>_loss`, `_kl`, `_pl`
             and `_wer`, and the macro-average `eval_macro_wer`.
         processing_class (`WhisperProcessor`, *optional*): is saved with every checkpoint.
@@ -111,7 +112,9 @@ class DistillationTrainer(Seq2SeqTrainer):
         if processing_class is not None:
             data_collator = data_collator or DataCollatorSpeechSeq2SeqWithPadding(processing_class)
             compute_metrics = compute_metrics or default_metrics(model, processing_class, args)
+        self._streams = stream_reader(train_dataset, args)
         callbacks = [*(callbacks or []), *early_stopping(args), *mixture_callbacks(train_dataset)]
+        callbacks += [self._streams] if self._streams is not None else []
         use_cache = model.config.use_cache
         super().__init__(
             model=model,
@@ -154,7 +157,10 @@ class DistillationTrainer(Seq2SeqTrainer):
             module.to(self.args.device, dtype)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        check_mixture(self.train_dataset, resume_from_checkpoint)
+        if self._streams is None:
+            check_mixture(self.train_dataset, resume_from_checkpoint)
+        else:
+            self._streams.resume(self.args, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         self._settle_teacher()  # the checkpoint's encoder may be another one than the student came with
 
@@ -169,6 +175,8 @@ class DistillationTrainer(Seq2SeqTrainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """The training batches; fills the teacher cache first, where `teacher_cache` asks for one."""
+        if self._streams is not None:
+            return self._streams.open(self.args, self.data_collator)
         rows = self.train_dataset
         if isinstance(rows, Sized) and not isinstance(rows, TeacherCacheDataset):
             dtype = _MIXED_PRECISION.get(self.args.mixed_precision, self.model.dtype)

@@ -1,0 +1,181 @@
+"""A stream without end gives every row once a pass, on one worker, in its share, and goes on exactly where it was."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from datasets import Audio, Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from hf_distil_whisper.data.audio import encode_flac
+from hf_distil_whisper.data.speech_stream import SpeechStream
+from hf_distil_whisper.data.streams import stream_source
+from toy_models import toy_audio
+from toy_training import collate, small_processor
+
+
+def write_source(folder: Path, files: int, rows: int, name: str = "row", bad: tuple[int, ...] = ()) -> str:
+    """Parquet files of labelled rows; the text of each is `<name> <number>`."""
+    folder.mkdir(parents=True)
+    for file in range(files):
+        numbers = range(file * rows, (file + 1) * rows)
+        audio = [{"bytes": encode_flac(toy_audio(0.1, seed=number)), "path": None} for number in numbers]
+        audio = [{"bytes": b"none", "path": None} if n in bad else a for n, a in zip(numbers, audio, strict=True)]
+        texts = [f"{name} {number}" for number in numbers]
+        columns = {"id": texts, "audio": audio, "text": texts, "whisper_transcript": texts}
+        part = Dataset.from_dict(columns).cast_column("audio", Audio(decode=False))
+        part.to_parquet(folder / f"train-{file:05d}-of-{files:05d}.parquet")
+    return str(folder)
+
+
+def speech(sources: dict[str, str], **changes: object) -> SpeechStream:
+    settings = {"shuffle_buffer": 3, **changes}
+    return SpeechStream({name: stream_source(path) for name, path in sources.items()}, small_processor(), **settings)
+
+
+def text_of(sample: dict) -> str:
+    tokens = [token for token in sample["labels"] if token >= 0]
+    return small_processor().tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def texts(samples) -> list[str]:
+    return [text_of(sample) for sample in samples]
+
+
+@pytest.mark.parametrize("files", [4, 3, 1])
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_each_row_comes_once_a_pass_on_one_process(tmp_path: Path, files: int, processes: int) -> None:
+    """By files where that makes parts of one size, else each process keeps every so manyth row."""
+    source = write_source(tmp_path / "source", files, 4)
+    seen: Counter[str] = Counter()
+    for process in range(processes):
+        stream = speech({"source": source})
+        stream.assign(process, processes, 0)
+        share = Counter(texts(islice(stream, 2 * files * 4 // processes)))
+        assert set(share.values()) == {2}
+        assert not seen.keys() & share.keys()
+        seen += share
+    assert len(seen) == files * 4
+
+
+@pytest.mark.parametrize("files", [1, 4])
+def test_each_row_comes_once_a_pass_on_one_worker(tmp_path: Path, files: int) -> None:
+    source = write_source(tmp_path / "source", files, 12 // files)
+    seen: Counter[str] = Counter()
+    for process in range(2):
+        stream = speech({"source": source})
+        stream.assign(process, 2, 2)
+        loader = StatefulDataLoader(stream, batch_size=1, num_workers=2, collate_fn=lambda samples: samples[0])
+        seen += Counter(texts(islice(loader, 12)))
+    assert seen == {f"row {number}": 2 for number in range(12)}
+
+
+def test_every_pass_has_another_order(tmp_path: Path) -> None:
+    source = write_source(tmp_path / "source", 3, 4)
+    found = texts(islice(speech({"source": source}), 24))
+    assert sorted(found[:12]) == sorted(found[12:])
+    assert found[:12] != found[12:]
+    assert found == texts(islice(speech({"source": source}), 24))
+    assert found != texts(islice(speech({"source": source}, seed=7), 24))
+
+
+def test_sources_come_in_their_shares(tmp_path: Path) -> None:
+    sources = {"read": write_source(tmp_path / "read", 2, 6, "read")}
+    sources["spoken"] = write_source(tmp_path / "spoken", 2, 3, "spoken")
+    found = texts(islice(speech(sources, weights={"read": 1.0, "spoken": 3.0}), 400))
+    assert 0.68 < sum(text.startswith("spoken") for text in found) / 400 < 0.82
+
+
+def test_what_happens_at_the_end_of_a_source_is_the_strategy(tmp_path: Path) -> None:
+    sources = {"long": write_source(tmp_path / "long", 1, 12, "long")}
+    sources["short"] = write_source(tmp_path / "short", 1, 3, "short")
+    once = texts(islice(speech(sources, stopping_strategy="all_exhausted_without_replacement"), 30))
+    assert Counter(once[:15]) == Counter(once[15:]) == Counter(dict.fromkeys(once, 1))
+    again = Counter(texts(islice(speech(sources, stopping_strategy="all_exhausted"), 40)))
+    assert again["short 0"] > again["long 0"] >= 1
+    first = texts(islice(speech(sources, stopping_strategy="first_exhausted", shuffle_buffer=1), 60))
+    beginnings = [number for number, text in enumerate(first) if text == "long 0"]
+    assert len(beginnings) > 2
+    assert "long 11" not in first  # both begin anew with the short one's end
+
+
+def test_variants_are_drawn_anew_in_each_pass(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    audio = [{"bytes": encode_flac(toy_audio(0.1)), "path": None}]
+    columns = {"id": ["a"], "audio": audio, "whisper_transcript": ["<|0.00|> a<|0.10|>"]}
+    rows = Dataset.from_dict(columns).cast_column("audio", Audio(decode=False))
+    rows.to_parquet(folder / "train.parquet")
+    stream = SpeechStream({"a": stream_source(folder, text_column=None)}, small_processor())
+    lengths = Counter(len(sample["labels"]) for sample in islice(stream, 40))
+    assert len(lengths) == 2
+    assert min(lengths.values()) > 8
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("strategy", ["all_exhausted", "first_exhausted", "all_exhausted_without_replacement"])
+def test_a_loader_goes_on_where_it_was(tmp_path: Path, workers: int, strategy: str) -> None:
+    sources = {"read": write_source(tmp_path / "read", 4, 4, "read", bad=(2,))}
+    sources["spoken"] = write_source(tmp_path / "spoken", 2, 3, "spoken")
+
+    def loader() -> StatefulDataLoader:
+        stream = speech(sources, stopping_strategy=strategy, weights={"read": 2.0, "spoken": 1.0})
+        return StatefulDataLoader(stream, batch_size=2, num_workers=workers, collate_fn=collate)
+
+    whole = [batch["labels"].tolist() for batch in islice(loader(), 24)]
+    for stop in (1, 5, 14):
+        first = loader()
+        batches = iter(first)
+        begun = [next(batches)["labels"].tolist() for _ in range(stop)]
+        state = first.state_dict()
+        second = loader()
+        second.load_state_dict(state)
+        rest = [batch["labels"].tolist() for batch in islice(second, 24 - stop)]
+        assert begun + rest == whole
+        third = loader()
+        third.load_state_dict(loader_place(loader(), state))
+        assert next(iter(third))["labels"].tolist() == whole[stop]
+
+
+def loader_place(loader: StatefulDataLoader, state: dict) -> dict:
+    """What a loader says that was given a place and has not read from there yet."""
+    loader.load_state_dict(state)
+    return loader.state_dict()
+
+
+def test_a_bad_row_costs_that_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stream = speech({"source": write_source(tmp_path / "source", 2, 3, bad=(1,))})
+    assert Counter(texts(islice(stream, 10))) == {f"row {number}": 2 for number in (0, 2, 3, 4, 5)}
+    assert stream.lost == 2
+
+
+def test_a_source_without_usable_rows_ends_the_training(tmp_path: Path) -> None:
+    """It would be read over and over, for nothing."""
+    stream = speech({"broken": write_source(tmp_path / "source", 1, 2, bad=(0, 1))})
+    with pytest.raises(ValueError, match="broken: this worker's part of it holds no row that can be used"):
+        next(iter(stream))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": {"other": 1.0}}, "expected weights for source"),
+        ({"weights": {"source": 0.0}}, "a weight above 0"),
+        ({"stopping_strategy": "never"}, "expected one of first_exhausted"),
+        ({"shuffle_buffer": 0}, "`shuffle_buffer`: expected at least 1 row"),
+        ({"transcript_column": "label"}, "source: no column 'label'; there are"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    source = write_source(tmp_path / "source", 1, 1)
+    with pytest.raises(ValueError, match=message):
+        speech({"source": source}, **changes)
+
+
+def test_other_streams_are_not_gone_on_with(tmp_path: Path) -> None:
+    sources = {"read": write_source(tmp_path / "read", 1, 1), "spoken": write_source(tmp_path / "spoken", 1, 1)}
+    stream = speech(sources)
+    stream.check_same(speech(sources).identity())
+    with pytest.raises(ValueError, match=r"names were \['spoken', 'read'\] when the training was stopped"):
+        stream.check_same(speech(dict(reversed(sources.items()))).identity())
