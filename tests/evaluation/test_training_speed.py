@@ -11,6 +11,7 @@ from hf_distil_whisper.evaluation.training_speed import (
     CACHED_BOTH,
     CACHED_STATES,
     EXACT,
+    LORA,
     PLAIN,
     TRIMMED,
     StepSpeed,
@@ -49,12 +50,14 @@ def test_the_plain_step_is_the_formula_padded_or_not() -> None:
 def test_every_way_takes_every_step_and_ours_is_the_plain_one() -> None:
     teacher = small()
     found = measure_training(teacher, random_batch(teacher.config, 2, 4, 8), decoder_layers=1, rounds=2)
-    assert list(found.steps) == [PLAIN, TRIMMED, EXACT, CACHED_STATES, CACHED_BOTH]
+    assert list(found.steps) == [PLAIN, TRIMMED, EXACT, CACHED_STATES, CACHED_BOTH, LORA]
     for name, step in found.steps.items():
         assert len(step.seconds) == 2
         assert sum(values[0] for values in step.stages.values()) == pytest.approx(step.seconds[0])
         assert 0 < found.floor(name)
-    flops = [step.flops for step in found.steps.values()]
+    *full, lora = found.steps.values()
+    assert lora.trained_bytes < full[0].trained_bytes == full[-1].trained_bytes
+    flops = [step.flops for step in full]
     assert flops == sorted(flops, reverse=True)
     assert len(set(flops)) == 5
     # Whatever is kept, head and its gradient are multiplied with 12 tokens: logits, and the gradients of both factors.
@@ -67,9 +70,10 @@ def test_every_way_takes_every_step_and_ours_is_the_plain_one() -> None:
 def test_the_table_says_how_far_a_step_is_from_the_floor() -> None:
     """Worked by hand: 4 TFLOP at 1 TFLOP/s and 1 GB at 2 GB/s are 4.5 s; a step of 9 s takes twice as long."""
     stages = {"loss": [4.5], "backward": [2.25], "optimizer": [2.25]}
-    steps = {TRIMMED: StepSpeed(8 * 10**12, [18.0], stages), EXACT: StepSpeed(4 * 10**12, [9.0], stages, 5 * 10**9)}
-    table = training_table(TrainingSpeed(steps, 1e12, 2e9, 10**9, {"encoder": 3.0}, 1e-7, 2e-6), rows=18)
-    assert "| exact | 9 | 2 | 2.00 | 4.00 | 4.5 | 2.00 | 5.0 GB |" in table
+    steps = {TRIMMED: StepSpeed(10**9, 8 * 10**12, [18.0], stages)}
+    steps[EXACT] = StepSpeed(5 * 10**8, 4 * 10**12, [9.0], stages, 5 * 10**9)
+    table = training_table(TrainingSpeed(steps, 1e12, 2e9, {"encoder": 3.0}, 1e-7, 2e-6), rows=18)
+    assert "| exact | 9 | 2 | 2.00 | 4.00 | 4.5 | 2.00 | 0.500 GB | 5.0 GB |" in table
     assert "| exact | 50% | 25% | 25% |" in table
     assert "Forward alone: encoder 3 s." in table
     assert "loss 1.0e-07, gradients 2.0e-06 apart" in table

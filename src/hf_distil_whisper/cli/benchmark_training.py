@@ -72,15 +72,16 @@ def training_table(found: TrainingSpeed, rows: int) -> str:
     """Every way as a line of Markdown, then the stages of a step and where its forward pass goes."""
     baseline = found.steps[TRIMMED].median
     lines = [
-        "|  | s/step | samples/s | times as fast | TFLOP | floor, s | step / floor | peak memory |",
-        "|---|---|---|---|---|---|---|---|",
+        "|  | s/step | samples/s | times as fast | TFLOP | floor, s | step / floor | trained | peak memory |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, step in found.steps.items():
         floor = found.floor(name)
         memory = "-" if step.peak_bytes is None else f"{step.peak_bytes / 1e9:.1f} GB"
         lines.append(
             f"| {name} | {step.median:.3g} | {rows / step.median:.3g} | {baseline / step.median:.2f} | "
-            f"{step.flops / 1e12:.2f} | {floor:.3g} | {step.median / floor:.2f} | {memory} |"
+            f"{step.flops / 1e12:.2f} | {floor:.3g} | {step.median / floor:.2f} | "
+            f"{step.trained_bytes / 1e9:.3f} GB | {memory} |"
         )
     lines += ["", "|  | loss | backward | optimizer |", "|---|---|---|---|"]
     for name, step in found.steps.items():

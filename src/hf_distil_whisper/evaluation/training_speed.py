@@ -3,6 +3,7 @@
 Models of a named shape with random weights, on random windows. Knows steps, not data sets.
 """
 
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -37,6 +38,7 @@ SHAPES = {
 
 PLAIN, TRIMMED = "plain, labels padded to 448", "plain, labels trimmed"
 EXACT, CACHED_STATES, CACHED_BOTH = "exact", "cached states", "cached states and logits"
+LORA = "exact, LoRA"
 
 
 @dataclass
@@ -44,12 +46,14 @@ class StepSpeed:
     """One way of a training step, over all rounds.
 
     Args:
+        trained_bytes (`int`): of weights that are trained, their gradients and moments.
         flops (`int`): of its matrix products, forward and backward.
         seconds (`list[float]`): of loss, backward pass and optimizer, one entry a round.
         stages (`dict[str, list[float]]`): the same by stage.
         peak_bytes (`int`, *optional*): of an accelerator's memory, weights included; None on a CPU.
     """
 
+    trained_bytes: int
     flops: int = 0
     seconds: list[float] = field(default_factory=list)
     stages: dict[str, list[float]] = field(default_factory=dict)
@@ -69,7 +73,6 @@ class TrainingSpeed:
         steps (`dict[str, StepSpeed]`): by way.
         matrix_rate (`float`): FLOP/s of large matrix products in the same type.
         copy_rate (`float`): bytes/s that are read and written by a copy.
-        state_bytes (`int`): of trained weights, gradients and moments that a step has to read and write.
         parts (`dict[str, float]`): seconds of the encoder, the teacher's decoder and the student's, each alone and
             forward only, medians.
         loss_difference (`float`): of the exact step from the plain one on equal weights, relative.
@@ -79,14 +82,15 @@ class TrainingSpeed:
     steps: dict[str, StepSpeed]
     matrix_rate: float
     copy_rate: float
-    state_bytes: int
     parts: dict[str, float]
     loss_difference: float
     gradient_difference: float
 
     def floor(self, way: str) -> float:
         """Seconds that a step would take at the machine's measured rates."""
-        return self.steps[way].flops / self.matrix_rate + self.state_bytes / self.copy_rate
+        step = self.steps[way]
+        # AdamW reads gradient, weight and two moments and writes all but the gradient; backward writes the gradient.
+        return step.flops / self.matrix_rate + 2 * step.trained_bytes / self.copy_rate
 
 
 def random_whisper(shape: str, dtype: torch.dtype = torch.float32, **changes: int) -> WhisperForConditionalGeneration:
@@ -159,25 +163,26 @@ def measure_training(
     device = teacher.device
     batch = {name: value.to(device) for name, value in batch.items()}
     student = create_student(teacher, decoder_layers=decoder_layers).to(device)
+    adapted = create_student(teacher, decoder_layers=decoder_layers).to(device)
     with tempfile.TemporaryDirectory() as folder:
         args = DistillationTrainingArguments(
             output_dir=folder, use_cpu=device.type == "cpu", bf16=bf16, report_to=[], teacher_cache_top_k=top_k
         )
         trainer = DistillationTrainer(student, teacher, args)
+        with_lora = DistillationTrainer(adapted, teacher, dataclasses.replace(args, lora={}))
     ways = _ways(trainer, student, teacher, batch, with_padding)
     loss_difference, gradient_difference = _differences(student, ways)
-    steps = {name: StepSpeed() for name in ways}
-    optimizers = {name: torch.optim.AdamW(_trained(student), lr=1e-6) for name in ways}
+    ways[LORA] = _ways(with_lora, adapted, teacher, batch, with_padding)[EXACT]
+    weights = {name: _trained(adapted if name == LORA else student) for name in ways}
+    steps = {name: StepSpeed(16 * sum(weight.numel() for weight in weights[name])) for name in ways}
+    optimizers = {name: torch.optim.AdamW(weights[name], lr=1e-6) for name in ways}
     for number in range(rounds + 1):
         for name, loss in ways.items():
             _step(loss, optimizers[name], steps[name], warm_up=number == 0)
-    trained = sum(weight.numel() * 4 for weight in _trained(student))
     return TrainingSpeed(
         steps,
         matrix_rate(device, torch.bfloat16 if bf16 else torch.float32),
         copy_rate(device),
-        # AdamW reads gradient, weight and two moments and writes all but the gradient; backward writes the gradient.
-        8 * trained,
         _parts(trainer, student, teacher, batch, rounds),
         loss_difference,
         gradient_difference,

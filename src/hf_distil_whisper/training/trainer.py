@@ -6,6 +6,7 @@ Knows both models and one batch at a time: who runs which encoder, what is lost,
 
 from collections.abc import Callable, Sized
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,20 +21,16 @@ from transformers import (
     WhisperProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
 
 from hf_distil_whisper.checkpoints import check_compatible, save_generation_config, save_processor
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.generation import (
-    generate_tokens,
-    languages_of,
-    max_generated_tokens,
-    prefix_length,
-)
 from hf_distil_whisper.training.batch_losses import batch_losses, check_finite, row_losses
 from hf_distil_whisper.training.callbacks import KeepTokenIdsCallback, early_stopping
 from hf_distil_whisper.training.fused_loss import TopKLogits
+from hf_distil_whisper.training.lora import lora_student
 from hf_distil_whisper.training.losses import IGNORE_INDEX
 from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, freeze, same_encoder
 from hf_distil_whisper.training.sampling import check_mixture, epoch_sampler, mixture_callbacks
@@ -41,9 +38,14 @@ from hf_distil_whisper.training.step_log import StepLog
 from hf_distil_whisper.training.streaming import stream_reader
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset, cache_settings
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
-from hf_distil_whisper.training.validation import PARTS, LossSums, check_evaluation, default_metrics
+from hf_distil_whisper.training.validation import (
+    PARTS,
+    LossSums,
+    check_evaluation,
+    default_metrics,
+    generate_tokens_of,
+)
 
-_GENERATION_SETTINGS = {"max_length", "max_new_tokens", "num_beams"}
 _MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -109,6 +111,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         check_evaluation(args, eval_dataset, processing_class, compute_metrics)
         check_compatible(model, teacher_model, processing_class)
         self._frozen_parts = freeze(model, args)
+        self._lora = lora_student(model, args.lora, with_decoder=not args.freeze_decoder)
         if processing_class is not None:
             data_collator = data_collator or DataCollatorSpeechSeq2SeqWithPadding(processing_class)
             compute_metrics = compute_metrics or default_metrics(model, processing_class, args)
@@ -161,7 +164,10 @@ class DistillationTrainer(Seq2SeqTrainer):
             check_mixture(self.train_dataset, resume_from_checkpoint)
         else:
             self._streams.resume(self.args, resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._lora is None:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._lora.load(resume_from_checkpoint)
         self._settle_teacher()  # the checkpoint's encoder may be another one than the student came with
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -410,39 +416,33 @@ class DistillationTrainer(Seq2SeqTrainer):
             loss = rows[:, 0].sum() / rows[:, -1].sum().clamp(min=1)
             if prediction_loss_only or not self.args.predict_with_generate:
                 return loss, None, None
-            tokens = self._generate(inputs, states, gen_kwargs or self._gen_kwargs)
+            tokens = generate_tokens_of(self.model, inputs, states, self.args.task, gen_kwargs or self._gen_kwargs)
         return loss, tokens, labels
-
-    def _generate(self, inputs: dict[str, Tensor], states: Tensor, settings: dict[str, Any]) -> Tensor:
-        """Transcribes a batch, without timestamps; the model's generation config stays as it is."""
-        if unknown := sorted(set(settings) - _GENERATION_SETTINGS):
-            raise ValueError(f"evaluate: unknown {unknown}; expected {', '.join(sorted(_GENERATION_SETTINGS))}.")
-        longest = self.model.config.max_target_positions // 2  # OpenAI's bound for a window; runaway loops end there
-        if settings.get("max_length") is not None:
-            longest = settings["max_length"] - prefix_length(self.model, return_timestamps=False)
-        longest = settings.get("max_new_tokens") or longest
-        longest = max(1, min(longest, max_generated_tokens(self.model, return_timestamps=False)))
-        found = generate_tokens(
-            self.model,
-            inputs.get("input_features"),
-            encoder_states=states,
-            num_beams=settings.get("num_beams") or 1,
-            max_new_tokens=longest,
-            language=languages_of(self.model, inputs["decoder_input_ids"]),
-            task=self.args.task,
-        )
-        tokens = inputs["labels"].new_full((len(found), longest), self.model.config.pad_token_id)
-        for row, sequence in enumerate(found):
-            tokens[row, : len(sequence.tokens)] = torch.as_tensor(sequence.tokens)
-        return tokens
 
     # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Saves the student with all that other runtimes read; the teacher is no part of it."""
-        super()._save(output_dir, state_dict)
+        """Saves the student with all that other runtimes read, not its teacher; a checkpoint of LoRA the adapter."""
+        folder = str(output_dir or self.args.output_dir)
+        if self._lora is None:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            self._lora.save(folder)
+            if not Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
+                self._lora.save_merged(folder)
+            torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))  # as upstream does
         if self.args.should_save:
-            folder = output_dir or self.args.output_dir
             save_generation_config(self.model, folder)
             if self.processing_class is not None:
                 save_processor(self.processing_class, folder)
+
+    def _load_best_model(self) -> None:
+        if self._lora is None:
+            super()._load_best_model()
+        else:
+            self._lora.load(str(self.state.best_model_checkpoint))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if self._lora is not None and self.args.hub_strategy != HubStrategy.END:
+            self._save()  # upstream would push what the checkpoint holds, which is no student
+        super()._push_from_checkpoint(checkpoint_folder)

@@ -7,10 +7,12 @@ not depend on scale: batch size, steps, learning rate and precision stand in the
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_distil_whisper.training.fused_loss import DEFAULT_CHUNK_SIZE
+from hf_distil_whisper.training.lora import lora_settings
 
 TEACHER_CACHES = ("none", "encoder", "logits", "both")
 CACHES_OF_STATES, CACHES_OF_LOGITS = ("encoder", "both"), ("logits", "both")
@@ -51,6 +53,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             ("auto"), or "int8", in half the room of bfloat16 (see [`EncoderCache`]).
         teacher_cache_budget (`float`, *optional*): gigabytes (10⁹ bytes) that the cache may take. What is expected to
             take more is computed in every epoch instead: of "both" the states, if the logits fit, else everything.
+        lora (`dict`, *optional*): trains small matrices beside the student's frozen ones (see [`LoraSettings`] for the
+            keys; an empty one takes the defaults). Checkpoints hold only those; a saved or pushed student is complete,
+            with the adapter in its folder `adapter`.
         timestamp_probability (`float`, *optional*, defaults to 0.5): share of samples with timestamps (Table 15).
         condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share of samples prompted with the
             previous text, as for the published distil-large-v3.
@@ -94,6 +99,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     )
     teacher_cache_budget: float | None = field(
         default=None, metadata={"help": "GB that the cache may take; what takes more is computed in every epoch."}
+    )
+    lora: dict | str | None = field(
+        default=None, metadata={"help": "Train adapters: {r, alpha, dropout, target_modules, encoder}."}
     )
     timestamp_probability: float = field(default=0.5, metadata={"help": "Share of samples with timestamps."})
     condition_on_prev_probability: float = field(
@@ -166,6 +174,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 f"--teacher_cache: expected one of {', '.join(TEACHER_CACHES)}, got {self.teacher_cache!r}."
             )
         self._check_cache()
+        if self.lora is not None:
+            self.lora = self._check_lora(self.lora)
         if self.task not in ("transcribe", "translate"):
             raise ValueError(f"--task: expected 'transcribe' or 'translate', got {self.task!r}.")
 
@@ -206,6 +216,20 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 f"--teacher_cache_dir is {self.teacher_cache_dir}, but --teacher_cache is none: nothing would be kept "
                 "there. Set --teacher_cache to encoder, logits or both."
             )
+
+    def _check_lora(self, lora: dict | str) -> dict:
+        given = yaml.safe_load(lora) if isinstance(lora, str) else lora
+        if not isinstance(given, dict):
+            raise ValueError(f"--lora: expected a mapping such as {{r: 32}}, got {lora!r}.")
+        encoder = lora_settings(given).encoder
+        if encoder == self.freeze_encoder:
+            raise ValueError(
+                f"--lora.encoder is {str(encoder).lower()} and --freeze_encoder {str(self.freeze_encoder).lower()}: "
+                "with adapters on the encoder it is trained, without them it is frozen. Set one of them."
+            )
+        if self.freeze_decoder and not encoder:
+            raise ValueError("--lora puts its adapters on the decoder, but --freeze_decoder is on. Leave one out.")
+        return given
 
     def _check_early_stopping(self, patience: int) -> None:
         if patience < 1:

@@ -3,14 +3,22 @@
 Knows tokens and tensors of one batch at a time; which sets there are is known by the trainer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.inference.generation import scoring_language
+from hf_distil_whisper.inference.generation import (
+    generate_tokens,
+    languages_of,
+    max_generated_tokens,
+    prefix_length,
+    scoring_language,
+)
 from hf_distil_whisper.inference.results import plain_text
 from hf_distil_whisper.metrics import errors_in_language, get_normalizer
 from hf_distil_whisper.training.losses import IGNORE_INDEX
@@ -18,6 +26,7 @@ from hf_distil_whisper.training.training_args import DistillationTrainingArgumen
 
 PARTS = ("kl", "pl", "mse")
 """Of the loss, in the order of all sums of them."""
+_GENERATION_SETTINGS = {"max_length", "max_new_tokens", "num_beams"}
 
 
 class WordErrorMetrics:
@@ -127,3 +136,47 @@ def check_evaluation(
             "--metric_for_best_model: macro_wer is an average over several validation sets, but there is one without "
             "a name. Set it to wer, or pass eval_dataset as a dictionary."
         )
+
+
+def generate_tokens_of(
+    model: WhisperForConditionalGeneration,
+    inputs: Mapping[str, Tensor],
+    states: Tensor,
+    task: str,
+    settings: Mapping[str, Any],
+) -> Tensor:
+    """Transcribes a batch of a validation, without timestamps; the model's generation config stays as it is.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the student.
+        inputs (`Mapping[str, Tensor]`): the batch; its decoder inputs say the language of each row.
+        states (`Tensor`): of the encoder, (batch, frames, width).
+        task (`str`): "transcribe" or "translate", for multilingual models.
+        settings (`Mapping[str, Any]`): `max_length` or `max_new_tokens`, `num_beams`.
+
+    Returns:
+        `Tensor`: (batch, fixed length), padded with the pad token, so that processes gather alike.
+
+    Raises:
+        ValueError: for another setting.
+    """
+    if unknown := sorted(set(settings) - _GENERATION_SETTINGS):
+        raise ValueError(f"evaluate: unknown {unknown}; expected {', '.join(sorted(_GENERATION_SETTINGS))}.")
+    longest = model.config.max_target_positions // 2  # OpenAI's bound for a window; runaway loops end there
+    if settings.get("max_length") is not None:
+        longest = settings["max_length"] - prefix_length(model, return_timestamps=False)
+    longest = settings.get("max_new_tokens") or longest
+    longest = max(1, min(longest, max_generated_tokens(model, return_timestamps=False)))
+    found = generate_tokens(
+        model,
+        inputs.get("input_features"),
+        encoder_states=states,
+        num_beams=settings.get("num_beams") or 1,
+        max_new_tokens=longest,
+        language=languages_of(model, inputs["decoder_input_ids"]),
+        task=task,
+    )
+    tokens = inputs["labels"].new_full((len(found), longest), model.config.pad_token_id)
+    for row, sequence in enumerate(found):
+        tokens[row, : len(sequence.tokens)] = torch.as_tensor(sequence.tokens)
+    return tokens
