@@ -167,7 +167,7 @@ def test_generation_settings_reach_every_set_and_unknown_ones_are_refused(tmp_pa
     student, teacher = pair
     seen = []
     monkeypatch.setattr(
-        "hf_distil_whisper.training.trainer.generate_tokens",
+        "hf_distil_whisper.training.validation.generate_tokens",
         lambda *args, **kwargs: (
             seen.append((kwargs["num_beams"], kwargs["max_new_tokens"])) or generate_tokens(*args, **kwargs)
         ),
