@@ -1,6 +1,6 @@
 """The main job on the embedded default: label, filter, distil, score, use.
 
-    python run.py [--output_dir runs/quickstart] [--fsdd <folder of the human digits>] [--num_beams 5] [--seed 43]
+    python run.py [--output_dir runs/quickstart] [--fsdd <folder of the human digits>] [--copies 1] [--num_beams 5]
 
 Ends with a table of the teacher and of the student before and after distillation, and with the bounds that they are
 held to. Needs no GPU and no network.
@@ -8,6 +8,7 @@ held to. Needs no GPU and no network.
 
 import argparse
 import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,20 +42,37 @@ CHUNKS = {"teacher": 30.0, "student before": 15.0, "student": 15.0}
 """Seconds of a chunk of a long recording: 30 are best for Whisper, for a student those it learnt from (Table 23)."""
 SESSION = 10
 """Sentences that a voice of the corpus says in a row."""
+SPEEDS = (0.88, 0.93, 1.08, 1.14)
 
 
-def training_windows() -> Dataset:
+def training_windows(copies: int) -> Dataset:
     """The training split, joined to windows, with the pauses that the recordings lack at their ends.
 
     A student learns to read from short windows, where there is little to find its way through, much sooner than from
     full ones; but a long recording consists of full ones. So every third session of ten sentences fills whole windows.
+
+    Args:
+        copies (`int`): how often everything is said once more, faster or slower, by what are other voices then.
     """
     rows = load_source(CORPUS, split="train")
     windows: list[dict] = []
-    for longest, thirds in ((30.0, (0,)), (12.0, (1, 2))):
-        chosen = [row for row in range(len(rows)) if row // SESSION % 3 in thirds]
-        windows += pack_utterances(rows.select(chosen), gap=0.3, max_duration=longest)
+    for copy in range(copies + 1):
+        full = copy % 3
+        for longest, thirds in ((30.0, {full}), (12.0, {0, 1, 2} - {full})):
+            chosen = [number for number in range(len(rows)) if number // SESSION % 3 in thirds]
+            windows += pack_utterances(spoken(rows, chosen, copy), gap=0.3, max_duration=longest)
     return Dataset.from_list(windows)
+
+
+def spoken(rows: Dataset, chosen: list[int], copy: int) -> Iterator[dict]:
+    """Chosen rows as they are, or in a copy each session at another speed."""
+    for number in chosen:
+        row = rows[number]
+        if copy:
+            speed = SPEEDS[(number // SESSION + copy) % len(SPEEDS)]
+            # Played at another rate than it was recorded at: tempo and pitch change together.
+            row |= {"audio": (load_audio(row["audio"]), round(16_000 * speed)), "id": f"{row['id']} copy {copy}"}
+        yield row
 
 
 def distil(
@@ -95,6 +113,7 @@ def main() -> None:
     parser.add_argument(
         "--fsdd", type=Path, default=HERE.parents[2] / "shared/speech/fsdd", help="read where it exists"
     )
+    parser.add_argument("--copies", type=int, default=0, help="of the speech, at other speeds")
     parser.add_argument("--num_beams", type=int, default=1, help="of the labelling")
     parser.add_argument("--seed", type=int, default=42, help="of the training")
     args = parser.parse_args()
@@ -106,7 +125,7 @@ def main() -> None:
     step("1. the teacher labels the training speech")
     teacher, processor = load_model(TEACHER), load_processor(TEACHER)
     labelled = pseudo_label_dataset(
-        training_windows(), teacher, processor, output_dir=args.output_dir / "labelled", backend=RUNTIME,
+        training_windows(args.copies), teacher, processor, output_dir=args.output_dir / "labelled", backend=RUNTIME,
         teacher_cache_dir=args.output_dir / "cache", num_beams=args.num_beams,
     )  # fmt: skip
     step("2. labels that differ from the reference by more than 10 % are dropped")

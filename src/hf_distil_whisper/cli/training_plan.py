@@ -223,29 +223,44 @@ def _plan_streams(
     for name, source in args.sources().items():
         if len(args.sources()) > 1 and source.weight is None:
             plan.problems.append(f"--{_flag(name)}.weight is missing: a stream does not know its number of rows")
-        rows = plan.stream(source, _flag(name), (source.transcript_column,))
-        if rows is None or student is None:
-            continue
-        first = next(iter(rows), None)
-        if first is None:
-            plan.problems.append(f"--{_flag(name)}: {source.path!r} holds no row")
-            continue
-        _check_language(plan, _flag(name), source, student, training_args, first, "language" in first)
-        if source.wer_threshold is not None:
-            try:
-                rows = filter_stream_by_wer(
-                    rows,
-                    source.wer_threshold,
-                    prediction_column=source.transcript_column,
-                    language=training_args.normalizer or scoring_language(student, training_args.language),
-                )
-            except ValueError as error:
-                plan.problems.append(f"--{_flag(name)}.wer_threshold: {error}")
-                continue
-            plan.steps.append(f"keep the rows of {name} with WER ≤ {source.wer_threshold:.1%}, as they come")
-        plan.streams[_flag(name)] = name_columns(rows, {LABELS: source.transcript_column}, source.path)
+        if student is None:
+            plan.stream(source, _flag(name), (source.transcript_column,))
+        else:
+            _plan_stream(plan, source, name, training_args, student)
     batch = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
     plan.steps.append(f"train {training_args.max_steps:,} steps of {batch} rows: {_loss(training_args)}")
+
+
+def _plan_stream(
+    plan: Plan,
+    source: DataSource,
+    name: str,
+    training_args: DistillationTrainingArguments,
+    student: WhisperForConditionalGeneration,
+) -> None:
+    """One source as a stream of labelled rows, its first row looked at, its labels in `whisper_transcript`."""
+    flag = _flag(name)
+    rows = plan.stream(source, flag, (source.transcript_column,))
+    if rows is None:
+        return
+    first = next(iter(rows), None)
+    if first is None:
+        plan.problems.append(f"--{flag}: {source.path!r} holds no row")
+        return
+    _check_language(plan, flag, source, student, training_args, first, "language" in first)
+    if source.wer_threshold is not None:
+        try:
+            rows = filter_stream_by_wer(
+                rows,
+                source.wer_threshold,
+                prediction_column=source.transcript_column,
+                language=training_args.normalizer or scoring_language(student, training_args.language),
+            )
+        except ValueError as error:
+            plan.problems.append(f"--{flag}.wer_threshold: {error}")
+            return
+        plan.steps.append(f"keep the rows of {name} with WER ≤ {source.wer_threshold:.1%}, as they come")
+    plan.streams[flag] = name_columns(rows, {LABELS: source.transcript_column}, source.path)
 
 
 def _loss(training_args: DistillationTrainingArguments) -> str:
