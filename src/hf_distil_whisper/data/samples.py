@@ -12,6 +12,7 @@ import torch
 from transformers import WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
+from hf_distil_whisper.data.features import log_mel
 from hf_distil_whisper.data.labels import DrawnVariant, LabelError, language_token, make_labels, plain_text
 
 
@@ -80,10 +81,7 @@ class SampleMaker:
         Raises:
             AudioError: where it cannot be read or is longer than the window; it costs the row.
         """
-        features = self.processor.feature_extractor(
-            self.recording(audio, name), sampling_rate=SAMPLING_RATE, return_tensors="np"
-        )
-        return torch.from_numpy(features.input_features[0])
+        return log_mel(self.processor.feature_extractor, [self.recording(audio, name)])[0]
 
     def recording(self, audio: Any, name: str) -> np.ndarray:
         """The samples behind [`features`], which raises the same."""

@@ -16,7 +16,7 @@ import torch
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import load_audio
+from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.inference.backends import Ctranslate2Generator
@@ -24,7 +24,6 @@ from hf_distil_whisper.inference.generation import (
     TokenSequence,
     generate_tokens,
     timestamp_begin,
-    window_features,
 )
 from hf_distil_whisper.inference.progress import AudioProgress
 from hf_distil_whisper.inference.results import plain_text
@@ -160,10 +159,11 @@ def _generate_in_order(
     for start in range(0, len(rows), batch_size):
         recordings = [load_audio(row["audio"]) for row in rows[start : start + batch_size]]
         begin = time.perf_counter()
-        features = window_features(teacher, processor, recordings)
-        found = teacher.generate(features, return_timestamps=True).tolist()
+        features = processor.feature_extractor(recordings, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+        windows = features.input_features.to(teacher.device, teacher.dtype)
+        found = teacher.generate(windows, return_timestamps=True).tolist()
         seconds += time.perf_counter() - begin
         tokens += [row[: row.index(end)] if end in row else row for row in found]
-        progress.update(len(recordings), sum(map(len, recordings)) / 16_000)
+        progress.update(len(recordings), sum(map(len, recordings)) / SAMPLING_RATE)
     progress.close()
     return tokens, seconds

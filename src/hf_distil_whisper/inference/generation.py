@@ -26,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
+from hf_distil_whisper.data.features import log_mel
 from hf_distil_whisper.inference.search import greedy_search
 
 
@@ -187,8 +188,7 @@ def window_features(
     Returns:
         `Tensor`: (batch, mel bins, frames).
     """
-    features = processor.feature_extractor(list(recordings), sampling_rate=SAMPLING_RATE, return_tensors="pt")
-    return features.input_features.to(model.device, model.dtype)
+    return log_mel(processor.feature_extractor, recordings).to(model.device, model.dtype)
 
 
 TOKENS_PER_SECOND, PREFIX_TOKENS = 6.0, 6

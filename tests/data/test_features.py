@@ -1,0 +1,45 @@
+"""Log-mel features without the silence behind the recordings: those of Whisper's extractor."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperFeatureExtractor
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE
+from hf_distil_whisper.data.features import log_mel
+from toy_models import toy_audio
+
+
+@pytest.mark.parametrize("mel_bins", [80, 128])
+@pytest.mark.parametrize("seconds", [[0.0], [1 / 16_000], [0.3, 4.0, 2.51], [29.93], [29.96, 30.0], [30.0], [31.0]])
+def test_features_are_those_of_the_extractor_for_any_length(seconds: list[float], mel_bins: int):
+    """The last frames reach into silence, and a signal's end is mirrored: half a frame too little, and they differ."""
+    extractor = WhisperFeatureExtractor(feature_size=mel_bins)
+    recordings = [
+        toy_audio(length, seed=number) if length else np.zeros(0, np.float32) for number, length in enumerate(seconds)
+    ]
+    expected = extractor(recordings, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+    features = log_mel(extractor, recordings)
+    assert features.shape == (len(seconds), mel_bins, 3000)
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+def test_silence_is_silence():
+    """Of nothing but zeros the largest value is that of silence itself."""
+    extractor = WhisperFeatureExtractor()
+    silence = [np.zeros(SAMPLING_RATE, np.float32)]
+    expected = extractor(silence, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+    assert torch.equal(log_mel(extractor, silence), expected)
+
+
+def test_a_window_of_another_length_keeps_its_frames():
+    """Not all Whisper models listen for 30 s."""
+    extractor = WhisperFeatureExtractor(chunk_length=6)
+    assert log_mel(extractor, [toy_audio(1.0)]).shape == (1, 80, 600)
+
+
+def test_dithered_features_are_made_of_the_whole_window():
+    """Dither is noise: a single frame of it, repeated, would be another signal."""
+    torch.manual_seed(0)
+    features = log_mel(WhisperFeatureExtractor(dither=1e-3), [toy_audio(1.0)])
+    assert features[0, :, -10:].std(dim=1).min() > 0
