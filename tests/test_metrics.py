@@ -2,14 +2,17 @@
 
 import pickle
 
+import numpy as np
 import pytest
 
 from hf_distil_whisper.metrics import (
     WordErrorRate,
     WordErrors,
+    bootstrap_interval,
     character_errors,
     errors_in_language,
     get_normalizer,
+    paired_bootstrap_interval,
     repeated_ngrams,
     word_errors,
 )
@@ -126,3 +129,23 @@ def test_the_metric_loads_without_a_network_and_adds_batches_up():
     assert result["wer"] == pytest.approx(1 / 3)
     assert (result["hits"], result["substitutions"], result["num_words"]) == (2, 1, 3)
     assert metric.compute(predictions=["yes"], references=["Yes."])["wer"] == 1.0
+
+
+def test_what_is_hard_for_both_models_is_no_difference_between_them() -> None:
+    """Paired, the interval of a small difference is far narrower than what the rates alone would allow."""
+    rng = np.random.default_rng(0)
+    hard = rng.integers(0, 8, size=300)
+    baseline = [WordErrors(hits=10 - int(wrong), substitutions=int(wrong)) for wrong in hard]
+    better = [row if number % 10 else WordErrors(hits=10) for number, row in enumerate(baseline)]
+    low, high = paired_bootstrap_interval(better, baseline)
+    difference = sum(better).wer - sum(baseline).wer
+    assert low < difference < high < 0
+    alone = bootstrap_interval(baseline)
+    assert high - low < 0.7 * (alone[1] - alone[0])
+    assert paired_bootstrap_interval(baseline, baseline) == (0.0, 0.0)
+
+
+def test_only_the_same_utterances_are_paired() -> None:
+    row = WordErrors(hits=1)
+    with pytest.raises(ValueError, match="the same utterances twice, got 2 and 1 rows"):
+        paired_bootstrap_interval([row, row], [row])

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset
 from muon import Muon, split_parameters
@@ -81,30 +82,40 @@ def distil(
     processor: WhisperProcessor,
     labelled: Dataset,
     folder: Path,
-    seed: int,
-) -> DistillationTrainingArguments:
-    """Trains the student in place and saves it with everything that it needs."""
-    args = DistillationTrainingArguments(
-        output_dir=folder / "training",
-        per_device_train_batch_size=4,
-        num_train_epochs=4,
-        warmup_steps=60,
-        teacher_cache="both",
-        teacher_cache_dir=folder / "cache",
-        save_strategy="no",
-        logging_steps=100,
-        remove_unused_columns=False,
-        seed=seed,
-    )
+    trainer_class: type[DistillationTrainer] = DistillationTrainer,
+    **changes: Any,
+) -> DistillationTrainer:
+    """Trains the student in place; returns the trainer behind its last step.
+
+    Args:
+        student (`WhisperForConditionalGeneration`): shares the teacher's encoder.
+        teacher (`WhisperForConditionalGeneration`): wrote the labels.
+        processor (`WhisperProcessor`): of both.
+        labelled (`Dataset`): what the filter kept.
+        folder (`Path`): of the run; the cache lies in it.
+        trainer_class (`type`, *optional*): takes the steps.
+        changes: to the settings below.
+    """
+    settings = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 4,
+        "warmup_steps": 60,
+        "teacher_cache": "both",
+        "teacher_cache_dir": folder / "cache",
+        "save_strategy": "no",
+        "logging_steps": 100,
+        "remove_unused_columns": False,
+    }
+    args = DistillationTrainingArguments(output_dir=folder / "training", **settings | changes)
     dataset = SpeechDataset(labelled, processor, seed=args.seed)
     collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
     matrices, others = split_parameters(student.model.decoder.named_parameters())
     optimizer = Muon([{"params": matrices}, {"params": others, "lr": 1e-3, "matrices": False}], lr=2e-3)
-    DistillationTrainer(
+    trainer = trainer_class(
         student, teacher, args, collator, dataset, processing_class=processor, optimizers=(optimizer, None)
-    ).train()
-    save_checkpoint(student, processor, folder / "student")
-    return args
+    )
+    trainer.train()
+    return trainer
 
 
 def main() -> None:
@@ -133,7 +144,8 @@ def main() -> None:
     print(report.table())
     step("3. a student with 2 of the 8 decoder layers learns from teacher and labels")
     student = create_student(teacher, decoder_layers=2)
-    training = distil(student, teacher, processor, kept, args.output_dir, args.seed)
+    training = distil(student, teacher, processor, kept, args.output_dir, seed=args.seed).args
+    save_checkpoint(student, processor, args.output_dir / "student")
     step("4. both are scored, beside the student as it was before")
     models = {"teacher": teacher, "student before": create_student(teacher, decoder_layers=2), "student": student}
     scores = {

@@ -163,11 +163,56 @@ def bootstrap_interval(
     """
     if not rows:
         raise ValueError("bootstrap_interval: expected at least one row, got none.")
-    counts = np.array([[row.substitutions + row.deletions + row.insertions, row.num_words] for row in rows])
-    rng = np.random.default_rng(seed)
-    draws = np.array([counts[rng.integers(len(counts), size=len(counts))].sum(axis=0) for _ in range(resamples)])
-    rates = draws[:, 0] / np.maximum(draws[:, 1], 1)
-    low, high = np.quantile(rates, [(1 - level) / 2, (1 + level) / 2])
+    counts = np.array([_errors_and_words(row) for row in rows])
+    return _interval(_drawn_rates(counts[None], resamples, seed)[0], level)
+
+
+def paired_bootstrap_interval(
+    rows: Sequence[WordErrors],
+    baseline: Sequence[WordErrors],
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """How far one model's word error rate may lie from another's, where both have heard the same utterances.
+
+    Both are drawn together (Bisani & Ney, 2004), so that what is hard for both does not count as a difference.
+
+    Args:
+        rows (`Sequence[WordErrors]`): one each utterance.
+        baseline (`Sequence[WordErrors]`): of the other model, utterance for utterance.
+        level (`float`, *optional*, defaults to 0.95): share of the resamples between the two ends.
+        resamples (`int`, *optional*, defaults to 1000): how often all utterances are drawn.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+
+    Returns:
+        `tuple[float, float]`: lower and upper end of the first rate minus the second, fractions.
+
+    Raises:
+        ValueError: without rows, or for two lists of different lengths.
+    """
+    if not rows or len(rows) != len(baseline):
+        raise ValueError(
+            f"paired_bootstrap_interval: expected the same utterances twice, got {len(rows)} and {len(baseline)} rows."
+        )
+    counts = np.array([[_errors_and_words(row) for row in model] for model in (rows, baseline)])
+    ours, theirs = _drawn_rates(counts, resamples, seed)
+    return _interval(ours - theirs, level)
+
+
+def _errors_and_words(row: WordErrors) -> tuple[int, int]:
+    return row.substitutions + row.deletions + row.insertions, row.num_words
+
+
+def _drawn_rates(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Rates of shape (models, resamples) for errors and words of shape (models, rows, 2), drawn with replacement."""
+    rng, rows = np.random.default_rng(seed), counts.shape[1]
+    draws = np.stack([counts[:, rng.integers(rows, size=rows)].sum(axis=1) for _ in range(resamples)], axis=1)
+    return draws[..., 0] / np.maximum(draws[..., 1], 1)
+
+
+def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -15,10 +15,11 @@ from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.cli.plans import best_device
 from hf_distil_whisper.cli.pseudo_label import sort_by_speaker
 from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
-from hf_distil_whisper.data.audio import load_audio
+from hf_distil_whisper.data.audio import encode_flac, load_audio
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from toy_files import spoil, tar_sample, write_tar, write_toy_corpus, write_toy_model
+from toy_models import toy_audio
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,29 @@ def test_pseudo_label_joins_utterances_of_one_speaker(labelled: Path) -> None:
     assert rows["duration"][:] == [3.0, 3.0]
     assert rows["ids"][:] == [[f"train-{row:06d}" for row in range(start, 6, 2)] for start in (0, 1)]
     assert {"whisper_transcript", "truncated", "wer", "hits", "previous_transcript"} <= set(rows.column_names)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pseudo_label_splits_recordings_of_unknown_speakers(
+    toys: Path, tmp_path: Path, streaming: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were left out for their length; nothing tells who speaks, so nothing is joined either."""
+    for name, seconds in (("a", 65.0), ("b", 1.0), ("c", 1.0)):
+        (tmp_path / f"{name}.flac").write_bytes(encode_flac(toy_audio(seconds)))
+    audio = [str(tmp_path / f"{name}.flac") for name in "abc"]
+    rows = Dataset.from_dict({"id": list("abc"), "audio": audio, "text": ["much", "yes", "no"]})
+    rows.to_parquet(tmp_path / "train.parquet")
+    argv = ["pseudo-label", "--teacher_model_name_or_path", str(toys / "teacher"), "--max_duration", "25"]
+    argv += ["--dataset", str(tmp_path / "train.parquet"), "--output_dir", str(tmp_path / "labels")]
+    assert main([*argv, "--streaming", str(streaming).lower()]) == 0
+    assert "split longer recordings, to at most 25 s" in capsys.readouterr().out
+    labelled = load_source(tmp_path / "labels")
+    pieces = len(labelled) - 2
+    assert list(labelled["id"]) == [*(f"a-{number}" for number in range(pieces)), "b", "c"]
+    assert pieces >= 3
+    assert sum(labelled["duration"]) == pytest.approx(67.0)
+    assert max(labelled["duration"]) <= 25
+    assert list(labelled["text"]) == [*[None] * pieces, "yes", "no"]
 
 
 def test_pseudo_label_reads_archives_as_they_come(

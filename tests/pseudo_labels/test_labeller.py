@@ -14,6 +14,7 @@ from hf_distil_whisper.data.labels import make_labels
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import RowErrors, load_source
 from hf_distil_whisper.data.speech_dataset import SpeechDataset
+from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import timestamp_begin
 from hf_distil_whisper.inference.results import timestamped_text
 from hf_distil_whisper.inference.transcribe import transcribe
@@ -70,6 +71,32 @@ def test_a_training_need_not_run_the_encoder_that_labelling_has_run(tmp_path: Pa
     for row in range(len(labelled)):
         assert found[row]["labels"] == expected[row]["labels"]
         torch.testing.assert_close(found[row]["encoder_states"], expected[row]["encoder_states"])
+
+
+def test_states_may_be_kept_in_8_bits_for_a_training_that_does(tmp_path: Path) -> None:
+    teacher, processor = talking_whisper(4), toy_processor()
+    cache = {"teacher_cache_dir": tmp_path / "cache", "teacher_cache_dtype": "int8"}
+    labelled = pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path / "labels", **cache)
+    student, collate = create_student(teacher, decoder_layers=2), DataCollatorSpeechSeq2SeqWithPadding(processor)
+    encoded = count_encoder_windows(student)
+    kept = CacheSettings("encoder", teacher.dtype, 8, 2.0, str(tmp_path / "cache"), int8=True)
+    rows = SpeechDataset(labelled, processor)
+    cached = TeacherCacheDataset(rows, student, None, kept, collate, shares_encoder=True, batch_size=2)
+    assert encoded() == 0
+    states = encode(student, rows[1]["input_features"][None])[0]
+    assert (cached[1]["encoder_states"] - states).abs().max() <= 0.005 * states.abs().max()
+
+
+def test_rows_of_many_words_are_split_where_their_times_are_known(tmp_path: Path) -> None:
+    """AMI's recipe (appendix A); the words go with their pieces."""
+    words = [{"word": f"word{number},", "start": 0.5 * number, "end": 0.5 * number + 0.4} for number in range(8)]
+    rows = Dataset.from_dict(
+        {"id": ["a"], "audio": [{"bytes": encode_flac(toy_audio(4.0)), "path": None}], "words": [words]}
+    )
+    settings = {"max_duration": 30.0, "max_words": 3}
+    labelled = pseudo_label_dataset(rows, talking_whisper(2), toy_processor(), output_dir=tmp_path, **settings)
+    assert [len(text.split()) for text in labelled["text"]] == [3, 3, 2]
+    assert sum(labelled["duration"]) == pytest.approx(4.0)
 
 
 def test_stored_transcript_becomes_a_label_of_the_same_words_and_times(tmp_path: Path) -> None:
@@ -215,6 +242,10 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         pseudo_label_dataset(recordings().select([]), teacher, processor, output_dir=tmp_path)
     with pytest.raises(ValueError, match="English-only"):
         pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, language="de")
+    with pytest.raises(ValueError, match="`max_words` is 30, but no row is split without `max_duration`"):
+        pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, max_words=30)
+    with pytest.raises(ValueError, match="`teacher_cache_dtype` is 'int4', expected one of auto, int8"):
+        pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, teacher_cache_dtype="int4")
 
 
 def test_audio_feature_of_datasets_is_read_by_our_own_decoder(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hf_distil_whisper.training.teacher_cache import (
     TeacherCacheDataset,
     logits_cache_bytes,
 )
+from talking_models import count_encoder_windows
 from toy_training import RandomWindows, collate, logged, small_args, small_trainer, small_whisper
 
 KINDS = ("encoder", "logits", "both")
@@ -101,8 +102,7 @@ def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_p
     for cache in ("none", kind):
         teacher = small_whisper()
         student = create_student(teacher)
-        encoded, taught = [], []
-        student.model.encoder.register_forward_hook(lambda *_, calls=encoded: calls.append(True))
+        encoded, taught = count_encoder_windows(student), []
         teacher.model.decoder.register_forward_hook(lambda *_, calls=taught: calls.append(True))
         windows = TwoVariants(8)
         trainer = small_trainer(
@@ -118,13 +118,13 @@ def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_p
         )
         trainer.train()
         losses.append(logged(trainer, "loss"))
-        runs.append((len(encoded), len(taught), len(windows.decoded)))
+        runs.append((encoded(), len(taught), len(windows.decoded)))
         assert sorted(set(windows.epochs)) == [0, 1, 2]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    # Steps of 4 rows, 8 rows: filling takes 2 runs of the encoder, and 4 of the teacher for two variants of each row;
-    # in each of the 3 epochs it is asked once more, for the gap.
-    assert runs[0] == (6, 6, 24)
-    assert runs[1] == {"encoder": (2, 6, 8), "logits": (8, 7, 32), "both": (2, 7, 8)}[kind]
+    # Steps of 4 rows, 8 rows: each passes the encoder once to fill the cache, and the teacher in 4 batches for two
+    # variants of each row; in each of the 3 epochs it is asked once more, for the gap.
+    assert runs[0] == (24, 6, 24)
+    assert runs[1] == {"encoder": (8, 6, 8), "logits": (32, 7, 32), "both": (8, 7, 8)}[kind]
 
 
 def test_with_few_tokens_kept_the_logged_kl_is_a_bound_from_below(tmp_path):

@@ -36,8 +36,11 @@ class PseudoLabelArguments:
         output_dir (`str`): folder or fsspec URL for the labelled rows; a run that was stopped goes on in it.
         streaming (`bool`, *optional*, defaults to `False`): reads the recordings as they come, file by file, without
             a download or copy before; only utterances of one speaker that lie side by side are joined then.
-        pack (`bool`, *optional*, defaults to `True`): joins utterances of one speaker; needs a column `speaker`.
-        max_duration (`float`, *optional*, defaults to 30.0): seconds of a joined row.
+        pack (`bool`, *optional*, defaults to `True`): splits longer recordings where nobody speaks, and joins
+            utterances of one speaker where a column `speaker` tells them. Without it, longer recordings are left out.
+        max_duration (`float`, *optional*, defaults to 30.0): seconds of a row after that.
+        max_words (`int`, *optional*): splits rows of more words at their punctuation, where `words` or `segments` hold
+            their times (30 for AMI in appendix A).
         language (`str`, *optional*): of the speech, for multilingual teachers.
         task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
         batch_size (`int`, *optional*, defaults to 16): rows in one pass at most.
@@ -47,6 +50,7 @@ class PseudoLabelArguments:
         compute_type (`str`, *optional*, defaults to `"default"`): of CTranslate2.
         rows_per_shard (`int`, *optional*, defaults to 1000): rows that are written, and after a crash redone, at once.
         teacher_cache_dir (`str`, *optional*): keeps the encoder's states for a training with the same folder.
+        teacher_cache_dtype (`str`, *optional*, defaults to `"auto"`): of these states: `dtype`, or `"int8"`.
         dtype (`str`, *optional*, defaults to `"float32"`): type of the teacher's weights.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
     """
@@ -55,8 +59,9 @@ class PseudoLabelArguments:
     dataset: DataSource | str | None = source_setting("The recordings.")
     output_dir: str | None = setting(None, "Folder for the labelled rows.")
     streaming: bool = setting(False, "Read the recordings as they come, without a download before.")
-    pack: bool = setting(True, "Join utterances of one speaker; needs a speaker column.")
-    max_duration: float = setting(30.0, "Seconds of a joined row.")
+    pack: bool = setting(True, "Split longer recordings in silence, join utterances of one speaker where it is known.")
+    max_duration: float = setting(30.0, "Seconds of a row after that.")
+    max_words: int | None = setting(None, "Split rows of more words at punctuation, where the words' times are known.")
     language: str | None = setting(None, "Of the speech, for multilingual teachers; detected where left out.")
     task: Literal["transcribe", "translate"] = setting("transcribe", "What the teacher writes.")
     batch_size: int = setting(16, "Rows in one pass at most.")
@@ -68,6 +73,7 @@ class PseudoLabelArguments:
     teacher_cache_dir: str | None = setting(
         None, "Local folder that keeps the encoder's states, for a training with the same --teacher_cache_dir."
     )
+    teacher_cache_dtype: Literal["auto", "int8"] = setting("auto", "Of these states: --dtype, or 8 bits.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the teacher's weights.")
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
@@ -88,8 +94,12 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
     source = as_source(args.dataset, "dataset") if args.dataset else None
     rows = plan.stream(source, "dataset") if args.streaming else plan.source(source, "dataset")
     plan.output(args.output_dir, goes_on=True)
-    if rows is not None and packs(args, rows):
-        plan.steps.append(f"join utterances of one speaker to at most {args.max_duration:g} s")
+    if args.max_words is not None and not args.pack:
+        plan.problems.append("--max_words: splits rows, which --pack false forbids. Leave one of them out.")
+    if rows is not None and args.pack:
+        joins = "join utterances of one speaker and " if joins_speakers(args, rows) else ""
+        words = "" if args.max_words is None else f" or {args.max_words} words"
+        plan.steps.append(f"{joins}split longer recordings, to at most {args.max_duration:g} s{words}")
     search = "greedily" if args.num_beams == 1 else f"with {args.num_beams} beams"
     limit = f"{args.batch_size} rows" + ("" if args.token_budget is None else f" or {args.token_budget} tokens")
     plan.steps.append(f"transcribe with {args.teacher_model_name_or_path} {search}, {limit} in one pass")
@@ -99,8 +109,9 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
         plan.figures["audio"] = f"{hours:.2f} h in {len(rows):,} rows"
         plan.figures["disk expected"] = gigabytes(hours * FLAC_BYTES_PER_HOUR)
         if teacher is not None and args.teacher_cache_dir:
-            windows = math.ceil(hours * 3600 / args.max_duration) if packs(args, rows) else len(rows)
-            size = encoder_cache_bytes(windows, teacher.config, torch_dtype(args.dtype))
+            windows = math.ceil(hours * 3600 / args.max_duration) if joins_speakers(args, rows) else len(rows)
+            int8 = args.teacher_cache_dtype == "int8"
+            size = encoder_cache_bytes(windows, teacher.config, torch_dtype(args.dtype), int8)
             plan.figures["encoder states expected"] = f"{gigabytes(size)} in {args.teacher_cache_dir}"
     elif rows is not None:
         plan.figures["audio"] = f"{rows.num_shards:,} files, read as they come"
@@ -110,7 +121,7 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
     return plan
 
 
-def packs(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -> bool:
+def joins_speakers(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -> bool:
     """Whether utterances are joined: without a speaker nothing tells which of them belong together.
 
     Args:
@@ -131,7 +142,7 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -
         `Dataset`: the labelled rows, also in `args.output_dir`.
     """
     teacher = load_model(args.teacher_model_name_or_path or "", dtype=torch_dtype(args.dtype)).to(best_device())
-    joined = packs(args, rows)
+    joined = joins_speakers(args, rows)
     return pseudo_label_dataset(
         sort_by_speaker(rows) if joined and isinstance(rows, Dataset) else rows,
         teacher,
@@ -144,9 +155,11 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -
         num_beams=args.num_beams,
         backend=args.backend,
         compute_type=args.compute_type,
-        max_duration=args.max_duration if joined else None,
+        max_duration=args.max_duration if args.pack else None,
+        max_words=args.max_words if args.pack else None,
         rows_per_shard=args.rows_per_shard,
         teacher_cache_dir=args.teacher_cache_dir,
+        teacher_cache_dtype=args.teacher_cache_dtype,
     )
 
 

@@ -7,9 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
 
-from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.training.losses import IGNORE_INDEX
 
 
@@ -38,9 +36,9 @@ def plain_loss(
     Returns:
         `Tensor`: mean over the tokens, with gradients.
     """
-    states = BaseModelOutput(last_hidden_state=encode(student, batch["input_features"]))
     given = {name: batch[name] for name in ("decoder_input_ids", "labels")}
     with torch.no_grad():
+        states = student.model.encoder(batch["input_features"].to(student.dtype))
         theirs = teacher(encoder_outputs=states, **given)
     ours = student(encoder_outputs=states, **given)
     log_student = F.log_softmax(ours.logits / temperature, dim=-1)

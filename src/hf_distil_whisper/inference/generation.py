@@ -27,6 +27,7 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.features import log_mel
+from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.search import greedy_search
 
 
@@ -239,7 +240,7 @@ def generate_tokens(
     assistant: WhisperForCausalLM | None = None,
     statistics: bool = False,
 ) -> list[TokenSequence]:
-    """Transcribes a batch of windows in one pass of the encoder and one of the decoder.
+    """Transcribes a batch of windows, each of which passes the encoder once, in one search.
 
     Unlike `model.generate`, it never starts a second window: that loop over-runs its length on models that are not
     trained yet, and can go on for ever. Without timestamps their tokens are suppressed. The model and its generation
@@ -283,7 +284,7 @@ def generate_tokens(
             f"{len(windows)} recordings came in one batch. Pass batch_size=1 and num_beams=1."
         )
     codes = resolve_languages(model, language, task, len(windows))
-    states = model.get_encoder()(windows).last_hidden_state if encoder_states is None else encoder_states
+    states = encode(model, windows) if encoder_states is None else encoder_states
     prefix = _prefix_tokens(model, states, codes, task, return_timestamps)
     config = _generation_settings(model, prefix.shape[1], new_tokens, min_new_tokens, num_beams)
     rules = _token_rules(model, config, prefix.shape[1], return_timestamps)
@@ -324,8 +325,7 @@ def _generation_settings(
     config.use_cache = True  # the Trainer leaves it off in the config of a trained model
     config.return_dict_in_generate = False
     # Empty, not None, which would be filled from the model's config again: `SuppressedTokens` does this work.
-    config.suppress_tokens = []
-    config.begin_suppress_tokens = []
+    config.suppress_tokens, config.begin_suppress_tokens = [], []
     return config
 
 

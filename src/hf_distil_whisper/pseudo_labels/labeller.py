@@ -24,7 +24,7 @@ from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import ROWS_FILE, RowErrors, load_shards, without_decoder
 from hf_distil_whisper.inference.backends import BACKENDS, Ctranslate2Generator
-from hf_distil_whisper.inference.encoder_cache import EncoderCache
+from hf_distil_whisper.inference.encoder_cache import STATES_DTYPES, EncoderCache
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
     generate_tokens,
@@ -60,8 +60,10 @@ def pseudo_label_dataset(
     return_timestamps: bool = True,
     max_new_tokens: int | None = None,
     max_duration: float | None = None,
+    max_words: int | None = None,
     rows_per_shard: int = 1000,
     teacher_cache_dir: str | Path | None = None,
+    teacher_cache_dtype: str = "auto",
     errors: RowErrors | None = None,
 ) -> Dataset:
     """Transcribes every row with the teacher and writes the labelled data set to `output_dir`.
@@ -96,12 +98,16 @@ def pseudo_label_dataset(
         return_timestamps (`bool`, *optional*, defaults to `True`): label with timestamp tokens, so that the student
             can learn them; training leaves them out as often as it likes.
         max_new_tokens (`int`, *optional*): by default as many as the teacher's decoder has room for.
-        max_duration (`float`, *optional*): joins neighbouring utterances of one speaker, as [`pack_utterances`] does,
-            to rows of at most so many seconds; nothing is joined across shards. By default nothing is joined.
+        max_duration (`float`, *optional*): joins neighbouring utterances of one speaker, and splits longer recordings,
+            as [`pack_utterances`] does, to rows of at most so many seconds; nothing is joined across shards. By
+            default nothing is joined or split, and a row beyond the window is left out.
+        max_words (`int`, *optional*): also splits rows of more words whose times are known, see [`pack_utterances`].
         rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source in a shard.
         teacher_cache_dir (`str` or `Path`, *optional*): folder on a local disk that keeps the encoder's states of each
             row. A training with the same `teacher_cache_dir`, whose student shares the encoder, need not run it again.
             The encoder runs in transformers then, whatever the backend.
+        teacher_cache_dtype (`str`, *optional*, defaults to `"auto"`): of these states: that of the teacher, or "int8";
+            that of the training must be the same.
         errors (`RowErrors`, *optional*): takes the rows left out, those of earlier starts included; they are logged in
             any case.
 
@@ -130,6 +136,14 @@ def pseudo_label_dataset(
         ```
     """
     _check_request(dataset, backend, compute_type, rows_per_shard)
+    if max_words is not None and max_duration is None:
+        raise ValueError(
+            f"`max_words` is {max_words}, but no row is split without `max_duration`: set it, or leave both."
+        )
+    if teacher_cache_dtype not in STATES_DTYPES:
+        raise ValueError(
+            f"`teacher_cache_dtype` is {teacher_cache_dtype!r}, expected one of {', '.join(STATES_DTYPES)}."
+        )
     store = ShardStore(output_dir)
     store.identity()  # refuses a folder of other files before anything is computed
     scored_as = scoring_language(teacher, language)
@@ -146,6 +160,7 @@ def pseudo_label_dataset(
             "backend": backend,
             "compute_type": compute_type,
             "max_duration": max_duration,
+            "max_words": max_words,
             "rows_per_shard": rows_per_shard,
             **settings,
         }
@@ -156,13 +171,15 @@ def pseudo_label_dataset(
         else Ctranslate2Generator(teacher, processor, compute_type=compute_type, **settings)
     )
     cache = (
-        None if teacher_cache_dir is None else EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
+        None
+        if teacher_cache_dir is None
+        else EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir, int8=teacher_cache_dtype == "int8")
     )
     progress = AudioProgress(len(dataset) if isinstance(dataset, Dataset) else None, "labelling")
 
     def label(rows: Dataset, lost: RowErrors) -> Dataset | None:
         if max_duration is not None:
-            packed = list(pack_utterances(rows, max_duration=max_duration, errors=lost))
+            packed = list(pack_utterances(rows, max_duration=max_duration, max_words=max_words, errors=lost))
             progress.rows_per_window = len(rows) / max(len(packed), 1)
             rows = Dataset.from_list(packed, features=PACKED_FEATURES)
         heard = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])

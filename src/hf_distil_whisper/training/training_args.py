@@ -11,6 +11,7 @@ import yaml
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_distil_whisper.inference.encoder_cache import STATES_DTYPES
 from hf_distil_whisper.training.fused_loss import DEFAULT_CHUNK_SIZE
 from hf_distil_whisper.training.lora import lora_settings
 
@@ -199,8 +200,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 )
         if self.teacher_cache_top_k < 1:
             raise ValueError(f"--teacher_cache_top_k: expected at least 1 token, got {self.teacher_cache_top_k}.")
-        if self.teacher_cache_dtype not in ("auto", "int8"):
-            raise ValueError(f"--teacher_cache_dtype: expected auto or int8, got {self.teacher_cache_dtype!r}.")
+        if self.teacher_cache_dtype not in STATES_DTYPES:
+            expected = " or ".join(STATES_DTYPES)
+            raise ValueError(f"--teacher_cache_dtype: expected {expected}, got {self.teacher_cache_dtype!r}.")
         if self.teacher_cache_dtype == "int8" and self.teacher_cache not in CACHES_OF_STATES:
             raise ValueError(
                 f"--teacher_cache_dtype int8 is for the encoder's states, but {cache} keeps none. Set --teacher_cache "

@@ -1,0 +1,146 @@
+"""Does what makes the training fast change what is learnt? Two comparisons on the labels of `run.py`.
+
+    python compare.py curve   # 200 steps of the library's loss beside the plain formula with all logits
+    python compare.py caches  # students of three seeds, the teacher cached or asked in every step
+
+Both need what `make quickstart` has written to runs/quickstart.
+"""
+
+import argparse
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from run import CORPUS, TEACHER, distil
+from scores import SETS
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper import (
+    DistillationTrainer,
+    WordErrors,
+    create_student,
+    evaluate_model,
+    filter_by_wer,
+    get_normalizer,
+    load_model,
+    load_processor,
+    load_source,
+    word_errors,
+)
+from hf_distil_whisper.evaluation.plain_step import plain_loss
+from hf_distil_whisper.metrics import paired_bootstrap_interval
+
+
+class RecordingTrainer(DistillationTrainer):
+    """Keeps the loss of every step."""
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        self.losses: list[float] = []
+
+    def loss(self, inputs: dict[str, Tensor], **given: Any) -> Tensor:
+        """The library's."""
+        return super().compute_loss(self.model, inputs, **given)
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **given: Any) -> Tensor:
+        """Called by the Trainer."""
+        loss = self.loss(inputs, **given)
+        self.losses.append(loss.item())
+        return loss
+
+
+class PlainTrainer(RecordingTrainer):
+    """Equation 12 written down plainly, over the logits of all positions."""
+
+    def loss(self, inputs: dict[str, Tensor], **given: Any) -> Tensor:
+        """The formula's."""
+        return plain_loss(
+            self.model,
+            self.teacher_model,
+            inputs,
+            temperature=self.args.temperature,
+            kl_weight=self.args.kl_weight,
+            pl_weight=self.args.pl_weight,
+        )
+
+
+def compare_curves(
+    teacher: WhisperForConditionalGeneration, processor: WhisperProcessor, rows: Dataset, steps: int
+) -> None:
+    """Prints how far the losses of equal trainings lie from each other, step by step."""
+    curves = []
+    for trainer_class in (PlainTrainer, RecordingTrainer):
+        student = create_student(teacher, decoder_layers=2)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = distil(
+                student, teacher, processor, rows, Path(folder), trainer_class, max_steps=steps, teacher_cache="none"
+            )
+        curves.append(trainer.losses)
+    print("\n| steps | loss, plain | loss, exact | largest distance, relative |\n|---|---|---|---|")
+    for start in range(0, steps, steps // 4):
+        plain, exact = (curve[start : start + steps // 4] for curve in curves)
+        apart = max(abs(ours / theirs - 1) for ours, theirs in zip(exact, plain, strict=True))
+        means = " | ".join(f"{sum(part) / len(part):.6f}" for part in (plain, exact))
+        print(f"| {start + 1} to {start + len(plain)} | {means} | {apart:.1e} |")
+
+
+def compare_caches(
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    rows: Dataset,
+    folder: Path,
+    seeds: Sequence[int],
+) -> None:
+    """Prints the word error rates of students with and without both caches, and the interval of the difference.
+
+    The exact training keeps the encoder's states too, in float32: those that it would compute again.
+    """
+    errors: dict[tuple[str, str], list[WordErrors]] = defaultdict(list)
+    print("| seed | set | WER, exact | WER, both caches |\n|---|---|---|---|")
+    for seed in seeds:
+        found = {}
+        for kind in ("encoder", "both"):
+            student = create_student(teacher, decoder_layers=2)
+            distil(student, teacher, processor, rows, folder, teacher_cache=kind, seed=seed, disable_tqdm=True)
+            for name, split in SETS.items():
+                found[kind, name] = errors_by_row(student, processor, split)
+                errors[kind, name] += found[kind, name]
+        for name in SETS:
+            rates = " | ".join(f"{sum(found[kind, name]).wer:.2%}" for kind in ("encoder", "both"))
+            print(f"| {seed} | {name} | {rates} |", flush=True)
+    for name in SETS:
+        exact, cached = errors["encoder", name], errors["both", name]
+        low, high = paired_bootstrap_interval(cached, exact)
+        print(f"{name}: {sum(cached).wer - sum(exact).wer:+.2%}, 95 % of the resamples from {low:+.2%} to {high:+.2%}")
+
+
+def errors_by_row(
+    student: WhisperForConditionalGeneration, processor: WhisperProcessor, split: str
+) -> list[WordErrors]:
+    """Of each utterance of a split of the corpus."""
+    scored = evaluate_model(student.eval(), load_source(CORPUS, split=split), processor, language="en")
+    normalizer = get_normalizer("en")
+    return [word_errors(row["reference"], row["prediction"], normalizer) for row in scored.rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("curve", "caches"))
+    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="output folder of run.py")
+    parser.add_argument("--steps", type=int, default=200, help="of the curve")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the students")
+    args = parser.parse_args()
+    teacher, processor = load_model(TEACHER), load_processor(TEACHER)
+    rows, _ = filter_by_wer(load_source(args.run / "labelled"), 0.10)
+    if args.what == "curve":
+        compare_curves(teacher, processor, rows, args.steps)
+    else:
+        compare_caches(teacher, processor, rows, args.run, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
