@@ -76,9 +76,8 @@ def compare_curves(
     for trainer_class in (PlainTrainer, RecordingTrainer):
         student = create_student(teacher, decoder_layers=2)
         with tempfile.TemporaryDirectory() as folder:
-            trainer = distil(
-                student, teacher, processor, rows, Path(folder), trainer_class, max_steps=steps, teacher_cache="none"
-            )
+            settings = {"max_steps": steps, "teacher_cache": "none", "teacher_cache_dir": None}
+            trainer = distil(student, teacher, processor, rows, Path(folder), trainer_class, **settings)
         curves.append(trainer.losses)
     print("\n| steps | loss, plain | loss, exact | largest distance, relative |\n|---|---|---|---|")
     for start in range(0, steps, steps // 4):
