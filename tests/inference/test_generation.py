@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
+from hf_distil_whisper.inference.batches import batches_by_length
 from hf_distil_whisper.inference.generation import (
-    batches_by_length,
     generate_tokens,
     languages_of,
     max_generated_tokens,

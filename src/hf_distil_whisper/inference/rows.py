@@ -16,10 +16,10 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.inference.batches import batches_by_length
 from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
-    batches_by_length,
     window_features,
     window_seconds,
 )

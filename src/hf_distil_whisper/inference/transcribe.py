@@ -6,10 +6,10 @@ The three ways to transcribe are found here: [`transcribe`], [`transcribe_chunke
 from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.inference.batches import batches_by_length
 from hf_distil_whisper.inference.chunked import chunk_statistics, transcribe_chunked
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
-    batches_by_length,
     generate_tokens,
     timestamp_begin,
     window_features,
