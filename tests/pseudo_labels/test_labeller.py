@@ -246,6 +246,8 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, max_words=30)
     with pytest.raises(ValueError, match="`teacher_cache_dtype` is 'int4', expected one of auto, int8"):
         pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, teacher_cache_dtype="int4")
+    with pytest.raises(ValueError, match="'int8', but no states are kept without `teacher_cache_dir`"):
+        pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, teacher_cache_dtype="int8")
 
 
 def test_audio_feature_of_datasets_is_read_by_our_own_decoder(tmp_path: Path) -> None:

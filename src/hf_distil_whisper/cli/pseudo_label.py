@@ -96,6 +96,8 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
     plan.output(args.output_dir, goes_on=True)
     if args.max_words is not None and not args.pack:
         plan.problems.append("--max_words: splits rows, which --pack false forbids. Leave one of them out.")
+    if args.teacher_cache_dtype == "int8" and args.teacher_cache_dir is None:
+        plan.problems.append("--teacher_cache_dtype: is that of the states in --teacher_cache_dir, which is missing.")
     if rows is not None and args.pack:
         joins = "join utterances of one speaker and " if joins_speakers(args, rows) else ""
         words = "" if args.max_words is None else f" or {args.max_words} words"
@@ -156,7 +158,7 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -
         backend=args.backend,
         compute_type=args.compute_type,
         max_duration=args.max_duration if args.pack else None,
-        max_words=args.max_words if args.pack else None,
+        max_words=args.max_words,
         rows_per_shard=args.rows_per_shard,
         teacher_cache_dir=args.teacher_cache_dir,
         teacher_cache_dtype=args.teacher_cache_dtype,

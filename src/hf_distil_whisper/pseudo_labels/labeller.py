@@ -136,14 +136,7 @@ def pseudo_label_dataset(
         ```
     """
     _check_request(dataset, backend, compute_type, rows_per_shard)
-    if max_words is not None and max_duration is None:
-        raise ValueError(
-            f"`max_words` is {max_words}, but no row is split without `max_duration`: set it, or leave both."
-        )
-    if teacher_cache_dtype not in STATES_DTYPES:
-        raise ValueError(
-            f"`teacher_cache_dtype` is {teacher_cache_dtype!r}, expected one of {', '.join(STATES_DTYPES)}."
-        )
+    _check_pieces_and_states(max_duration, max_words, teacher_cache_dir, teacher_cache_dtype)
     store = ShardStore(output_dir)
     store.identity()  # refuses a folder of other files before anything is computed
     scored_as = scoring_language(teacher, language)
@@ -255,6 +248,22 @@ def _check_request(dataset: Dataset | IterableDataset, backend: str, compute_typ
         if len(dataset) == 0:
             raise ValueError("The data set has 0 rows, so there is nothing to label. Check the source and its split.")
         check_ids(dataset)
+
+
+def _check_pieces_and_states(
+    max_duration: float | None, max_words: int | None, cache_dir: str | Path | None, cache_dtype: str
+) -> None:
+    """Settings that would do nothing without another one, and unknown ones."""
+    if max_words is not None and max_duration is None:
+        raise ValueError(
+            f"`max_words` is {max_words}, but no row is split without `max_duration`: set it, or leave both."
+        )
+    if cache_dtype not in STATES_DTYPES:
+        raise ValueError(f"`teacher_cache_dtype` is {cache_dtype!r}, expected one of {', '.join(STATES_DTYPES)}.")
+    if cache_dtype == "int8" and cache_dir is None:
+        raise ValueError(
+            "`teacher_cache_dtype` is 'int8', but no states are kept without `teacher_cache_dir`: set both."
+        )
 
 
 def _source_identity(dataset: Dataset | IterableDataset) -> dict[str, Any]:
