@@ -1,5 +1,6 @@
 """The embedded corpus and teacher of examples/quickstart: what the quickstart's table rests on."""
 
+import importlib
 from itertools import islice
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper import (
+    DistillationTrainer,
     evaluate_model,
     load_audio,
     load_model,
@@ -113,3 +115,17 @@ def test_the_teacher_says_when_each_sentence_is_spoken(teacher, processor) -> No
 def test_the_teacher_transcribes_what_it_was_not_trained_on(teacher, processor) -> None:
     rows = load_source(CORPUS, split="test").shuffle(seed=0).select(range(80))
     assert evaluate_model(teacher, rows, processor, language="en").wer <= 0.03
+
+
+def test_the_quickstarts_training_takes_the_steps_of_the_plain_formula(
+    teacher: WhisperForConditionalGeneration, processor: WhisperProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The curve of `compare.py`, on a few windows whose labels are what was said."""
+    monkeypatch.syspath_prepend(HERE)
+    compare = importlib.import_module("compare")
+    rows = load_source(CORPUS, split="validation", max_samples=8).rename_column("text", "whisper_transcript")
+    plain, ours = (
+        compare.losses_of(way, teacher, processor, rows, 3) for way in (compare.PlainTrainer, DistillationTrainer)
+    )
+    assert len(plain) == 3
+    assert ours == pytest.approx(plain, rel=1e-4)

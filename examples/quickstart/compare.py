@@ -35,53 +35,39 @@ from hf_distil_whisper.evaluation.plain_step import plain_loss
 from hf_distil_whisper.metrics import paired_bootstrap_interval
 
 
-class RecordingTrainer(DistillationTrainer):
-    """Keeps the loss of every step."""
+class PlainTrainer(DistillationTrainer):
+    """Learns by equation 12 written down plainly, over the logits of all positions."""
 
-    def __init__(self, *args: Any, **settings: Any):
-        super().__init__(*args, **settings)
-        self.losses: list[float] = []
-
-    def loss(self, inputs: dict[str, Tensor], **given: Any) -> Tensor:
-        """The library's."""
-        return super().compute_loss(self.model, inputs, **given)
-
-    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **given: Any) -> Tensor:
-        """Called by the Trainer."""
-        loss = self.loss(inputs, **given)
-        self.losses.append(loss.item())
-        return loss
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *args: Any, **settings: Any) -> Tensor:
+        """The formula's mean over the batch's tokens."""
+        weights = {name: getattr(self.args, name) for name in ("temperature", "kl_weight", "pl_weight")}
+        return plain_loss(self.model, self.teacher_model, inputs, **weights)
 
 
-class PlainTrainer(RecordingTrainer):
-    """Equation 12 written down plainly, over the logits of all positions."""
-
-    def loss(self, inputs: dict[str, Tensor], **given: Any) -> Tensor:
-        """The formula's."""
-        return plain_loss(
-            self.model,
-            self.teacher_model,
-            inputs,
-            temperature=self.args.temperature,
-            kl_weight=self.args.kl_weight,
-            pl_weight=self.args.pl_weight,
-        )
+def losses_of(
+    trainer_class: type[DistillationTrainer],
+    teacher: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    rows: Dataset,
+    steps: int,
+) -> list[float]:
+    """The losses of so many steps of the quickstart's training, nothing cached."""
+    student = create_student(teacher, decoder_layers=2)
+    settings = {"max_steps": steps, "logging_steps": 1, "teacher_cache": "none", "teacher_cache_dir": None}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = distil(student, teacher, processor, rows, Path(folder), trainer_class, **settings)
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def compare_curves(
     teacher: WhisperForConditionalGeneration, processor: WhisperProcessor, rows: Dataset, steps: int
 ) -> None:
     """Prints how far the losses of equal trainings lie from each other, step by step."""
-    curves = []
-    for trainer_class in (PlainTrainer, RecordingTrainer):
-        student = create_student(teacher, decoder_layers=2)
-        with tempfile.TemporaryDirectory() as folder:
-            settings = {"max_steps": steps, "teacher_cache": "none", "teacher_cache_dir": None}
-            trainer = distil(student, teacher, processor, rows, Path(folder), trainer_class, **settings)
-        curves.append(trainer.losses)
+    curves = [losses_of(way, teacher, processor, rows, steps) for way in (PlainTrainer, DistillationTrainer)]
     print("\n| steps | loss, plain | loss, exact | largest distance, relative |\n|---|---|---|---|")
-    for start in range(0, steps, steps // 4):
-        plain, exact = (curve[start : start + steps // 4] for curve in curves)
+    quarter = max(1, steps // 4)
+    for start in range(0, steps, quarter):
+        plain, exact = (curve[start : start + quarter] for curve in curves)
         apart = max(abs(ours / theirs - 1) for ours, theirs in zip(exact, plain, strict=True))
         means = " | ".join(f"{sum(part) / len(part):.6f}" for part in (plain, exact))
         print(f"| {start + 1} to {start + len(plain)} | {means} | {apart:.1e} |")

@@ -18,6 +18,7 @@ from hf_distil_whisper import (
     measure_latency,
     pack_utterances,
     transcribe,
+    window_features,
 )
 
 SETS = {"test": "test", "unseen voices": "test_unseen"}
@@ -63,7 +64,7 @@ def speedups(
     """Tokens a window → how many times faster the student is, batch size 1, on windows packed to 30 s."""
     rows = load_source(corpus, split="train", max_samples=60)
     windows = [load_audio(row["audio"]) for row in pack_utterances(rows) if row["duration"] > 25][:4]
-    features = processor.feature_extractor(windows, sampling_rate=16_000, return_tensors="pt").input_features
+    features = window_features(teacher, processor, windows)
     ratios = {}
     for tokens in (100, 16):
         times = measure_latency({"teacher": teacher, "student": student}, features, num_tokens=tokens)
