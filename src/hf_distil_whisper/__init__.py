@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from hf_distil_whisper.data.streams import stream_source as stream_source
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
+    from hf_distil_whisper.evaluation.noise import add_noise as add_noise
+    from hf_distil_whisper.evaluation.noise import evaluate_in_noise as evaluate_in_noise
+    from hf_distil_whisper.evaluation.robustness import effective_robustness as effective_robustness
+    from hf_distil_whisper.evaluation.robustness import relative_error_rate as relative_error_rate
+    from hf_distil_whisper.evaluation.robustness import set_averages as set_averages
     from hf_distil_whisper.evaluation.short_form import EvaluationResult as EvaluationResult
     from hf_distil_whisper.evaluation.short_form import evaluate_model as evaluate_model
     from hf_distil_whisper.hub.model_card import ModelCardCallback as ModelCardCallback
@@ -97,6 +102,8 @@ _MODULES = {
     "data.streams": ("stream_source",),
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
+    "evaluation.noise": ("add_noise", "evaluate_in_noise"),
+    "evaluation.robustness": ("effective_robustness", "relative_error_rate", "set_averages"),
     "evaluation.short_form": ("EvaluationResult", "evaluate_model"),
     "hub.model_card": ("ModelCardCallback", "generate_model_card"),
     "inference.assistant": ("create_assistant",),

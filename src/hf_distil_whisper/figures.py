@@ -1,9 +1,27 @@
-"""Every picture that the library draws: numbers in, a PNG out. Knows no models and no data sets."""
+"""Every picture that the library draws: numbers in, a PNG or SVG out. Knows no models and no data sets."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+
+OKABE_ITO = {
+    "blue": "#0072b2",
+    "vermilion": "#d55e00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "orange": "#e69f00",
+    "sky": "#56b4e9",
+    "black": "#000000",
+}
+"""Colours that all common kinds of colour blindness tell apart (Okabe and Ito, 2008), in the order of use; without
+their yellow, which is too light for lines on white."""
+
+GREY = "#c9c9c9"
+"""For what stays in the background."""
+
+MARKERS = "osD^vPX*"
+"""In the order of use; their number and that of the colours have no common divisor, so that 56 lines differ."""
 
 
 def wer_histogram(hours: Sequence[float], threshold: float, path: str | Path) -> None:
@@ -20,13 +38,53 @@ def wer_histogram(hours: Sequence[float], threshold: float, path: str | Path) ->
     axes = figure.add_subplot()
     kept = [start + width <= 100 * threshold + 1e-6 for start in left]
     axes.bar(
-        left, hours, width=0.92 * width, align="edge", color=["#2a6f97" if inside else "#c9c9c9" for inside in kept]
+        left, hours, width=0.92 * width, align="edge", color=[OKABE_ITO["blue"] if inside else GREY for inside in kept]
     )
-    axes.axvline(100 * threshold, color="#c1121f", label=f"λ = {threshold:.0%}")
+    axes.axvline(100 * threshold, color=OKABE_ITO["vermilion"], label=f"λ = {threshold:.0%}")
     ticks = [*range(0, 100, 20), 100]
     axes.set_xticks(ticks, [*map(str, ticks[:-1]), "≥ 100"])
     axes.set_xlabel("word error rate of the pseudo-label / %")
     axes.set_ylabel("hours of audio")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def wer_over_snr(curves: Mapping[str, Mapping[str, Mapping[float, float]]], path: str | Path) -> None:
+    """Word error rate over the signal-to-noise ratio: a panel for each noise, a line for each model (Figure 2).
+
+    Args:
+        curves (`Mapping[str, Mapping[str, Mapping[float, float]]]`): by noise, from left to right, then by model, then
+            by ratio in dB: rates as fractions. A model has the same colour and marker in every panel.
+        path (`str` or `Path`): of the picture, `.png` or `.svg`.
+
+    Raises:
+        ValueError: without curves.
+    """
+    models = list(dict.fromkeys(model for by_model in curves.values() for model in by_model))
+    if not models:
+        raise ValueError("`curves`: expected word error rates by noise, model and ratio, got none.")
+    colours = list(OKABE_ITO.values())
+    figure = Figure(figsize=(2.5 + 4 * len(curves), 4), layout="constrained")
+    lines = {}
+    panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (noise, by_model) in zip(panels, curves.items(), strict=True):
+        for model, rates in by_model.items():
+            place, snrs = models.index(model), sorted(rates, reverse=True)
+            (lines[model],) = axes.plot(
+                snrs,
+                [100 * rates[snr] for snr in snrs],
+                color=colours[place % len(colours)],
+                marker=MARKERS[place % len(MARKERS)],
+            )
+        axes.set_title(f"{noise} noise")
+        axes.set_xlabel("signal-to-noise ratio / dB")
+        axes.set_xticks(sorted({snr for rates in by_model.values() for snr in rates}))
+        axes.invert_xaxis()
+        axes.set_ylim(bottom=0)
+        axes.grid(color=GREY, linewidth=0.5)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("word error rate / %")
+    # Beside the panels: curves that rise from one corner to the other leave no room for many names.
+    figure.legend(lines.values(), lines, loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)

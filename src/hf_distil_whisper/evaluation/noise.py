@@ -1,0 +1,231 @@
+"""Word error rate over additive noise (paper, sections 7.3 and 8.3, Figure 2): white noise, or one that was recorded.
+
+Knows levels and which stretch of a noise meets which recording; scoring is `short_form.py`'s, drawing the curves
+`figures.py`'s.
+"""
+
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
+from hf_distil_whisper.data.samples import check_length, row_id
+from hf_distil_whisper.evaluation.short_form import EvaluationResult, evaluate_model, readable_rows
+
+WHITE = "white"
+"""Gaussian noise, drawn for each recording anew."""
+
+SNRS = (40.0, 30.0, 20.0, 10.0, 5.0, 0.0, -5.0, -10.0)
+"""Signal-to-noise ratios in dB, from hardly to hardly anything else audible: the range of Figure 2."""
+
+LARGEST_SNR = 100.0
+"""Beyond it, in dB, the weaker of the two is below the rounding of float32 samples."""
+
+
+def add_noise(audio: Any, noise: Any, snr_db: float, *, seed: int = 0) -> np.ndarray:
+    """Speech with noise at a given level: the samples of the speech stay as they are, nothing is clipped.
+
+    The noise is scaled by the power of the very stretch of it that is added and by that of the speech, both as mean
+    squares over the whole utterance, pauses included ("the signal power of individual instances", section 7.3).
+
+    Args:
+        audio (`np.ndarray`): speech, samples at 16 kHz, or anything else that [`load_audio`] takes: a stereo file at
+            44.1 kHz is mixed down and resampled first. Silence (power 0) has no ratio to anything and is returned as
+            it is.
+        noise (`np.ndarray` or `str`): `"white"`, samples at 16 kHz, or anything else that [`load_audio`] takes. A
+            noise longer than the speech is cut at a drawn place; a shorter one starts at a drawn place and is
+            repeated.
+        snr_db (`float`): 10 · log₁₀(power of the speech / power of the noise), from -100 to 100.
+        seed (`int`, *optional*, defaults to 0): of the white noise, or of the place in a recorded one. The same seed
+            gives the same stretch at every ratio.
+
+    Returns:
+        `np.ndarray`: shape (samples,) of the speech, float32, a new array.
+
+    Raises:
+        AudioError: (a `ValueError`) for 0 samples, samples that are not finite, what cannot be read, and for noise
+            whose stretch is silent.
+        ValueError: for a ratio outside -100 to 100 dB.
+
+    Example:
+        ```python
+        >>> noisy = add_noise(load_audio("speech.wav"), load_audio("pub.flac"), 10.0)
+        ```
+    """
+    (snr,) = check_snrs([snr_db], "snr_db")
+    speech = load_audio(audio, name=_name(audio, "the speech"))
+    return _mix(speech, load_noise(noise), snr, np.random.default_rng(seed))
+
+
+def load_noise(noise: Any) -> np.ndarray | None:
+    """A recorded noise as samples at 16 kHz, None for white noise.
+
+    Args:
+        noise (`np.ndarray` or `str`): `"white"`, or what [`load_audio`] takes.
+
+    Raises:
+        AudioError: where it cannot be read, or is silent from end to end.
+    """
+    if isinstance(noise, str) and noise == WHITE:
+        return None
+    name = _name(noise, "the noise")
+    try:
+        samples = load_audio(noise, name=name)
+    except AudioError as error:
+        raise AudioError(f"{error} Expected {WHITE!r} or a recorded noise.") from error
+    if not samples.any():
+        raise AudioError(f"{name}: every sample is 0; expected a noise. Silence has no level that could be set.")
+    return samples
+
+
+def evaluate_in_noise(
+    model: WhisperForConditionalGeneration,
+    dataset: Dataset | Sequence[Mapping],
+    processor: WhisperProcessor,
+    *,
+    noise: Any = WHITE,
+    snrs: Sequence[float] = SNRS,
+    seed: int = 0,
+    text_column: str = "text",
+    **options: Any,
+) -> dict[float, EvaluationResult]:
+    """Scores a model on short recordings with noise added, at one level after another (Figure 2).
+
+    Which noise a recording meets depends on the seed and its id alone (its number, where it has none): it is the same
+    at every ratio, for every model, and for any choice of rows.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): student or teacher, in eval mode; left as it is.
+        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference, possibly `id`. They are mixed
+            when they are heard, so nothing is stored.
+        processor (`WhisperProcessor`): of the model.
+        noise (`np.ndarray` or `str`, *optional*, defaults to `"white"`): see [`add_noise`].
+        snrs (`Sequence[float]`, *optional*, defaults to 40 to -10 dB): signal-to-noise ratios in dB.
+        seed (`int`, *optional*, defaults to 0): of the draws.
+        text_column (`str`, *optional*, defaults to `"text"`): holds the references.
+        options: all others of [`evaluate_model`], such as `batch_size`, `language` and `normalizer`.
+
+    Returns:
+        `dict[float, EvaluationResult]`: by ratio in dB, in the order of `snrs`. A row that cannot be read, is longer
+        than the window, or meets a stretch of silence in a recorded noise is missing at every ratio and listed in
+        `row_errors`.
+
+    Raises:
+        AudioError: for a noise that cannot be read or is silent.
+        ValueError: for ratios that are missing, stand twice or lie outside -100 to 100 dB; for 0 rows, a missing
+            column, or if no row could be read.
+
+    Example:
+        ```python
+        >>> results = evaluate_in_noise(student, dataset, processor, noise="pub.flac", snrs=[20, 0])
+        >>> {snr: result.wer for snr, result in results.items()}
+        ```
+    """
+    snrs = check_snrs(snrs)
+    recorded = load_noise(noise)
+    dataset = readable_rows(dataset, text_column)
+    results = {}
+    for snr in snrs:
+        hear = partial(_noisy_recording, processor=processor, noise=recorded, snr=snr, seed=seed)
+        rows = [_NoisyRow(dataset, index, hear) for index in range(len(dataset))]
+        results[snr] = evaluate_model(model, rows, processor, text_column=text_column, **options)
+    return results
+
+
+def check_snrs(snrs: Sequence[float], name: str = "snrs") -> list[float]:
+    """Ratios as floats, in their order.
+
+    Args:
+        snrs (`Sequence[float]`): in dB.
+        name (`str`, *optional*, defaults to `"snrs"`): what messages call them.
+
+    Raises:
+        ValueError: if there is none, one stands twice, or one lies outside -100 to 100 dB.
+    """
+    ratios = [float(snr) for snr in snrs]
+    if not ratios:
+        raise ValueError(f"`{name}` is empty, expected at least one signal-to-noise ratio in dB, such as 10.")
+    for snr in ratios:
+        if not abs(snr) <= LARGEST_SNR:  # NaN too
+            raise ValueError(
+                f"`{name}`: expected a ratio from {-LARGEST_SNR:g} to {LARGEST_SNR:g} dB, got {snr:g}. "
+                "Beyond it the weaker of speech and noise is lost in the rounding of the samples."
+            )
+        if ratios.count(snr) > 1:
+            raise ValueError(f"`{name}`: {snr:g} dB stands {ratios.count(snr)} times. Name each ratio once.")
+    return ratios
+
+
+@dataclass(frozen=True)
+class _NoisyRow(Mapping):
+    """A row whose `audio` is mixed when it is asked for: nothing is stored, and what fails costs this row."""
+
+    dataset: Dataset | Sequence[Mapping]
+    index: int
+    hear: Callable[[Any, str], np.ndarray]
+
+    def __getitem__(self, column: str) -> Any:
+        row = self.dataset[self.index]
+        return self.hear(row["audio"], row_id(row, self.index)) if column == "audio" else row[column]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.dataset[self.index])
+
+    def __len__(self) -> int:
+        return len(self.dataset[self.index])
+
+
+def _noisy_recording(
+    audio: Any, name: str, *, processor: WhisperProcessor, noise: np.ndarray | None, snr: float, seed: int
+) -> np.ndarray:
+    # The header comes first: hours of audio are not worth decoding to be left out.
+    check_length(name, audio_duration(audio, name=name), processor)
+    speech = load_audio(audio, name=name)
+    try:
+        return _mix(speech, noise, snr, np.random.default_rng((seed, zlib.crc32(name.encode()))))
+    except AudioError as error:
+        raise AudioError(f"{name}: {error}") from error
+
+
+def _mix(speech: np.ndarray, noise: np.ndarray | None, snr_db: float, random: np.random.Generator) -> np.ndarray:
+    power = _power(speech)
+    if power == 0.0:
+        return speech.copy()
+    stretch, where = _stretch(noise, len(speech), random)
+    noise_power = _power(stretch)
+    if noise_power == 0.0:
+        raise AudioError(
+            f"the stretch of noise {where} is silent, so that its level cannot be set. Cut the silence out of the "
+            "noise, or take another seed."
+        )
+    scale = math.sqrt(power / noise_power) * 10 ** (-snr_db / 20)
+    return (speech + scale * stretch).astype(np.float32)
+
+
+def _stretch(noise: np.ndarray | None, length: int, random: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Noise of `length` samples in float64, and where it was taken from, in words."""
+    if noise is None:
+        return random.standard_normal(length), "drawn"
+    longer = len(noise) >= length
+    start = int(random.integers(len(noise) - length + 1 if longer else len(noise)))
+    samples = noise[start : start + length] if longer else np.resize(np.roll(noise, -start), length)
+    where = f"from {start / SAMPLING_RATE:.2f} s on, {length / SAMPLING_RATE:.2f} s long,"
+    return samples.astype(np.float64), where
+
+
+def _power(samples: np.ndarray) -> float:
+    """Mean square, summed in float64."""
+    return float(np.mean(np.square(samples, dtype=np.float64)))
+
+
+def _name(audio: Any, otherwise: str) -> str:
+    """What messages call audio: its path, if it has one."""
+    return str(audio) if isinstance(audio, str | os.PathLike) else otherwise

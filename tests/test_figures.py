@@ -1,0 +1,85 @@
+"""Pictures: what is drawn is what was measured, and colours are told apart."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from hf_distil_whisper.figures import MARKERS, OKABE_ITO, wer_histogram, wer_over_snr
+
+CURVES = {
+    "white": {"teacher": {0.0: 0.3, 40.0: 0.1, -10.0: 0.9}, "student": {40.0: 0.11, 0.0: 0.4, -10.0: 1.2}},
+    "pub": {"student": {40.0: 0.12, 0.0: 0.5}},
+}
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    figures, save = [], Figure.savefig
+
+    def keep(self: Figure, *args: object, **options: object) -> None:
+        figures.append(self)
+        save(self, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def test_curves_over_noise_are_those_of_figure_2(drawn: list[Figure], tmp_path: Path) -> None:
+    """Points in the order of a dictionary, or an axis from low to high, turn the curve around."""
+    wer_over_snr(CURVES, tmp_path / "noise.png")
+    (left, right) = drawn[0].axes
+    assert [axes.get_title() for axes in drawn[0].axes] == ["white noise", "pub noise"]
+    first, second = left.lines
+    assert first.get_xdata().tolist() == [40.0, 0.0, -10.0]
+    assert first.get_ydata() == pytest.approx([10, 30, 90])
+    assert second.get_ydata() == pytest.approx([11, 40, 120])
+    assert left.get_xlim()[0] > left.get_xlim()[1]
+    assert left.get_ylim() == right.get_ylim()
+    assert left.get_ylim()[0] == 0
+    assert left.get_xlabel() == right.get_xlabel() == "signal-to-noise ratio / dB"
+    assert left.get_ylabel() == "word error rate / %"
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["teacher", "student"]
+
+
+def test_a_model_looks_the_same_in_every_panel(drawn: list[Figure], tmp_path: Path) -> None:
+    """With one legend for all panels, the first line of the second panel is not the first model."""
+    wer_over_snr(CURVES, tmp_path / "noise.png")
+    left, right = drawn[0].axes
+    assert right.lines[0].get_color() == left.lines[1].get_color() != left.lines[0].get_color()
+    assert right.lines[0].get_marker() == left.lines[1].get_marker() != left.lines[0].get_marker()
+
+
+def test_many_models_have_lines_of_their_own(drawn: list[Figure], tmp_path: Path) -> None:
+    """Figure 2 has 14 models, the palette 7 colours."""
+    wer_over_snr({"white": {str(number): {0.0: 0.1} for number in range(56)}}, tmp_path / "noise.png")
+    looks = {(line.get_color(), line.get_marker()) for line in drawn[0].axes[0].lines}
+    assert len(looks) == 56 == len(OKABE_ITO) * len(MARKERS)
+
+
+def test_suffix_chooses_the_format(tmp_path: Path) -> None:
+    wer_over_snr(CURVES, tmp_path / "noise.png")
+    wer_over_snr(CURVES, tmp_path / "noise.svg")
+    assert (tmp_path / "noise.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (tmp_path / "noise.svg").read_text()
+    with pytest.raises(ValueError, match="got none"):
+        wer_over_snr({"white": {}}, tmp_path / "empty.png")
+
+
+def test_palette_is_that_of_okabe_and_ito() -> None:
+    """Their published RGB values: one typing error makes two colours alike for some readers."""
+    published = [(0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (230, 159, 0), (86, 180, 233), (0, 0, 0)]
+    assert [tuple(round(255 * part) for part in to_rgb(colour)) for colour in OKABE_ITO.values()] == published
+
+
+def test_histogram_marks_what_the_threshold_keeps(drawn: list[Figure], tmp_path: Path) -> None:
+    """A bin that the threshold cuts through is not kept whole."""
+    wer_histogram([3.0, 2.0, 1.0, 0.5, 0.25, 0.1], 0.2, tmp_path / "hours.svg")
+    axes = drawn[0].axes[0]
+    colours = [bar.get_facecolor()[:3] for bar in axes.patches]
+    assert [colour == to_rgb(OKABE_ITO["blue"]) for colour in colours] == [True, *[False] * 5]
+    assert [bar.get_height() for bar in axes.patches] == [3.0, 2.0, 1.0, 0.5, 0.25, 0.1]
+    assert axes.get_ylabel() == "hours of audio"
