@@ -13,6 +13,7 @@ from hf_distil_whisper.metrics import (
     errors_in_language,
     get_normalizer,
     paired_bootstrap_interval,
+    paired_bootstrap_p_value,
     repeated_ngrams,
     word_errors,
 )
@@ -147,5 +148,30 @@ def test_what_is_hard_for_both_models_is_no_difference_between_them() -> None:
 
 def test_only_the_same_utterances_are_paired() -> None:
     row = WordErrors(hits=1)
-    with pytest.raises(ValueError, match="the same utterances twice, got 2 and 1 rows"):
+    with pytest.raises(ValueError, match="the same utterances, got 2 and 1 rows"):
         paired_bootstrap_interval([row, row], [row])
+
+
+def test_the_p_value_is_the_share_of_draws_in_which_the_difference_turns() -> None:
+    """Two rows drawn twice: (a, a), (a, b), (b, a), (b, b). Only (b, b), a quarter of them, has no difference."""
+    wrong, right = WordErrors(substitutions=1), WordErrors(hits=1)
+    p_value = paired_bootstrap_p_value([right, right], [wrong, right], resamples=20_000)
+    assert p_value == pytest.approx(2 * 0.25, abs=0.02)
+
+
+def test_the_p_value_agrees_with_the_interval_and_with_the_order_of_the_models() -> None:
+    """A difference called significant beside an interval that holds 0 cannot be told to anyone."""
+    rng = np.random.default_rng(3)
+
+    def scored(most: int) -> list[WordErrors]:
+        wrong = rng.integers(0, most + 1, size=200).tolist()
+        return [WordErrors(hits=10 - count, substitutions=count) for count in wrong]
+
+    baseline = scored(4)
+    for other, significant in ((scored(4), False), (scored(6), True)):
+        low, high = paired_bootstrap_interval(other, baseline)
+        p_value = paired_bootstrap_p_value(other, baseline)
+        assert (p_value < 0.05) == significant == (not low <= 0 <= high)
+        assert paired_bootstrap_p_value(baseline, other) == p_value
+    assert paired_bootstrap_p_value(baseline, baseline) == 1.0
+    assert paired_bootstrap_p_value([WordErrors(hits=1)] * 50, [WordErrors(deletions=1)] * 50) == 2 / 1001

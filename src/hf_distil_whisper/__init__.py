@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.robustness import effective_robustness as effective_robustness
     from hf_distil_whisper.evaluation.robustness import relative_error_rate as relative_error_rate
     from hf_distil_whisper.evaluation.robustness import set_averages as set_averages
-    from hf_distil_whisper.evaluation.short_form import EvaluationResult as EvaluationResult
+    from hf_distil_whisper.evaluation.scoring import EvaluationResult as EvaluationResult
     from hf_distil_whisper.evaluation.short_form import evaluate_model as evaluate_model
     from hf_distil_whisper.hub.model_card import ModelCardCallback as ModelCardCallback
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
@@ -104,7 +104,8 @@ _MODULES = {
     "evaluation.long_form": ("evaluate_long_form",),
     "evaluation.noise": ("add_noise", "evaluate_in_noise"),
     "evaluation.robustness": ("effective_robustness", "relative_error_rate", "set_averages"),
-    "evaluation.short_form": ("EvaluationResult", "evaluate_model"),
+    "evaluation.scoring": ("EvaluationResult",),
+    "evaluation.short_form": ("evaluate_model",),
     "hub.model_card": ("ModelCardCallback", "generate_model_card"),
     "inference.assistant": ("create_assistant",),
     "inference.export": ("export_ctranslate2",),

@@ -14,12 +14,12 @@ from transformers.utils import logging
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
 from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.short_form import EvaluationResult, Heard, readable_rows, score
+from hf_distil_whisper.evaluation.scoring import EvaluationResult, Heard, score
+from hf_distil_whisper.evaluation.short_form import readable_rows
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.generation import scoring_language
 from hf_distil_whisper.inference.results import Transcription
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
-from hf_distil_whisper.metrics import repeated_ngrams
 
 logger = logging.get_logger(__name__)
 
@@ -60,7 +60,7 @@ def evaluate_long_form(
         text_column (`str`, *optional*, defaults to `"text"`): holds the references.
 
     Returns:
-        `EvaluationResult`: its rows also hold `repeated_5grams` of the normalised prediction (Table 8).
+        `EvaluationResult`: its rows hold `repeated_5grams` of the normalised prediction (Table 8).
 
     Raises:
         ValueError: for an unknown method, an option of the other method, 0 rows, a missing column, or if no row could
@@ -105,10 +105,7 @@ def evaluate_long_form(
         truncated = transcription.statistics is None or transcription.statistics.truncated
         duration = len(samples) / SAMPLING_RATE
         heard.append(Heard(row_id(row, index), row[text_column], transcription.text, duration, truncated))
-    result = score(heard, errors, seconds, language=scoring_language(model, language), normalizer=normalizer)
-    for scored in result.rows:
-        scored["repeated_5grams"] = repeated_ngrams(scored["normalized_prediction"])
-    return result
+    return score(heard, errors, seconds, language=scoring_language(model, language), normalizer=normalizer)
 
 
 def _check_method(method: str, sequential_options: bool, chunked_options: bool) -> None:

@@ -18,7 +18,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.samples import check_length, row_id
-from hf_distil_whisper.evaluation.short_form import EvaluationResult, evaluate_model, readable_rows
+from hf_distil_whisper.evaluation.scoring import EvaluationResult
+from hf_distil_whisper.evaluation.short_form import evaluate_model, readable_rows
 
 WHITE = "white"
 """Gaussian noise, drawn for each recording anew."""
