@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from hf_distil_whisper import (
     EvaluateArguments,
+    is_main_process,
     parse_arguments,
     plan_evaluation,
     results_table,
@@ -26,10 +27,12 @@ def main(argv: Sequence[str]) -> None:
     plan = plan_evaluation(args)
     if not plan.settle(dry_run=args.dry_run):
         return
-    results = run_evaluation(args, plan.datasets)
-    print(results_table(results))
+    results = run_evaluation(args, plan.datasets)  # the processes that torchrun started share the rows
+    if not is_main_process():
+        return
+    print(results_table(results, args.groups()))
     if args.output_dir is not None:
-        save_results(results, args.output_dir)
+        save_results(results, args.output_dir, args.groups())
 
 
 if __name__ == "__main__":

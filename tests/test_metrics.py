@@ -153,10 +153,16 @@ def test_only_the_same_utterances_are_paired() -> None:
 
 
 def test_the_p_value_is_the_share_of_draws_in_which_the_difference_turns() -> None:
-    """Two rows drawn twice: (a, a), (a, b), (b, a), (b, b). Only (b, b), a quarter of them, has no difference."""
+    """Of three rows one differs: the share of the draws that miss it three times is (2/3)³."""
     wrong, right = WordErrors(substitutions=1), WordErrors(hits=1)
-    p_value = paired_bootstrap_p_value([right, right], [wrong, right], resamples=20_000)
-    assert p_value == pytest.approx(2 * 0.25, abs=0.02)
+    p_value = paired_bootstrap_p_value([right] * 3, [wrong, right, right], resamples=20_000)
+    assert p_value == pytest.approx(2 * 8 / 27, abs=0.02)
+
+
+def test_few_utterances_prove_nothing() -> None:
+    """Every draw of a single utterance shows the same difference, whatever it is worth."""
+    wrong, right = WordErrors(substitutions=1), WordErrors(hits=1)
+    assert [paired_bootstrap_p_value([right] * rows, [wrong] * rows) for rows in (1, 2, 5)] == [1.0, 0.5, 0.0625]
 
 
 def test_the_p_value_agrees_with_the_interval_and_with_the_order_of_the_models() -> None:

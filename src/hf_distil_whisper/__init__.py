@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.cli.create_student import plan_student as plan_student
     from hf_distil_whisper.cli.evaluate import EvaluateArguments as EvaluateArguments
     from hf_distil_whisper.cli.evaluate import plan_evaluation as plan_evaluation
-    from hf_distil_whisper.cli.evaluate import results_table as results_table
     from hf_distil_whisper.cli.evaluate import run_evaluation as run_evaluation
-    from hf_distil_whisper.cli.evaluate import save_results as save_results
     from hf_distil_whisper.cli.main import run_script as run_script
     from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments as PseudoLabelArguments
     from hf_distil_whisper.cli.pseudo_label import plan_labels as plan_labels
@@ -40,6 +38,10 @@ if TYPE_CHECKING:
     from hf_distil_whisper.data.speech_dataset import SpeechDataset as SpeechDataset
     from hf_distil_whisper.data.speech_stream import SpeechStream as SpeechStream
     from hf_distil_whisper.data.streams import stream_source as stream_source
+    from hf_distil_whisper.evaluation.alignment import align_words as align_words
+    from hf_distil_whisper.evaluation.alignment import alignment_text as alignment_text
+    from hf_distil_whisper.evaluation.alignment import worst_utterances as worst_utterances
+    from hf_distil_whisper.evaluation.ctc import evaluate_ctc as evaluate_ctc
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
@@ -47,11 +49,20 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.robustness import effective_robustness as effective_robustness
     from hf_distil_whisper.evaluation.robustness import relative_error_rate as relative_error_rate
     from hf_distil_whisper.evaluation.robustness import set_averages as set_averages
+    from hf_distil_whisper.evaluation.processes import evaluate_shared as evaluate_shared
+    from hf_distil_whisper.evaluation.results import results_table as results_table
+    from hf_distil_whisper.evaluation.results import save_results as save_results
+    from hf_distil_whisper.evaluation.results import summarise_results as summarise_results
     from hf_distil_whisper.evaluation.scoring import EvaluationResult as EvaluationResult
+    from hf_distil_whisper.evaluation.scoring import merge_results as merge_results
     from hf_distil_whisper.evaluation.short_form import evaluate_model as evaluate_model
+    from hf_distil_whisper.evaluation.significance import compare_results as compare_results
+    from hf_distil_whisper.evaluation.significance import confidence_interval as confidence_interval
     from hf_distil_whisper.hub.model_card import ModelCardCallback as ModelCardCallback
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
     from hf_distil_whisper.inference.assistant import create_assistant as create_assistant
+    from hf_distil_whisper.inference.ctc import load_ctc as load_ctc
+    from hf_distil_whisper.inference.ctc import transcribe_ctc as transcribe_ctc
     from hf_distil_whisper.inference.export import export_ctranslate2 as export_ctranslate2
     from hf_distil_whisper.inference.generation import window_features as window_features
     from hf_distil_whisper.inference.transcribe import Segment as Segment
@@ -87,7 +98,7 @@ _MODULES = {
     "checkpoints": ("load_model", "load_processor", "save_checkpoint"),
     "cli.arguments": ("DataSource", "parse_arguments"),
     "cli.create_student": ("CreateStudentArguments", "plan_student"),
-    "cli.evaluate": ("EvaluateArguments", "plan_evaluation", "results_table", "run_evaluation", "save_results"),
+    "cli.evaluate": ("EvaluateArguments", "plan_evaluation", "run_evaluation"),
     "cli.main": ("run_script",),
     "cli.pseudo_label": ("PseudoLabelArguments", "plan_labels", "run_labelling"),
     "cli.recipes": ("InputError", "is_main_process"),
@@ -100,14 +111,21 @@ _MODULES = {
     "data.speech_dataset": ("SpeechDataset",),
     "data.speech_stream": ("SpeechStream",),
     "data.streams": ("stream_source",),
+    "evaluation.alignment": ("align_words", "alignment_text", "worst_utterances"),
+    "evaluation.ctc": ("evaluate_ctc",),
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
     "evaluation.noise": ("add_noise", "evaluate_in_noise"),
     "evaluation.robustness": ("effective_robustness", "relative_error_rate", "set_averages"),
     "evaluation.scoring": ("EvaluationResult",),
+    "evaluation.processes": ("evaluate_shared",),
+    "evaluation.results": ("results_table", "save_results", "summarise_results"),
+    "evaluation.scoring": ("EvaluationResult", "merge_results"),
     "evaluation.short_form": ("evaluate_model",),
+    "evaluation.significance": ("compare_results", "confidence_interval"),
     "hub.model_card": ("ModelCardCallback", "generate_model_card"),
     "inference.assistant": ("create_assistant",),
+    "inference.ctc": ("load_ctc", "transcribe_ctc"),
     "inference.export": ("export_ctranslate2",),
     "inference.generation": ("window_features",),
     "inference.transcribe": ("Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"),

@@ -212,7 +212,9 @@ def paired_bootstrap_p_value(
     "probability of improvement"; its complement is the share p₁ in which the difference is nil or has the other sign.
     This is the two-sided 2 · p₁, since either model might have been the better one. One such draw is counted more than
     there are, so that it is never 0: the least is 2 / (resamples + 1). It is below 0.05 where the interval of 95 %
-    from the same draws ([`paired_bootstrap_interval`]) leaves out 0, but for ties.
+    from the same draws ([`paired_bootstrap_interval`]) leaves out 0, but for ties and for fewer than six utterances:
+    draws of a few tell little, so it is never less than 2 / 2ⁿ for n utterances, the least that a test by exchanging
+    the two models' texts could give.
 
     Args:
         rows (`Sequence[WordErrors]`): one each utterance.
@@ -229,7 +231,7 @@ def paired_bootstrap_p_value(
     drawn = _drawn_differences(rows, baseline, resamples, seed)
     observed = sum(rows, WordErrors()).wer - sum(baseline, WordErrors()).wer
     turned = int((drawn * np.sign(observed) <= 0).sum())
-    return min(1.0, 2 * (turned + 1) / (resamples + 1))
+    return min(1.0, max(2 * (turned + 1) / (resamples + 1), 2.0 ** (1 - len(rows))))
 
 
 def _drawn_differences(

@@ -9,6 +9,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import WhisperForConditionalGeneration, pipeline
 
+from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli import train
 from hf_distil_whisper.cli.arguments import parse_arguments
 from hf_distil_whisper.cli.main import main
@@ -18,8 +19,10 @@ from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
 from hf_distil_whisper.data.audio import encode_flac, load_audio
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from talking_models import multilingual_whisper
+from toy_ctc import write_toy_ctc
 from toy_files import spoil, tar_sample, write_tar, write_toy_corpus, write_toy_model
-from toy_models import toy_audio
+from toy_models import toy_audio, toy_processor
 
 
 @pytest.fixture(scope="module")
@@ -300,13 +303,65 @@ def test_evaluate_scores_student_and_teacher_side_by_side(
     ]
     assert main(["evaluate", *argv]) == 0
     table = capsys.readouterr().out
-    assert "model WER %" in table
-    assert "teacher RTF" in table
+    assert "WER %" in table
+    assert "WER minus the teacher's" in table
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert set(results) == {"toy", "long"}
     counts = results["toy"]["teacher"]
     assert counts["hits"] + counts["substitutions"] + counts["deletions"] == 18
-    assert len((tmp_path / "out" / "toy.model.jsonl").read_text().splitlines()) == 2
+    assert set(counts) >= {"character_hits", "orthographic_hits", "wer_interval", "rtf", "wall_seconds"}
+    assert "against_teacher" in results["toy"]["model"]
+    assert "against_teacher" not in counts
+    assert len(Dataset.from_parquet(str(tmp_path / "out" / "toy.model.parquet"))) == 2
+    assert "REF:" in (tmp_path / "out" / "toy.model.worst.txt").read_text()
+
+
+def test_evaluate_takes_more_models_ctc_among_them_and_sets_out_of_distribution(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each figure of a comparison is to come from the same rows and normaliser."""
+    corpus, ctc = str(toys / "corpus"), write_toy_ctc(tmp_path / "ctc")
+    argv = ["evaluate", "--model_name_or_path", str(toys / "student"), "--eval_datasets.read", corpus]
+    argv += ["--other_models.wav2vec2", ctc, "--ood_datasets.spoken.path", corpus]
+    argv += ["--ood_datasets.spoken.max_samples", "1", "--long_form_datasets.long", corpus]
+    assert main([*argv, "--dry_run"]) == 2
+    assert "--language is missing" in capsys.readouterr().err
+    assert main([*argv, "--language", "en", "--output_dir", str(tmp_path / "out")]) == 0
+    table = capsys.readouterr().out
+    assert table.index("in distribution:") < table.index("out of distribution:") < table.index("long form:")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    groups = {name: {row["group"] for row in by_model.values()} for name, by_model in results.items()}
+    assert groups == {"read": {"in distribution"}, "spoken": {"out of distribution"}, "long": {"long form"}}
+    for by_model in results.values():
+        assert list(by_model) == ["model", "wav2vec2"]
+        words = [row["hits"] + row["substitutions"] + row["deletions"] for row in by_model.values()]
+        assert words[0] == words[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ood_datasets.toy", "CORPUS"], "two sets are called 'toy'"),
+        (["--other_models.teacher", "MODEL"], "'teacher' is the name of another model"),
+        (["--other_models", "{a/b: MODEL}"], "'a/b': is part of a file's name"),
+        (["--other_models.a.b", "MODEL"], "other_models: expected a mapping of names to models"),
+        (["--other_models.a", "nowhere/nothing"], "--other_models.a: no model at 'nowhere/nothing'"),
+        (["--other_models.a", "HEARING"], "the models would be normalised differently (model by 'en', a by 'basic')"),
+        (["--language", "klingon"], "--language: "),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_evaluate_refuses_what_cannot_be_told_apart_or_compared(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    """Found out after hours, when one set has replaced another in the results."""
+    places = {"CORPUS": toys / "corpus", "MODEL": toys / "student", "HEARING": tmp_path / "multilingual"}
+    save_checkpoint(multilingual_whisper(), toy_processor(), tmp_path / "multilingual")
+    argv = ["evaluate", "--model_name_or_path", str(toys / "student"), "--eval_datasets.toy", str(toys / "corpus")]
+    for name, place in places.items():
+        flags = [flag.replace(name, str(place)) for flag in flags]
+    assert main([*argv, *flags, "--dry_run"]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_transcribe_reads_the_files_that_can_be_read(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -349,8 +404,8 @@ def test_several_processes_are_refused_where_one_does_the_work(
 ) -> None:
     """Each would write the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    argv = ["--model_name_or_path", str(toys / "teacher"), "--eval_datasets", str(toys / "corpus")]
-    assert main(["evaluate", *argv, "--output_dir", str(tmp_path / "scores")]) == 2
+    argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--output_dir", str(tmp_path / "student")]
+    assert main(["create-student", *argv]) == 2
     assert "works in one process" in capsys.readouterr().err
 
 

@@ -1,21 +1,36 @@
-"""`evaluate`: word error rates and real-time factors of a model, or of a student beside its teacher, on test sets."""
+"""`evaluate`: error rates and real-time factors of models on test sets, above all of a student beside its teacher."""
 
-import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import PartialState
 from datasets import Dataset
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers import AutoConfig
 
 from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_sources, parse_arguments, setting, source_setting
 from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, generation_bytes, gigabytes, torch_dtype
+from hf_distil_whisper.cli.recipes import InputError, is_main_process, parse_yaml
+from hf_distil_whisper.evaluation.ctc import evaluate_ctc
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.short_form import EvaluationResult, evaluate_model
+from hf_distil_whisper.evaluation.processes import evaluate_shared
+from hf_distil_whisper.evaluation.results import TEACHER, results_table, save_results
+from hf_distil_whisper.evaluation.scoring import EvaluationResult
+from hf_distil_whisper.evaluation.short_form import evaluate_model
+from hf_distil_whisper.inference.ctc import is_ctc, load_ctc
+from hf_distil_whisper.inference.generation import scoring_language
 from hf_distil_whisper.metrics import get_normalizer
+
+GROUPS = {
+    "eval_datasets": "in distribution",
+    "ood_datasets": "out of distribution",
+    "long_form_datasets": "long form",
+}
+"""Flag that names sets → what they are called in tables."""
 
 
 @dataclass
@@ -23,12 +38,16 @@ class EvaluateArguments:
     """Flags of `evaluate`.
 
     Args:
-        model_name_or_path (`str`): model to score, Hub name or folder.
-        teacher_model_name_or_path (`str`, *optional*): scored on the same sets, in a column beside it.
-        eval_datasets (`dict[str, DataSource]`, *optional*): sets of recordings up to 30 s, by name.
+        model_name_or_path (`str`): model to score, Hub name or folder: a Whisper, or a CTC model such as wav2vec2.
+        teacher_model_name_or_path (`str`, *optional*): scored on the same sets; the others are tested against it.
+        other_models (`dict[str, str]`, *optional*): more models to score, Hub name or folder by the name in the table.
+        eval_datasets (`dict[str, DataSource]`, *optional*): sets of recordings up to 30 s, by name; of the kind that
+            the model was trained on ("in distribution").
+        ood_datasets (`dict[str, DataSource]`, *optional*): sets of recordings up to 30 s of other kinds.
         long_form_datasets (`dict[str, DataSource]`, *optional*): sets of longer recordings, by name.
         long_form_method (`str`, *optional*, defaults to `"chunked"`): section 5, or `"sequential"`.
-        output_dir (`str`, *optional*): folder for `results.json` and a file of rows for every set and model.
+        output_dir (`str`, *optional*): folder for `results.json`, and for every set and model the rows and the worst
+            of them.
         language (`str`, *optional*): of the speech, for multilingual models.
         normalizer (`str`, *optional*): a language, or `"basic"`, in place of the language's own.
         batch_size (`int`, *optional*, defaults to 16): recordings or chunks in one pass.
@@ -37,8 +56,10 @@ class EvaluateArguments:
     """
 
     model_name_or_path: str | None = setting(None, "Model to score: Hub name or folder.")
-    teacher_model_name_or_path: str | None = setting(None, "Scored beside it on the same sets.")
+    teacher_model_name_or_path: str | None = setting(None, "Scored on the same sets; others are tested against it.")
+    other_models: dict[str, str] | str | None = setting(None, "More models, Whisper or CTC: {name: path}.")
     eval_datasets: dict[str, DataSource] | str | None = source_setting("Recordings up to 30 s: {name: path}.")
+    ood_datasets: dict[str, DataSource] | str | None = source_setting("The same, out of distribution.")
     long_form_datasets: dict[str, DataSource] | str | None = source_setting("Longer recordings: {name: path}.")
     long_form_method: Literal["chunked", "sequential"] = setting("chunked", "How longer recordings are transcribed.")
     output_dir: str | None = setting(None, "Folder for results.json and the rows.")
@@ -49,13 +70,35 @@ class EvaluateArguments:
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
     def __post_init__(self) -> None:
+        self.other_models = _as_models(self.other_models)
         self.eval_datasets = as_sources(self.eval_datasets, "eval_datasets")
+        self.ood_datasets = as_sources(self.ood_datasets, "ood_datasets")
         self.long_form_datasets = as_sources(self.long_form_datasets, "long_form_datasets")
 
     def models(self) -> dict[str, str]:
-        """Names or paths to score, by column of the table."""
-        teacher = {"teacher": self.teacher_model_name_or_path} if self.teacher_model_name_or_path else {}
-        return {"model": self.model_name_or_path or "", **teacher}
+        """Names or paths to score, by the name in the table."""
+        teacher = {TEACHER: self.teacher_model_name_or_path} if self.teacher_model_name_or_path else {}
+        return {"model": self.model_name_or_path or "", **teacher, **_as_models(self.other_models)}
+
+    def sources(self) -> dict[str, dict[str, DataSource]]:
+        """The sets by name, for each flag that names some."""
+        return {flag: as_sources(getattr(self, flag), flag) for flag in GROUPS}
+
+    def groups(self) -> dict[str, str]:
+        """What each set is: "in distribution", "out of distribution" or "long form"."""
+        return {name: GROUPS[flag] for flag, sources in self.sources().items() for name in sources}
+
+
+def _as_models(value: Any) -> dict[str, str]:
+    if value is None:
+        return {}
+    models = parse_yaml(value) if isinstance(value, str) else value
+    if not isinstance(models, dict) or not all(isinstance(part, str) for pair in models.items() for part in pair):
+        raise InputError(
+            f"other_models: expected a mapping of names to models, got {value!r}. Write {{name: path}}, also where a "
+            "name has a dot."
+        )
+    return models
 
 
 def plan_evaluation(args: EvaluateArguments) -> Plan:
@@ -65,110 +108,125 @@ def plan_evaluation(args: EvaluateArguments) -> Plan:
         args (`EvaluateArguments`): what to score on what.
     """
     plan = Plan("evaluate")
-    plan.single_process()
-    model = plan.model(args.model_name_or_path, "model_name_or_path")
-    if model is not None:
-        plan.processor(args.model_name_or_path or "", "model_name_or_path")
-    if args.teacher_model_name_or_path is not None:
-        plan.model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
-        plan.processor(args.teacher_model_name_or_path, "teacher_model_name_or_path")
-    short = as_sources(args.eval_datasets, "eval_datasets")
-    long = as_sources(args.long_form_datasets, "long_form_datasets")
-    if not short and not long:
-        plan.problems.append("--eval_datasets and --long_form_datasets are missing: give at least one set to score on")
-    for flag, sources in (("eval_datasets", short), ("long_form_datasets", long)):
-        for name, source in sources.items():
+    sources = args.sources()
+    sets = [name for names in sources.values() for name in names]
+    _check_names(plan, sets, [*_as_models(args.other_models)])
+    _check_models(plan, args)
+    if not sets:
+        flags = ", ".join(f"--{flag}" for flag in GROUPS)
+        plan.problems.append(f"{flags} are missing: give at least one set to score on")
+    for flag, named in sources.items():
+        for name, source in named.items():
             rows = plan.source(source, f"{flag}.{name}", ("text",))
             if rows is not None:
                 plan.figures[f"audio of {name}"] = describe_rows(rows)
     for column, name in args.models().items():
-        plan.steps.append(f"score {column} {name} on {', '.join([*short, *long]) or 'no set'}")
+        plan.steps.append(f"score {column} {name} on {', '.join(sets) or 'no set'}")
     if args.output_dir is not None:
         plan.output(args.output_dir)
         plan.steps.append(f"write the results to {args.output_dir}")
-    if model is not None:
-        expected = generation_bytes(model, torch_dtype(args.dtype), args.batch_size)
-        plan.figures["memory expected"] = gigabytes(expected)
     return plan
 
 
+def _check_names(plan: Plan, sets: Sequence[str], models: Sequence[str]) -> None:
+    """Each name is one row of the table and part of a file's name."""
+    for name in sets:
+        if sets.count(name) > 1:
+            plan.problems.append(
+                f"two sets are called {name!r}: one would replace the other in the results. Rename one"
+            )
+            break
+    for name in {"model", TEACHER} & set(models):
+        plan.problems.append(f"--other_models.{name}: {name!r} is the name of another model already. Rename it")
+    for name in (*sets, *models):
+        if Path(name).name != name:
+            plan.problems.append(f"{name!r}: is part of a file's name, expected one without '/'. Rename it")
+
+
+def _check_models(plan: Plan, args: EvaluateArguments) -> None:
+    flags = {"model": "model_name_or_path", TEACHER: "teacher_model_name_or_path"}
+    languages, memory = {}, 0.0
+    for column, name in args.models().items():
+        flag = flags.get(column, f"other_models.{column}")
+        config = plan.model_config(name, flag)
+        if config is None:
+            continue
+        if is_ctc(config):
+            plan.ctc_processor(name, flag)
+            if args.language is None and args.normalizer is None:
+                plan.problems.append(
+                    f"--language is missing: {name!r} is a CTC model, which does not say it, and the normaliser hangs "
+                    "on it. Say it, or choose a --normalizer"
+                )
+            continue
+        model = plan.model(name, flag)
+        if model is None:
+            continue
+        plan.processor(name, flag)
+        memory = max(memory, generation_bytes(model, torch_dtype(args.dtype), args.batch_size))
+        try:
+            languages[column] = scoring_language(model, args.language)
+        except ValueError as error:
+            plan.problems.append(f"--language: {error}")
+    if len(set(languages.values())) > 1 and args.normalizer is None:
+        pairs = ", ".join(f"{column} by {language!r}" for column, language in languages.items())
+        plan.problems.append(
+            f"--language is missing: the models would be normalised differently ({pairs}), so that their rates could "
+            "not be compared. Say which one is spoken, or choose a --normalizer"
+        )
+    if memory:
+        plan.figures["memory expected"] = gigabytes(memory)
+
+
 def run_evaluation(args: EvaluateArguments, datasets: Mapping[str, Dataset]) -> dict[str, dict[str, EvaluationResult]]:
-    """Scores the models of a plan, one after another.
+    """Scores the models of a plan, one after another. Several processes share the rows of each set.
 
     Args:
         args (`EvaluateArguments`): as checked by [`plan_evaluation`].
         datasets (`Mapping[str, Dataset]`): `plan.datasets`.
 
     Returns:
-        `dict[str, dict[str, EvaluationResult]]`: by set, then by `"model"` and `"teacher"`.
+        `dict[str, dict[str, EvaluationResult]]`: by set, then by `"model"`, `"teacher"` and the names of other models;
+        the same in every process.
     """
     results: dict[str, dict[str, EvaluationResult]] = {}
     for column, name in args.models().items():
-        model = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device())
-        processor = load_processor(name)
-        check_compatible(model, None, processor)
+        ctc = is_ctc(AutoConfig.from_pretrained(name))
+        evaluate = _ctc_evaluation(args, name) if ctc else _whisper_evaluation(args, name)
         for flag, rows in datasets.items():
             kind, dataset = flag.split(".", 1)
-            result = _evaluate_set(args, model, processor, rows, long_form=kind == "long_form_datasets")
-            results.setdefault(dataset, {})[column] = result
+            heard = partial(evaluate, kind == "long_form_datasets")
+            results.setdefault(dataset, {})[column] = evaluate_shared(rows, heard)
     return results
 
 
-def _evaluate_set(
-    args: EvaluateArguments,
-    model: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
-    rows: Dataset,
-    *,
-    long_form: bool,
-) -> EvaluationResult:
+def _whisper_evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset], EvaluationResult]:
+    model = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device())
+    processor = load_processor(name)
+    check_compatible(model, None, processor)
     options: dict[str, Any] = {
         "language": args.language,
         "normalizer": get_normalizer(args.normalizer) if args.normalizer else None,
         "batch_size": args.batch_size,
     }
-    if long_form:
-        return evaluate_long_form(model, rows, processor, method=args.long_form_method, **options)
-    return evaluate_model(model, rows, processor, **options)
+
+    def evaluate(long_form: bool, rows: Dataset) -> EvaluationResult:
+        if long_form:
+            return evaluate_long_form(model, rows, processor, method=args.long_form_method, **options)
+        return evaluate_model(model, rows, processor, **options)
+
+    return evaluate
 
 
-def results_table(results: Mapping[str, Mapping[str, EvaluationResult]]) -> str:
-    """WER in % and real-time factor by set and model, as text for a terminal.
+def _ctc_evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset], EvaluationResult]:
+    model, processor = load_ctc(name, dtype=torch_dtype(args.dtype))
+    model.to(best_device())
+    normalizer = get_normalizer(args.normalizer) if args.normalizer else None
 
-    Args:
-        results (`Mapping`): from [`run_evaluation`].
-    """
-    columns = list(next(iter(results.values())))
-    lines = [f"{'set':24}" + "".join(f"{f'{column} WER %':>15}{f'{column} RTF':>14}" for column in columns)]
-    for dataset, by_model in results.items():
-        cells = "".join(f"{100 * by_model[column].wer:15.2f}{by_model[column].rtf:14.4f}" for column in columns)
-        lines.append(f"{dataset:24}{cells}")
-    return "\n".join(lines)
+    def evaluate(_: bool, rows: Dataset) -> EvaluationResult:
+        return evaluate_ctc(model, rows, processor, language=args.language or "basic", normalizer=normalizer)
 
-
-def save_results(results: Mapping[str, Mapping[str, EvaluationResult]], folder: str) -> None:
-    """Writes `results.json` (counts and rates) and `<set>.<model>.jsonl` (rows) into a folder.
-
-    Args:
-        results (`Mapping`): from [`run_evaluation`].
-        folder (`str`): made where it is missing.
-    """
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, dict[str, dict[str, float]]] = {}
-    for dataset, by_model in results.items():
-        for column, result in by_model.items():
-            summary.setdefault(dataset, {})[column] = {
-                "wer": result.wer,
-                **asdict(result.errors),
-                "rtf": result.rtf,
-                "audio_seconds": result.audio_seconds,
-                "empty_references": result.empty_references,
-                "unreadable_rows": len(result.row_errors),
-            }
-            lines = [json.dumps(row, ensure_ascii=False) for row in result.rows]
-            (target / f"{dataset}.{column}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    (target / "results.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    return evaluate
 
 
 def run(argv: Sequence[str]) -> None:
@@ -182,6 +240,9 @@ def run(argv: Sequence[str]) -> None:
     if not plan.settle(dry_run=args.dry_run):
         return
     results = run_evaluation(args, plan.datasets)
-    sys.stdout.write(results_table(results) + "\n")
-    if args.output_dir is not None:
-        save_results(results, args.output_dir)
+    if is_main_process():
+        sys.stdout.write(results_table(results, args.groups()) + "\n")
+        if args.output_dir is not None:
+            save_results(results, args.output_dir, args.groups())
+    # A process that leaves without this may abort with its work done: github.com/pytorch/pytorch/issues/190489
+    PartialState().destroy_process_group()

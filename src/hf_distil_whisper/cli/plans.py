@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from tqdm.auto import tqdm
-from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    PreTrainedConfig,
+    Wav2Vec2Processor,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+)
 
 from hf_distil_whisper.checkpoints import load_processor
 from hf_distil_whisper.cli.arguments import DataSource
@@ -88,15 +96,21 @@ class Plan:
         if world_size != "1":
             self.problems.append(f"{self.command} works in one process, got {world_size}: set --num_processes 1")
 
-    def model(self, name_or_path: str | None, flag: str) -> WhisperForConditionalGeneration | None:
-        """Checks that a Whisper is there; returns its architecture on the meta device, without weights."""
+    def model_config(self, name_or_path: str | None, flag: str) -> PreTrainedConfig | None:
+        """Checks that a model of any kind is there; returns its config."""
         if not self.require(name_or_path, flag, _MODEL) or name_or_path is None:
             return None
         try:
-            config = AutoConfig.from_pretrained(name_or_path)
+            return AutoConfig.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
             first_line = str(error).splitlines()[0]
             self.problems.append(f"--{flag}: no model at {name_or_path!r}, expected {_MODEL} ({first_line})")
+            return None
+
+    def model(self, name_or_path: str | None, flag: str) -> WhisperForConditionalGeneration | None:
+        """Checks that a Whisper is there; returns its architecture on the meta device, without weights."""
+        config = self.model_config(name_or_path, flag)
+        if config is None:
             return None
         if not isinstance(config, WhisperConfig):
             self.problems.append(f"--{flag}: {name_or_path!r} is a {config.model_type!r} model, expected a Whisper")
@@ -116,6 +130,14 @@ class Plan:
         except (OSError, ValueError) as error:
             self.problems.append(f"--{flag}: {error}")
             return None
+
+    def ctc_processor(self, name_or_path: str, flag: str) -> None:
+        """Checks that the files of a processor lie beside a CTC model."""
+        try:
+            Wav2Vec2Processor.from_pretrained(name_or_path)
+        except (OSError, ValueError) as error:
+            first_line = str(error).splitlines()[0]
+            self.problems.append(f"--{flag}: no processor beside {name_or_path!r} ({first_line})")
 
     def source(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> Dataset | None:
         """Checks that a dataset is there and holds `columns`; keeps its rows in `datasets`."""

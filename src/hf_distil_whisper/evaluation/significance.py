@@ -43,7 +43,7 @@ class Comparison:
 def confidence_interval(
     result: EvaluationResult, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Ends of the interval that [`bootstrap_interval`] gives for the result's WER; None if no row has a reference.
+    """Ends of the interval that [`bootstrap_interval`] gives for the result's WER; None below two utterances.
 
     Args:
         result (`EvaluationResult`): of a set.
@@ -52,7 +52,7 @@ def confidence_interval(
         seed (`int`, *optional*, defaults to 0): of the draws.
     """
     rows = [errors for _, errors in result.utterance_errors()]
-    return bootstrap_interval(rows, level, resamples, seed) if rows else None
+    return bootstrap_interval(rows, level, resamples, seed) if len(rows) > 1 else None
 
 
 def compare_results(

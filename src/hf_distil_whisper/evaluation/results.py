@@ -1,0 +1,167 @@
+"""What an evaluation leaves behind: the table for a terminal, `results.json`, the rows and the worst of them.
+
+Knows results by set and model; percentages are made here, everything else is counts and fractions.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pyarrow.parquet import write_table
+
+from hf_distil_whisper.evaluation.alignment import worst_utterances
+from hf_distil_whisper.evaluation.scoring import COUNTS, KINDS, EvaluationResult
+from hf_distil_whisper.evaluation.significance import compare_results, confidence_interval
+
+Results = Mapping[str, Mapping[str, EvaluationResult]]
+"""By set, then by model."""
+
+TEACHER = "teacher"
+"""The model that all others are tested against."""
+
+_WORST = 20
+_HEAD = (
+    f"{'WER %':>8}{'(95 %)':>17}{'CER %':>8}{'S %':>7}{'D %':>7}{'I %':>7}{'as written %':>14}{'5-Dup.':>8}{'RTF':>9}"
+)
+
+
+def summarise_results(results: Results, groups: Mapping[str, str] | None = None) -> dict[str, dict[str, dict]]:
+    """Counts and rates by set and model, as they stand in `results.json`.
+
+    Args:
+        results (`Mapping`): from [`run_evaluation`].
+        groups (`Mapping[str, str]`, *optional*): what each set is, for example "out of distribution".
+
+    Returns:
+        `dict[str, dict[str, dict]]`: fractions, or None where no row has a reference. Counts are named like the
+        columns of the rows. `against_teacher` compares a model with the teacher, on the utterances of both.
+    """
+    return {
+        dataset: {
+            model: _summary(result)
+            | ({} if groups is None else {"group": groups[dataset]})
+            | ({} if model == TEACHER or TEACHER not in by_model else _against(result, by_model[TEACHER]))
+            for model, result in by_model.items()
+        }
+        for dataset, by_model in results.items()
+    }
+
+
+def results_table(results: Results, groups: Mapping[str, str] | None = None) -> str:
+    """Rates in percent by set and model, as text for a terminal.
+
+    WER with its interval of 95 %, CER, the parts of the WER (S, D, I), the WER of the texts as written, repeated
+    5-grams ("5-Dup." of Table 8) and the real-time factor. Below, what the paired test says of each model and the
+    teacher.
+
+    Args:
+        results (`Mapping`): from [`run_evaluation`].
+        groups (`Mapping[str, str]`, *optional*): what each set is; stands above the sets of a group.
+    """
+    summary = summarise_results(results, groups)
+    names = [name for by_model in summary.values() for name in by_model]
+    wide, narrow = max(8, *map(len, summary)) + 2, max(8, *map(len, names)) + 2
+    lines = [f"{'set':{wide}}{'model':{narrow}}{_HEAD}"]
+    group, tests = None, []
+    for dataset, by_model in summary.items():
+        for model, row in by_model.items():
+            if row.get("group") != group:
+                group = row["group"]
+                lines.append(f"{group}:")
+            lines.append(f"{dataset:{wide}}{model:{narrow}}{_cells(row)}")
+            if "against_teacher" in row:
+                tests.append(f"  {dataset}: {model} {_test(row['against_teacher'])}")
+    if any(row["unit"] == "character" for by_model in summary.values() for row in by_model.values()):
+        lines.append("(*) of characters: the language puts no space between words")
+    if tests:
+        lines += ["WER minus the teacher's, on the same utterances (paired bootstrap):", *tests]
+    return "\n".join(lines)
+
+
+def save_results(results: Results, folder: str, groups: Mapping[str, str] | None = None) -> None:
+    """Writes what an evaluation found into a folder.
+
+    `results.json` holds counts and rates, `<set>.<model>.parquet` the rows (columns of `ROW_FEATURES`; read it with
+    `Dataset.from_parquet`), `<set>.<model>.worst.txt` the rows with the most errors, word by word.
+
+    Args:
+        results (`Mapping`): from [`run_evaluation`].
+        folder (`str`): made where it is missing.
+        groups (`Mapping[str, str]`, *optional*): what each set is.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    for dataset, by_model in results.items():
+        for model, result in by_model.items():
+            write_table(result.table().data.table, target / f"{dataset}.{model}.parquet")
+            worst = [utterance.text() for utterance in worst_utterances(result, _WORST)]
+            (target / f"{dataset}.{model}.worst.txt").write_text("\n\n".join(worst) + "\n", encoding="utf-8")
+    summary = summarise_results(results, groups)
+    (target / "results.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _summary(result: EvaluationResult) -> dict[str, Any]:
+    scored = result.errors.num_words > 0
+    counts = {prefix + kind: getattr(getattr(result, name), kind) for prefix, name in COUNTS.items() for kind in KINDS}
+    return {
+        "wer": result.wer if scored else None,
+        "wer_interval": confidence_interval(result),
+        "ser": result.errors.ser if scored else None,
+        "der": result.errors.der if scored else None,
+        "ier": result.errors.ier if scored else None,
+        "cer": result.cer if scored else None,
+        "orthographic_wer": result.orthographic_errors.wer if scored else None,
+        "orthographic_cer": result.orthographic_character_errors.wer if scored else None,
+        "unit": result.unit,
+        **counts,
+        "repeated_5grams": sum(row["repeated_5grams"] for row in result.rows),
+        "rtf": result.rtf,
+        "seconds": result.seconds,
+        "wall_seconds": result.wall_seconds,
+        "audio_seconds": result.audio_seconds,
+        "rows": len(result.rows),
+        "empty_references": result.empty_references,
+        "unreadable_rows": len(result.row_errors),
+    }
+
+
+def _against(result: EvaluationResult, teacher: EvaluationResult) -> dict[str, dict[str, Any] | None]:
+    found = compare_results(result, teacher)
+    if found is None:
+        return {"against_teacher": None}
+    return {
+        "against_teacher": {
+            "difference": found.difference,
+            "interval": found.interval,
+            "p_value": found.p_value,
+            "paired": found.paired,
+            "unpaired": found.unpaired,
+        }
+    }
+
+
+def _cells(row: Mapping[str, Any]) -> str:
+    speed = f"{row['repeated_5grams']:8}{row['rtf']:9.4f}"
+    if row["wer"] is None:
+        return f"{'-':>8}{'no reference':>17}{'-':>8}{'-':>7}{'-':>7}{'-':>7}{'-':>14}{speed}"
+    star = "*" if row["unit"] == "character" else ""
+    interval = "one row" if row["wer_interval"] is None else _percent(*row["wer_interval"])
+    parts = "".join(f"{100 * row[name]:7.2f}" for name in ("ser", "der", "ier"))
+    rate = f"{100 * row['wer']:.2f}{star}"
+    return f"{rate:>8}{interval:>17}{100 * row['cer']:8.2f}{parts}{100 * row['orthographic_wer']:14.2f}{speed}"
+
+
+def _percent(low: float, high: float) -> str:
+    return f"({100 * low:.2f}-{100 * high:.2f})"
+
+
+def _test(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "cannot be compared: no utterance was scored for both"
+    low, high = found["interval"]
+    left_out = f", {found['unpaired']} left out that only one was scored on" if found["unpaired"] else ""
+    return (
+        f"{100 * found['difference']:+.2f} % (95 %: {100 * low:+.2f} to {100 * high:+.2f}), "
+        f"p = {found['p_value']:.3f}, {found['paired']} utterance{'s' if found['paired'] > 1 else ''}{left_out}"
+    )

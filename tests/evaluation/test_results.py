@@ -1,0 +1,80 @@
+"""What is printed and stored: rates in percent, nothing where there is nothing, and counts that give the rates."""
+
+import json
+from pathlib import Path
+
+from datasets import Dataset
+
+from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.evaluation.results import results_table, save_results, summarise_results
+from hf_distil_whisper.evaluation.scoring import COUNTS, KINDS, ROW_FEATURES, EvaluationResult, Heard, score
+from hf_distil_whisper.metrics import WordErrors
+
+
+def scored(pairs: list[tuple[str | None, str]], language: str = "en", unread: int = 0) -> EvaluationResult:
+    heard = [Heard(f"row-{n}", *pair, duration=2.0, truncated=False) for n, pair in enumerate(pairs)]
+    errors = RowErrors([(f"bad-{n}", "broken") for n in range(unread)])
+    return score(heard, errors, 1.0, language=language)
+
+
+RESULTS = {
+    "read": {
+        "model": scored([("the cat sat", "the bat sat"), ("a dog", "a dog down"), ("yes", "yes")], unread=1),
+        "teacher": scored([("the cat sat", "the cat sat"), ("a dog", "a dog"), ("yes", "yes"), ("no", "no")]),
+    },
+    "silence": {"model": scored([("", "thank you")]), "teacher": scored([(None, "")])},
+    "chinese": {
+        "model": scored([("今天天气", "今天天汽"), ("很好", "很好")], "zh"),
+        "teacher": scored([("今天天气", "今天天气"), ("很好", "很好")], "zh"),
+    },
+}
+GROUPS = {"read": "in distribution", "silence": "out of distribution", "chinese": "out of distribution"}
+
+
+def test_the_table_prints_percentages_and_the_paired_test() -> None:
+    """A fraction printed as per cent is a hundred times too good."""
+    lines = results_table(RESULTS, GROUPS).splitlines()
+    assert lines[0].split()[:4] == ["set", "model", "WER", "%"]
+    assert lines[1] == "in distribution:"
+    row = lines[2].split()
+    assert (row[0], row[1], row[2]) == ("read", "model", "33.33")
+    assert row[5:8] == ["16.67", "0.00", "16.67"]
+    assert lines.count("out of distribution:") == 1
+    text = "\n".join(lines)
+    assert "read: model +33.33 %" in text
+    assert "3 utterances, 1 left out that only one was scored on" in text
+    assert "silence: model cannot be compared" in text
+    assert "16.67*" in text
+    assert "(*) of characters" in text
+    assert len({len(line) for line in lines if line.startswith("read ")}) == 1
+
+
+def test_no_reference_is_no_perfect_score() -> None:
+    """0 % over nothing would win every table."""
+    line = results_table({"silence": RESULTS["silence"]}).splitlines()[1]
+    assert "no reference" in line
+    assert "0.00" not in line.split("no reference")[0]
+    row = summarise_results(RESULTS)["silence"]["model"]
+    assert (row["wer"], row["cer"], row["wer_interval"], row["empty_references"]) == (None, None, None, 1)
+
+
+def test_stored_counts_give_the_stored_rates_and_those_of_the_rows(tmp_path: Path) -> None:
+    """What is averaged over sets and shards later has to be what was measured."""
+    save_results(RESULTS, str(tmp_path / "out"), GROUPS)
+    stored = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(stored) == set(RESULTS)
+    for name, by_model in RESULTS.items():
+        for model, result in by_model.items():
+            row = stored[name][model]
+            for prefix, field in COUNTS.items():
+                assert WordErrors(*(row[prefix + kind] for kind in KINDS)) == getattr(result, field)
+            rows = Dataset.from_parquet(str(tmp_path / "out" / f"{name}.{model}.parquet"), cache_dir=str(tmp_path))
+            assert rows.features == ROW_FEATURES
+            assert sum(count or 0 for count in rows["substitutions"]) == row["substitutions"]
+    assert stored["read"]["model"]["wer"] == 2 / 6
+    assert (stored["read"]["model"]["rows"], stored["read"]["model"]["unreadable_rows"]) == (3, 1)
+    assert stored["read"]["model"]["against_teacher"]["unpaired"] == 1
+    assert stored["silence"]["model"]["against_teacher"] is None
+    worst = (tmp_path / "out" / "read.model.worst.txt").read_text()
+    assert worst.count("REF:") == 2
+    assert (tmp_path / "out" / "silence.model.worst.txt").read_text() == "\n"
