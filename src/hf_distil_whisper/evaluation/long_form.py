@@ -4,17 +4,15 @@ Knows which algorithm to run on each recording, and counts what hallucinations l
 `short_form.py`'s.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
-from hf_distil_whisper.data.samples import row_id
-from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.scoring import EvaluationResult, Heard, score
+from hf_distil_whisper.evaluation.recordings import hear_recordings
+from hf_distil_whisper.evaluation.scoring import EvaluationResult, score
 from hf_distil_whisper.evaluation.short_form import readable_rows
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.generation import scoring_language
@@ -68,15 +66,8 @@ def evaluate_long_form(
     """
     _check_method(method, temperature_fallback or condition_on_prev_tokens, chunk_length != 30.0 or stride is not None)
     dataset = readable_rows(dataset, text_column)
-    errors, heard, seconds = RowErrors(), [], 0.0
-    for index in logging.tqdm(range(len(dataset)), desc=f"{method} transcription", unit="recording"):
-        row = dataset[index]
-        try:
-            samples = load_audio(row["audio"], name=row_id(row, index))
-        except AudioError as error:
-            errors.add(row_id(row, index), str(error))
-            continue
-        start = time.perf_counter()
+
+    def transcribe(samples: np.ndarray, name: str) -> tuple[str, bool]:
         try:
             if method == "chunked":
                 transcription = transcribe_chunked(
@@ -99,12 +90,13 @@ def evaluate_long_form(
                 )
         except StuckTranscriptionError as error:
             # The model's failure, not the recording's: it counts as a transcript that lacks every word.
-            logger.warning(f"{row_id(row, index)}: {error}")
+            logger.warning(f"{name}: {error}")
             transcription = Transcription("")
-        seconds += time.perf_counter() - start
-        truncated = transcription.statistics is None or transcription.statistics.truncated
-        duration = len(samples) / SAMPLING_RATE
-        heard.append(Heard(row_id(row, index), row[text_column], transcription.text, duration, truncated))
+        return transcription.text, transcription.statistics is None or transcription.statistics.truncated
+
+    heard, errors, seconds = hear_recordings(
+        dataset, transcribe, text_column=text_column, description=f"{method} transcription"
+    )
     return score(heard, errors, seconds, language=scoring_language(model, language), normalizer=normalizer)
 
 
