@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.cli.training_plan import TrainArguments as TrainArguments
     from hf_distil_whisper.cli.training_plan import plan_training as plan_training
     from hf_distil_whisper.data.audio import AudioError as AudioError
+    from hf_distil_whisper.data.audio import audio_blocks as audio_blocks
     from hf_distil_whisper.data.audio import load_audio as load_audio
     from hf_distil_whisper.data.collator import (
         DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding,
@@ -104,7 +105,7 @@ _MODULES = {
     "cli.recipes": ("InputError", "is_main_process"),
     "cli.train": ("build_trainer", "finish_training"),
     "cli.training_plan": ("TrainArguments", "plan_training"),
-    "data.audio": ("AudioError", "load_audio"),
+    "data.audio": ("AudioError", "audio_blocks", "load_audio"),
     "data.collator": ("DataCollatorSpeechSeq2SeqWithPadding",),
     "data.packing": ("pack_utterances",),
     "data.sources": ("RowErrors", "load_source"),

@@ -10,7 +10,14 @@ import pytest
 import soundfile
 import torch
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, encode_flac, load_audio
+from hf_distil_whisper.data.audio import (
+    SAMPLING_RATE,
+    AudioError,
+    audio_blocks,
+    audio_duration,
+    encode_flac,
+    load_audio,
+)
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
 needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="../shared/speech with real recordings is missing")
@@ -204,6 +211,66 @@ def test_a_torchcodec_that_loads_reads_what_libsndfile_cannot(monkeypatch: pytes
     samples = load_audio(b"M4A " * 100)
     assert samples.shape == (1600,)
     assert samples[800] == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+@pytest.mark.parametrize("block_seconds", [0.0301, 0.5, 30.0])
+def test_blocks_are_the_whole_recording_cut(
+    kind: str, subtype: str | None, rate: int, block_seconds: float, tmp_path: Path
+):
+    """A resampler that begins anew at every border clicks there, and shifts all that follows by a sample."""
+    rate = 48_000 if subtype == "OPUS" and rate == 44_100 else rate
+    noise = 0.1 * np.random.default_rng(0).standard_normal((rate * 3 + 17, 2))
+    path = tmp_path / "stereo"
+    path.write_bytes(encoded(noise, rate, kind, subtype))
+    whole = load_audio(path)
+    for source in (path, path.read_bytes()):
+        blocks = list(audio_blocks(source, block_seconds=block_seconds))
+        assert len(blocks) == 1 if block_seconds > 3 else len(blocks) > 5
+        np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert {block.dtype for block in blocks} == {np.dtype(np.float32)}
+    assert max(map(len, blocks)) < (block_seconds + 0.1) * SAMPLING_RATE
+
+
+def test_samples_given_as_such_come_as_one_block():
+    """A copy of hours that are in memory already would take as much again."""
+    samples = tone(seconds=70)
+    (block,) = audio_blocks(samples)
+    assert np.shares_memory(block, samples)
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+def test_a_truncated_file_is_refused_in_blocks_too(kind: str, subtype: str | None):
+    """Hours are transcribed up to the cut; without the error the rest would be missing without a word."""
+    content = encoded(speechlike(), kind=kind, subtype=subtype)
+    cut = content[: len(content) // 2]
+    with pytest.raises(AudioError) as whole:
+        load_audio(cut, name="row-1")
+    blocks = audio_blocks(cut, name="row-1", block_seconds=0.1)
+    with pytest.raises(AudioError) as block:
+        if kind in ("WAV", "OGG"):
+            next(blocks)
+        list(blocks)
+    assert str(block.value) == str(whole.value)
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        (None, "got nothing"),
+        (b"", "empty"),
+        (encoded(np.zeros(0)), "0 samples"),
+        ((np.zeros((0, 2)), 44_100), "0 samples"),
+        ((np.zeros(1), 96_000), "too short"),
+        (b"this is not audio at all" * 10, "cannot be read as audio"),
+        (encoded(np.float32([*[0.1] * 20_000, np.nan]), subtype="FLOAT"), "1 of 5000 samples are NaN"),
+    ],
+)
+def test_what_is_not_audio_gives_no_block(audio: object, message: str):
+    """NaN at the end of an hour must not pass because the beginning was sound."""
+    with pytest.raises(AudioError, match=f"row-3: .*{message}"):
+        list(audio_blocks(audio, name="row-3", block_seconds=15_001 / SAMPLING_RATE))
 
 
 @needs_speech

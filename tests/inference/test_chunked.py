@@ -1,11 +1,13 @@
 """Chunked transcription: every sample heard, no word lost or doubled at a seam, the same text for every batch size."""
 
-from itertools import pairwise
+from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from transformers.models.whisper.tokenization_whisper import _find_longest_common_sequence
 
+from hf_distil_whisper.data.audio import AudioError, audio_blocks, encode_flac, load_audio
 from hf_distil_whisper.inference import chunked
 from hf_distil_whisper.inference.chunked import Chunk, cut_chunks, join_spans, transcribe_chunked
 from hf_distil_whisper.inference.generation import TokenSequence, timestamp_begin
@@ -47,17 +49,28 @@ def test_silent_chunks_join_to_what_was_said(sequences: list[list[int]], expecte
 
 def test_chunks_overlap_by_two_strides_and_cover_every_sample() -> None:
     """A recording that ends between two chunks would lose its last words."""
-    assert cut_chunks(40 * 16_000, 15.0, 2.5) == [
+    recording = np.arange(40 * 16_000, dtype=np.float32)
+    assert [chunk for chunk, _ in cut_chunks([recording], 15.0, 2.5)] == [
         Chunk(0, 240_000),
         Chunk(160_000, 400_000),
         Chunk(320_000, 560_000),
         Chunk(480_000, 640_000),
     ]
-    for samples in (1, 239_999, 240_000, 240_001, 400_000, 400_001):
-        chunks = cut_chunks(samples, 15.0, 2.5)
+    for samples, block in product((1, 239_999, 240_000, 240_001, 400_000, 400_001), (997, 160_000, 10**6)):
+        blocks = [recording[start : min(start + block, samples)] for start in range(0, samples, block)]
+        found = list(cut_chunks(blocks, 15.0, 2.5))
+        assert all(np.array_equal(heard, recording[chunk.start : chunk.stop]) for chunk, heard in found)
+        chunks = [chunk for chunk, _ in found]
         assert chunks[0].start == 0
         assert chunks[-1].stop == samples
         assert all(left.stop - right.start == 80_000 for left, right in pairwise(chunks))
+
+
+def test_empty_recording_has_no_chunk() -> None:
+    """An iterator that gives nothing must say so instead of giving an empty text."""
+    assert not list(cut_chunks([], 15.0, 2.5))
+    with pytest.raises(AudioError, match="got none"):
+        transcribe_chunked(talking_whisper(), toy_processor(), iter(()))
 
 
 @pytest.mark.parametrize(("chunk_length", "stride"), [(10.0, 5.0), (10.0, -1.0), (31.0, None), (0.0, None)])
@@ -79,6 +92,31 @@ def test_text_does_not_depend_on_batch_size() -> None:
     for result in results[1:]:
         assert (result.text, result.segments) == (results[0].text, results[0].segments)
         assert result.statistics.num_windows == results[0].statistics.num_windows == 6
+
+
+def test_file_read_in_blocks_gives_the_text_of_its_samples(tmp_path: Path) -> None:
+    """Samples lost or doubled where a block ends change the words there, in long files only."""
+    model, audio = talking_whisper(4), np.concatenate([toy_audio(9, seed=index) for index in range(8)])
+    path = tmp_path / "long.flac"
+    path.write_bytes(encode_flac(audio))
+    options = {"chunk_length": 10.0, "return_timestamps": True}
+    expected = transcribe_chunked(model, toy_processor(), load_audio(path), batch_size=16, **options)
+    assert expected.text
+    for source, batch_size in ((path, 1), (path, 16), (audio_blocks(path, block_seconds=0.7), 16)):
+        found = transcribe_chunked(model, toy_processor(), source, batch_size=batch_size, **options)
+        assert (found.text, found.segments) == (expected.text, expected.segments)
+
+
+@pytest.mark.parametrize("stereo", [False, True])
+@pytest.mark.parametrize("seconds", [0.01, 3.0])
+def test_silence_and_clips_of_milliseconds_are_one_chunk(seconds: float, stereo: bool) -> None:
+    """What comes out of silence is the model's affair; that something comes out is ours."""
+    frames = round(44_100 * seconds)
+    audio = (np.zeros((frames, 2) if stereo else frames, dtype=np.float32), 44_100)
+    found = transcribe_chunked(talking_whisper(4), toy_processor(), audio, return_timestamps=True)
+    assert found.statistics.num_windows == 1
+    assert 0 <= found.statistics.no_speech_prob <= 1
+    assert all(0 <= part.start <= part.end <= seconds for part in found.segments)
 
 
 def test_recording_of_one_chunk_reads_as_a_short_one() -> None:

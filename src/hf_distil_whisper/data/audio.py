@@ -1,17 +1,20 @@
 """The one place that decodes and resamples: what a row calls audio becomes float32 mono at 16 kHz, or an `AudioError`.
 
-Knows containers (WAV, FLAC, MP3, Ogg and all else that libsndfile reads) and how each of them looks when its end is
-missing. Knows nothing of data sets, text or features.
+Knows containers (WAV, FLAC, MP3, Ogg and all else that libsndfile reads), in one piece or block by block; how each of
+them looks when its end is missing is known by `damage`. Knows nothing of data sets, text or features.
 """
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
+
+from hf_distil_whisper.data.damage import missing_bytes, missing_samples
 
 SAMPLING_RATE = 16_000
 """Samples per second of everything that `load_audio` returns: what Whisper's feature extractor expects."""
@@ -48,9 +51,58 @@ def load_audio(audio: Any, *, name: str | None = None) -> np.ndarray:
         (16000,)
         ```
     """
-    samples, rate, name = _samples(audio, name)
-    if not samples.size:
+    (samples,) = audio_blocks(audio, name=name, block_seconds=None)
+    return samples
+
+
+def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | None = 30.0) -> Iterator[np.ndarray]:
+    """The samples of [`load_audio`], to the last bit, block by block: hours of audio in the memory of a minute.
+
+    An encoded file is read, mixed down and resampled as the blocks are asked for. A file that only torchcodec reads
+    (M4A, WebM) is decoded whole, and samples that are there already come as one block.
+
+    Args:
+        audio (`str`, `Path`, `bytes`, `dict`, `tuple` or `np.ndarray`): as for [`load_audio`].
+        name (`str`, *optional*): what messages call this audio; by default its path.
+        block_seconds (`float`, *optional*, defaults to 30.0): audio decoded at once; None: all of it.
+
+    Yields:
+        `np.ndarray`: shape (samples,), at least one sample, float32, 16 kHz.
+
+    Raises:
+        AudioError: as [`load_audio`], as soon as it shows: what is wrong with a header, and the cut end of a WAV or Ogg
+            file, before the first block; samples that are not finite with their block, which alone is counted; all
+            else with the last block.
+
+    Example:
+        ```python
+        >>> sum(len(block) for block in audio_blocks("lecture.flac")) / SAMPLING_RATE
+        10800.0
+        ```
+    """
+    source, name = _source(audio, name)
+    pieces = _one_piece(*_array(audio, name)) if source is None else _decode(source, name, block_seconds)
+    resampler, decoded, made = None, 0, 0
+    piece = next(pieces, None)
+    while piece is not None:
+        samples, rate = piece
+        piece = next(pieces, None)
+        samples = _mono(samples, name)
+        decoded += len(samples)
+        if rate != SAMPLING_RATE:
+            resampler = resampler or soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32")
+            samples = resampler.resample_chunk(samples, last=piece is None)
+        made += len(samples)
+        if len(samples):
+            yield samples
+    if not decoded:
         raise AudioError(f"{name}: expected audio, got 0 samples. Record it again or leave it out.")
+    if not made:
+        raise AudioError(f"{name}: too short, nothing is left of it at {SAMPLING_RATE} Hz (source rate {rate} Hz).")
+
+
+def _mono(samples: np.ndarray, name: str) -> np.ndarray:
+    """One channel of finite samples, contiguous."""
     if samples.ndim == 2:
         samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
     finite = np.isfinite(samples)
@@ -59,12 +111,6 @@ def load_audio(audio: Any, *, name: str | None = None) -> np.ndarray:
             f"{name}: {int((~finite).sum())} of {len(samples)} samples are NaN or infinite; expected finite numbers. "
             "The recording or the step that made it is broken."
         )
-    if rate != SAMPLING_RATE:
-        samples = soxr.resample(samples, rate, SAMPLING_RATE)
-        if not len(samples):
-            raise AudioError(
-                f"{name}: too short, nothing is left of it at {SAMPLING_RATE} Hz (source rate {rate} Hz)."
-            )
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
@@ -83,12 +129,10 @@ def audio_duration(audio: Any, *, name: str | None = None) -> float:
     """
     source, name = _source(audio, name)
     if source is None:
-        samples, rate, _ = _samples(audio, name)
+        samples, rate = _array(audio, name)
         return len(samples) / rate
-    if isinstance(source, Path):
-        with _opened(source, name) as file:
-            return _header_duration(file, source, name)
-    return _header_duration(io.BytesIO(source), source, name)
+    with _opened(source, name) as file:
+        return _header_duration(file, source, name)
 
 
 def encode_flac(array: np.ndarray) -> bytes:
@@ -112,14 +156,8 @@ _UNKNOWN_LENGTH = 1 << 62
 """libsndfile reports about 2⁶³ frames for a FLAC whose header leaves the length open."""
 
 
-def _samples(audio: Any, name: str | None) -> tuple[np.ndarray, int, str]:
-    """Samples (frames,) or (frames, channels), their rate, and the name for messages."""
-    source, name = _source(audio, name)
-    if isinstance(source, Path):
-        with _opened(source, name) as file:
-            source = file.read()
-    if source is not None:
-        return *_decode(source, name), name
+def _array(audio: Any, name: str) -> tuple[np.ndarray, int]:
+    """Samples (frames,) or (frames, channels) that were given as such, and their rate."""
     rate: Any = SAMPLING_RATE
     if isinstance(audio, dict):
         audio, rate = audio["array"], audio.get("sampling_rate")
@@ -127,7 +165,7 @@ def _samples(audio: Any, name: str | None) -> tuple[np.ndarray, int, str]:
         audio, rate = audio
     if not isinstance(rate, int | float | np.number) or not rate > 0:
         raise AudioError(f"{name}: expected a sampling rate in Hz beside the array, got {rate!r}.")
-    return _as_float(audio, name), int(rate), name
+    return _as_float(audio, name), int(rate)
 
 
 def _source(audio: Any, name: str | None) -> tuple[bytes | Path | None, str]:
@@ -150,7 +188,10 @@ def _source(audio: Any, name: str | None) -> tuple[bytes | Path | None, str]:
     return bytes(audio), name
 
 
-def _opened(path: Path, name: str) -> BinaryIO:
+def _opened(source: bytes | Path, name: str) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    path = source
     where = name if name == str(path) else f"{name}: {path}"
     try:
         file = path.open("rb")
@@ -173,6 +214,11 @@ def _header_duration(file: BinaryIO, source: bytes | Path, name: str) -> float:
     return header.frames / header.samplerate
 
 
+def _one_piece(samples: np.ndarray, rate: int) -> Iterator[tuple[np.ndarray, int]]:
+    if samples.size:
+        yield samples, rate
+
+
 def _as_float(audio: Any, name: str) -> np.ndarray:
     """An array of samples as floats, (frames,) or (frames, channels)."""
     try:
@@ -191,78 +237,60 @@ def _as_float(audio: Any, name: str) -> np.ndarray:
     return samples.astype(np.float32, copy=False)
 
 
-def _decode(data: bytes, name: str) -> tuple[np.ndarray, int]:
-    """Samples (frames, channels) in float32 and their rate."""
-    source = io.BytesIO(data)
-    try:
-        with soundfile.SoundFile(source) as file:
-            kind, claimed, rate = file.format, file.frames, file.samplerate
-            if claimed >= _UNKNOWN_LENGTH:
-                raise AudioError(
-                    f"{name}: the header of this {kind} file leaves its length open, as those written into pipes do, "
-                    "and libsndfile cannot read on from there. Encode it again, into a file."
-                )
-            samples = file.read(dtype="float32", always_2d=True)
-            position = source.tell()
-    except soundfile.LibsndfileError as error:
-        return _decode_with_torchcodec(data, name, error)
-    missing = _missing(data, kind, claimed, len(samples), position)
+class _SoundFile(soundfile.SoundFile):
+    """Reads on: soundfile seeks after every read, and the decoders of MP3 and Opus do not find back exactly."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _decode(source: bytes | Path, name: str, seconds: float | None) -> Iterator[tuple[np.ndarray, int]]:
+    """Samples (frames, channels) in float32 and their rate, in pieces of so many seconds or in one."""
+    with _opened(source, name) as file:
+        decoded = 0
+        try:
+            with _SoundFile(file) as sound:
+                for samples in _read(sound, file, name, seconds):
+                    decoded += len(samples)
+                    yield samples, sound.samplerate
+        except soundfile.LibsndfileError as error:
+            file.seek(0)
+            data = file.read()
+            if decoded:  # another decoder would begin again
+                raise _unreadable(data, name, error) from error
+            yield _decode_with_torchcodec(data, name, error)
+
+
+def _read(sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float | None) -> Iterator[np.ndarray]:
+    kind, claimed, rate = sound.format, sound.frames, sound.samplerate
+    if claimed >= _UNKNOWN_LENGTH:
+        raise AudioError(
+            f"{name}: the header of this {kind} file leaves its length open, as those written into pipes do, "
+            "and libsndfile cannot read on from there. Encode it again, into a file."
+        )
+    place = file.tell()
+    missing = missing_bytes(file, kind)
+    file.seek(place)
+    frames = claimed if seconds is None else max(1, round(seconds * rate))
+    decoded, ends = 0, False
+    while not missing and not ends:
+        wanted = min(frames, claimed - decoded)
+        samples = sound.read(wanted, dtype="float32", always_2d=True)
+        decoded += len(samples)
+        ends = len(samples) < wanted or decoded == claimed
+        if ends:
+            missing = missing_samples(file, kind, claimed, decoded, file.tell())
+        if len(samples) and not missing:
+            yield samples
     if missing:
         raise AudioError(f"{name}: truncated {kind} file: {missing}. Fetch or encode it again, or leave it out.")
-    return samples, rate
 
 
-def _missing(data: bytes, kind: str, claimed: int, decoded: int, position: int) -> str | None:
-    """What shows that audio is missing, or `None`. libsndfile itself reads most cut files without a word."""
-    if kind == "MP3":
-        # Without a Xing header the length is a guess from the first frame's bit rate, and decoding stops there.
-        if not _has_xing_header(data):
-            unread = len(data) - position
-            if unread > max(4096, len(data) // 10):
-                return f"it has no header with its length, and {unread} of {len(data)} bytes would stay unread"
-            return None
-        claimed -= 2 * 1152
-    elif kind == "OGG":
-        return _missing_ogg_end(data)
-    elif kind in ("WAV", "WAVEX") and data[:4] == b"RIFF":
-        return _missing_wav_bytes(data)
-    if decoded < claimed:
-        return f"its header promises {claimed} samples, {decoded} could be decoded"
-    return None
-
-
-def _has_xing_header(data: bytes) -> bool:
-    start = 0
-    if data[:3] == b"ID3":
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    first_frame = data[start : start + 256]
-    return b"Xing" in first_frame or b"Info" in first_frame
-
-
-def _missing_ogg_end(data: bytes) -> str | None:
-    page = data.rfind(b"OggS")
-    header, last_of_stream = data[page : page + 27], 4
-    if len(header) == 27:
-        lengths = data[page + 27 : page + 27 + header[26]]
-        if (
-            len(lengths) == header[26]
-            and page + 27 + header[26] + sum(lengths) <= len(data)
-            and header[5] & last_of_stream
-        ):
-            return None
-    return "its last page is not marked as the end of the stream"
-
-
-def _missing_wav_bytes(data: bytes) -> str | None:
-    start = 12
-    while start + 8 <= len(data):
-        size = int.from_bytes(data[start + 4 : start + 8], "little")
-        if data[start : start + 4] == b"data":
-            left = len(data) - start - 8
-            # Programs that write into a pipe cannot know the size and put a value near 2³¹ or 2³² there.
-            return f"its header promises {size} bytes, {left} are there" if left < size < 0x7FFF0000 else None
-        start += 8 + size + size % 2
-    return None
+def _unreadable(data: bytes, name: str, reason: Exception) -> AudioError:
+    return AudioError(
+        f"{name}: cannot be read as audio; expected {READABLE}, got {len(data)} bytes of something else, or of a file "
+        f"that is cut short or damaged ({reason}). Convert it, or install a torchcodec that fits your torch."
+    )
 
 
 def _decode_with_torchcodec(data: bytes, name: str, reason: Exception) -> tuple[np.ndarray, int]:
@@ -270,10 +298,7 @@ def _decode_with_torchcodec(data: bytes, name: str, reason: Exception) -> tuple[
     try:
         from torchcodec.decoders import AudioDecoder
     except (ImportError, OSError, RuntimeError):  # OSError: a CUDA build beside a CPU torch
-        raise AudioError(
-            f"{name}: cannot be read as audio; expected {READABLE}, got {len(data)} bytes of something else, or of a "
-            f"file that is cut short or damaged ({reason}). Convert it, or install a torchcodec that fits your torch."
-        ) from reason
+        raise _unreadable(data, name, reason) from reason
     try:
         decoded = AudioDecoder(data).get_all_samples()
     except (RuntimeError, ValueError) as error:

@@ -1,16 +1,18 @@
 """Long recordings in overlapping chunks that are transcribed in parallel and joined on their words (paper, section 5).
 
-Knows where to cut and how to join; each chunk is transcribed by `generation.py`.
+Knows where to cut and how to join; each chunk is transcribed by `generation.py`. Of the audio it holds one batch of
+chunks at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
+from hf_distil_whisper.inference.chunk_length import default_chunk_length
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
     generate_tokens,
@@ -36,33 +38,52 @@ class Chunk:
     stop: int
 
 
-def cut_chunks(num_samples: int, chunk_length: float, stride: float) -> list[Chunk]:
+def cut_chunks(
+    blocks: Iterable[np.ndarray], chunk_length: float, stride: float
+) -> Iterator[tuple[Chunk, np.ndarray]]:
     """Cuts a recording into chunks that overlap by two strides, as the transformers pipeline does.
 
     Args:
-        num_samples (`int`): at 16 kHz.
+        blocks (`Iterable[np.ndarray]`): the recording piece by piece, as [`audio_blocks`] gives it; read on as chunks
+            are asked for.
         chunk_length (`float`): seconds.
         stride (`float`): seconds at either side of a chunk that its neighbour covers too, so that a word cut in one
             chunk is whole in the other.
 
-    Returns:
-        `list[Chunk]`: in order; the last one reaches the end.
-
-    Raises:
-        ValueError: if the strides leave nothing of the chunk.
+    Yields:
+        `tuple[Chunk, np.ndarray]`: place and samples, in order; the last one reaches the end. Nothing for a recording
+            without a sample.
     """
     length, margin = round(chunk_length * SAMPLING_RATE), round(stride * SAMPLING_RATE)
-    if stride < 0 or length <= 2 * margin:
+    start, held = 0, np.zeros(0, dtype=np.float32)
+    for block in blocks:
+        held = np.concatenate([held, block]) if len(held) else block
+        while len(held) > length:
+            yield Chunk(start, start + length), held[:length]
+            start += length - 2 * margin
+            held = held[length - 2 * margin :]
+    if len(held):
+        yield Chunk(start, start + len(held)), held
+
+
+def check_chunks(chunk_length: float, stride: float, window: float) -> None:
+    """Raises a `ValueError` for chunks that a model cannot hear whole, or that would never move on.
+
+    Args:
+        chunk_length (`float`): seconds.
+        stride (`float`): seconds.
+        window (`float`): seconds that the encoder sees.
+    """
+    if not 0 < chunk_length <= window:
+        raise ValueError(
+            f"`chunk_length` is {chunk_length} s, expected more than 0 and at most the {window:g} s that the model's "
+            "encoder sees at once."
+        )
+    if stride < 0 or round(chunk_length * SAMPLING_RATE) <= 2 * round(stride * SAMPLING_RATE):
         raise ValueError(
             f"`stride` is {stride} s at either side of a chunk of {chunk_length} s, expected 0 or more and less than "
             "half of `chunk_length`: the chunks would never move on."
         )
-    chunks = []
-    for start in range(0, num_samples, length - 2 * margin):
-        chunks.append(Chunk(start, min(start + length, num_samples)))
-        if start + length >= num_samples:
-            break
-    return chunks
 
 
 def join_spans(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
@@ -109,7 +130,7 @@ def transcribe_chunked(
     processor: WhisperProcessor,
     audio: object,
     *,
-    chunk_length: float = 30.0,
+    chunk_length: float | None = None,
     stride: float | None = None,
     batch_size: int = 16,
     return_timestamps: bool = False,
@@ -121,14 +142,20 @@ def transcribe_chunked(
     """Transcribes a recording of any length in overlapping chunks, several at a time.
 
     Up to nine times faster than [`transcribe_sequential`] for the same model, and blind to what came before a chunk,
-    which also keeps it from carrying a hallucination on (section 8.4). The text does not depend on `batch_size`.
+    which also keeps it from carrying a hallucination on (section 8.4). The text does not depend on `batch_size`. Files
+    are decoded as they are transcribed, so that three hours take the memory of five minutes.
+
+    Silence goes through the model like speech: what it writes there is its hallucination, told by `no_speech_prob`. A
+    recording of a few milliseconds is one chunk; one without a sample is an error.
 
     Args:
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
         processor (`WhisperProcessor`): of the model.
-        audio: path, bytes, float array at 16 kHz, or (array, rate).
-        chunk_length (`float`, *optional*, defaults to 30.0): seconds, at most the encoder's window. The paper found 30
-            best for Whisper and 15 for Distil-Whisper (Table 23): take the length that the model was trained on.
+        audio: path, bytes, float array at 16 kHz, (array, rate), or an iterator over blocks of samples at 16 kHz, as
+            [`audio_blocks`] is.
+        chunk_length (`float`, *optional*, defaults to [`default_chunk_length`]): seconds, at most the encoder's
+            window. The paper found 30 best for Whisper and 15 for Distil-Whisper (Table 23): the default follows the
+            recordings that the model was trained on.
         stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds of overlap at either side, as in the
             pipeline.
         batch_size (`int`, *optional*, defaults to 16): chunks per pass, as in the paper.
@@ -143,23 +170,23 @@ def transcribe_chunked(
 
     Raises:
         ValueError: if chunk and stride do not fit the model's window.
-        AudioError: if the recording cannot be read.
+        AudioError: if the recording cannot be read or is empty; of a file that is damaged further on, when its
+            transcription has come there.
     """
     if batch_size < 1:
         raise ValueError(f"`batch_size` is {batch_size}, expected at least 1.")
-    if not 0 < chunk_length <= window_seconds(processor):
-        raise ValueError(
-            f"`chunk_length` is {chunk_length} s, expected more than 0 and at most the {window_seconds(processor):g} "
-            "s that the model's encoder sees at once."
-        )
-    samples = load_audio(audio)
-    chunks = cut_chunks(len(samples), chunk_length, chunk_length / 6 if stride is None else stride)
+    length = default_chunk_length(model, processor) if chunk_length is None else chunk_length
+    overlap = length / 6 if stride is None else stride
+    check_chunks(length, overlap, window_seconds(processor))
+    blocks = audio if isinstance(audio, Iterator) else audio_blocks(audio)
+    cut = cut_chunks(blocks, length, overlap)
+    chunks: list[Chunk] = []
     found: list[TokenSequence] = []
-    for start in range(0, len(chunks), batch_size):
-        batch = [samples[chunk.start : chunk.stop] for chunk in chunks[start : start + batch_size]]
+    while batch := list(islice(cut, batch_size)):
+        chunks += [chunk for chunk, _ in batch]
         found += generate_tokens(
             model,
-            window_features(model, processor, batch),
+            window_features(model, processor, [samples for _, samples in batch]),
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
             return_timestamps=return_timestamps,
@@ -167,6 +194,8 @@ def transcribe_chunked(
             task=task,
             statistics=True,
         )
+    if not found:
+        raise AudioError("audio: expected blocks of samples, got none.")
     return _join(chunks, found, processor, timestamp_begin(model), return_timestamps)
 
 
@@ -192,7 +221,8 @@ def _join(
             # The rest of a stretch that the chunk before had begun: neighbours overlap there in time.
             if stretches and number == stretch_of[index][start] and begins < stretches[-1][1]:
                 begins, before, earlier = stretches.pop()
-                ends, tokens = max(ends, before), earlier + tokens
+                earlier.extend(tokens)  # in place: without times, all of a recording is one stretch
+                ends, tokens = max(ends, before), earlier
             stretches.append((begins, ends, tokens))
     text = plain_text([token for _, _, tokens in stretches for token in tokens], processor.tokenizer, begin)
     segments = segments_of(stretches, processor.tokenizer, begin) if return_timestamps else []

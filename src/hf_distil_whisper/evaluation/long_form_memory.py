@@ -1,0 +1,53 @@
+"""How much memory a recording of minutes or hours takes to transcribe in chunks, each in a process of its own."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from hf_distil_whisper.checkpoints import load_model, load_processor
+from hf_distil_whisper.data.audio import SAMPLING_RATE
+from hf_distil_whisper.evaluation.own_process import in_own_process
+from hf_distil_whisper.inference.chunked import transcribe_chunked
+
+_PIECE = 10
+"""Seconds of sound that are repeated: what is said does not matter here."""
+
+
+def long_form_memory(
+    model_name_or_path: str | Path, minutes: Sequence[float] = (5, 180), *, batch_size: int = 4, rate: int = 16_000
+) -> dict[float, int]:
+    """Peak memory of [`transcribe_chunked`] by the length of the recording, on a CPU in float32.
+
+    Args:
+        model_name_or_path (`str` or `Path`): a checkpoint with its processor.
+        minutes (`Sequence[float]`, *optional*, defaults to `(5, 180)`): lengths of the recordings, stereo FLAC files
+            that are written for it.
+        batch_size (`int`, *optional*, defaults to 4): chunks per pass.
+        rate (`int`, *optional*, defaults to 16000): of the files, Hz.
+
+    Returns:
+        `dict[float, int]`: minutes → bytes of anonymous memory at most, the libraries' and the model's included.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for length in minutes:
+            file = Path(folder) / "recording.flac"
+            _write(file, length, rate)
+            found[length] = in_own_process(_transcribe, str(model_name_or_path), str(file), batch_size)[1]
+    return found
+
+
+def _write(file: Path, minutes: float, rate: int) -> None:
+    time = np.arange(_PIECE * rate) / rate
+    piece = 0.3 * np.sin(2 * np.pi * (200 + 50 * np.sin(3 * time)) * time)
+    with soundfile.SoundFile(file, "w", rate, 2, format="FLAC", subtype="PCM_16") as sound:
+        for _ in range(round(60 * minutes / _PIECE)):
+            sound.write(np.stack([piece, 0.5 * piece], axis=1))
+
+
+def _transcribe(model_name_or_path: str, file: str, batch_size: int) -> float:
+    model, processor = load_model(model_name_or_path), load_processor(model_name_or_path)
+    return float(len(transcribe_chunked(model, processor, file, batch_size=batch_size).text))
