@@ -129,6 +129,8 @@ def test_a_model_of_the_real_shape_trains_and_comes_back_as_a_pipeline(tmp_path,
     language = "en" if name == "whisper-tiny" else None
     trainer = trainer_on_speech(tmp_path, student, teacher, processor, language=language, learning_rate=1e-3)
     trainer.train()
+    assert student.generation_config.chunk_length_s == 15.0
+    del student.generation_config.chunk_length_s  # all else is as it was
     assert (student.config.to_dict(), student.generation_config.to_dict()) == configs
     assert np.isfinite(trainer.evaluate()["eval_speech_loss"])
     trainer.save_model()

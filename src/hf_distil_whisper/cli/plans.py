@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     GenerationConfig,
@@ -25,12 +24,10 @@ from transformers import (
 from hf_distil_whisper.checkpoints import load_processor
 from hf_distil_whisper.cli.arguments import DataSource
 from hf_distil_whisper.cli.recipes import InputError, is_main_process
-from hf_distil_whisper.data.audio import AudioError, audio_duration
+from hf_distil_whisper.data.durations import mean_duration
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.data.streams import stream_source
 from hf_distil_whisper.shards import RUN, ShardStore
-
-_DURATION_PROBES = 200
 
 _DATA = "a Hub name, folder, file or URL"
 _MODEL = "a Hub name or a folder with config.json"
@@ -218,17 +215,7 @@ def source_arguments(source: DataSource) -> dict[str, Any]:
 
 def hours_of_audio(dataset: Dataset) -> float:
     """Hours in a dataset: exact with a `duration` column, else estimated from the headers of at most 200 rows."""
-    if "duration" in dataset.column_names:
-        return sum(seconds or 0.0 for seconds in dataset["duration"]) / 3600
-    step = max(1, len(dataset) // _DURATION_PROBES)
-    probes = dataset.select(range(0, len(dataset), step))
-    total = 0.0
-    for row in tqdm(probes, desc="reading durations", unit="row", leave=False, delay=2):
-        try:
-            total += audio_duration(row["audio"])
-        except AudioError:
-            continue  # the row will be counted and listed when its audio is needed
-    return total * len(dataset) / len(probes) / 3600
+    return (mean_duration(dataset) or 0.0) * len(dataset) / 3600
 
 
 def describe_rows(dataset: Dataset) -> str:

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.content import extractor_settings, recording_key
+from hf_distil_whisper.data.durations import mean_duration, weighted_mean
 from hf_distil_whisper.data.labels import DrawnVariant, LabelError, draw_variant
 from hf_distil_whisper.data.mixture import Mixture
 from hf_distil_whisper.data.samples import SampleMaker, check_length, row_id
@@ -127,6 +128,19 @@ class SpeechDataset(torch.utils.data.Dataset):
         table = self._texts.with_format("arrow")
         column = pa.chunked_array([part[self.transcript_column] for part in table.iter(batch_size=10_000)])
         return pc.fill_null(pc.utf8_length(column), 0).to_numpy()
+
+    def mean_duration(self) -> float | None:
+        """Seconds of a recording in the mean over an epoch, where rows count as often as they are drawn."""
+        sizes, draws = (len(self),), (len(self),)
+        if self.mixture is not None:
+            sizes, draws = self.mixture.sizes, self.mixture.draws
+        means, start = [], 0
+        for size, drawn in zip(sizes, draws, strict=True):
+            rows = range(start, start + size)
+            mean = mean_duration(self._texts.select(rows)) or mean_duration(self._audio.select(rows))
+            means.append((mean, drawn))
+            start += size
+        return weighted_mean(means)
 
     def set_epoch(self, epoch: int) -> None:
         """Makes the draws those of this epoch. Data loaders of the Trainer call it."""

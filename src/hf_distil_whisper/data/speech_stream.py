@@ -19,6 +19,7 @@ from transformers import WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError
+from hf_distil_whisper.data.durations import mean_duration, weighted_mean
 from hf_distil_whisper.data.labels import LabelError, draw_variant
 from hf_distil_whisper.data.mixture import check_same_sources, check_weights
 from hf_distil_whisper.data.samples import SampleMaker
@@ -120,6 +121,10 @@ class SpeechStream(torch.utils.data.IterableDataset):
     def lost(self) -> int:
         """Rows that were left out so far, by this process and its workers."""
         return int(self._lost)
+
+    def mean_duration(self) -> float | None:
+        """Seconds of a recording in the mean, by the first rows of each source and their weights."""
+        return weighted_mean((mean_duration(stream), self.weights[name]) for name, stream in self.streams.items())
 
     def assign(self, process: int, processes: int, workers: int) -> None:
         """Says which process this is of how many; each worker of each gets its own part of every source.

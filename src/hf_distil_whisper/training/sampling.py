@@ -55,7 +55,7 @@ def epoch_sampler(dataset: Dataset | None, args: TrainingArguments) -> EpochSamp
         dataset (`Dataset`): to train on.
         args (`TrainingArguments`): how to sample, and how many rows make a step.
     """
-    rows = _speech(dataset)
+    rows = speech_rows(dataset)
     if rows is None or args.train_sampling_strategy not in ("random", "group_by_length"):
         return None
     if args.train_sampling_strategy == "group_by_length":
@@ -97,13 +97,14 @@ def check_mixture(dataset: Dataset | None, checkpoint: str) -> None:
         mixture.check_same(json.loads(file.read_text(encoding="utf-8")))
 
 
-def _speech(dataset: Dataset | None) -> SpeechDataset | None:
+def speech_rows(dataset: Dataset | None) -> SpeechDataset | None:
+    """The rows of recordings behind a training's dataset, cached or not; None where they are none."""
     rows = dataset.dataset if isinstance(dataset, TeacherCacheDataset) else dataset
     return rows if isinstance(rows, SpeechDataset) else None
 
 
 def _mixture_of(dataset: Dataset | None) -> Mixture | None:
-    rows = _speech(dataset)
+    rows = speech_rows(dataset)
     return None if rows is None else rows.mixture
 
 

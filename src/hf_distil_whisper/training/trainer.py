@@ -29,6 +29,7 @@ from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSe
 from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.training.batch_losses import batch_losses, check_finite, row_losses
 from hf_distil_whisper.training.callbacks import KeepTokenIdsCallback, early_stopping
+from hf_distil_whisper.training.chunk_length import chunk_length_callbacks
 from hf_distil_whisper.training.fused_loss import TopKLogits
 from hf_distil_whisper.training.lora import lora_student
 from hf_distil_whisper.training.losses import IGNORE_INDEX
@@ -117,6 +118,7 @@ class DistillationTrainer(Seq2SeqTrainer):
             compute_metrics = compute_metrics or default_metrics(model, processing_class, args)
         self._streams = stream_reader(train_dataset, args)
         callbacks = [*(callbacks or []), *early_stopping(args), *mixture_callbacks(train_dataset)]
+        callbacks += chunk_length_callbacks(model, train_dataset)
         callbacks += [self._streams] if self._streams is not None else []
         use_cache = model.config.use_cache
         super().__init__(
