@@ -1,16 +1,25 @@
 # `make quickstart` distils a student in minutes, `make test` runs the tests, `make check` what a reviewer's tools say.
+# `make sweeps` and `make report` follow on a quickstart: the paper's ablations, and everything measured on one page.
 # Each sets up .venv first where it is missing. PYTHON=python3.12 make test: another interpreter.
 
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
 
-.PHONY: quickstart test soak check
+.PHONY: quickstart sweeps report test soak check
 
 # The memory of large tensors is kept between two uses: glibc would give it back and fetch it anew, a fifth of the time.
 quickstart: $(BIN)/hf-distil-whisper
 	rm -rf runs/quickstart
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN)/python examples/quickstart/run.py
+
+# Hours; a sweep that was stopped goes on.
+sweeps: $(BIN)/hf-distil-whisper
+	for sweep in configs/sweeps/*.yaml; do $(BIN)/hf-distil-whisper sweep $$sweep || exit; done
+
+SWEEPS = $(patsubst %/table.md,%,$(wildcard runs/sweeps/*/table.md))
+report: $(BIN)/hf-distil-whisper
+	$(BIN)/hf-distil-whisper report configs/reports/quickstart.yaml $(if $(SWEEPS),--sweeps $(SWEEPS))
 
 test: $(BIN)/hf-distil-whisper
 	$(BIN)/python -m pytest -m "not slow"

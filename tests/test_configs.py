@@ -16,12 +16,14 @@ from hf_distil_whisper.cli.evaluate import EvaluateArguments
 from hf_distil_whisper.cli.filter import FilterArguments
 from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments
 from hf_distil_whisper.cli.recipes import InputError, load_recipe
+from hf_distil_whisper.cli.sweep import SweepArguments, sweep_cells
 from hf_distil_whisper.cli.training_plan import TrainArguments
 from hf_distil_whisper.cli.transcribe import TranscribeArguments
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
+SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 COMMANDS = {
     "create-student": (CreateStudentArguments,),
@@ -53,6 +55,18 @@ def test_every_key_of_every_recipe_is_known(path: Path) -> None:
     args, training_args = parse(str(path))
     assert args.train_dataset.path
     assert training_args.output_dir.startswith("runs/")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
+    """A flag that `train` does not know would be found after the cells before it."""
+    (args,) = parse_arguments(SweepArguments, argv=[str(path)])
+    assert f"hf-distil-whisper sweep configs/sweeps/{path.name}" in heading(path)
+    assert args.minutes
+    for cell in sweep_cells(args):
+        training, training_args = cell.arguments(args.recipe)
+        assert training_args.seed == cell.seed
+        assert training.train_dataset.path == "runs/quickstart/labelled"
 
 
 def test_the_corpora_of_the_paper_are_all_there() -> None:

@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
     from hf_distil_whisper.evaluation.noise import evaluate_in_noise as evaluate_in_noise
-    from hf_distil_whisper.evaluation.robustness import effective_robustness as effective_robustness
-    from hf_distil_whisper.evaluation.robustness import relative_error_rate as relative_error_rate
-    from hf_distil_whisper.evaluation.robustness import set_averages as set_averages
     from hf_distil_whisper.evaluation.processes import evaluate_shared as evaluate_shared
     from hf_distil_whisper.evaluation.results import results_table as results_table
     from hf_distil_whisper.evaluation.results import save_results as save_results
     from hf_distil_whisper.evaluation.results import summarise_results as summarise_results
+    from hf_distil_whisper.evaluation.robustness import effective_robustness as effective_robustness
+    from hf_distil_whisper.evaluation.robustness import relative_error_rate as relative_error_rate
+    from hf_distil_whisper.evaluation.robustness import set_averages as set_averages
     from hf_distil_whisper.evaluation.scoring import EvaluationResult as EvaluationResult
     from hf_distil_whisper.evaluation.scoring import merge_results as merge_results
     from hf_distil_whisper.evaluation.short_form import evaluate_model as evaluate_model
@@ -117,10 +117,9 @@ _MODULES = {
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
     "evaluation.noise": ("add_noise", "evaluate_in_noise"),
-    "evaluation.robustness": ("effective_robustness", "relative_error_rate", "set_averages"),
-    "evaluation.scoring": ("EvaluationResult",),
     "evaluation.processes": ("evaluate_shared",),
     "evaluation.results": ("results_table", "save_results", "summarise_results"),
+    "evaluation.robustness": ("effective_robustness", "relative_error_rate", "set_averages"),
     "evaluation.scoring": ("EvaluationResult", "merge_results"),
     "evaluation.short_form": ("evaluate_model",),
     "evaluation.significance": ("compare_results", "confidence_interval"),

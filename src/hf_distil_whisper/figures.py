@@ -1,8 +1,10 @@
 """Every picture that the library draws: numbers in, a PNG or SVG out. Knows no models and no data sets."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 OKABE_ITO = {
@@ -88,3 +90,64 @@ def wer_over_snr(curves: Mapping[str, Mapping[str, Mapping[float, float]]], path
     # Beside the panels: curves that rise from one corner to the other leave no room for many names.
     figure.legend(lines.values(), lines, loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def wer_by_cell(lines: Mapping[str, Mapping[str, Sequence[float]]], heading: str, path: str | Path) -> None:
+    """Word error rates of the cells of a sweep: a line through the means, a dot for each seed.
+
+    Args:
+        lines (`Mapping[str, Mapping[str, Sequence[float]]]`): kind of average → cell → WER in % of each seed.
+        heading (`str`): what the cells vary; along the x axis.
+        path (`str` or `Path`): of the PNG or SVG.
+    """
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (kind, cells), color, marker in zip(lines.items(), OKABE_ITO.values(), MARKERS, strict=False):
+        places = range(len(cells))
+        axes.plot(
+            places, [sum(seeds) / len(seeds) for seeds in cells.values()], color=color, marker=marker, label=kind
+        )
+        for place, seeds in zip(places, cells.values(), strict=True):
+            axes.plot([place] * len(seeds), seeds, color=color, marker=".", linestyle="none", alpha=0.5)
+    cells = next(iter(lines.values()))
+    axes.set_xticks(range(len(cells)), list(cells))
+    axes.set_xlabel(heading)
+    _finish(axes, "word error rate / %")
+    figure.savefig(path, dpi=150)
+
+
+def wer_over_latency(models: Mapping[str, tuple[float, float]], baseline: str, wer: str, path: str | Path) -> None:
+    """How much faster each model is, and how often it is wrong; a line joins those that none beats in both.
+
+    Args:
+        models (`Mapping[str, tuple[float, float]]`): name → times as fast as the baseline, WER in %.
+        baseline (`str`): what "as fast" refers to.
+        wer (`str`): what the WER is over, for the y axis.
+        path (`str` or `Path`): of the PNG or SVG.
+    """
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    front: list[tuple[float, float]] = []
+    for speed, rate in sorted(models.values(), key=lambda point: (-point[0], point[1])):
+        if not front or rate < front[-1][1]:
+            front.append((speed, rate))
+    axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", zorder=1, label="no other is faster and better")
+    for (name, (speed, rate)), color, marker in zip(
+        models.items(), cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False
+    ):
+        axes.plot(speed, rate, color=color, marker=marker, markersize=9, linestyle="none", zorder=2)
+        axes.annotate(name, (speed, rate), xytext=(8, 6), textcoords="offset points")
+    axes.margins(0.18)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"relative latency: times as fast as {baseline}")
+    _finish(axes, f"word error rate, {wer} / %")
+    figure.savefig(path, dpi=150)
+
+
+def _finish(axes: Axes, label: str) -> None:
+    """What all pictures with lines have in common."""
+    axes.set_ylabel(label)
+    axes.grid(axis="y", color=GREY, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)

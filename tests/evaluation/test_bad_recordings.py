@@ -1,4 +1,4 @@
-"""Recordings that are odd but no error: silence, a click, studio formats. All are scored like others, by every model."""
+"""Recordings that are odd but no error: silence, a click, studio formats. All are scored by every model."""
 
 import io
 from collections.abc import Callable

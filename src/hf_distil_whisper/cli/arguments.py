@@ -39,6 +39,8 @@ class DataSource:
         language_column (`str`, *optional*): of each row, code or name, where a source holds several languages.
         id_column (`str`, *optional*): row numbers where left out.
         max_samples (`int`, *optional*): first rows only.
+        share (`float`, *optional*): so much of all rows, more than 0 and at most 1, drawn at random: always the same
+            ones, and a larger share holds a smaller one.
         weight (`float`, *optional*): how often its rows are drawn in a training on several sources, in relation to the
             weights of the others.
         wer_threshold (`float`, *optional*): keeps the rows whose pseudo-label differs from the text by at most this
@@ -57,6 +59,7 @@ class DataSource:
     language_column: str | None = None
     id_column: str | None = None
     max_samples: int | None = None
+    share: float | None = None
     weight: float | None = None
     wer_threshold: float | None = None
 
@@ -66,6 +69,8 @@ class DataSource:
                 raise InputError(f"{name}: expected text, got {value!r}")
         if self.max_samples is not None and (not isinstance(self.max_samples, int) or self.max_samples < 1):
             raise InputError(f"max_samples: expected a whole number above 0, got {self.max_samples!r}")
+        if self.share is not None and (not isinstance(self.share, int | float) or not 0 < self.share <= 1):
+            raise InputError(f"share: expected a fraction of the rows, more than 0 and at most 1, got {self.share!r}")
         if self.wer_threshold is not None and (
             not isinstance(self.wer_threshold, int | float) or not 0 <= self.wer_threshold
         ):

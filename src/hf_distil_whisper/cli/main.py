@@ -19,6 +19,7 @@ COMMANDS = {
     "cache": ("ask encoder and teacher once about every row of a training to come", "cache"),
     "train": ("distil a student on labelled speech, or fine-tune it without a teacher", "train"),
     "evaluate": ("score one model, or a student beside its teacher, on test sets", "evaluate"),
+    "sweep": ("train and score a student for every cell of a grid, for the paper's tables", "sweep"),
     "benchmark": ("measure how fast this machine labels and trains, beside the plain way", "benchmark"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),
 }

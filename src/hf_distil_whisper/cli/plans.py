@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import (
@@ -156,6 +157,9 @@ class Plan:
         if source is None:
             self.problems.append(f"--{flag} is missing: {_DATA}")
             return None
+        if source.share is not None:
+            self.problems.append(f"--{flag}.share: a stream does not know its number of rows; leave it out")
+            return None
         try:
             rows = stream_source(**source_arguments(source))
         except (OSError, ValueError) as error:
@@ -192,8 +196,12 @@ class Plan:
 
 
 def open_source(source: DataSource) -> Dataset:
-    """Loads the rows that a [`DataSource`] names, text and speaker under the library's column names."""
-    return load_source(**source_arguments(source))
+    """Loads the rows that a [`DataSource`] names, or its share of them, under the library's column names."""
+    rows = load_source(**source_arguments(source))
+    if source.share is None:
+        return rows
+    drawn = np.random.default_rng(0).permutation(len(rows))[: max(round(source.share * len(rows)), 1)]
+    return rows.select(sorted(drawn))
 
 
 def source_arguments(source: DataSource) -> dict[str, Any]:

@@ -89,13 +89,15 @@ class TrainArguments(StudentArguments):
 
 @dataclass
 class TrainingPlan(Plan):
-    """A [`Plan`] that also knows where to go on.
+    """A [`Plan`] that also knows where to go on, and what the filter left out.
 
     Args:
         checkpoint (`str`, *optional*): folder to resume from.
+        rows_dropped (`int`, *optional*, defaults to 0): labelled rows that a `wer_threshold` keeps from training.
     """
 
     checkpoint: str | None = None
+    rows_dropped: int = 0
 
 
 def plan_training(
@@ -268,7 +270,7 @@ def _loss(training_args: DistillationTrainingArguments) -> str:
 
 
 def _plan_rows(
-    plan: Plan,
+    plan: TrainingPlan,
     args: TrainArguments,
     training_args: DistillationTrainingArguments,
     student: WhisperForConditionalGeneration | None,
@@ -293,7 +295,7 @@ def _plan_rows(
 
 
 def _plan_source(
-    plan: Plan,
+    plan: TrainingPlan,
     source: DataSource,
     flag: str,
     training_args: DistillationTrainingArguments,
@@ -316,6 +318,7 @@ def _plan_source(
         except ValueError as error:
             plan.problems.append(f"--{flag}.wer_threshold: {error}")
             return None
+        plan.rows_dropped += report.dropped
         of = "" if flag == "train_dataset" else f" of {flag.partition('.')[2]}"
         plan.steps.append(
             f"keep {report.kept:,} of {report.kept + report.dropped:,} rows{of} (WER ≤ {source.wer_threshold:.1%})"

@@ -70,9 +70,9 @@ def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | 
         `np.ndarray`: shape (samples,), at least one sample, float32, 16 kHz.
 
     Raises:
-        AudioError: as [`load_audio`], as soon as it shows: what is wrong with a header, and the cut end of a WAV or Ogg
-            file, before the first block; samples that are not finite with their block, which alone is counted; all
-            else with the last block.
+        AudioError: as [`load_audio`], as soon as it shows: what is wrong with a header, and the cut end of a WAV or
+            Ogg file, before the first block; samples that are not finite with their block, which alone is counted;
+            all else with the last block.
 
     Example:
         ```python

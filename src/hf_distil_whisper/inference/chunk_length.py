@@ -12,7 +12,7 @@ CHUNK_LENGTH_ENTRY = "chunk_length_s"
 which does not read it."""
 
 LONG_CHUNK, SHORT_CHUNK = 30.0, 15.0
-"""Seconds that Table 23 found best for Whisper, trained on 30 s, and for Distil-Whisper, trained on 7.1 s in the mean."""
+"""Seconds that Table 23 found best for Whisper, trained on 30 s, and Distil-Whisper, trained on 7.1 s in the mean."""
 
 
 def chunk_length_after(mean_duration: float) -> float:
@@ -50,7 +50,7 @@ def default_chunk_length(model: WhisperForConditionalGeneration, processor: Whis
         seconds = LONG_CHUNK
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise ValueError(
-            f"`{CHUNK_LENGTH_ENTRY}` in the model's generation_config is {seconds!r}, expected seconds above 0. Correct "
-            "it, or pass `chunk_length`."
+            f"`{CHUNK_LENGTH_ENTRY}` in the model's generation_config is {seconds!r}, expected seconds above 0. "
+            "Correct it, or pass `chunk_length`."
         )
     return min(float(seconds), window_seconds(processor))

@@ -38,9 +38,7 @@ class Chunk:
     stop: int
 
 
-def cut_chunks(
-    blocks: Iterable[np.ndarray], chunk_length: float, stride: float
-) -> Iterator[tuple[Chunk, np.ndarray]]:
+def cut_chunks(blocks: Iterable[np.ndarray], chunk_length: float, stride: float) -> Iterator[tuple[Chunk, np.ndarray]]:
     """Cuts a recording into chunks that overlap by two strides, as the transformers pipeline does.
 
     Args:
