@@ -206,6 +206,7 @@ def generate_tokens(
     task: str = "transcribe",
     assistant: WhisperForCausalLM | None = None,
     statistics: bool = False,
+    search: Callable[..., Tensor] = greedy_search,
 ) -> list[TokenSequence]:
     """Transcribes a batch of windows, each of which passes the encoder once, in one search.
 
@@ -228,12 +229,15 @@ def generate_tokens(
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
         assistant (`WhisperForCausalLM`, *optional*): from [`create_assistant`]; batch of 1 and greedy only.
         statistics (`bool`, *optional*, defaults to `False`): also fill `mean_log_prob` and `no_speech_prob`.
+        search (`Callable[..., Tensor]`, *optional*, defaults to [`greedy_search`]): another greedy search with its
+            arguments, to measure it.
 
     Returns:
         `list[TokenSequence]`: one per window, in order.
 
     Raises:
-        ValueError: for lengths beyond the decoder, unknown languages, or an assistant with beams or several windows.
+        ValueError: for lengths beyond the decoder, unknown languages, or an assistant with beams or several windows,
+            or a search beside either.
     """
     allowed = max_generated_tokens(model, return_timestamps)
     new_tokens = allowed if max_new_tokens is None else max_new_tokens
@@ -250,13 +254,15 @@ def generate_tokens(
             f"Assisted decoding works on one recording at a time and greedily, but num_beams={num_beams} and "
             f"{len(windows)} recordings came in one batch. Pass batch_size=1 and num_beams=1."
         )
+    if search is not greedy_search and (num_beams > 1 or assistant is not None):
+        raise ValueError(f"`search` is greedy, expected num_beams=1 and no assistant beside it, got {num_beams} beams.")
     codes = resolve_languages(model, language, task, len(windows))
     states = encode(model, windows) if encoder_states is None else encoder_states
     prefix = _prefix_tokens(model, states, codes, task, return_timestamps)
     config = _generation_settings(model, prefix.shape[1], new_tokens, min_new_tokens, num_beams)
     rules = _token_rules(model, config, prefix.shape[1], return_timestamps)
     if num_beams == 1 and assistant is None:
-        sequences = greedy_search(
+        sequences = search(
             model, states, prefix, rules,
             end=config.eos_token_id, max_new_tokens=new_tokens, min_new_tokens=min_new_tokens or 0,
         )  # fmt: skip

@@ -7,7 +7,14 @@ which tokens are allowed: `generation.py` says so.
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessorList, WhisperForConditionalGeneration
+from transformers import (
+    Cache,
+    DynamicCache,
+    EncoderDecoderCache,
+    LogitsProcessorList,
+    StaticLayer,
+    WhisperForConditionalGeneration,
+)
 
 
 @torch.inference_mode()
@@ -20,6 +27,7 @@ def greedy_search(
     end: int,
     max_new_tokens: int,
     min_new_tokens: int = 0,
+    static_cache: bool = False,
 ) -> Tensor:
     """Appends the most probable allowed token until every window has ended.
 
@@ -34,12 +42,19 @@ def greedy_search(
         end (`int`): the token that ends a window, and fills its row afterwards.
         max_new_tokens (`int`): tokens behind the prefix at most, `end` included.
         min_new_tokens (`int`, *optional*, defaults to 0): no `end` before.
+        static_cache (`bool`, *optional*, defaults to `False`): room for the keys and values of all tokens is taken at
+            once, and every step looks at all of it; all windows stay until the last one ends. The tokens are the same
+            (appendix D.5).
 
     Returns:
         `Tensor`: (batch, prefix + new tokens), the prefix included.
+
+    Raises:
+        ValueError: for a static cache with flash attention.
     """
     decoder = model.get_decoder()
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    own = _static(model, prefix.shape[1] + max_new_tokens) if static_cache else DynamicCache()
+    cache = EncoderDecoderCache(own, DynamicCache())  # the keys of the encoder's states are written once and never grow
     rows = torch.arange(len(prefix), device=prefix.device)
     sequences = prefix.new_full((len(prefix), prefix.shape[1] + max_new_tokens), end)
     sequences[:, : prefix.shape[1]] = prefix
@@ -58,9 +73,19 @@ def greedy_search(
         left = len(ended) - int(ended.sum())
         if left == 0:
             return sequences[:, : length + 1]
-        if 2 * left <= len(ended):
+        if 2 * left <= len(ended) and not static_cache:
             kept = torch.nonzero(~ended).squeeze(1)
             cache.batch_select_indices(kept)
             rows, chosen, ended, encoder_states = rows[kept], chosen[kept], ended[kept], encoder_states[kept]
         inputs = chosen.unsqueeze(1)
     return sequences
+
+
+def _static(model: WhisperForConditionalGeneration, length: int) -> Cache:
+    if model.config._attn_implementation == "flash_attention_2":
+        raise ValueError(
+            "flash_attention_2 takes no mask, so that it would look at the empty room of a static cache too. Take the "
+            "dynamic cache, or sdpa or eager attention."
+        )
+    # Not `StaticCache(model.config)`: it would make as many layers as the encoder has.
+    return Cache(layers=[StaticLayer(length) for _ in range(model.config.decoder_layers)])
