@@ -77,7 +77,10 @@ def test_the_command_checks_its_inputs(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["benchmark", "label", *flags, "--rows", "4", "--dry_run"]) == 0
     assert "label 4 recordings 3 times" in capsys.readouterr().out
     for argv, message in (
-        (["labels"], "expected what to measure, `benchmark label | data | train`, got 'labels'"),
+        (
+            ["labels"],
+            "`benchmark label | data | train | latency | early-exit`, got 'labels'",
+        ),
         ([], "got 'nothing'"),
         (["label", *flags, "--rows", "0"], "--rows: expected a whole number above 0, got 0"),
         (["label", *flags, "--rows", "4000"], "4000 were asked for"),

@@ -15,9 +15,7 @@ def encoder_states(count: int, width: int) -> Tensor:
     return torch.randn(count, 1500, width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "static"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)]
-)
+@pytest.mark.parametrize(("dtype", "static"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
 def test_tokens_are_those_of_generate_when_windows_end_one_by_one(dtype: torch.dtype, static: bool) -> None:
     """A cache that is cut at the wrong rows, or whose empty room is looked at, gives a window other words."""
     model = talking_whisper(4, end_gain=1.0).to(dtype)

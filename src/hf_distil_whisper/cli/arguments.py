@@ -135,12 +135,13 @@ def as_sources(value: Any, flag: str, split: str = "test") -> dict[str, DataSour
     return {name: as_source(source, f"{flag}.{name}", split) for name, source in value.items()}
 
 
-def as_training_sources(value: Any, flag: str) -> dict[str, DataSource]:
-    """Reads one data set, or several by name, to train on.
+def as_training_sources(value: Any, flag: str, split: str = "train") -> dict[str, DataSource]:
+    """Reads one data set, or several by name, to train on or to take all of the rows of.
 
     Args:
         value (`str`, `dict`, *optional*): as `as_source` takes it, or `{"read": {"path": ...}, "spoken": ...}`.
         flag (`str`): stands in error messages, and names a single data set.
+        split (`str`, *optional*, defaults to `"train"`): used where a data set names none.
 
     Raises:
         InputError: as `as_source`, and where only some of several sources have a weight.
@@ -151,10 +152,10 @@ def as_training_sources(value: Any, flag: str) -> dict[str, DataSource]:
         return {}
     names = [item.name for item in dataclasses.fields(DataSource)]
     if not isinstance(value, dict) or not value or set(value) & set(names):
-        return {flag: as_source(value, flag)}
+        return {flag: as_source(value, flag, split)}
     if not all(isinstance(place, str | dict | DataSource) for place in value.values()):
-        return {flag: as_source(value, flag)}  # no mapping of sources: says which key is unknown
-    sources = as_sources(value, flag, "train")
+        return {flag: as_source(value, flag, split)}  # no mapping of sources: says which key is unknown
+    sources = as_sources(value, flag, split)
     weighted = [name for name, source in sources.items() if source.weight is not None]
     if weighted and len(weighted) < len(sources):
         missing = next(name for name in sources if name not in weighted)

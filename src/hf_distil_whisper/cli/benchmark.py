@@ -1,4 +1,4 @@
-"""`benchmark`: how fast the library is on this machine, beside the plain way, as ratios."""
+"""`benchmark`: how fast the library and its models are on this machine, as ratios."""
 
 import platform
 import sys
@@ -9,6 +9,7 @@ import torch
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.benchmark_latency import run_latency
 from hf_distil_whisper.cli.benchmark_training import run_training
 from hf_distil_whisper.cli.plans import Plan, best_device, torch_dtype
 from hf_distil_whisper.cli.recipes import InputError
@@ -125,10 +126,16 @@ def run(argv: Sequence[str]) -> None:
     Args:
         argv (`Sequence[str]`): what to measure, then a recipe and flags.
     """
-    subjects = {"label": run_label, "data": run_data, "train": lambda flags: run_training(flags, machine())}
+    subjects = {
+        "label": run_label,
+        "data": run_data,
+        "train": lambda flags: run_training(flags, machine()),
+        "latency": lambda flags: run_latency(flags, machine()),
+    }
     subject, flags = (argv[0], argv[1:]) if argv else ("nothing", argv)
     if subject in ("-h", "--help"):
-        sys.stdout.write("Also: hf-distil-whisper benchmark data --help, hf-distil-whisper benchmark train --help\n")
+        others = [f"hf-distil-whisper benchmark {name} --help" for name in subjects if name != "label"]
+        sys.stdout.write(f"Also: {', '.join(others)}\n")
         subject, flags = "label", ["--help"]
     if subject not in subjects:
         raise InputError(f"expected what to measure, `benchmark {' | '.join(subjects)}`, got {subject!r}")

@@ -20,7 +20,7 @@ COMMANDS = {
     "train": ("distil a student on labelled speech, or fine-tune it without a teacher", "train"),
     "evaluate": ("score one model, or a student beside its teacher, on test sets", "evaluate"),
     "sweep": ("train and score a student for every cell of a grid, for the paper's tables", "sweep"),
-    "benchmark": ("measure how fast this machine labels and trains, beside the plain way", "benchmark"),
+    "benchmark": ("measure how fast this machine labels, trains and transcribes, as ratios", "benchmark"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),
 }
 """Name → what it does, module of this package that holds its `run(argv)`."""

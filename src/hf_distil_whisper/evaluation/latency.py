@@ -1,17 +1,20 @@
-"""How long models take for the same work: in turn, warmed up, medians (paper, appendix D.4).
+"""How long models take for the same work: in turn, warmed up, medians (paper, appendix B.2).
 
-Knows features and generation; reading and decoding of files is no part of a model's latency.
+Knows features and generation; reading and decoding of files is no part of a model's latency. Tables over batch sizes,
+attention and caches are `latency_grid.py`'s.
 """
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.inference.generation import generate_tokens
+from hf_distil_whisper.inference.search import greedy_search
 
 
 @dataclass(frozen=True)
@@ -89,26 +92,55 @@ def measure_latency(
         )
     batches = list(inputs.split(batch_size))
     for model in models.values():
-        _run(model, batches[:1], num_tokens, language)
+        timed_pass(model, batches[:1], num_tokens=num_tokens, language=language)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     tokens: dict[str, int] = {}
     for _ in range(repeats):
         for name, model in models.items():
-            start = time.perf_counter()
-            tokens[name] = _run(model, batches, num_tokens, language)
-            seconds[name].append((time.perf_counter() - start) / len(inputs))
+            spent, lengths = timed_pass(model, batches, num_tokens=num_tokens, language=language)
+            seconds[name].append(spent / len(inputs))
+            tokens[name] = sum(lengths)
     return {name: Latency(seconds[name], batch_size, tokens[name] / len(inputs)) for name in models}
 
 
-def _run(
-    model: WhisperForConditionalGeneration, batches: list[Tensor], num_tokens: int | None, language: str | None
-) -> int:
-    """Tokens generated over all batches. The tokens come back to the host, so the device has finished by then."""
-    total = 0
+def timed_pass(
+    model: WhisperForConditionalGeneration,
+    batches: Iterable[Tensor],
+    *,
+    num_tokens: int | None = None,
+    language: str | None = None,
+    return_timestamps: bool = False,
+    search: Callable[..., Tensor] = greedy_search,
+) -> tuple[float, list[int]]:
+    """Runs encoder, decoder and search over batches of windows.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): in eval mode.
+        batches (`Iterable[Tensor]`): log-mel, (windows, mel bins, frames) each. Making them in an
+            iterator, and their way to the device, is not counted.
+        num_tokens (`int`, *optional*): exactly so many tokens per window.
+        language (`str`, *optional*): for multilingual models.
+        return_timestamps (`bool`, *optional*, defaults to `False`): with timestamps.
+        search (`Callable[..., Tensor]`, *optional*, defaults to [`greedy_search`]): see [`generate_tokens`].
+
+    Returns:
+        `tuple[float, list[int]]`: seconds, from an idle device to an idle one; tokens of each window.
+    """
+    seconds, lengths = 0.0, []
     for batch in batches:
         features = batch.to(model.device, model.dtype)
+        _synchronise(model.device)
+        start = time.perf_counter()
         found = generate_tokens(
-            model, features, max_new_tokens=num_tokens, min_new_tokens=num_tokens, language=language
-        )
-        total += sum(len(sequence.tokens) for sequence in found)
-    return total
+            model, features, max_new_tokens=num_tokens, min_new_tokens=num_tokens, language=language,
+            return_timestamps=return_timestamps, search=search,
+        )  # fmt: skip
+        _synchronise(model.device)
+        seconds += time.perf_counter() - start
+        lengths += [len(sequence.tokens) for sequence in found]
+    return seconds, lengths
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -5,8 +5,11 @@ import resource
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def peak_bytes() -> int:
@@ -51,24 +54,36 @@ def in_own_process(measure: Callable[..., float], *arguments: Any) -> tuple[floa
     return found
 
 
-def _report(sending: Any, measure: Callable[..., float], *arguments: Any) -> None:
-    peaks, done = [_own_bytes()], threading.Event()
+def peak_while(work: Callable[[], T]) -> tuple[T, int]:
+    """The result of some work, and the most memory ([`own_bytes`]) that this process held meanwhile.
+
+    Args:
+        work (`Callable`): takes nothing.
+    """
+    peaks, done = [own_bytes()], threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            peaks.append(max(peaks.pop(), _own_bytes()))
+            peaks.append(max(peaks.pop(), own_bytes()))
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
-    value = measure(*arguments)
-    done.set()
-    watching.join()
-    sending.send((value, max(*peaks, _own_bytes())))
+    try:
+        value = work()
+    finally:
+        done.set()
+        watching.join()
+    return value, max(*peaks, own_bytes())
 
 
-def _own_bytes() -> int:
+def own_bytes() -> int:
+    """The memory that is this process' alone: without files that are mapped into it, where the system tells."""
     status = Path("/proc/self/status")
     return _from_status("RssAnon") if status.is_file() else peak_bytes()
+
+
+def _report(sending: Any, measure: Callable[..., float], *arguments: Any) -> None:
+    sending.send(peak_while(partial(measure, *arguments)))
 
 
 def _from_status(name: str) -> int:

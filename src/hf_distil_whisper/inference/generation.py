@@ -255,7 +255,9 @@ def generate_tokens(
             f"{len(windows)} recordings came in one batch. Pass batch_size=1 and num_beams=1."
         )
     if search is not greedy_search and (num_beams > 1 or assistant is not None):
-        raise ValueError(f"`search` is greedy, expected num_beams=1 and no assistant beside it, got {num_beams} beams.")
+        raise ValueError(
+            f"`search` is greedy, expected num_beams=1 and no assistant beside it, got {num_beams} beams."
+        )
     codes = resolve_languages(model, language, task, len(windows))
     states = encode(model, windows) if encoder_states is None else encoder_states
     prefix = _prefix_tokens(model, states, codes, task, return_timestamps)

@@ -54,7 +54,9 @@ def greedy_search(
     """
     decoder = model.get_decoder()
     own = _static(model, prefix.shape[1] + max_new_tokens) if static_cache else DynamicCache()
-    cache = EncoderDecoderCache(own, DynamicCache())  # the keys of the encoder's states are written once and never grow
+    cache = EncoderDecoderCache(
+        own, DynamicCache()
+    )  # the keys of the encoder's states are written once and never grow
     rows = torch.arange(len(prefix), device=prefix.device)
     sequences = prefix.new_full((len(prefix), prefix.shape[1] + max_new_tokens), end)
     sequences[:, : prefix.shape[1]] = prefix
