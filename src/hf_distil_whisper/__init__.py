@@ -43,7 +43,14 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.alignment import alignment_text as alignment_text
     from hf_distil_whisper.evaluation.alignment import worst_utterances as worst_utterances
     from hf_distil_whisper.evaluation.ctc import evaluate_ctc as evaluate_ctc
+    from hf_distil_whisper.evaluation.early_exit import EarlyExit as EarlyExit
+    from hf_distil_whisper.evaluation.early_exit import early_exit_table as early_exit_table
+    from hf_distil_whisper.evaluation.early_exit import evaluate_early_exit as evaluate_early_exit
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
+    from hf_distil_whisper.evaluation.latency_grid import latency_grid as latency_grid
+    from hf_distil_whisper.evaluation.latency_rows import LatencyRow as LatencyRow
+    from hf_distil_whisper.evaluation.latency_rows import latency_table as latency_table
+    from hf_distil_whisper.evaluation.latency_rows import rtf_table as rtf_table
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
     from hf_distil_whisper.evaluation.noise import evaluate_in_noise as evaluate_in_noise
@@ -96,46 +103,145 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "checkpoints": ("load_model", "load_processor", "save_checkpoint"),
-    "cli.arguments": ("DataSource", "parse_arguments"),
-    "cli.create_student": ("CreateStudentArguments", "plan_student"),
-    "cli.evaluate": ("EvaluateArguments", "plan_evaluation", "run_evaluation"),
+    "checkpoints": (
+        "load_model",
+        "load_processor",
+        "save_checkpoint",
+    ),
+    "cli.arguments": (
+        "DataSource",
+        "parse_arguments",
+    ),
+    "cli.create_student": (
+        "CreateStudentArguments",
+        "plan_student",
+    ),
+    "cli.evaluate": (
+        "EvaluateArguments",
+        "plan_evaluation",
+        "run_evaluation",
+    ),
     "cli.main": ("run_script",),
-    "cli.pseudo_label": ("PseudoLabelArguments", "plan_labels", "run_labelling"),
-    "cli.recipes": ("InputError", "is_main_process"),
-    "cli.train": ("build_trainer", "finish_training"),
-    "cli.training_plan": ("TrainArguments", "plan_training"),
-    "data.audio": ("AudioError", "audio_blocks", "load_audio"),
+    "cli.pseudo_label": (
+        "PseudoLabelArguments",
+        "plan_labels",
+        "run_labelling",
+    ),
+    "cli.recipes": (
+        "InputError",
+        "is_main_process",
+    ),
+    "cli.train": (
+        "build_trainer",
+        "finish_training",
+    ),
+    "cli.training_plan": (
+        "TrainArguments",
+        "plan_training",
+    ),
+    "data.audio": (
+        "AudioError",
+        "audio_blocks",
+        "load_audio",
+    ),
     "data.collator": ("DataCollatorSpeechSeq2SeqWithPadding",),
     "data.packing": ("pack_utterances",),
-    "data.sources": ("RowErrors", "load_source"),
+    "data.sources": (
+        "RowErrors",
+        "load_source",
+    ),
     "data.speech_dataset": ("SpeechDataset",),
     "data.speech_stream": ("SpeechStream",),
     "data.streams": ("stream_source",),
-    "evaluation.alignment": ("align_words", "alignment_text", "worst_utterances"),
+    "evaluation.alignment": (
+        "align_words",
+        "alignment_text",
+        "worst_utterances",
+    ),
     "evaluation.ctc": ("evaluate_ctc",),
+    "evaluation.early_exit": (
+        "EarlyExit",
+        "early_exit_table",
+        "evaluate_early_exit",
+    ),
     "evaluation.latency": ("measure_latency",),
+    "evaluation.latency_grid": ("latency_grid",),
+    "evaluation.latency_rows": (
+        "LatencyRow",
+        "latency_table",
+        "rtf_table",
+    ),
     "evaluation.long_form": ("evaluate_long_form",),
-    "evaluation.noise": ("add_noise", "evaluate_in_noise"),
+    "evaluation.noise": (
+        "add_noise",
+        "evaluate_in_noise",
+    ),
     "evaluation.processes": ("evaluate_shared",),
-    "evaluation.results": ("results_table", "save_results", "summarise_results"),
-    "evaluation.robustness": ("effective_robustness", "relative_error_rate", "set_averages"),
-    "evaluation.scoring": ("EvaluationResult", "merge_results"),
+    "evaluation.results": (
+        "results_table",
+        "save_results",
+        "summarise_results",
+    ),
+    "evaluation.robustness": (
+        "effective_robustness",
+        "relative_error_rate",
+        "set_averages",
+    ),
+    "evaluation.scoring": (
+        "EvaluationResult",
+        "merge_results",
+    ),
     "evaluation.short_form": ("evaluate_model",),
-    "evaluation.significance": ("compare_results", "confidence_interval"),
-    "hub.model_card": ("ModelCardCallback", "generate_model_card"),
+    "evaluation.significance": (
+        "compare_results",
+        "confidence_interval",
+    ),
+    "hub.model_card": (
+        "ModelCardCallback",
+        "generate_model_card",
+    ),
     "inference.assistant": ("create_assistant",),
-    "inference.ctc": ("load_ctc", "transcribe_ctc"),
+    "inference.ctc": (
+        "load_ctc",
+        "transcribe_ctc",
+    ),
     "inference.export": ("export_ctranslate2",),
     "inference.generation": ("window_features",),
-    "inference.transcribe": ("Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"),
-    "metrics": ("WordErrorRate", "WordErrors", "character_errors", "get_normalizer", "repeated_ngrams", "word_errors"),
+    "inference.transcribe": (
+        "Segment",
+        "Transcription",
+        "transcribe",
+        "transcribe_chunked",
+        "transcribe_sequential",
+    ),
+    "metrics": (
+        "WordErrorRate",
+        "WordErrors",
+        "character_errors",
+        "get_normalizer",
+        "repeated_ngrams",
+        "word_errors",
+    ),
     "pseudo_labels.filter_report": ("FilterReport",),
-    "pseudo_labels.filtering": ("EmptyFilterError", "filter_by_wer", "filter_stream_by_wer"),
+    "pseudo_labels.filtering": (
+        "EmptyFilterError",
+        "filter_by_wer",
+        "filter_stream_by_wer",
+    ),
     "pseudo_labels.labeller": ("pseudo_label_dataset",),
-    "student": ("create_student", "select_layers"),
-    "training.fused_loss": ("DistillationLoss", "fused_distillation_loss"),
-    "training.losses": ("hidden_state_mse_loss", "kl_divergence_loss", "pseudo_label_loss"),
+    "student": (
+        "create_student",
+        "select_layers",
+    ),
+    "training.fused_loss": (
+        "DistillationLoss",
+        "fused_distillation_loss",
+    ),
+    "training.losses": (
+        "hidden_state_mse_loss",
+        "kl_divergence_loss",
+        "pseudo_label_loss",
+    ),
     "training.trainer": ("DistillationTrainer",),
     "training.training_args": ("DistillationTrainingArguments",),
     "training.validation": ("WordErrorMetrics",),

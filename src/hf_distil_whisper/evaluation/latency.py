@@ -129,18 +129,19 @@ def timed_pass(
     seconds, lengths = 0.0, []
     for batch in batches:
         features = batch.to(model.device, model.dtype)
-        _synchronise(model.device)
+        synchronise(model.device)
         start = time.perf_counter()
         found = generate_tokens(
             model, features, max_new_tokens=num_tokens, min_new_tokens=num_tokens, language=language,
             return_timestamps=return_timestamps, search=search,
         )  # fmt: skip
-        _synchronise(model.device)
+        synchronise(model.device)
         seconds += time.perf_counter() - start
         lengths += [len(sequence.tokens) for sequence in found]
     return seconds, lengths
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Waits until a GPU has done what it was asked for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
