@@ -115,7 +115,7 @@ def test_noise_that_is_silent_is_refused() -> None:
         (np.ones(9), np.zeros(0), 10, "the noise: expected audio, got 0 samples"),
         (np.array([1.0, np.nan]), "white", 10, "the speech: 1 of 2 samples are NaN"),
         (np.ones(9), np.array([1.0, np.inf]), 10, "the noise: 1 of 2 samples are NaN or infinite"),
-        (np.ones(9), "pub", 10, "pub: no such audio file.*Expected 'white' or a recorded noise"),
+        (np.ones(9), "pub", 10, "pub: no such file; expected 'white' or the path of a recorded noise"),
         (np.ones(9), "white", np.nan, "`snr_db`: expected a ratio from -100 to 100 dB, got nan"),
         (np.ones(9), "white", 101, "`snr_db`: expected a ratio from -100 to 100 dB, got 101"),
     ],
@@ -216,7 +216,7 @@ def test_a_pause_in_the_noise_costs_the_row_that_meets_it() -> None:
         ({"snrs": [10, 10.0]}, "`snrs`: 10 dB stands 2 times"),
         ({"snrs": [10, float("inf")]}, "`snrs`: expected a ratio from -100 to 100 dB, got inf"),
         ({"noise": np.zeros(5)}, "the noise: every sample is 0"),
-        ({"noise": "nowhere.wav"}, "nowhere.wav: no such audio file"),
+        ({"noise": "nowhere.wav"}, "nowhere.wav: no such file"),
         ({"text_column": "sentence"}, "no column 'sentence'; it has id, audio, text"),
     ],
 )

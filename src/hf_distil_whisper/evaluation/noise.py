@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.samples import check_length, row_id
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.evaluation.short_form import evaluate_model, readable_rows
+
+logger = logging.get_logger(__name__)
 
 WHITE = "white"
 """Gaussian noise, drawn for each recording anew."""
@@ -78,10 +81,9 @@ def load_noise(noise: Any) -> np.ndarray | None:
     if isinstance(noise, str) and noise == WHITE:
         return None
     name = _name(noise, "the noise")
-    try:
-        samples = load_audio(noise, name=name)
-    except AudioError as error:
-        raise AudioError(f"{error} Expected {WHITE!r} or a recorded noise.") from error
+    if isinstance(noise, str | os.PathLike) and not os.path.isfile(noise):
+        raise AudioError(f"{name}: no such file; expected {WHITE!r} or the path of a recorded noise.")
+    samples = load_audio(noise, name=name)
     if not samples.any():
         raise AudioError(f"{name}: every sample is 0; expected a noise. Silence has no level that could be set.")
     return samples
@@ -135,6 +137,7 @@ def evaluate_in_noise(
     dataset = readable_rows(dataset, text_column)
     results = {}
     for snr in snrs:
+        logger.info(f"{WHITE if recorded is None else _name(noise, 'recorded')} noise at {snr:g} dB")
         hear = partial(_noisy_recording, processor=processor, noise=recorded, snr=snr, seed=seed)
         rows = [_NoisyRow(dataset, index, hear) for index in range(len(dataset))]
         results[snr] = evaluate_model(model, rows, processor, text_column=text_column, **options)

@@ -1,0 +1,232 @@
+"""`evaluate noise`: word error rates of models on one set of recordings, with noise at several levels (Figure 2)."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from datasets import Dataset
+
+from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
+from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, generation_bytes, gigabytes, torch_dtype
+from hf_distil_whisper.cli.recipes import InputError
+from hf_distil_whisper.data.audio import AudioError
+from hf_distil_whisper.evaluation.noise import SNRS, WHITE, check_snrs, evaluate_in_noise, load_noise
+from hf_distil_whisper.evaluation.short_form import EvaluationResult
+from hf_distil_whisper.figures import wer_over_snr
+from hf_distil_whisper.metrics import get_normalizer
+
+Results = dict[str, dict[float, dict[str, EvaluationResult]]]
+"""By noise, ratio in dB and model."""
+
+
+@dataclass
+class NoiseArguments:
+    """Flags of `evaluate noise`.
+
+    Args:
+        model_name_or_path (`list[str]`): models to score, Hub names or folders.
+        teacher_model_name_or_path (`str`, *optional*): scored beside them.
+        dataset ([`DataSource`]): recordings up to 30 s with text, as clean as possible; split "test" where none is
+            named.
+        noises (`list[str]`, *optional*, defaults to `["white"]`): `white`, or recordings of noise, for example of a
+            pub.
+        snrs (`list[float]`, *optional*, defaults to 40 to -10): signal-to-noise ratios in dB.
+        output_dir (`str`, *optional*): folder for `results.json` and `wer_over_snr.png`.
+        seed (`int`, *optional*, defaults to 0): of the noise that each recording meets.
+        language (`str`, *optional*): of the speech, for multilingual models.
+        normalizer (`str`, *optional*): a language, or `"basic"`, in place of the language's own.
+        batch_size (`int`, *optional*, defaults to 16): recordings in one pass.
+        dtype (`str`, *optional*, defaults to `"float32"`): type of the weights.
+        dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
+    """
+
+    model_name_or_path: list[str] = field(
+        default_factory=list, metadata={"help": "Models to score: Hub names or folders."}
+    )
+    teacher_model_name_or_path: str | None = setting(None, "Scored beside them.")
+    dataset: DataSource | str | None = source_setting("Recordings up to 30 s with text, as clean as possible.")
+    noises: list[str] = field(
+        default_factory=lambda: [WHITE], metadata={"help": "`white`, or recordings of noise, for example pub.flac."}
+    )
+    snrs: list[float] = field(
+        default_factory=lambda: list(SNRS), metadata={"help": "Signal-to-noise ratios in dB, 40 to -10 by default."}
+    )
+    output_dir: str | None = setting(None, "Folder for results.json and wer_over_snr.png.")
+    seed: int = setting(0, "Of the noise that each recording meets.")
+    language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
+    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
+    batch_size: int = setting(16, "Recordings in one pass.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
+    dry_run: bool = setting(False, "Check the inputs and print the plan only.")
+
+    def __post_init__(self) -> None:
+        self.dataset = as_source(self.dataset, "dataset", "test") if self.dataset else None
+        for flag, value, least in (("batch_size", self.batch_size, 1), ("seed", self.seed, 0)):
+            if value < least:
+                raise InputError(f"--{flag}: expected a whole number of at least {least}, got {value}")
+        try:
+            self.snrs = check_snrs(self.snrs)
+        except ValueError as error:
+            raise InputError(f"--snrs: {error}") from error
+        for flag, names in (("model_name_or_path", self._places()), ("noises", self.noises)):
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise InputError(f"--{flag}: {twice[0]} is given {names.count(twice[0])} times; name each once")
+
+    def models(self) -> dict[str, str]:
+        """Names or paths to score, by column of the table."""
+        return _short_names(self._places())
+
+    def _places(self) -> list[str]:
+        teacher = [self.teacher_model_name_or_path] if self.teacher_model_name_or_path else []
+        return [*self.model_name_or_path, *teacher]
+
+
+def plan_noise(args: NoiseArguments) -> Plan:
+    """Checks models, recordings and noises.
+
+    Args:
+        args (`NoiseArguments`): what to score on what.
+    """
+    plan = Plan("evaluate noise")
+    plan.single_process()
+    flags = [("model_name_or_path", name) for name in args.model_name_or_path or [""]]
+    if args.teacher_model_name_or_path is not None:
+        flags.append(("teacher_model_name_or_path", args.teacher_model_name_or_path))
+    expected = []
+    for flag, name in flags:
+        model = plan.model(name, flag)
+        if model is not None:
+            plan.processor(name, flag)
+            expected.append(generation_bytes(model, torch_dtype(args.dtype), args.batch_size))
+    rows = plan.source(as_source(args.dataset, "dataset", "test") if args.dataset else None, "dataset", ("text",))
+    if rows is not None:
+        plan.figures["audio"] = f"{describe_rows(rows)}, heard {len(args.noises) * len(args.snrs)} times by each model"
+    for noise in args.noises:
+        try:
+            load_noise(noise)
+        except AudioError as error:
+            plan.problems.append(f"--noises: {error}")
+    ratios = ", ".join(f"{snr:g}" for snr in args.snrs)
+    for column, name in args.models().items():
+        place = "" if column == name else f" ({name})"
+        plan.steps.append(f"score {column}{place} in {', '.join(_short_names(args.noises))} noise at {ratios} dB")
+    if args.output_dir is not None:
+        plan.output(args.output_dir)
+        plan.steps.append(f"write the results and the picture to {args.output_dir}")
+    if expected:
+        plan.figures["memory expected"] = gigabytes(max(expected))
+    return plan
+
+
+def run_models(args: NoiseArguments, dataset: Dataset) -> Results:
+    """Scores the models of a plan, one after another, each in every noise.
+
+    Args:
+        args (`NoiseArguments`): as checked by [`plan_noise`].
+        dataset (`Dataset`): the recordings.
+    """
+    results: Results = {noise: {snr: {} for snr in args.snrs} for noise in _short_names(args.noises)}
+    for column, name in args.models().items():
+        model = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device())
+        processor = load_processor(name)
+        check_compatible(model, None, processor)
+        for noise, place in _short_names(args.noises).items():
+            found = evaluate_in_noise(
+                model,
+                dataset,
+                processor,
+                noise=place,
+                snrs=args.snrs,
+                seed=args.seed,
+                language=args.language,
+                normalizer=get_normalizer(args.normalizer) if args.normalizer else None,
+                batch_size=args.batch_size,
+            )
+            for snr, result in found.items():
+                results[noise][snr][column] = result
+    return results
+
+
+def noise_table(results: Mapping[str, Mapping[float, Mapping[str, EvaluationResult]]]) -> str:
+    """WER in % by noise and ratio, a column for each model, as Markdown.
+
+    Args:
+        results (`Mapping`): from [`run_models`].
+    """
+    columns = list(next(iter(next(iter(results.values())).values())))
+    lines = [
+        "| noise | SNR / dB | " + " | ".join(f"{column} WER %" for column in columns) + " |",
+        "|---|---:|" + "---:|" * len(columns),
+    ]
+    for noise, by_snr in results.items():
+        for snr, by_model in by_snr.items():
+            cells = " | ".join(f"{100 * by_model[column].wer:.2f}" for column in columns)
+            lines.append(f"| {noise} | {snr:g} | {cells} |")
+    return "\n".join(lines)
+
+
+def save_noise_results(args: NoiseArguments, results: Results, folder: str) -> None:
+    """Writes `results.json` (what was asked for, counts and rates) and `wer_over_snr.png` into a folder.
+
+    Args:
+        args (`NoiseArguments`): what was asked for.
+        results (`Results`): from [`run_models`].
+        folder (`str`): made where it is missing.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    summary = {
+        "models": args.models(),
+        "noises": _short_names(args.noises),
+        "dataset": asdict(as_source(args.dataset, "dataset", "test")),
+        "seed": args.seed,
+        "wer_by_noise_and_snr": {
+            noise: {
+                f"{snr:g}": {column: _summary(result) for column, result in by_model.items()}
+                for snr, by_model in by_snr.items()
+            }
+            for noise, by_snr in results.items()
+        },
+    }
+    (target / "results.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    curves = {
+        noise: {column: {snr: by_snr[snr][column].wer for snr in by_snr} for column in args.models()}
+        for noise, by_snr in results.items()
+    }
+    wer_over_snr(curves, target / "wer_over_snr.png")
+
+
+def run_noise(argv: Sequence[str]) -> None:
+    """Entry point of the command.
+
+    Args:
+        argv (`Sequence[str]`): a recipe, then flags.
+    """
+    (args,) = parse_arguments(NoiseArguments, argv=argv, command="hf-distil-whisper evaluate noise")
+    plan = plan_noise(args)
+    if not plan.settle(dry_run=args.dry_run):
+        return
+    results = run_models(args, plan.datasets["dataset"])
+    sys.stdout.write(noise_table(results) + "\n")
+    if args.output_dir is not None:
+        save_noise_results(args, results, args.output_dir)
+
+
+def _summary(result: EvaluationResult) -> dict[str, float]:
+    return {
+        "wer": result.wer,
+        **asdict(result.errors),
+        "empty_references": result.empty_references,
+        "unreadable_rows": len(result.row_errors),
+    }
+
+
+def _short_names(places: Sequence[str]) -> dict[str, str]:
+    """Names and paths by what tells them apart in a table: `runs/student` is "student", `noise/pub.flac` "pub"."""
+    short = [(Path(place).stem if Path(place).is_file() else Path(place).name) or place for place in places]
+    return {place if short.count(name) > 1 else name: place for name, place in zip(short, places, strict=True)}
