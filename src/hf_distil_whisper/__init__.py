@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.latency_rows import latency_table as latency_table
     from hf_distil_whisper.evaluation.latency_rows import rtf_table as rtf_table
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
+    from hf_distil_whisper.evaluation.long_form_sweep import chunk_table as chunk_table
+    from hf_distil_whisper.evaluation.long_form_sweep import sweep_chunks as sweep_chunks
+    from hf_distil_whisper.evaluation.long_form_tables import long_form_summary as long_form_summary
+    from hf_distil_whisper.evaluation.long_form_tables import long_form_table as long_form_table
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
     from hf_distil_whisper.evaluation.noise import evaluate_in_noise as evaluate_in_noise
     from hf_distil_whisper.evaluation.processes import evaluate_shared as evaluate_shared
@@ -126,6 +130,8 @@ _MODULES = {
     "evaluation.latency_grid": ("latency_grid",),
     "evaluation.latency_rows": ("LatencyRow", "latency_table", "rtf_table"),
     "evaluation.long_form": ("evaluate_long_form",),
+    "evaluation.long_form_sweep": ("chunk_table", "sweep_chunks"),
+    "evaluation.long_form_tables": ("long_form_summary", "long_form_table"),
     "evaluation.noise": ("add_noise", "evaluate_in_noise"),
     "evaluation.processes": ("evaluate_shared",),
     "evaluation.results": ("results_table", "save_results", "summarise_results"),

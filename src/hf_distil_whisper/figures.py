@@ -144,6 +144,27 @@ def wer_over_latency(models: Mapping[str, tuple[float, float]], baseline: str, w
     figure.savefig(path, dpi=150)
 
 
+def wer_over_chunk_length(curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path) -> None:
+    """Word error rate of long-form transcription over the length of its chunks: Table 23 as a picture.
+
+    Args:
+        curves (`Mapping[str, Sequence[tuple[float, float]]]`): by label, points of chunk length in seconds and word
+            error rate as a fraction, in any order.
+        path (`str` or `Path`): of the PNG or SVG.
+    """
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    styles = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
+    for (label, points), (color, marker) in zip(curves.items(), styles, strict=False):
+        lengths, rates = zip(*sorted(points), strict=True)
+        axes.plot(lengths, [100 * rate for rate in rates], label=label, color=color, marker=marker)
+    axes.set_xticks(sorted({length for points in curves.values() for length, _ in points}))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("chunk length / s")
+    _finish(axes, "word error rate / %")
+    figure.savefig(path, dpi=150)
+
+
 def _finish(axes: Axes, label: str) -> None:
     """What all pictures with lines have in common."""
     axes.set_ylabel(label)

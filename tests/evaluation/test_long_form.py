@@ -1,10 +1,16 @@
 """Long-form evaluation: the method asked for, repetitions counted, and a stuck model scored instead of waited for."""
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from hf_distil_whisper.evaluation import long_form
-from hf_distil_whisper.evaluation.long_form import evaluate_long_form
+from hf_distil_whisper.evaluation import recordings as recordings_room
+from hf_distil_whisper.evaluation.long_form import evaluate_long_form, total_repeated_5grams
+from hf_distil_whisper.evaluation.long_form_tables import long_form_summary, long_form_table
+from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
 from hf_distil_whisper.inference.transcribe import transcribe_chunked, transcribe_sequential
 from hf_distil_whisper.metrics import WordErrors, get_normalizer, repeated_ngrams
@@ -59,6 +65,92 @@ def test_stuck_recording_counts_as_missed(monkeypatch: pytest.MonkeyPatch, caplo
     assert result.errors == WordErrors(deletions=4)
     assert [row["truncated"] for row in result.rows] == [True, True]
     assert "does not move on" in caplog.text
+
+
+def test_rows_hold_counts_and_rates_that_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hallucinating recording hides in a mean; worked by hand: one word of each kind in 4."""
+    monkeypatch.setattr(long_form, "transcribe_chunked", lambda *_, **__: long_form.Transcription("a x c e"))
+    rows = [*recordings(["a b c d", ""]), {**recordings(["", ""])[0], "text": None}]
+    result = evaluate_long_form(talking_whisper(), rows, toy_processor(), normalizer=get_normalizer("basic"))
+    first, *others = result.rows
+    assert first["wer"] == 0.5
+    assert [first[name] for name in ("hits", "substitutions", "deletions", "insertions")] == [2, 2, 0, 0]
+    assert (first["ier"], first["ser"], first["der"]) == (0.0, 0.5, 0.0)
+    for row in others:
+        assert [row[name] for name in ("wer", "hits", "insertions", "ier", "ser", "der")] == [None] * 6
+    assert result.errors == WordErrors(hits=2, substitutions=2)
+    assert result.empty_references == 2
+    assert total_repeated_5grams(result) == 0
+
+
+def test_silence_clips_stereo_and_empty_recordings_are_scored_or_listed() -> None:
+    """The oddest recording of a set must neither end the run nor get lost without a word."""
+    odd = {
+        "silence": (np.zeros(40 * 16_000, dtype=np.float32), 16_000),
+        "10 ms": (np.zeros(160, dtype=np.float32), 16_000),
+        "stereo": (np.stack([toy_audio(9)] * 2, axis=1), 44_100),
+        "empty": (np.zeros(0, dtype=np.float32), 16_000),
+        "none": None,
+    }
+    rows = [{"id": name, "audio": audio, "text": "the fox"} for name, audio in odd.items()]
+    for options in ({}, {"method": "sequential"}):
+        result = evaluate_long_form(talking_whisper(4), rows, toy_processor(), **options)
+        assert [row["id"] for row in result.rows] == ["silence", "10 ms", "stereo"]
+        assert [row["duration"] for row in result.rows] == pytest.approx([40.0, 0.01, 9 * 16_000 / 44_100], abs=1e-4)
+        assert result.errors.num_words == 6
+        assert [(row, "0 samples" in message or "got nothing" in message) for row, message in result.row_errors] == [
+            ("empty", True),
+            ("none", True),
+        ]
+        assert result.seconds > 0
+
+
+def test_time_for_decoding_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded as it is transcribed, a slow disk would make the model slow."""
+    decode = recordings_room.audio_blocks
+
+    def slowly(*args: object, **options: object) -> Iterator[np.ndarray]:
+        time.sleep(0.5)
+        yield from decode(*args, **options)
+
+    monkeypatch.setattr(recordings_room, "audio_blocks", slowly)
+    monkeypatch.setattr(
+        long_form, "transcribe_chunked", lambda *args, **_: long_form.Transcription(str(len([*args[2]])))
+    )
+    result = evaluate_long_form(talking_whisper(), recordings(["1", "1"]), toy_processor())
+    assert result.audio_seconds == 72.0
+    assert result.seconds < 0.5
+
+
+def scored(*counts: int, repeated: int = 0) -> EvaluationResult:
+    return EvaluationResult(WordErrors(*counts), [{"repeated_5grams": repeated}], 1.0, 2.0)
+
+
+def test_tables_are_those_of_the_paper() -> None:
+    """Table 19 and Table 8; worked by hand."""
+    results = {
+        "talks": {"large": scored(90, 5, 3, 2, repeated=40), "small": scored(80, 12, 8, 10, repeated=1)},
+        "calls": {"large": scored(50, 25, 25, 50, repeated=2)},
+    }
+    assert long_form_table({"talks": results["talks"]}).splitlines() == [
+        "| Dataset | Metric | large | small |",
+        "|---|---|---:|---:|",
+        "| talks | 5-Dup. | 40 | 1 |",
+        "|  | IER | 2.0 | 10.0 |",
+        "|  | SER | 5.1 | 12.0 |",
+        "|  | DER | 3.1 | 8.0 |",
+        "|  | WER | 10.2 | 30.0 |",
+    ]
+    table = long_form_table(results)
+    assert "| calls | 5-Dup. | 2 | - |" in table
+    assert "| Average | 5-Dup. | 21 | - |" in table
+    assert table.endswith("|  | WER | 55.1 | - |")
+    assert long_form_summary(results).splitlines() == [
+        "| Model | 5-Dup. | IER | SER | DER | WER |",
+        "|---|---:|---:|---:|---:|---:|",
+        "| large | 21 | 26.0 | 15.1 | 14.0 | 55.1 |",
+        "| small | - | - | - | - | - |",
+    ]
 
 
 def test_unreadable_recording_is_listed() -> None:

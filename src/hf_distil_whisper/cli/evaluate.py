@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_sources, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.evaluate_chunks import run_chunks
 from hf_distil_whisper.cli.evaluate_noise import run_noise
 from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, generation_bytes, gigabytes, torch_dtype
 from hf_distil_whisper.cli.recipes import InputError, is_main_process, parse_yaml
@@ -234,13 +235,14 @@ def run(argv: Sequence[str]) -> None:
     """Entry point of the command.
 
     Args:
-        argv (`Sequence[str]`): a recipe, then flags; or `noise` and the flags of that command.
+        argv (`Sequence[str]`): a recipe, then flags; or `noise` or `chunks` and the flags of that command.
     """
-    if argv and argv[0] == "noise":
-        run_noise(argv[1:])
+    others = {"noise": run_noise, "chunks": run_chunks}
+    if argv and argv[0] in others:
+        others[argv[0]](argv[1:])
         return
     if argv and argv[0] in ("-h", "--help"):
-        sys.stdout.write("Also: hf-distil-whisper evaluate noise --help\n")
+        sys.stdout.write("".join(f"Also: hf-distil-whisper evaluate {name} --help\n" for name in others))
     (args,) = parse_arguments(EvaluateArguments, argv=argv, command="hf-distil-whisper evaluate")
     plan = plan_evaluation(args)
     if not plan.settle(dry_run=args.dry_run):

@@ -15,7 +15,7 @@ from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, genera
 from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.data.audio import AudioError
 from hf_distil_whisper.evaluation.noise import SNRS, WHITE, check_snrs, evaluate_in_noise, load_noise
-from hf_distil_whisper.evaluation.short_form import EvaluationResult
+from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.figures import wer_over_snr
 from hf_distil_whisper.metrics import get_normalizer
 

@@ -1,8 +1,10 @@
 """`transcribe`: writes down what is said in audio files of any length and kind."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, WhisperProcessor
@@ -12,6 +14,8 @@ from hf_distil_whisper.cli.arguments import parse_arguments, setting
 from hf_distil_whisper.cli.plans import Plan, best_device, torch_dtype
 from hf_distil_whisper.data.audio import AudioError
 from hf_distil_whisper.inference.assistant import create_assistant
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError
+from hf_distil_whisper.inference.subtitles import to_json, to_srt, to_vtt
 from hf_distil_whisper.inference.transcribe import Transcription, transcribe, transcribe_chunked
 
 
@@ -23,12 +27,16 @@ class TranscribeArguments:
         model_name_or_path (`str`): student or teacher, Hub name or folder.
         audio (`list[str]`): audio files; also all words that belong to no flag.
         assistant_model_name_or_path (`str`, *optional*): a student that drafts for the model (section 6).
-        method (`str`, *optional*, defaults to `"sequential"`): for recordings over 30 s; or `"chunked"` (section 5).
-        chunk_length (`float`, *optional*, defaults to 30.0): seconds of a chunk; the length that the model was trained
-            on is best (Table 23).
+        method (`str`, *optional*, defaults to `"sequential"`): for recordings over 30 s; or `"chunked"` (section 5),
+            which takes the same memory for minutes and for hours.
+        chunk_length (`float`, *optional*): seconds of a chunk; by default what follows from the recordings that the
+            model was trained on (Table 23).
         stride (`float`, *optional*): seconds that neighbouring chunks share at either side; else a sixth.
         batch_size (`int`, *optional*, defaults to 16): chunks in one pass.
         return_timestamps (`bool`, *optional*, defaults to `False`): print segments with their times.
+        output_format (`str`, *optional*, defaults to `"txt"`): or `"srt"` and `"vtt"`, which ask for timestamps by
+            themselves, or `"json"`: text, segments and statistics.
+        output_dir (`str`, *optional*): folder for one file a recording, `talk.wav` → `talk.srt`; else all is printed.
         language (`str`, *optional*): for multilingual models.
         task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
         dtype (`str`, *optional*, defaults to `"float32"`).
@@ -38,19 +46,30 @@ class TranscribeArguments:
     audio: list[str] | None = setting(None, "Audio files; also all words that belong to no flag.")
     assistant_model_name_or_path: str | None = setting(None, "A student of the model that drafts for it.")
     method: Literal["sequential", "chunked"] = setting("sequential", "For recordings over 30 s.")
-    chunk_length: float = setting(30.0, "Seconds of a chunk, for --method chunked.")
+    chunk_length: float | None = setting(None, "Seconds of a chunk, for --method chunked; else as the model says.")
     stride: float | None = setting(None, "Seconds that neighbouring chunks share at either side; a sixth if absent.")
     batch_size: int = setting(16, "Chunks in one pass.")
     return_timestamps: bool = setting(False, "Print segments with their times.")
+    output_format: Literal["txt", "srt", "vtt", "json"] = setting("txt", "Subtitles ask for timestamps by themselves.")
+    output_dir: str | None = setting(None, "Folder for one file a recording; printed where left out.")
     language: str | None = setting(None, "For multilingual models; detected where left out.")
     task: Literal["transcribe", "translate"] = setting("transcribe", "What to write down.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
+
+    def __post_init__(self) -> None:
+        if self.output_format in ("srt", "vtt"):
+            self.return_timestamps = True
+
+    def output_file(self, audio: str) -> Path:
+        """Where the transcription of a recording goes, in `output_dir`."""
+        return Path(self.output_dir or "", f"{Path(audio).stem}.{self.output_format}")
 
 
 def run(argv: Sequence[str]) -> None:
     """Entry point of the command.
 
-    A file that cannot be read costs that file: the others are transcribed, then the command fails.
+    A file that cannot be read, or that the model does not come to the end of, costs that file: the others are
+    transcribed, then the command fails.
 
     Args:
         argv (`Sequence[str]`): audio files or a recipe, then flags.
@@ -62,7 +81,8 @@ def run(argv: Sequence[str]) -> None:
         plan.model(args.assistant_model_name_or_path, "assistant_model_name_or_path")
         if args.method == "chunked":
             plan.problems.append("--assistant_model_name_or_path drafts window by window: use --method sequential")
-    plan.require(args.audio, "audio", "the files to transcribe")
+    if plan.require(args.audio, "audio", "the files to transcribe"):
+        _check_outputs(args, plan)
     plan.check()
     model = load_model(args.model_name_or_path, dtype=torch_dtype(args.dtype)).to(best_device())
     processor = load_processor(args.model_name_or_path)
@@ -76,9 +96,10 @@ def run(argv: Sequence[str]) -> None:
             result = _transcribe_file(args, model, processor, assistant, file)
         except AudioError as error:
             failed.append(str(error))
-            continue
-        heading = f"{file}: " if len(args.audio) > 1 else ""
-        sys.stdout.write(heading + _text(result, args.return_timestamps) + "\n")
+        except StuckTranscriptionError as error:
+            failed.append(f"{file}: {error}")
+        else:
+            _write(args, file, result)
     if failed:
         raise AudioError("\n  ".join([f"{len(failed)} of {len(args.audio)} files could not be transcribed:", *failed]))
 
@@ -112,6 +133,41 @@ def _transcribe_file(
         task=args.task,
     )
     return found[0]
+
+
+def _check_outputs(args: TranscribeArguments, plan: Plan) -> None:
+    """Notes what would be written twice, over something else, or in a form that cannot be read back."""
+    if args.output_dir is None:
+        if len(args.audio or []) > 1 and args.output_format in ("srt", "vtt"):
+            plan.problems.append(f"--output_dir is missing: several files of {args.output_format} cannot be one")
+        return
+    if Path(args.output_dir).is_file():
+        plan.problems.append(f"--output_dir: {args.output_dir} is a file, expected a folder")
+        return
+    for file, count in Counter(args.output_file(audio) for audio in args.audio or []).items():
+        if count > 1:
+            plan.problems.append(f"--output_dir: {count} recordings would be written to {file}; rename them")
+        elif file.exists():
+            plan.problems.append(f"--output_dir: {file} is there already; choose another folder or remove it")
+
+
+def _write(args: TranscribeArguments, audio: str, result: Transcription) -> None:
+    if args.output_format == "json":
+        text = to_json(result, audio=audio, indent=None if args.output_dir is None else 2) + "\n"
+    elif args.output_format == "srt":
+        text = to_srt(result)
+    elif args.output_format == "vtt":
+        text = to_vtt(result)
+    else:
+        text = _text(result, args.return_timestamps) + "\n"
+    if args.output_dir is not None:
+        target = args.output_file(audio)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{audio}: {target}\n")
+        return
+    heading = f"{audio}: " if len(args.audio or []) > 1 and args.output_format == "txt" else ""
+    sys.stdout.write(heading + text)
 
 
 def _text(result: Transcription, timestamps: bool) -> str:

@@ -131,9 +131,8 @@ class SpeechDataset(torch.utils.data.Dataset):
 
     def mean_duration(self) -> float | None:
         """Seconds of a recording in the mean over an epoch, where rows count as often as they are drawn."""
-        sizes, draws = (len(self),), (len(self),)
-        if self.mixture is not None:
-            sizes, draws = self.mixture.sizes, self.mixture.draws
+        one = (len(self),)
+        sizes, draws = (one, one) if self.mixture is None else (self.mixture.sizes, self.mixture.draws)
         means, start = [], 0
         for size, drawn in zip(sizes, draws, strict=True):
             rows = range(start, start + size)

@@ -4,13 +4,14 @@ Knows which text belongs to which row; the model is `inference/ctc.py`'s, scorin
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedModel, Wav2Vec2Processor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.evaluation.recordings import hear_recordings
+from hf_distil_whisper.evaluation.recordings import Recording, hear_recordings
 from hf_distil_whisper.evaluation.scoring import EvaluationResult, score
 from hf_distil_whisper.evaluation.short_form import readable_rows
 from hf_distil_whisper.inference.ctc import transcribe_ctc
@@ -54,9 +55,11 @@ def evaluate_ctc(
     """
     dataset = readable_rows(dataset, text_column)
 
-    def transcribe(samples: np.ndarray, _: str) -> tuple[str, bool]:
-        return transcribe_ctc(model, processor, samples, chunk_length=chunk_length, stride=stride), False
+    hear = partial(transcribe_ctc, model, processor, chunk_length=chunk_length, stride=stride)
+    hear(np.zeros(SAMPLING_RATE, dtype=np.float32))  # the first row's time holds no set-up
 
-    transcribe(np.zeros(SAMPLING_RATE, dtype=np.float32), "warm-up")  # the first row's time holds no set-up
+    def transcribe(recording: Recording, _: str) -> tuple[str, bool]:
+        return hear(recording.samples()), False
+
     heard, errors, seconds = hear_recordings(dataset, transcribe, text_column=text_column, description="CTC")
     return score(heard, errors, seconds, language=language, normalizer=normalizer)

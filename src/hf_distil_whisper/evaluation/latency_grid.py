@@ -187,7 +187,7 @@ def _recordings(dataset: Dataset | Sequence[Mapping]) -> list[np.ndarray]:
 def _windows(recordings: Sequence[np.ndarray], seconds: float, joined: bool) -> list[np.ndarray]:
     """Pieces of at most one window; what is longer is cut as [`transcribe_chunked`] does by default."""
     parts = [np.concatenate(recordings)] if joined else recordings
-    return [part[c.start : c.stop] for part in parts for c in cut_chunks(len(part), seconds, seconds / 6)]
+    return [samples for part in parts for _, samples in cut_chunks([part], seconds, seconds / 6)]
 
 
 def _rows(contenders: Sequence[_Contender], teacher: str | None, recordings: Sequence[np.ndarray]) -> list[LatencyRow]:

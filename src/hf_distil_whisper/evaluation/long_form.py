@@ -1,23 +1,24 @@
 """Word error rate on recordings of minutes and hours, chunked or sequential (paper, sections 5 and 8.2).
 
 Knows which algorithm to run on each recording, and counts what hallucinations leave behind (section 8.4); scoring is
-`short_form.py`'s.
+`scoring.py`'s.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.evaluation.recordings import hear_recordings
+from hf_distil_whisper.evaluation.recordings import Recording, hear_recordings
 from hf_distil_whisper.evaluation.scoring import EvaluationResult, score
 from hf_distil_whisper.evaluation.short_form import readable_rows
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.generation import scoring_language
 from hf_distil_whisper.inference.results import Transcription
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
+from hf_distil_whisper.metrics import WordErrors
 
 logger = logging.get_logger(__name__)
 
@@ -30,7 +31,7 @@ def evaluate_long_form(
     processor: WhisperProcessor,
     *,
     method: str = "chunked",
-    chunk_length: float = 30.0,
+    chunk_length: float | None = None,
     stride: float | None = None,
     batch_size: int = 16,
     temperature_fallback: bool = False,
@@ -39,7 +40,12 @@ def evaluate_long_form(
     normalizer: Callable[[str], str] | None = None,
     text_column: str = "text",
 ) -> EvaluationResult:
-    """Scores a model on long recordings.
+    """Scores a model on long recordings, the files among them decoded as they are transcribed.
+
+    A recording that cannot be read, an empty one included, is left out and listed. Silence and a clip of 10 ms are
+    scored like any other recording. One without a reference (None, or nothing but punctuation) is transcribed and
+    stands in the rows, where its repeated 5-grams show what the model made up; an error rate per word of nothing is
+    none, so it does not count in `errors`. Hours lie in memory in sequential transcription only.
 
     Args:
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode; left as it is.
@@ -47,8 +53,8 @@ def evaluate_long_form(
         processor (`WhisperProcessor`): of the model.
         method (`str`, *optional*, defaults to `"chunked"`): [`transcribe_chunked`], as in the paper's tables, or
             "sequential", [`transcribe_sequential`].
-        chunk_length (`float`, *optional*, defaults to 30.0): seconds; chunked only. Table 23: 30 for Whisper, 15 for
-            students.
+        chunk_length (`float`, *optional*, defaults to [`default_chunk_length`]): seconds; chunked only. Table 23: 30
+            for Whisper, 15 for students of single utterances.
         stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds at either side; chunked only.
         batch_size (`int`, *optional*, defaults to 16): chunks per pass; chunked only.
         temperature_fallback (`bool`, *optional*, defaults to `False`): sequential only.
@@ -58,22 +64,24 @@ def evaluate_long_form(
         text_column (`str`, *optional*, defaults to `"text"`): holds the references.
 
     Returns:
-        `EvaluationResult`: its rows hold `repeated_5grams` of the normalised prediction (Table 8).
+        `EvaluationResult`: its rows also hold `ier`, `ser` and `der` (None without a reference), and
+            `repeated_5grams` of the normalised prediction (Table 8), which [`total_repeated_5grams`] sums up.
 
     Raises:
         ValueError: for an unknown method, an option of the other method, 0 rows, a missing column, or if no row could
             be read.
     """
-    _check_method(method, temperature_fallback or condition_on_prev_tokens, chunk_length != 30.0 or stride is not None)
+    chunk_options = chunk_length is not None or stride is not None
+    _check_method(method, temperature_fallback or condition_on_prev_tokens, chunk_options)
     dataset = readable_rows(dataset, text_column)
 
-    def transcribe(samples: np.ndarray, name: str) -> tuple[str, bool]:
+    def transcribe(recording: Recording, name: str) -> tuple[str, bool]:
         try:
             if method == "chunked":
                 transcription = transcribe_chunked(
                     model,
                     processor,
-                    samples,
+                    recording,
                     chunk_length=chunk_length,
                     stride=stride,
                     batch_size=batch_size,
@@ -83,7 +91,7 @@ def evaluate_long_form(
                 transcription = transcribe_sequential(
                     model,
                     processor,
-                    samples,
+                    recording.samples(),
                     language=language,
                     temperature_fallback=temperature_fallback,
                     condition_on_prev_tokens=condition_on_prev_tokens,
@@ -97,7 +105,26 @@ def evaluate_long_form(
     heard, errors, seconds = hear_recordings(
         dataset, transcribe, text_column=text_column, description=f"{method} transcription"
     )
-    return score(heard, errors, seconds, language=scoring_language(model, language), normalizer=normalizer)
+    result = score(heard, errors, seconds, language=scoring_language(model, language), normalizer=normalizer)
+    for scored in result.rows:
+        scored |= _rates(scored)
+    return result
+
+
+def total_repeated_5grams(result: EvaluationResult) -> int:
+    """The repeated 5-grams of all rows, those without a reference included: "5-Dup." of Table 8.
+
+    Args:
+        result (`EvaluationResult`): from [`evaluate_long_form`].
+    """
+    return sum(row["repeated_5grams"] for row in result.rows)
+
+
+def _rates(row: Mapping[str, Any]) -> dict[str, float | None]:
+    if row["wer"] is None:
+        return dict.fromkeys(("ier", "ser", "der"))
+    errors = WordErrors(row["hits"], row["substitutions"], row["deletions"], row["insertions"])
+    return {"ier": errors.ier, "ser": errors.ser, "der": errors.der}
 
 
 def _check_method(method: str, sequential_options: bool, chunked_options: bool) -> None:

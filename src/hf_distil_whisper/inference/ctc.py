@@ -4,6 +4,7 @@ Knows how a recording of any length becomes text by greedy CTC: one token a fram
 taken out. Such a model has no decoder that could go on without hearing anything.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers import (
 )
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.inference.chunked import cut_chunks
+from hf_distil_whisper.inference.chunked import check_chunks, cut_chunks
 
 _SHORTEST = SAMPLING_RATE // 10
 """Samples to which shorter clips are padded with silence: wav2vec2 needs 400 for its first frame."""
@@ -107,9 +108,10 @@ def transcribe_ctc(
     )
     if len(samples) < _SHORTEST:
         samples = np.pad(samples, (0, _SHORTEST - len(samples)))
+    check_chunks(length, margin, window=math.inf)
     tokens: list[int] = []
-    for chunk in cut_chunks(len(samples), length, margin):
-        found = _frame_tokens(model, processor, samples[chunk.start : chunk.stop])
+    for chunk, heard in cut_chunks([samples], length, margin):
+        found = _frame_tokens(model, processor, heard)
         cut = round(margin * SAMPLING_RATE / hop)
         first = cut if chunk.start > 0 else 0
         last = (chunk.stop - chunk.start) // hop - cut if chunk.stop < len(samples) else len(found)

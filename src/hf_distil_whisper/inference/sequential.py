@@ -59,7 +59,8 @@ def transcribe_sequential(
     """Transcribes a recording of any length window after window, moving on to the last predicted timestamp.
 
     More exact than [`transcribe_chunked`] where the model predicts good timestamps, and slower, since windows wait for
-    one another. Recordings are taken one at a time: transformers' loop fails on batches of unequal length.
+    one another. Recordings are taken one at a time: transformers' loop fails on batches of unequal length. Features
+    are made of the whole recording at once, with about 1.8 GB an hour: take [`transcribe_chunked`] for hours.
 
     Args:
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.

@@ -1,0 +1,71 @@
+"""The errors of long-form transcription as the paper's tables: by set and metric (Table 19), and averaged (Table 8).
+
+Knows results and Markdown; measuring is `long_form.py`'s.
+"""
+
+from collections.abc import Callable, Mapping
+
+from hf_distil_whisper.evaluation.long_form import total_repeated_5grams
+from hf_distil_whisper.evaluation.scoring import EvaluationResult
+
+Results = Mapping[str, Mapping[str, EvaluationResult]]
+
+METRICS: dict[str, Callable[[EvaluationResult], float]] = {
+    "5-Dup.": total_repeated_5grams,
+    "IER": lambda result: 100 * result.errors.ier,
+    "SER": lambda result: 100 * result.errors.ser,
+    "DER": lambda result: 100 * result.errors.der,
+    "WER": lambda result: 100 * result.wer,
+}
+"""Columns of Table 8 → repeated 5-grams as a number, rates in %."""
+
+
+def long_form_table(results: Results) -> str:
+    """Table 19: every metric of every set by model, and the macro average where there are several sets.
+
+    Args:
+        results (`Mapping`): of [`evaluate_long_form`] by set, then by model.
+
+    Returns:
+        `str`: Markdown; rates in %, "-" where a model has not been scored on a set, or on one of those of an average.
+    """
+    models = _models(results)
+    lines = [_row(["Dataset", "Metric", *models]), "|---|---|" + "---:|" * len(models)]
+    groups: dict[str, Results] = {name: {name: of_set} for name, of_set in results.items()}
+    if len(results) > 1:
+        groups["Average"] = results
+    for group, sets in groups.items():
+        for place, metric in enumerate(METRICS):
+            cells = [_cell(sets, model, metric) for model in models]
+            lines.append(_row([group if place == 0 else "", metric, *cells]))
+    return "\n".join(lines)
+
+
+def long_form_summary(results: Results) -> str:
+    """Table 8: every metric of every model, macro-averaged over the sets.
+
+    Args:
+        results (`Mapping`): of [`evaluate_long_form`] by set, then by model.
+
+    Returns:
+        `str`: Markdown, as [`long_form_table`].
+    """
+    lines = [_row(["Model", *METRICS]), "|---|" + "---:|" * len(METRICS)]
+    for model in _models(results):
+        lines.append(_row([model, *(_cell(results, model, metric) for metric in METRICS)]))
+    return "\n".join(lines)
+
+
+def _models(results: Results) -> list[str]:
+    return list(dict.fromkeys(model for by_model in results.values() for model in by_model))
+
+
+def _cell(sets: Results, model: str, metric: str) -> str:
+    if any(model not in by_model for by_model in sets.values()):
+        return "-"
+    mean = sum(METRICS[metric](by_model[model]) for by_model in sets.values()) / len(sets)
+    return f"{mean:.0f}" if metric == "5-Dup." else f"{mean:.1f}"
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

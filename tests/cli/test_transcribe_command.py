@@ -1,0 +1,98 @@
+"""`transcribe` on toy models and files: the forms that it writes, and what costs a file, not the others."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from hf_distil_whisper.checkpoints import save_checkpoint
+from hf_distil_whisper.cli import transcribe
+from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError
+from talking_models import talking_whisper
+from toy_models import toy_audio, toy_processor
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that says words, and two recordings of 12 s, one of them in stereo at 44.1 kHz."""
+    folder = tmp_path_factory.mktemp("toys")
+    save_checkpoint(talking_whisper(4), toy_processor(), folder / "model")
+    soundfile.write(folder / "one.flac", toy_audio(12, seed=1), 16_000)
+    soundfile.write(folder / "two.wav", np.stack([toy_audio(33, seed=2)] * 2, axis=1), 44_100)
+    return folder
+
+
+def command(toys: Path, *more: str, files: tuple[str, ...] = ("one.flac", "two.wav")) -> list[str]:
+    recordings = [str(toys / file) for file in files]
+    return ["transcribe", *recordings, "--model_name_or_path", str(toys / "model"), "--method", "chunked", *more]
+
+
+@pytest.mark.parametrize(
+    ("form", "begin"), [("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n00:00:0"), ("txt", ""), ("json", '{\n  "audio"')]
+)
+def test_one_file_a_recording_in_every_form(
+    form: str, begin: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Subtitles without times are empty; a form that is parsed and ignored gives text under another name."""
+    argv = command(toys, "--output_format", form, "--output_dir", str(tmp_path / "out"))
+    assert main(argv) == 0
+    assert str(tmp_path / "out" / f"one.{form}") in capsys.readouterr().out
+    texts = [(tmp_path / "out" / f"{name}.{form}").read_text(encoding="utf-8") for name in ("one", "two")]
+    for text in texts:
+        assert text.startswith(begin)
+        assert text.strip() > begin.strip()
+        assert ("-->" in text) == (form in ("srt", "vtt"))
+    assert texts[0] != texts[1]
+    if form == "json":
+        assert set(json.loads(texts[0])) == {"audio", "text", "segments", "statistics"}
+    assert main(argv) == 2
+    assert f"one.{form} is there already" in capsys.readouterr().err
+
+
+def test_without_a_folder_json_is_a_line_each_and_subtitles_are_of_one_recording(
+    toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two SubRip files in a row are none."""
+    assert main(command(toys, "--output_format", "json", "--return_timestamps")) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(one["audio"]).name for one in found] == ["one.flac", "two.wav"]
+    assert all(one["segments"] for one in found)
+    assert main(command(toys, "--output_format", "srt")) == 2
+    assert "--output_dir is missing" in capsys.readouterr().err
+    assert main(command(toys, "--output_format", "srt", files=("one.flac",))) == 0
+    assert capsys.readouterr().out.startswith("1\n")
+
+
+def test_recordings_of_one_name_would_overwrite_each_other(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = command(toys, "--output_dir", str(tmp_path), files=("one.flac", "other/one.wav"))
+    assert main(argv) == 2
+    assert "2 recordings would be written to" in capsys.readouterr().err
+    assert main(command(toys, "--output_dir", str(toys / "one.flac"))) == 2
+    assert "is a file, expected a folder" in capsys.readouterr().err
+
+
+def test_a_recording_without_end_or_samples_costs_itself(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model that does not move on in one file ended the command with a traceback."""
+    soundfile.write(toys / "empty.wav", np.zeros(0), 16_000)
+    whole = transcribe.transcribe_chunked
+
+    def stuck(model: object, processor: object, file: str, **options: object) -> object:
+        if file.endswith("one.flac"):
+            raise StuckTranscriptionError("does not move on")
+        return whole(model, processor, file, **options)
+
+    monkeypatch.setattr(transcribe, "transcribe_chunked", stuck)
+    argv = command(toys, "--output_dir", str(tmp_path), files=("one.flac", "empty.wav", "two.wav"))
+    assert main(argv) == 2
+    said = capsys.readouterr()
+    assert "2 of 3 files could not be transcribed" in said.err
+    assert "one.flac: does not move on" in said.err
+    assert "empty.wav: expected audio, got 0 samples" in said.err
+    assert [file.name for file in tmp_path.iterdir()] == ["two.txt"]
