@@ -10,12 +10,14 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
 from hf_distil_whisper.cli.arguments import as_source, parse_arguments
+from hf_distil_whisper.cli.benchmark_latency import LatencyBenchmarkArguments
 from hf_distil_whisper.cli.corpora import Corpus, load_corpora
 from hf_distil_whisper.cli.create_student import CreateStudentArguments
 from hf_distil_whisper.cli.evaluate import EvaluateArguments
 from hf_distil_whisper.cli.filter import FilterArguments
 from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments
 from hf_distil_whisper.cli.recipes import InputError, load_recipe
+from hf_distil_whisper.cli.report import ReportArguments
 from hf_distil_whisper.cli.sweep import SweepArguments, sweep_cells
 from hf_distil_whisper.cli.training_plan import TrainArguments
 from hf_distil_whisper.cli.transcribe import TranscribeArguments
@@ -24,6 +26,7 @@ from hf_distil_whisper.training.training_args import DistillationTrainingArgumen
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
+REPORTS = sorted((CONFIGS / "reports").glob("*.yaml"))
 ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 COMMANDS = {
     "create-student": (CreateStudentArguments,),
@@ -67,6 +70,14 @@ def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
         training, training_args = cell.arguments(args.recipe)
         assert training_args.seed == cell.seed
         assert training.train_dataset.path == "runs/quickstart/labelled"
+
+
+@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+def test_every_report_has_models_and_sets(path: Path) -> None:
+    (args,) = parse_arguments(ReportArguments, argv=[str(path)])
+    assert f"hf-distil-whisper report configs/reports/{path.name}" in heading(path)
+    assert list(args.models) == ["teacher", "student"]
+    assert args.reference in args.eval_datasets
 
 
 def test_the_corpora_of_the_paper_are_all_there() -> None:
@@ -148,7 +159,8 @@ def test_the_flags_that_replace_those_of_the_reference_scripts_exist() -> None:
     )
     named = {flag for row in rows for flag in re.findall(r"--([a-z_0-9]+)", row)}
     known = {item.name for types in COMMANDS.values() for kind in types for item in dataclasses.fields(kind)}
-    known |= {item.name for item in dataclasses.fields(TranscribeArguments)}
+    for kind in (TranscribeArguments, LatencyBenchmarkArguments):
+        known |= {item.name for item in dataclasses.fields(kind)}
     assert len(named) > 30
     assert named <= known
 

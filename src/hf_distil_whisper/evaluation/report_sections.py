@@ -1,0 +1,153 @@
+"""The sections of a report: tables in the layouts of the paper, each with its picture.
+
+Knows measured figures and how they are shown; nothing is measured here.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hf_distil_whisper.evaluation.latency_rows import LatencyRow, latency_table, rtf_table
+from hf_distil_whisper.evaluation.measured import SetScore
+from hf_distil_whisper.evaluation.report import Section, markdown_table
+from hf_distil_whisper.evaluation.robustness import SetAverages, effective_robustness, set_averages
+from hf_distil_whisper.figures import wer_over_latency, wer_over_snr
+from hf_distil_whisper.metrics import WordErrors
+
+Scores = Mapping[str, Mapping[str, SetScore]]
+"""Model → set → score."""
+
+
+def front_section(
+    scores: Scores, speed: Mapping[str, float], outside: Sequence[str], baseline: str, folder: str | Path
+) -> Section:
+    """Word error rate over latency (Table 5): what is bought with how much time.
+
+    Args:
+        scores (`Scores`): short form.
+        speed (`Mapping[str, float]`): of each model, times as fast as the baseline at batch size 1.
+        outside (`Sequence[str]`): the sets out of distribution; all sets where there are none.
+        baseline (`str`): name of a model.
+        folder (`str` or `Path`): for the picture.
+    """
+    line = "OOD Average" if outside else "Average"
+    rates = {name: 100 * _averages(by_set, outside).macro[line] for name, by_set in scores.items()}
+    over = "average out of distribution" if outside else "average of all sets"
+    wer_over_latency({name: (speed[name], rates[name]) for name in scores}, baseline, over, Path(folder, "front.svg"))
+    rows = {name: {f"WER, {over} / %": f"{rates[name]:.1f}", "times as fast": f"{speed[name]:.2f}"} for name in scores}
+    caption = f"Word error rate, {over}, over the speed relative to {baseline}"
+    return Section("Word error rate over latency", markdown_table("model", rows), "front.svg", caption)
+
+
+def short_form_section(scores: Scores, outside: Sequence[str], baseline: str, reference: str | None) -> Section:
+    """Word error rates by set with their averages (Table 16), and how they change out of distribution (Table 6).
+
+    Args:
+        scores (`Scores`): short form.
+        outside (`Sequence[str]`): the sets out of distribution.
+        baseline (`str`): what relative error rates refer to.
+        reference (`str`, *optional*): the set in distribution that effective robustness refers to; None leaves it out.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    for name, by_set in scores.items():
+        for data, score in by_set.items():
+            around = (
+                "" if score.interval is None else " [{:.1f}, {:.1f}]".format(*(100 * end for end in score.interval))
+            )
+            rows.setdefault(data, {})[name] = f"{100 * score.errors.wer:.1f}{around}"
+        for kind, mean in _averages(by_set, outside).macro.items():
+            rows.setdefault(kind, {})[name] = f"{100 * mean:.1f}"
+    parts = ["Word error rate / %, with 95 % bootstrap intervals; averages over sets.", markdown_table("set", rows)]
+    parts += [_counts_table(scores)]
+    for name in scores:
+        if reference is not None and name != baseline:
+            errors = [{data: score.errors for data, score in scores[model].items()} for model in (baseline, name)]
+            robustness = effective_robustness(errors[0], errors[1], reference)
+            parts.append(f"Relative error rate of {name} against {baseline}, reference {reference}:")
+            parts.append(robustness.table())
+    return Section("Short form", "\n\n".join(parts))
+
+
+def long_form_section(scores: Scores) -> Section:
+    """Repetitions, insertions, substitutions and deletions on long recordings (Tables 8 and 19).
+
+    Args:
+        scores (`Scores`): long form.
+    """
+    rows = {}
+    for name, by_set in scores.items():
+        for data, score in by_set.items():
+            errors = score.errors
+            rates = {"IER": errors.ier, "SER": errors.ser, "DER": errors.der, "WER": errors.wer}
+            row = {"5-Dup.": str(score.repeated_5grams)} | {key: f"{100 * rate:.1f}" for key, rate in rates.items()}
+            rows[f"{name}, {data}"] = {**row, "RTF": f"{score.rtf:.3f}"}
+    text = "Repeated 5-grams; insertion, substitution, deletion and word error rates / %; real-time factor."
+    return Section("Long form", f"{text}\n\n{markdown_table('model', rows)}")
+
+
+def noise_section(noise: Mapping[str, Mapping[str, Mapping[float, WordErrors]]], folder: str | Path) -> Section:
+    """Word error rate over the signal-to-noise ratio (Figure 2).
+
+    Args:
+        noise (`Mapping`): noise → model → ratio in dB → errors.
+        folder (`str` or `Path`): for the picture.
+    """
+    curves = {
+        kind: {name: {snr: errors.wer for snr, errors in by_snr.items()} for name, by_snr in models.items()}
+        for kind, models in noise.items()
+    }
+    wer_over_snr(curves, Path(folder, "noise.svg"))
+    rows = {
+        f"{name}, {kind}": {f"{snr:g} dB": f"{100 * wer:.1f}" for snr, wer in by_snr.items()}
+        for kind, models in curves.items()
+        for name, by_snr in models.items()
+    }
+    text = f"Word error rate / % at each signal-to-noise ratio.\n\n{markdown_table('model', rows)}"
+    return Section("Noise", text, "noise.svg", "Word error rate over the signal-to-noise ratio")
+
+
+def latency_section(rows: Sequence[LatencyRow]) -> Section:
+    """Real-time factors by batch size (Table 24), and all that was measured beside them.
+
+    Args:
+        rows (`Sequence[LatencyRow]`): of all models.
+    """
+    text = (
+        "Batch size 1 hears the recordings one by one, larger batches the same speech in overlapping chunks of one "
+        "window (appendix B.2). Medians, the models in turn."
+    )
+    return Section("Latency", "\n\n".join([text, rtf_table(rows), latency_table(rows)]))
+
+
+def sweep_sections(folders: Sequence[str | Path], folder: str | Path) -> list[Section]:
+    """The tables and pictures that `sweep` has left, copied beside the report.
+
+    Args:
+        folders (`Sequence[str | Path]`): of the sweeps.
+        folder (`str` or `Path`): of the report.
+
+    Raises:
+        FileNotFoundError: if a folder holds no finished sweep.
+    """
+    sections = []
+    for place in map(Path, folders):
+        title, _, text = (place / "table.md").read_text(encoding="utf-8").partition("\n")
+        picture = f"sweep-{place.name}.png"
+        Path(folder, picture).write_bytes((place / "wer.png").read_bytes())
+        sections.append(Section(title, text, picture, f"{title}: word error rates"))
+    return sections
+
+
+def _averages(by_set: Mapping[str, SetScore], outside: Sequence[str]) -> SetAverages:
+    errors = {data: score.errors for data, score in by_set.items()}
+    return set_averages(errors, [data for data in errors if data not in outside])
+
+
+def _counts_table(scores: Scores) -> str:
+    rows = {}
+    for name, by_set in scores.items():
+        for data, score in by_set.items():
+            errors = score.errors
+            counts = {"S": errors.substitutions, "D": errors.deletions, "I": errors.insertions}
+            row = {key: f"{count:,}" for key, count in counts.items()}
+            rows[f"{name}, {data}"] = {"words": f"{errors.num_words:,}", **row, "RTF": f"{score.rtf:.3f}"}
+    return markdown_table("model", rows)

@@ -1,0 +1,102 @@
+"""`report` on toys: one page of everything, figures kept between two starts, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hf_distil_whisper.cli import report
+from hf_distil_whisper.cli.main import main
+from toy_files import write_toy_corpus, write_toy_model
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models and a corpus."""
+    folder = tmp_path_factory.mktemp("toys")
+    write_toy_model(folder / "teacher")
+    write_toy_model(folder / "student", decoder_layers=2)
+    write_toy_corpus(folder / "corpus")
+    return folder
+
+
+def write_settings(toys: Path, folder: Path, **changes: object) -> str:
+    """A report on both models; returns its file."""
+    corpus = str(toys / "corpus")
+    settings = {
+        "title": "Toys",
+        "models": {"teacher": str(toys / "teacher"), "student": str(toys / "student")},
+        "eval_datasets": {"seen": {"path": corpus, "split": "train"}},
+        "ood_datasets": {"new": {"path": corpus, "split": "test"}},
+        "long_form_datasets": {"long": {"path": corpus, "split": "test"}},
+        "reference": "seen",
+        "noises": ["white"],
+        "snrs": [10.0, 0.0],
+        "batch_sizes": [1, 2],
+        "latency_samples": 2,
+        "output_dir": str(folder / "report"),
+    }
+    file = folder / "report.yaml"
+    file.write_text(yaml.safe_dump({**settings, **changes}, sort_keys=False))
+    return str(file)
+
+
+def test_a_report_holds_every_section_and_its_pictures(toys: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "table.md").write_text("Threshold (Table 10)\n\n| λ | WER |\n|---|---|\n| 0.1 | 3 |\n")
+    (sweep / "wer.png").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "notes.md").write_text("The student is faster.")
+    settings = write_settings(toys, tmp_path, sweeps=[str(sweep)], notes=str(tmp_path / "notes.md"))
+    assert main(["report", settings]) == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Word error rate over latency",
+        "Short form",
+        "Long form",
+        "Noise",
+        "Latency",
+        "Threshold (Table 10)",
+        "What the figures say",
+        "How this was made",
+    ]
+    assert page.count("![") == 3
+    html = (tmp_path / "report" / "report.html").read_text()
+    assert html.count("data:image/") == 3
+    assert "The student is faster." in html
+    assert f"hf-distil-whisper report {settings}" in page
+
+
+def test_a_second_start_measures_nothing_again(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of the notes would cost all measurements once more."""
+    settings = write_settings(toys, tmp_path)
+    assert main(["report", settings]) == 0
+    first = (tmp_path / "report" / "report.md").read_text()
+
+    def measured_again(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    for name in ("evaluate_model", "evaluate_long_form", "evaluate_in_noise", "latency_grid"):
+        monkeypatch.setattr(report, name, measured_again)
+    assert main(["report", settings]) == 0
+    assert (tmp_path / "report" / "report.md").read_text() == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"models": {}}, "--models is missing"),
+        ({"models": {"teacher": "nowhere"}}, "--models.teacher: no model at 'nowhere'"),
+        ({"reference": "new"}, "'new' is not among eval_datasets: seen"),
+        ({"noises": ["pub.wav"]}, "'pub.wav' is neither white nor an audio file"),
+        ({"sweeps": ["nowhere"]}, "nowhere holds no table"),
+        ({"notes": "nowhere.md"}, "there is no file nowhere.md"),
+        ({"output_dir": None}, "--output_dir is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_report_is_named(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, words: str
+) -> None:
+    assert main(["report", write_settings(toys, tmp_path, **changes)]) == 2
+    assert words in capsys.readouterr().err
