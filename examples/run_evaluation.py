@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     results = run_evaluation(args, plan.datasets)  # the processes that torchrun started share the rows
     if not is_main_process():
         return
-    print(results_table(results, args.groups()))
+    print(results_table(results, args.groups(), args.reference))
     if args.output_dir is not None:
         save_results(results, args.output_dir, args.groups())
 

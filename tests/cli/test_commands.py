@@ -342,6 +342,8 @@ def test_evaluate_takes_more_models_ctc_among_them_and_sets_out_of_distribution(
     ("flags", "message"),
     [
         (["--ood_datasets.toy", "CORPUS"], "two sets are called 'toy'"),
+        (["--reference", "other"], "--reference: 'other' is not among --eval_datasets, which are toy"),
+        (["--reference", "toy"], "give it and --ood_datasets too"),
         (["--other_models.teacher", "MODEL"], "'teacher' is the name of another model"),
         (["--other_models", "{a/b: MODEL}"], "'a/b': is part of a file's name"),
         (["--other_models.a.b", "MODEL"], "other_models: expected a mapping of names to models"),

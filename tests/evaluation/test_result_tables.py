@@ -6,7 +6,13 @@ from pathlib import Path
 from datasets import Dataset
 
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.results import results_table, save_results, summarise_results
+from hf_distil_whisper.evaluation.results import (
+    averages_text,
+    results_table,
+    robustness_text,
+    save_results,
+    summarise_results,
+)
 from hf_distil_whisper.evaluation.scoring import COUNTS, KINDS, ROW_FEATURES, EvaluationResult, Heard, score
 from hf_distil_whisper.metrics import WordErrors
 
@@ -78,3 +84,30 @@ def test_stored_counts_give_the_stored_rates_and_those_of_the_rows(tmp_path: Pat
     worst = (tmp_path / "out" / "read.model.worst.txt").read_text()
     assert worst.count("REF:") == 2
     assert (tmp_path / "out" / "silence.model.worst.txt").read_text() == "\n"
+
+
+def test_averages_are_over_sets_with_those_over_words_in_brackets() -> None:
+    """One large set would hide what became of the small ones; one without words has no rate to average."""
+    text = averages_text(RESULTS, GROUPS)
+    read, chinese = RESULTS["read"]["model"].errors, RESULTS["chinese"]["model"].errors
+    macro, micro = (read.wer + chinese.wer) / 2, (read + chinese).wer
+    assert text.splitlines() == [
+        "average WER % over sets (over all words):",
+        f"  short form: model {100 * macro:.2f} ({100 * micro:.2f}), teacher 0.00 (0.00)",
+    ]
+    assert text in results_table(RESULTS, GROUPS)
+    assert averages_text({"read": RESULTS["read"]}, GROUPS) == ""
+
+
+def test_robustness_is_shown_beside_the_teacher() -> None:
+    """Table 6: the reference first, then the sets out of distribution."""
+    results = {
+        name: {"model": EvaluationResult(WordErrors(100 - ours, ours), [], 1.0, 1.0),
+               "teacher": EvaluationResult(WordErrors(100 - theirs, theirs), [], 1.0, 1.0)}
+        for name, ours, theirs in (("seen", 12, 10), ("also seen", 1, 1), ("new", 30, 20))
+    }  # fmt: skip
+    groups = {"seen": "in distribution", "also seen": "in distribution", "new": "out of distribution"}
+    lines = robustness_text(results, groups, "seen").splitlines()
+    assert lines[0] == "| Dataset | teacher | model | RER |"
+    assert lines[2:4] == ["| seen | 10.0 | 12.0 | 20.0 |", "| new | 20.0 | 30.0 | 50.0 |"]
+    assert lines[-1] == "effective robustness: -8.00 %"

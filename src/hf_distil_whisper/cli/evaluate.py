@@ -20,7 +20,14 @@ from hf_distil_whisper.cli.recipes import InputError, is_main_process, parse_yam
 from hf_distil_whisper.evaluation.ctc import evaluate_ctc
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
 from hf_distil_whisper.evaluation.processes import evaluate_shared
-from hf_distil_whisper.evaluation.results import TEACHER, results_table, save_results
+from hf_distil_whisper.evaluation.results import (
+    IN_DISTRIBUTION,
+    LONG_FORM,
+    OUT_OF_DISTRIBUTION,
+    TEACHER,
+    results_table,
+    save_results,
+)
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.evaluation.short_form import evaluate_model
 from hf_distil_whisper.inference.ctc import is_ctc, load_ctc
@@ -28,9 +35,9 @@ from hf_distil_whisper.inference.generation import scoring_language
 from hf_distil_whisper.metrics import get_normalizer
 
 GROUPS = {
-    "eval_datasets": "in distribution",
-    "ood_datasets": "out of distribution",
-    "long_form_datasets": "long form",
+    "eval_datasets": IN_DISTRIBUTION,
+    "ood_datasets": OUT_OF_DISTRIBUTION,
+    "long_form_datasets": LONG_FORM,
 }
 """Flag that names sets → what they are called in tables."""
 
@@ -47,6 +54,8 @@ class EvaluateArguments:
             the model was trained on ("in distribution").
         ood_datasets (`dict[str, DataSource]`, *optional*): sets of recordings up to 30 s of other kinds.
         long_form_datasets (`dict[str, DataSource]`, *optional*): sets of longer recordings, by name.
+        reference (`str`, *optional*): one of `eval_datasets`; prints how models fare on `ood_datasets` in relation to
+            it, beside the teacher (Table 6).
         long_form_method (`str`, *optional*, defaults to `"chunked"`): section 5, or `"sequential"`.
         output_dir (`str`, *optional*): folder for `results.json`, and for every set and model the rows and the worst
             of them.
@@ -63,6 +72,7 @@ class EvaluateArguments:
     eval_datasets: dict[str, DataSource] | str | None = source_setting("Recordings up to 30 s: {name: path}.")
     ood_datasets: dict[str, DataSource] | str | None = source_setting("The same, out of distribution.")
     long_form_datasets: dict[str, DataSource] | str | None = source_setting("Longer recordings: {name: path}.")
+    reference: str | None = setting(None, "Set in distribution that effective robustness refers to.")
     long_form_method: Literal["chunked", "sequential"] = setting("chunked", "How longer recordings are transcribed.")
     output_dir: str | None = setting(None, "Folder for results.json and the rows.")
     language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
@@ -114,6 +124,7 @@ def plan_evaluation(args: EvaluateArguments) -> Plan:
     sets = [name for names in sources.values() for name in names]
     _check_names(plan, sets, [*_as_models(args.other_models)])
     _check_models(plan, args)
+    _check_reference(plan, args)
     if not sets:
         flags = ", ".join(f"--{flag}" for flag in GROUPS)
         plan.problems.append(f"{flags} are missing: give at least one set to score on")
@@ -128,6 +139,17 @@ def plan_evaluation(args: EvaluateArguments) -> Plan:
         plan.output(args.output_dir)
         plan.steps.append(f"write the results to {args.output_dir}")
     return plan
+
+
+def _check_reference(plan: Plan, args: EvaluateArguments) -> None:
+    if args.reference is None:
+        return
+    sets = args.sources()
+    if args.reference not in sets["eval_datasets"]:
+        names = ", ".join(sets["eval_datasets"]) or "none"
+        plan.problems.append(f"--reference: {args.reference!r} is not among --eval_datasets, which are {names}")
+    if not sets["ood_datasets"] or args.teacher_model_name_or_path is None:
+        plan.problems.append("--reference compares with a teacher out of distribution: give it and --ood_datasets too")
 
 
 def _check_names(plan: Plan, sets: Sequence[str], models: Sequence[str]) -> None:
@@ -249,7 +271,7 @@ def run(argv: Sequence[str]) -> None:
         return
     results = run_evaluation(args, plan.datasets)
     if is_main_process():
-        sys.stdout.write(results_table(results, args.groups()) + "\n")
+        sys.stdout.write(results_table(results, args.groups(), args.reference) + "\n")
         if args.output_dir is not None:
             save_results(results, args.output_dir, args.groups())
     # A process that leaves without this may abort with its work done: github.com/pytorch/pytorch/issues/190489

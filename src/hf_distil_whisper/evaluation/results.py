@@ -11,14 +11,19 @@ from typing import Any
 from pyarrow.parquet import write_table
 
 from hf_distil_whisper.evaluation.alignment import worst_utterances
+from hf_distil_whisper.evaluation.robustness import effective_robustness, macro_average, micro_average
 from hf_distil_whisper.evaluation.scoring import COUNTS, KINDS, EvaluationResult
 from hf_distil_whisper.evaluation.significance import compare_results, confidence_interval
+from hf_distil_whisper.metrics import WordErrors
 
 Results = Mapping[str, Mapping[str, EvaluationResult]]
 """By set, then by model."""
 
 TEACHER = "teacher"
 """The model that all others are tested against."""
+
+IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, LONG_FORM = "in distribution", "out of distribution", "long form"
+"""What a set may be."""
 
 _WORST = 20
 _HEAD = (
@@ -48,7 +53,7 @@ def summarise_results(results: Results, groups: Mapping[str, str] | None = None)
     }
 
 
-def results_table(results: Results, groups: Mapping[str, str] | None = None) -> str:
+def results_table(results: Results, groups: Mapping[str, str] | None = None, reference: str | None = None) -> str:
     """Rates in percent by set and model, as text for a terminal.
 
     WER with its interval of 95 %, CER, the parts of the WER (S, D, I), the WER of the texts as written, repeated
@@ -57,7 +62,9 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None) -> 
 
     Args:
         results (`Mapping`): from [`run_evaluation`].
-        groups (`Mapping[str, str]`, *optional*): what each set is; stands above the sets of a group.
+        groups (`Mapping[str, str]`, *optional*): what each set is; stands above the sets of a group, and their
+            averages below.
+        reference (`str`, *optional*): a set in distribution; adds [`robustness_text`].
     """
     summary = summarise_results(results, groups)
     names = [name for by_model in summary.values() for name in by_model]
@@ -72,11 +79,70 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None) -> 
             lines.append(f"{dataset:{wide}}{model:{narrow}}{_cells(row)}")
             if "against_teacher" in row:
                 tests.append(f"  {dataset}: {model} {_test(row['against_teacher'])}")
+    if groups is not None:
+        lines += averages_text(results, groups).splitlines()
     if any(row["unit"] == "character" for by_model in summary.values() for row in by_model.values()):
         lines.append("(*) of characters: the language puts no space between words")
     if tests:
         lines += ["WER minus the teacher's, on the same utterances (paired bootstrap):", *tests]
+    if groups is not None and reference is not None:
+        lines += ["", robustness_text(results, groups, reference)]
     return "\n".join(lines)
+
+
+def averages_text(results: Results, groups: Mapping[str, str]) -> str:
+    """Averages of the WER in percent by kind of set (Table 16): over sets, and in brackets over all their words.
+
+    Args:
+        results (`Mapping`): from [`run_evaluation`].
+        groups (`Mapping[str, str]`): what each set is.
+
+    Returns:
+        `str`: a line for each kind of which there are several sets, models beside each other; else nothing.
+    """
+    scored = [name for name, by_model in results.items() if all(one.errors.num_words for one in by_model.values())]
+    kinds = {
+        group: [name for name in scored if groups[name] == group] for group in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION)
+    }
+    kinds["short form"] = [name for members in kinds.values() for name in members]
+    kinds[LONG_FORM] = [name for name in scored if groups[name] == LONG_FORM]
+    lines = []
+    for kind, members in kinds.items():
+        if len(members) > 1:
+            by_model: dict[str, dict[str, WordErrors]] = {}
+            for name in members:
+                for model, result in results[name].items():
+                    by_model.setdefault(model, {})[name] = result.errors
+            rates = [
+                f"{model} {100 * macro_average(errors):.2f} ({100 * micro_average(errors):.2f})"
+                for model, errors in by_model.items()
+            ]
+            lines.append(f"  {kind}: {', '.join(rates)}")
+    head = ["average WER % over sets (over all words):"] if lines else []
+    return "\n".join([*head, *lines])
+
+
+def robustness_text(results: Results, groups: Mapping[str, str], reference: str) -> str:
+    """Every model beside the teacher on the reference and on the sets out of distribution (Table 6), as Markdown.
+
+    Args:
+        results (`Mapping`): from [`run_evaluation`].
+        groups (`Mapping[str, str]`): what each set is.
+        reference (`str`): a set in distribution.
+
+    Raises:
+        ValueError: as [`effective_robustness`].
+    """
+    sets = [reference, *(name for name, group in groups.items() if group == OUT_OF_DISTRIBUTION)]
+    tables = []
+    for model in results[reference]:
+        if model != TEACHER:
+            baseline, ours = ({name: results[name][one].errors for name in sets} for one in (TEACHER, model))
+            found = effective_robustness(baseline, ours, reference)
+            tables.append(
+                f"{found.table(TEACHER, model)}\neffective robustness: {100 * found.effective_robustness:+.2f} %"
+            )
+    return "\n\n".join(tables)
 
 
 def save_results(results: Results, folder: str, groups: Mapping[str, str] | None = None) -> None:
