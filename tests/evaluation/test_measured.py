@@ -27,6 +27,12 @@ def test_another_model_under_the_same_name_is_measured_anew(tmp_path: Path) -> N
     assert folder.get("short", {"weights": "2"}, lambda: 3) == 2
 
 
+def test_names_of_models_may_be_those_of_the_hub(tmp_path: Path) -> None:
+    """A slash would look for a folder that is not there."""
+    assert MeasuredFolder(tmp_path).get("short form, openai/whisper-tiny", {}, lambda: 1) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["short-form-openai-whisper-tiny.json"]
+
+
 def test_a_score_survives_its_file(tmp_path: Path) -> None:
     score = SetScore(WordErrors(8, 1, 1, 2), (0.2, 0.6), 3.0, 60.0, 4)
     assert score_from_json(MeasuredFolder(tmp_path).get("x", {}, lambda: score_as_json(score))) == score

@@ -261,7 +261,7 @@ def _speeds(latency: Sequence[LatencyRow]) -> dict[str, float]:
 def _origin(args: ReportArguments, argv: Sequence[str]) -> str:
     command = shlex.join(["hf-distil-whisper", "report", *argv])
     models = "\n".join(f"- {name}: `{place}`" for name, place in dict(args.models or {}).items())  # type: ignore[arg-type]
-    return f"    {command}\n\nMeasured on: {machine()}. Models:\n\n{models}"
+    return f"```\n{command}\n```\n\nMeasured on: {machine()}. Models:\n\n{models}"
 
 
 def run(argv: Sequence[str]) -> None:

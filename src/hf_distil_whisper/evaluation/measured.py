@@ -5,6 +5,7 @@ Knows the figures and their files. They are measured by the other modules of thi
 
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class MeasuredFolder:
             settings (`Mapping[str, Any]`): all that it depends on, the weights of the model among them.
             measure (`Callable[[], Any]`): gives what JSON can hold.
         """
-        file = self.folder / f"{name}.json"
+        file = self.folder / (re.sub(r"[^\w.-]+", "-", name) + ".json")
         settings = json.loads(json.dumps(settings))
         if file.is_file():
             kept = json.loads(file.read_text(encoding="utf-8"))

@@ -63,7 +63,7 @@ def short_form_section(scores: Scores, outside: Sequence[str], baseline: str, re
             errors = [{data: score.errors for data, score in scores[model].items()} for model in (baseline, name)]
             robustness = effective_robustness(errors[0], errors[1], reference)
             parts.append(f"Relative error rate of {name} against {baseline}, reference {reference}:")
-            parts.append(robustness.table())
+            parts.append(robustness.table(baseline, name))
     return Section("Short form", "\n\n".join(parts))
 
 
