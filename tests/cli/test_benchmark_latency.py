@@ -6,17 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_distil_whisper.cli.main import main
-from toy_files import write_toy_corpus, write_toy_model
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `teacher`, `student` and `corpus`."""
-    folder = tmp_path_factory.mktemp("toys")
-    write_toy_model(folder / "teacher")
-    write_toy_model(folder / "student", decoder_layers=2)
-    write_toy_corpus(folder / "corpus")
-    return folder
+from toy_files import write_toy_model
 
 
 def flags(toys: Path, *more: str) -> list[str]:

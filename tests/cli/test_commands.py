@@ -26,16 +26,6 @@ from toy_models import toy_audio, toy_processor
 
 
 @pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `teacher`, `student` (2 decoder layers) and `corpus`."""
-    folder = tmp_path_factory.mktemp("toys")
-    write_toy_model(folder / "teacher")
-    write_toy_model(folder / "student", decoder_layers=2)
-    write_toy_corpus(folder / "corpus")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def labelled(toys: Path) -> Path:
     """The toy corpus as `pseudo-label` writes it."""
     folder = toys / "labelled"

@@ -7,17 +7,6 @@ import yaml
 
 from hf_distil_whisper.cli import report
 from hf_distil_whisper.cli.main import main
-from toy_files import write_toy_corpus, write_toy_model
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models and a corpus."""
-    folder = tmp_path_factory.mktemp("toys")
-    write_toy_model(folder / "teacher")
-    write_toy_model(folder / "student", decoder_layers=2)
-    write_toy_corpus(folder / "corpus")
-    return folder
 
 
 def write_settings(toys: Path, folder: Path, **changes: object) -> str:

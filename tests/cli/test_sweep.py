@@ -8,19 +8,15 @@ import yaml
 
 from hf_distil_whisper.cli import sweep
 from hf_distil_whisper.cli.main import main
-from toy_files import write_toy_corpus, write_toy_model
 
 
 @pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher, a corpus, and a recipe of two steps."""
-    folder = tmp_path_factory.mktemp("toys")
-    write_toy_model(folder / "teacher")
-    write_toy_corpus(folder / "corpus")
+def toys(toys: Path) -> Path:
+    """The folder with a recipe of two steps beside the rest."""
     recipe = {
-        "teacher_model_name_or_path": str(folder / "teacher"),
+        "teacher_model_name_or_path": str(toys / "teacher"),
         "decoder_layers": 2,
-        "train_dataset": {"path": str(folder / "corpus"), "transcript_column": "text"},
+        "train_dataset": {"path": str(toys / "corpus"), "transcript_column": "text"},
         "max_steps": 2,
         "per_device_train_batch_size": 2,
         "save_strategy": "no",
@@ -29,8 +25,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "report_to": "none",
         "output_dir": "unused",
     }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return folder
+    (toys / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return toys
 
 
 def write_sweep(toys: Path, folder: Path, **changes: object) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from hf_distil_whisper.evaluation import long_form
 from hf_distil_whisper.evaluation import recordings as recordings_room
-from hf_distil_whisper.evaluation.long_form import evaluate_long_form, total_repeated_5grams
+from hf_distil_whisper.evaluation.long_form import evaluate_long_form
 from hf_distil_whisper.evaluation.long_form_tables import long_form_summary, long_form_table
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
@@ -80,7 +80,7 @@ def test_rows_hold_counts_and_rates_that_add_up(monkeypatch: pytest.MonkeyPatch)
         assert [row[name] for name in ("wer", "hits", "insertions", "ier", "ser", "der")] == [None] * 6
     assert result.errors == WordErrors(hits=2, substitutions=2)
     assert result.empty_references == 2
-    assert total_repeated_5grams(result) == 0
+    assert result.repeated_5grams == 0
 
 
 def test_silence_clips_stereo_and_empty_recordings_are_scored_or_listed() -> None:

@@ -50,7 +50,7 @@ def evaluate_ctc(
         ```python
         >>> model, processor = load_ctc("facebook/wav2vec2-large-960h")
         >>> result = evaluate_ctc(model, load_source("talks", split="test"), processor, language="en")
-        >>> result.errors.ier, sum(row["repeated_5grams"] for row in result.rows)
+        >>> result.errors.ier, result.repeated_5grams
         ```
     """
     dataset = readable_rows(dataset, text_column)

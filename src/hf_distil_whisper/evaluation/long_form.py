@@ -65,7 +65,7 @@ def evaluate_long_form(
 
     Returns:
         `EvaluationResult`: its rows also hold `ier`, `ser` and `der` (None without a reference), and
-            `repeated_5grams` of the normalised prediction (Table 8), which [`total_repeated_5grams`] sums up.
+            `repeated_5grams` of the normalised prediction (Table 8), which the result sums up.
 
     Raises:
         ValueError: for an unknown method, an option of the other method, 0 rows, a missing column, or if no row could
@@ -109,15 +109,6 @@ def evaluate_long_form(
     for scored in result.rows:
         scored |= _rates(scored)
     return result
-
-
-def total_repeated_5grams(result: EvaluationResult) -> int:
-    """The repeated 5-grams of all rows, those without a reference included: "5-Dup." of Table 8.
-
-    Args:
-        result (`EvaluationResult`): from [`evaluate_long_form`].
-    """
-    return sum(row["repeated_5grams"] for row in result.rows)
 
 
 def _rates(row: Mapping[str, Any]) -> dict[str, float | None]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.evaluation.long_form import evaluate_long_form, total_repeated_5grams
+from hf_distil_whisper.evaluation.long_form import evaluate_long_form
 from hf_distil_whisper.inference.chunked import check_chunks
 from hf_distil_whisper.inference.generation import window_seconds
 from hf_distil_whisper.metrics import WordErrors
@@ -110,7 +110,7 @@ def sweep_chunks(
                     chunk_length=chunk_length,
                     stride=stride,
                     errors=result.errors,
-                    repeated_5grams=total_repeated_5grams(result),
+                    repeated_5grams=result.repeated_5grams,
                     seconds=result.seconds,
                     audio_seconds=result.audio_seconds,
                     unreadable_rows=len(result.row_errors),

@@ -5,17 +5,17 @@ Knows results and Markdown; measuring is `long_form.py`'s.
 
 from collections.abc import Callable, Mapping
 
-from hf_distil_whisper.evaluation.long_form import total_repeated_5grams
+from hf_distil_whisper.evaluation.measured import SetScore
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 
 Results = Mapping[str, Mapping[str, EvaluationResult]]
 
-METRICS: dict[str, Callable[[EvaluationResult], float]] = {
-    "5-Dup.": total_repeated_5grams,
+METRICS: dict[str, Callable[[EvaluationResult | SetScore], float]] = {
+    "5-Dup.": lambda result: result.repeated_5grams,
     "IER": lambda result: 100 * result.errors.ier,
     "SER": lambda result: 100 * result.errors.ser,
     "DER": lambda result: 100 * result.errors.der,
-    "WER": lambda result: 100 * result.wer,
+    "WER": lambda result: 100 * result.errors.wer,
 }
 """Columns of Table 8 → repeated 5-grams as a number, rates in %."""
 
@@ -64,7 +64,17 @@ def _cell(sets: Results, model: str, metric: str) -> str:
     if any(model not in by_model for by_model in sets.values()):
         return "-"
     mean = sum(METRICS[metric](by_model[model]) for by_model in sets.values()) / len(sets)
-    return f"{mean:.0f}" if metric == "5-Dup." else f"{mean:.1f}"
+    return shown(metric, mean)
+
+
+def shown(metric: str, value: float) -> str:
+    """A figure of `METRICS` as it is printed.
+
+    Args:
+        metric (`str`): its name.
+        value (`float`): or a mean of several.
+    """
+    return f"{value:.0f}" if metric == "5-Dup." else f"{value:.1f}"
 
 
 def _row(cells: list[str]) -> str:

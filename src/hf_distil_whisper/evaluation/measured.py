@@ -46,8 +46,8 @@ def set_score(result: EvaluationResult) -> SetScore:
     Args:
         result (`EvaluationResult`): short or long form.
     """
-    repeated = sum(row["repeated_5grams"] for row in result.rows)
-    return SetScore(result.errors, confidence_interval(result), result.seconds, result.audio_seconds, repeated)
+    interval = confidence_interval(result)
+    return SetScore(result.errors, interval, result.seconds, result.audio_seconds, result.repeated_5grams)
 
 
 class MeasuredFolder:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_distil_whisper.evaluation.latency_rows import LatencyRow, latency_table, rtf_table
+from hf_distil_whisper.evaluation.long_form_tables import METRICS, shown
 from hf_distil_whisper.evaluation.measured import SetScore
 from hf_distil_whisper.evaluation.report import Section, markdown_table
 from hf_distil_whisper.evaluation.robustness import SetAverages, effective_robustness, set_averages
@@ -76,9 +77,7 @@ def long_form_section(scores: Scores) -> Section:
     rows = {}
     for name, by_set in scores.items():
         for data, score in by_set.items():
-            errors = score.errors
-            rates = {"IER": errors.ier, "SER": errors.ser, "DER": errors.der, "WER": errors.wer}
-            row = {"5-Dup.": str(score.repeated_5grams)} | {key: f"{100 * rate:.1f}" for key, rate in rates.items()}
+            row = {metric: shown(metric, figure(score)) for metric, figure in METRICS.items()}
             rows[f"{name}, {data}"] = {**row, "RTF": f"{score.rtf:.3f}"}
     text = "Repeated 5-grams; insertion, substitution, deletion and word error rates / %; real-time factor."
     return Section("Long form", f"{text}\n\n{markdown_table('model', rows)}")

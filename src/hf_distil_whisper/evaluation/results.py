@@ -181,7 +181,7 @@ def _summary(result: EvaluationResult) -> dict[str, Any]:
         "orthographic_cer": result.orthographic_character_errors.wer if scored else None,
         "unit": result.unit,
         **counts,
-        "repeated_5grams": sum(row["repeated_5grams"] for row in result.rows),
+        "repeated_5grams": result.repeated_5grams,
         "rtf": result.rtf,
         "seconds": result.seconds,
         "wall_seconds": result.wall_seconds,

@@ -123,6 +123,11 @@ class EvaluationResult:
         """
         return self.seconds / self.audio_seconds
 
+    @property
+    def repeated_5grams(self) -> int:
+        """Of all rows, those without a reference included: "5-Dup." of Table 8."""
+        return sum(row["repeated_5grams"] for row in self.rows)
+
     def utterance_errors(self) -> list[tuple[str, WordErrors]]:
         """Id and errors of every row with a reference, in order."""
         return [(row["id"], WordErrors(*(row[kind] for kind in KINDS))) for row in self.rows if row["wer"] is not None]
