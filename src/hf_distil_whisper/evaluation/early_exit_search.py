@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessorList, WhisperForConditionalGeneration
+from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 from transformers.masking_utils import create_causal_mask
 
 FULL_DEPTH = 1.0
@@ -53,7 +53,7 @@ class EarlyExitSearch:
         model: WhisperForConditionalGeneration,
         encoder_states: Tensor,
         prefix: Tensor,
-        rules: LogitsProcessorList,
+        rules: Callable[[Tensor, Tensor], Tensor],
         *,
         end: int,
         max_new_tokens: int,
@@ -106,7 +106,7 @@ class EarlyExitSearch:
     def _scores(
         self,
         model: WhisperForConditionalGeneration,
-        rules: LogitsProcessorList,
+        rules: Callable[[Tensor, Tensor], Tensor],
         sequence: Tensor,
         forbidden: int | None,
         hidden: Tensor,

@@ -1,13 +1,16 @@
-"""Speculative decoding: the student drafts, the teacher checks, and the text is the teacher's own.
+"""The student as the teacher's assistant: it drafts, the teacher checks, and the text is the teacher's own.
 
-Knows how to make a decoder-only assistant of a student in memory; the search itself is transformers' (paper,
-section 8.5).
+Knows how to make a decoder-only assistant of a student in memory (paper, section 8.5); `speculative` is the search.
 """
 
 import copy
+from typing import Any
 
 import torch
 from transformers import WhisperForCausalLM, WhisperForConditionalGeneration
+
+from hf_distil_whisper.inference.speculative import Assistant, check_assistant
+from hf_distil_whisper.inference.window_search import window_search
 
 
 def create_assistant(
@@ -23,8 +26,8 @@ def create_assistant(
         teacher (`WhisperForConditionalGeneration`): the model to speed up.
 
     Returns:
-        `WhisperForCausalLM`: for `transcribe(..., assistant=...)` or `teacher.generate(..., assistant_model=...)`;
-        batch size 1 and greedy.
+        `WhisperForCausalLM`: for `transcribe(..., assistant=...)`, for the pipeline by [`assistant_arguments`], or for
+        `teacher.generate(..., assistant_model=...)` of transformers, which takes one recording at a time.
 
     Raises:
         ValueError: if the student's encoder is not the teacher's, or the vocabularies, dtypes or devices differ.
@@ -50,21 +53,41 @@ def create_assistant(
 
 
 def _check_pair(student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration) -> None:
-    if student.config.vocab_size != teacher.config.vocab_size:
-        raise ValueError(
-            f"The student has {student.config.vocab_size} tokens, the teacher {teacher.config.vocab_size}: the "
-            "assistant's draft would mean other words. Take a student of this very teacher."
-        )
-    if (student.dtype, student.device) != (teacher.dtype, teacher.device):
-        raise ValueError(
-            f"The student is {student.dtype} on {student.device}, the teacher {teacher.dtype} on {teacher.device}; "
-            "the assistant reads the teacher's encoder states, so load both in one dtype and move both to one device."
-        )
+    check_assistant(student, teacher)
     ours, theirs = student.get_encoder().state_dict(), teacher.get_encoder().state_dict()
     same = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     if not same:
         raise ValueError(
             "The student's encoder is not the teacher's, so its decoder cannot read the teacher's encoder states and "
             "its drafts would be noise. Only a student distilled from this teacher with `freeze_encoder=True` and all "
-            "encoder layers can assist it."
+            "encoder layers can share it. A whole smaller Whisper of the same vocabulary may assist too, with an encoder "
+            "of its own: pass the model itself, `transcribe(..., assistant=model)`."
         )
+
+
+def added_parameters(assistant: Assistant, model: WhisperForConditionalGeneration) -> int:
+    """Weights that an assistant brings along: its decoder and head, and an encoder of its own (Table 9).
+
+    Args:
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): what drafts.
+        model (`WhisperForConditionalGeneration`): what checks; weights that both hold in memory count nothing.
+    """
+    own = {id(weight) for weight in model.parameters()}
+    return sum(weight.numel() for weight in assistant.parameters() if id(weight) not in own)
+
+
+def assistant_arguments(assistant: Assistant) -> dict[str, Any]:
+    """Arguments for `pipeline("automatic-speech-recognition", ...)` with which an assistant drafts in it.
+
+    The pipeline's own `assistant_model` takes one recording at a time, and its default of five beams switches the
+    assistant off without a word; these work in batches, and keep the search greedy.
+
+    Args:
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): see [`create_assistant`].
+
+    Example:
+        ```python
+        >>> recognise = pipeline("automatic-speech-recognition", model=teacher, **assistant_arguments(assistant))
+        ```
+    """
+    return {"generate_kwargs": {"num_beams": 1, "custom_generate": window_search(assistant)}}

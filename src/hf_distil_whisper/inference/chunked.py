@@ -13,6 +13,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
 from hf_distil_whisper.inference.chunk_length import default_chunk_length
+from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
     generate_tokens,
@@ -28,6 +29,7 @@ from hf_distil_whisper.inference.results import (
     segments_of,
     timed_tokens,
 )
+from hf_distil_whisper.inference.speculative import Assistant
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def transcribe_chunked(
     *,
     chunk_length: float | None = None,
     stride: float | None = None,
+    assistant: Assistant | None = None,
     batch_size: int = 16,
     return_timestamps: bool = False,
     language: str | None = None,
@@ -156,6 +159,8 @@ def transcribe_chunked(
             recordings that the model was trained on.
         stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds of overlap at either side, as in the
             pipeline.
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, see
+            [`create_assistant`]; the text stays the model's own.
         batch_size (`int`, *optional*, defaults to 16): chunks per pass, as in the paper.
         return_timestamps (`bool`, *optional*, defaults to `False`): also predict times and fill `segments`.
         language (`str`, *optional*): None: English, or detected chunk by chunk by a multilingual model.
@@ -190,6 +195,7 @@ def transcribe_chunked(
             return_timestamps=return_timestamps,
             language=language,
             task=task,
+            assistant=assistant,
             statistics=True,
         )
     if not found:
@@ -236,6 +242,7 @@ def chunk_statistics(found: Sequence[TokenSequence], text: str) -> Transcription
     """
     weights = [len(sequence.tokens) + (not sequence.truncated) for sequence in found]
     log_probs = [sequence.mean_log_prob or 0.0 for sequence in found]
+    drafts = [sequence.drafts for sequence in found if sequence.drafts is not None]
     return TranscriptionStatistics(
         num_tokens=sum(len(sequence.tokens) for sequence in found),
         num_windows=len(found),
@@ -243,4 +250,5 @@ def chunk_statistics(found: Sequence[TokenSequence], text: str) -> Transcription
         compression_ratio=compression_ratio(text),
         mean_log_prob=sum(w * p for w, p in zip(weights, log_probs, strict=True)) / sum(weights),
         no_speech_prob=min(sequence.no_speech_prob or 0.0 for sequence in found),
+        drafts=sum(drafts, start=DraftCounts()) if drafts else None,
     )

@@ -14,12 +14,9 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
-    WhisperForCausalLM,
     WhisperForConditionalGeneration,
     WhisperProcessor,
-    WhisperTimeStampLogitsProcessor,
 )
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
@@ -27,8 +24,11 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.features import log_mel
+from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.search import greedy_search
+from hf_distil_whisper.inference.speculative import Assistant, has_encoder, speculative_search
+from hf_distil_whisper.inference.token_rules import TimestampRules, TokenRules
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,14 @@ class TokenSequence:
         truncated (`bool`): whether the length ran out before `<|endoftext|>` came: the transcript stops mid-sentence.
         mean_log_prob (`float`, *optional*): see [`score_tokens`].
         no_speech_prob (`float`, *optional*): see [`score_tokens`].
+        drafts ([`DraftCounts`], *optional*): what came of the assistant's drafts, where there was one.
     """
 
     tokens: list[int]
     truncated: bool
     mean_log_prob: float | None = None
     no_speech_prob: float | None = None
-
-
-class SuppressedTokens(LogitsProcessor):
-    """Forbids some tokens everywhere and some at the first position behind the prefix.
-
-    One object for what transformers spreads over two: they are dropped or misplaced in assisted decoding, whose output
-    then differs from the main model's own. Positions here are absolute, so draft and check see the same rule.
-    """
-
-    def __init__(
-        self, always: Sequence[int], at_begin: Sequence[int], begin_index: int, vocab_size: int, device: torch.device
-    ):
-        self.always = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self.always[list(always)] = True
-        self.at_begin = self.always.clone()
-        self.at_begin[list(at_begin)] = True
-        self.begin_index = begin_index
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Sets the scores (batch, vocab) of the forbidden tokens to minus infinity."""
-        mask = self.at_begin if input_ids.shape[1] == self.begin_index else self.always
-        return scores.masked_fill(mask, float("-inf"))
+    drafts: DraftCounts | None = None
 
 
 def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
@@ -204,7 +184,8 @@ def generate_tokens(
     return_timestamps: bool = False,
     language: str | Sequence[str | None] | None = None,
     task: str = "transcribe",
-    assistant: WhisperForCausalLM | None = None,
+    assistant: Assistant | None = None,
+    draft_length: int | None = None,
     statistics: bool = False,
     search: Callable[..., Tensor] = greedy_search,
 ) -> list[TokenSequence]:
@@ -227,7 +208,9 @@ def generate_tokens(
         language (`str` or `Sequence[str | None]`, *optional*): of all windows or of each, see [`resolve_language`];
             None detects it from the encoder's states.
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
-        assistant (`WhisperForCausalLM`, *optional*): from [`create_assistant`]; batch of 1 and greedy only.
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, greedy
+            only: see [`create_assistant`]. A whole Whisper hears by itself and needs `input_features`.
+        draft_length (`int`, *optional*): tokens of each draft; by default chosen by how many are accepted.
         statistics (`bool`, *optional*, defaults to `False`): also fill `mean_log_prob` and `no_speech_prob`.
         search (`Callable[..., Tensor]`, *optional*, defaults to [`greedy_search`]): another greedy search with its
             arguments, to measure it.
@@ -236,8 +219,8 @@ def generate_tokens(
         `list[TokenSequence]`: one per window, in order.
 
     Raises:
-        ValueError: for lengths beyond the decoder, unknown languages, or an assistant with beams or several windows,
-            or a search beside either.
+        ValueError: for lengths beyond the decoder, unknown languages, an assistant with beams or a whole one without
+            features, or a search beside either.
     """
     allowed = max_generated_tokens(model, return_timestamps)
     new_tokens = allowed if max_new_tokens is None else max_new_tokens
@@ -249,10 +232,10 @@ def generate_tokens(
     windows = input_features if encoder_states is None else encoder_states
     if windows is None:
         raise ValueError("generate_tokens: expected `input_features` or `encoder_states`, got neither.")
-    if assistant is not None and (num_beams > 1 or len(windows) > 1):
+    if assistant is not None and num_beams > 1:
         raise ValueError(
-            f"Assisted decoding works on one recording at a time and greedily, but num_beams={num_beams} and "
-            f"{len(windows)} recordings came in one batch. Pass batch_size=1 and num_beams=1."
+            f"`num_beams` is {num_beams}, but an assistant drafts for greedy decoding: pass num_beams=1, or leave out "
+            "`assistant`."
         )
     if search is not greedy_search and (num_beams > 1 or assistant is not None):
         raise ValueError(
@@ -262,12 +245,16 @@ def generate_tokens(
     states = encode(model, windows) if encoder_states is None else encoder_states
     prefix = _prefix_tokens(model, states, codes, task, return_timestamps)
     config = _generation_settings(model, prefix.shape[1], new_tokens, min_new_tokens, num_beams)
-    rules = _token_rules(model, config, prefix.shape[1], return_timestamps)
-    if num_beams == 1 and assistant is None:
-        sequences = search(
-            model, states, prefix, rules,
-            end=config.eos_token_id, max_new_tokens=new_tokens, min_new_tokens=min_new_tokens or 0,
-        )  # fmt: skip
+    rules = token_rules(model, prefix.shape[1], return_timestamps)
+    limits = {"end": config.eos_token_id, "max_new_tokens": new_tokens, "min_new_tokens": min_new_tokens or 0}
+    drafts: list[DraftCounts | None] = [None] * len(windows)
+    if assistant is not None:
+        heard = _heard_by(assistant, input_features)
+        sequences, drafts[:] = speculative_search(
+            model, assistant, states, prefix, rules, assistant_states=heard, draft_length=draft_length, **limits
+        )
+    elif num_beams == 1:
+        sequences = search(model, states, prefix, rules, **limits)
     else:
         # GenerationMixin.generate is the single search that Whisper's own generate wraps into its loop over windows.
         sequences = GenerationMixin.generate(
@@ -276,16 +263,24 @@ def generate_tokens(
             attention_mask=torch.ones(states.shape[:2], dtype=torch.long, device=states.device),
             decoder_input_ids=prefix,
             generation_config=config,
-            logits_processor=rules,
-            **({} if assistant is None else {"assistant_model": assistant}),
+            logits_processor=LogitsProcessorList([rules]),
         )
     found = [_cut_at_end(row, config.eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
     if not statistics:
-        return [TokenSequence(tokens, truncated) for tokens, truncated in found]
+        return [TokenSequence(*row, drafts=own) for row, own in zip(found, drafts, strict=True)]
     scores = score_tokens(
         model, states, prefix, [tokens for tokens, _ in found], [truncated for _, truncated in found]
     )
-    return [TokenSequence(*row, *score) for row, score in zip(found, scores, strict=True)]
+    return [TokenSequence(*row, *score, own) for row, score, own in zip(found, scores, drafts, strict=True)]
+
+
+def _heard_by(assistant: Assistant, input_features: Tensor | None) -> Tensor | None:
+    """The states of an assistant's own encoder; None where it reads the main model's."""
+    if not has_encoder(assistant):
+        return None
+    if input_features is None:
+        raise ValueError("An assistant with an encoder of its own needs `input_features`, but only states came.")
+    return encode(assistant, input_features)
 
 
 def _generation_settings(
@@ -299,26 +294,29 @@ def _generation_settings(
     config.do_sample = False
     config.use_cache = True  # the Trainer leaves it off in the config of a trained model
     config.return_dict_in_generate = False
-    # Empty, not None, which would be filled from the model's config again: `SuppressedTokens` does this work.
+    # Empty, not None, which would be filled from the model's config again: `TokenRules` does this work.
     config.suppress_tokens = []
     config.begin_suppress_tokens = []
     return config
 
 
-def _token_rules(
-    model: WhisperForConditionalGeneration, config: GenerationConfig, begin_index: int, return_timestamps: bool
-) -> LogitsProcessorList:
-    always = list(model.generation_config.suppress_tokens or [])
-    if not return_timestamps:
-        always += range(timestamp_begin(model), model.config.vocab_size)
-    at_begin = model.generation_config.begin_suppress_tokens or []
-    rules = LogitsProcessorList(
-        [SuppressedTokens(always, at_begin, begin_index, model.config.vocab_size, model.device)]
-    )
+def token_rules(model: WhisperForConditionalGeneration, begin: int, return_timestamps: bool) -> TokenRules:
+    """What the model's generation config allows to be written behind a prefix of `begin` tokens.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): names suppressed tokens in its generation config.
+        begin (`int`): tokens of the prefix, a prompt included.
+        return_timestamps (`bool`): their grammar; else they are suppressed.
+    """
+    settings, first = model.generation_config, timestamp_begin(model)
+    always, timestamps = list(settings.suppress_tokens or []), None
     if return_timestamps:
-        timestamp_begin(model)  # says what is missing in a config that lacks it
-        rules.append(WhisperTimeStampLogitsProcessor(config, begin_index=begin_index))
-    return rules
+        latest_start = settings.to_dict().get("max_initial_timestamp_index")
+        timestamps = TimestampRules(first, _generation_entry(model, "eos_token_id"), latest_start)
+    else:
+        always += range(first, model.config.vocab_size)
+    at_begin = settings.begin_suppress_tokens or []
+    return TokenRules(always, at_begin, begin, model.config.vocab_size, model.device, timestamps)
 
 
 def decoder_prefix(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from transformers import WhisperTokenizer
 
+from hf_distil_whisper.inference.drafts import DraftCounts
+
 TIME_PRECISION = 0.02
 """Seconds between two neighbouring timestamp tokens."""
 
@@ -40,6 +42,7 @@ class TranscriptionStatistics:
         mean_log_prob (`float`, *optional*): per token, over all windows. None from [`transcribe_sequential`].
         no_speech_prob (`float`, *optional*): smallest of all windows, so high only where none holds speech. None from
             [`transcribe_sequential`].
+        drafts ([`DraftCounts`], *optional*): what came of an assistant's drafts, where there was one.
     """
 
     num_tokens: int
@@ -48,6 +51,7 @@ class TranscriptionStatistics:
     compression_ratio: float
     mean_log_prob: float | None = None
     no_speech_prob: float | None = None
+    drafts: DraftCounts | None = None
 
 
 @dataclass(frozen=True)

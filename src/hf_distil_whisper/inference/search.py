@@ -5,13 +5,14 @@ student on a CPU, and carries finished windows along until the last one ends. Kn
 which tokens are allowed: `generation.py` says so.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from transformers import (
     Cache,
     DynamicCache,
     EncoderDecoderCache,
-    LogitsProcessorList,
     StaticLayer,
     WhisperForConditionalGeneration,
 )
@@ -22,7 +23,7 @@ def greedy_search(
     model: WhisperForConditionalGeneration,
     encoder_states: Tensor,
     prefix: Tensor,
-    rules: LogitsProcessorList,
+    rules: Callable[[Tensor, Tensor], Tensor],
     *,
     end: int,
     max_new_tokens: int,
@@ -38,7 +39,8 @@ def greedy_search(
         model (`WhisperForConditionalGeneration`): in eval mode.
         encoder_states (`Tensor`): (batch, frames, width).
         prefix (`Tensor`): (batch, prefix) token ids.
-        rules (`LogitsProcessorList`): applied to the float32 scores of every step, each row by itself.
+        rules (`Callable[[Tensor, Tensor], Tensor]`): applied to the tokens so far and the float32 scores of every
+            step, each row by itself: [`TokenRules`], or a `LogitsProcessorList`.
         end (`int`): the token that ends a window, and fills its row afterwards.
         max_new_tokens (`int`): tokens behind the prefix at most, `end` included.
         min_new_tokens (`int`, *optional*, defaults to 0): no `end` before.

@@ -9,18 +9,12 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    SuppressTokensAtBeginLogitsProcessor,
-    WhisperForCausalLM,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-)
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.generation import (
     is_multilingual,
-    prefix_length,
     resolve_language,
     timestamp_begin,
     window_features,
@@ -33,6 +27,8 @@ from hf_distil_whisper.inference.results import (
     plain_text,
     segments_of,
 )
+from hf_distil_whisper.inference.speculative import Assistant
+from hf_distil_whisper.inference.window_search import window_search
 
 
 class StuckTranscriptionError(RuntimeError):
@@ -49,7 +45,8 @@ def transcribe_sequential(
     processor: WhisperProcessor,
     audio: object,
     *,
-    assistant: WhisperForCausalLM | None = None,
+    assistant: Assistant | None = None,
+    draft_length: int | None = None,
     language: str | None = None,
     task: str = "transcribe",
     num_beams: int = 1,
@@ -66,7 +63,9 @@ def transcribe_sequential(
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
         processor (`WhisperProcessor`): of the model.
         audio: path, bytes, float array at 16 kHz, or (array, rate).
-        assistant (`WhisperForCausalLM`, *optional*): from [`create_assistant`]; the text stays the model's own.
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, see
+            [`create_assistant`]; the text stays the model's own.
+        draft_length (`int`, *optional*): tokens that it drafts at a time; by default chosen by how many are accepted.
         language (`str`, *optional*): None: English, or detected on the first window by a multilingual model.
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
         num_beams (`int`, *optional*, defaults to 1): greedy.
@@ -106,9 +105,10 @@ def transcribe_sequential(
     config = copy.deepcopy(model.generation_config)
     config.num_beams = num_beams
     config.use_cache = True
-    if assistant is not None:
-        options["assistant_model"] = assistant
-        options["logits_processor"] = _begin_rule(model)
+    drafts: list[DraftCounts] = []
+    if num_beams == 1 and not temperature_fallback:
+        config.return_dict_in_generate = False
+        options["custom_generate"] = window_search(assistant, draft_length, drafts.extend)
     seconds = len(samples) / SAMPLING_RATE
     output = model.generate(
         _features(model, processor, samples),
@@ -119,7 +119,8 @@ def transcribe_sequential(
         monitor_progress=_limit_windows(seconds),
         **options,
     )
-    return _transcription(output["segments"][0], processor, timestamp_begin(model), seconds)
+    counts = sum(drafts, start=DraftCounts()) if assistant is not None else None
+    return _transcription(output["segments"][0], processor, timestamp_begin(model), seconds, counts)
 
 
 def _features(model: WhisperForConditionalGeneration, processor: WhisperProcessor, samples: np.ndarray) -> Tensor:
@@ -150,16 +151,9 @@ def _limit_windows(seconds: float) -> Callable[[Tensor], None]:
     return count
 
 
-def _begin_rule(model: WhisperForConditionalGeneration) -> LogitsProcessorList:
-    """Whisper's generate drops `begin_suppress_tokens` when assisted; the text would not be the model's then."""
-    tokens = model.generation_config.begin_suppress_tokens
-    if not tokens:
-        return LogitsProcessorList()
-    begin = prefix_length(model, return_timestamps=True)
-    return LogitsProcessorList([SuppressTokensAtBeginLogitsProcessor(tokens, begin, device=model.device)])
-
-
-def _transcription(segments: list[dict], processor: WhisperProcessor, begin: int, seconds: float) -> Transcription:
+def _transcription(
+    segments: list[dict], processor: WhisperProcessor, begin: int, seconds: float, drafts: DraftCounts | None
+) -> Transcription:
     tokens = [segment["tokens"].tolist() for segment in segments]
     text = plain_text([token for row in tokens for token in row], processor.tokenizer, begin)
     times = [(min(float(part["start"]), seconds), min(float(part["end"]), seconds)) for part in segments]
@@ -169,5 +163,6 @@ def _transcription(segments: list[dict], processor: WhisperProcessor, begin: int
         num_windows=len({id(segment["result"]) for segment in segments}),
         truncated=False,
         compression_ratio=compression_ratio(text),
+        drafts=drafts,
     )
     return Transcription(text, segments_of(parts, processor.tokenizer, begin), statistics)

@@ -3,7 +3,7 @@
 The three ways to transcribe are found here: [`transcribe`], [`transcribe_chunked`], [`transcribe_sequential`].
 """
 
-from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
 from hf_distil_whisper.inference.batches import batches_by_length
@@ -17,6 +17,7 @@ from hf_distil_whisper.inference.generation import (
 )
 from hf_distil_whisper.inference.results import Segment, Transcription, plain_text, segments_of, timed_tokens
 from hf_distil_whisper.inference.sequential import transcribe_sequential
+from hf_distil_whisper.inference.speculative import Assistant
 
 __all__ = ["Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"]
 
@@ -26,7 +27,8 @@ def transcribe(
     processor: WhisperProcessor,
     audio: object,
     *,
-    assistant: WhisperForCausalLM | None = None,
+    assistant: Assistant | None = None,
+    draft_length: int | None = None,
     batch_size: int = 1,
     return_timestamps: bool = False,
     language: str | None = None,
@@ -43,8 +45,9 @@ def transcribe(
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
         processor (`WhisperProcessor`): of the model.
         audio: path, bytes, float array at 16 kHz, (array, rate), or a list of any of these.
-        assistant (`WhisperForCausalLM`, *optional*): from [`create_assistant`], to speed up a teacher by its student;
-            needs `batch_size=1` and `num_beams=1`, and leaves the text as it is.
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): from [`create_assistant`],
+            to speed up a teacher by its student, in batches too; needs `num_beams=1`, and leaves the text as it is.
+        draft_length (`int`, *optional*): tokens that it drafts at a time; by default chosen by how many are accepted.
         batch_size (`int`, *optional*, defaults to 1): short recordings per pass.
         return_timestamps (`bool`, *optional*, defaults to `False`): also predict times and fill `segments`. Long
             recordings always have them.
@@ -58,7 +61,7 @@ def transcribe(
 
     Raises:
         AudioError: if a recording cannot be read; the message names it.
-        ValueError: for an assistant with batches or beams, or an unknown language.
+        ValueError: for an assistant with beams, a batch size or draft length below 1, or an unknown language.
 
     Example:
         ```python
@@ -67,11 +70,6 @@ def transcribe(
         batch_size=2)[0].text
         ```
     """
-    if assistant is not None and (batch_size > 1 or num_beams > 1):
-        raise ValueError(
-            f"Assisted decoding works on one recording at a time and greedily, but batch_size={batch_size} and "
-            f"num_beams={num_beams}: leave both at 1 or leave out `assistant`."
-        )
     recordings = [load_audio(one) for one in (audio if isinstance(audio, list) else [audio])]
     window = window_seconds(processor) * SAMPLING_RATE
     short = [index for index, samples in enumerate(recordings) if len(samples) <= window]
@@ -87,6 +85,7 @@ def transcribe(
             language=language,
             task=task,
             assistant=assistant,
+            draft_length=draft_length,
             statistics=True,
         )
         for index, sequence in zip(indices, found, strict=True):
@@ -94,7 +93,14 @@ def transcribe(
             results[index] = _transcription(sequence, processor, timestamp_begin(model), seconds, return_timestamps)
     for index in sorted(set(range(len(recordings))) - set(short)):
         results[index] = transcribe_sequential(
-            model, processor, recordings[index], assistant=assistant, language=language, task=task, num_beams=num_beams
+            model,
+            processor,
+            recordings[index],
+            assistant=assistant,
+            draft_length=draft_length,
+            language=language,
+            task=task,
+            num_beams=num_beams,
         )
     return [results[index] for index in range(len(recordings))]
 
