@@ -70,8 +70,12 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.short_form import evaluate_model as evaluate_model
     from hf_distil_whisper.evaluation.significance import compare_results as compare_results
     from hf_distil_whisper.evaluation.significance import confidence_interval as confidence_interval
+    from hf_distil_whisper.evaluation.word_times import WordTimeErrors as WordTimeErrors
+    from hf_distil_whisper.evaluation.word_times import compare_word_times as compare_word_times
     from hf_distil_whisper.hub.model_card import ModelCardCallback as ModelCardCallback
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
+    from hf_distil_whisper.inference.alignment_heads import HeadSearch as HeadSearch
+    from hf_distil_whisper.inference.alignment_heads import find_alignment_heads as find_alignment_heads
     from hf_distil_whisper.inference.assistant import create_assistant as create_assistant
     from hf_distil_whisper.inference.ctc import load_ctc as load_ctc
     from hf_distil_whisper.inference.ctc import transcribe_ctc as transcribe_ctc
@@ -79,9 +83,11 @@ if TYPE_CHECKING:
     from hf_distil_whisper.inference.generation import window_features as window_features
     from hf_distil_whisper.inference.transcribe import Segment as Segment
     from hf_distil_whisper.inference.transcribe import Transcription as Transcription
+    from hf_distil_whisper.inference.transcribe import Word as Word
     from hf_distil_whisper.inference.transcribe import transcribe as transcribe
     from hf_distil_whisper.inference.transcribe import transcribe_chunked as transcribe_chunked
     from hf_distil_whisper.inference.transcribe import transcribe_sequential as transcribe_sequential
+    from hf_distil_whisper.inference.word_timestamps import set_alignment_heads as set_alignment_heads
     from hf_distil_whisper.metrics import WordErrorRate as WordErrorRate
     from hf_distil_whisper.metrics import WordErrors as WordErrors
     from hf_distil_whisper.metrics import character_errors as character_errors
@@ -139,12 +145,22 @@ _MODULES = {
     "evaluation.scoring": ("EvaluationResult", "merge_results"),
     "evaluation.short_form": ("evaluate_model",),
     "evaluation.significance": ("compare_results", "confidence_interval"),
+    "evaluation.word_times": ("WordTimeErrors", "compare_word_times"),
     "hub.model_card": ("ModelCardCallback", "generate_model_card"),
+    "inference.alignment_heads": ("HeadSearch", "find_alignment_heads"),
     "inference.assistant": ("create_assistant",),
     "inference.ctc": ("load_ctc", "transcribe_ctc"),
     "inference.export": ("export_ctranslate2",),
     "inference.generation": ("window_features",),
-    "inference.transcribe": ("Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"),
+    "inference.transcribe": (
+        "Segment",
+        "Transcription",
+        "Word",
+        "transcribe",
+        "transcribe_chunked",
+        "transcribe_sequential",
+    ),
+    "inference.word_timestamps": ("set_alignment_heads",),
     "metrics": ("WordErrorRate", "WordErrors", "character_errors", "get_normalizer", "repeated_ngrams", "word_errors"),
     "pseudo_labels.filter_report": ("FilterReport",),
     "pseudo_labels.filtering": ("EmptyFilterError", "filter_by_wer", "filter_stream_by_wer"),

@@ -22,6 +22,7 @@ COMMANDS = {
     "sweep": ("train and score a student for every cell of a grid, for the paper's tables", "sweep"),
     "benchmark": ("measure how fast this machine labels, trains and transcribes, as ratios", "benchmark"),
     "report": ("measure a set of models on everything and draw it on one page", "report"),
+    "align-heads": ("find the heads of a student that tell when each word is said", "align_heads"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),
 }
 """Name → what it does, module of this package that holds its `run(argv)`."""

@@ -16,7 +16,8 @@ from hf_distil_whisper.data.audio import AudioError
 from hf_distil_whisper.inference.assistant import create_assistant
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
 from hf_distil_whisper.inference.subtitles import to_json, to_srt, to_vtt
-from hf_distil_whisper.inference.transcribe import Transcription, transcribe, transcribe_chunked
+from hf_distil_whisper.inference.transcribe import Segment, Transcription, Word, transcribe, transcribe_chunked
+from hf_distil_whisper.inference.word_timestamps import alignment_heads
 
 
 @dataclass
@@ -34,6 +35,8 @@ class TranscribeArguments:
         stride (`float`, *optional*): seconds that neighbouring chunks share at either side; else a sixth.
         batch_size (`int`, *optional*, defaults to 16): chunks in one pass.
         return_timestamps (`bool`, *optional*, defaults to `False`): print segments with their times.
+        word_timestamps (`bool`, *optional*, defaults to `False`): print words with their times; in `"json"` beside the
+            segments. Subtitles have none.
         output_format (`str`, *optional*, defaults to `"txt"`): or `"srt"` and `"vtt"`, which ask for timestamps by
             themselves, or `"json"`: text, segments and statistics.
         output_dir (`str`, *optional*): folder for one file a recording, `talk.wav` → `talk.srt`; else all is printed.
@@ -50,6 +53,7 @@ class TranscribeArguments:
     stride: float | None = setting(None, "Seconds that neighbouring chunks share at either side; a sixth if absent.")
     batch_size: int = setting(16, "Chunks in one pass.")
     return_timestamps: bool = setting(False, "Print segments with their times.")
+    word_timestamps: bool = setting(False, "Print words with their times; not for subtitles.")
     output_format: Literal["txt", "srt", "vtt", "json"] = setting("txt", "Subtitles ask for timestamps by themselves.")
     output_dir: str | None = setting(None, "Folder for one file a recording; printed where left out.")
     language: str | None = setting(None, "For multilingual models; detected where left out.")
@@ -59,6 +63,11 @@ class TranscribeArguments:
     def __post_init__(self) -> None:
         if self.output_format in ("srt", "vtt"):
             self.return_timestamps = True
+
+    @property
+    def timestamps(self) -> bool | Literal["word"]:
+        """What the functions take as `return_timestamps`."""
+        return "word" if self.word_timestamps else self.return_timestamps
 
     def output_file(self, audio: str) -> Path:
         """Where the transcription of a recording goes, in `output_dir`."""
@@ -76,7 +85,9 @@ def run(argv: Sequence[str]) -> None:
     """
     (args,) = parse_arguments(TranscribeArguments, argv=argv, command="hf-distil-whisper transcribe", words_to="audio")
     plan = Plan("transcribe")
-    plan.model(args.model_name_or_path, "model_name_or_path")
+    architecture = plan.model(args.model_name_or_path, "model_name_or_path")
+    if args.word_timestamps:
+        _check_words(args, plan, architecture)
     if args.assistant_model_name_or_path is not None:
         plan.model(args.assistant_model_name_or_path, "assistant_model_name_or_path")
         if args.method == "chunked":
@@ -119,7 +130,7 @@ def _transcribe_file(
             chunk_length=args.chunk_length,
             stride=args.stride,
             batch_size=args.batch_size,
-            return_timestamps=args.return_timestamps,
+            return_timestamps=args.timestamps,
             language=args.language,
             task=args.task,
         )
@@ -128,11 +139,23 @@ def _transcribe_file(
         processor,
         file,
         assistant=assistant,
-        return_timestamps=args.return_timestamps,
+        return_timestamps=args.timestamps,
         language=args.language,
         task=args.task,
     )
     return found[0]
+
+
+def _check_words(args: TranscribeArguments, plan: Plan, model: WhisperForConditionalGeneration | None) -> None:
+    if args.output_format in ("srt", "vtt"):
+        plan.problems.append(
+            f"--word_timestamps: {args.output_format} holds segments, use --output_format json or txt"
+        )
+    if model is not None:
+        try:
+            alignment_heads(model)
+        except ValueError as error:
+            plan.problems.append(f"--word_timestamps: {error}")
 
 
 def _check_outputs(args: TranscribeArguments, plan: Plan) -> None:
@@ -159,7 +182,7 @@ def _write(args: TranscribeArguments, audio: str, result: Transcription) -> None
     elif args.output_format == "vtt":
         text = to_vtt(result)
     else:
-        text = _text(result, args.return_timestamps) + "\n"
+        text = _text(result, args.timestamps) + "\n"
     if args.output_dir is not None:
         target = args.output_file(audio)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +193,8 @@ def _write(args: TranscribeArguments, audio: str, result: Transcription) -> None
     sys.stdout.write(heading + text)
 
 
-def _text(result: Transcription, timestamps: bool) -> str:
+def _text(result: Transcription, timestamps: bool | Literal["word"]) -> str:
     if not timestamps:
         return result.text
-    return "\n".join(f"[{part.start:8.2f} - {part.end:8.2f}] {part.text}" for part in result.segments)
+    parts: Sequence[Segment | Word] = result.words if timestamps == "word" else result.segments
+    return "\n".join(f"[{part.start:8.2f} - {part.end:8.2f}] {part.text}" for part in parts)

@@ -60,8 +60,8 @@ def _check_pair(student: WhisperForConditionalGeneration, teacher: WhisperForCon
         raise ValueError(
             "The student's encoder is not the teacher's, so its decoder cannot read the teacher's encoder states and "
             "its drafts would be noise. Only a student distilled from this teacher with `freeze_encoder=True` and all "
-            "encoder layers can share it. A whole smaller Whisper of the same vocabulary may assist too, with an encoder "
-            "of its own: pass the model itself, `transcribe(..., assistant=model)`."
+            "encoder layers can share it. A whole smaller Whisper of the same vocabulary may assist too, with its own "
+            "encoder: pass the model itself, `transcribe(..., assistant=model)`."
         )
 
 

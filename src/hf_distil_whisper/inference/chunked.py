@@ -5,8 +5,9 @@ chunks at a time.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
+from typing import Literal
 
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -14,6 +15,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
 from hf_distil_whisper.inference.chunk_length import default_chunk_length
 from hf_distil_whisper.inference.drafts import DraftCounts
+from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
     generate_tokens,
@@ -24,12 +26,20 @@ from hf_distil_whisper.inference.generation import (
 from hf_distil_whisper.inference.results import (
     Transcription,
     TranscriptionStatistics,
+    Word,
     compression_ratio,
     plain_text,
     segments_of,
     timed_tokens,
 )
 from hf_distil_whisper.inference.speculative import Assistant
+from hf_distil_whisper.inference.word_timestamps import (
+    TimedToken,
+    alignment_heads,
+    in_order,
+    join_words,
+    time_windows,
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +144,7 @@ def transcribe_chunked(
     stride: float | None = None,
     assistant: Assistant | None = None,
     batch_size: int = 16,
-    return_timestamps: bool = False,
+    return_timestamps: bool | Literal["word"] = False,
     language: str | None = None,
     task: str = "transcribe",
     num_beams: int = 1,
@@ -162,7 +172,9 @@ def transcribe_chunked(
         assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, see
             [`create_assistant`]; the text stays the model's own.
         batch_size (`int`, *optional*, defaults to 16): chunks per pass, as in the paper.
-        return_timestamps (`bool`, *optional*, defaults to `False`): also predict times and fill `segments`.
+        return_timestamps (`bool` or `"word"`, *optional*, defaults to `False`): also predict times and fill
+            `segments`; `"word"` fills `words` too: where chunks overlap, each word has the times of the chunk that it
+            is taken from.
         language (`str`, *optional*): None: English, or detected chunk by chunk by a multilingual model.
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
         num_beams (`int`, *optional*, defaults to 1): greedy, which the paper found enough here.
@@ -180,27 +192,40 @@ def transcribe_chunked(
         raise ValueError(f"`batch_size` is {batch_size}, expected at least 1.")
     length = default_chunk_length(model, processor) if chunk_length is None else chunk_length
     overlap = length / 6 if stride is None else stride
+    if return_timestamps == "word":
+        alignment_heads(model)  # none, or wrong ones, fail before the work
     check_chunks(length, overlap, window_seconds(processor))
     blocks = audio if isinstance(audio, Iterator) else audio_blocks(audio)
     cut = cut_chunks(blocks, length, overlap)
     chunks: list[Chunk] = []
     found: list[TokenSequence] = []
+    timed: list[tuple[list[TimedToken], str | None]] = []
     while batch := list(islice(cut, batch_size)):
         chunks += [chunk for chunk, _ in batch]
+        features = window_features(model, processor, [samples for _, samples in batch])
+        states = encode(model, features)
         found += generate_tokens(
             model,
-            window_features(model, processor, [samples for _, samples in batch]),
+            features,
+            encoder_states=states,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
-            return_timestamps=return_timestamps,
+            return_timestamps=bool(return_timestamps),
             language=language,
             task=task,
             assistant=assistant,
             statistics=True,
         )
+        if return_timestamps == "word":
+            tokens = [sequence.tokens for sequence in found[-len(batch) :]]
+            samples = [len(samples) for _, samples in batch]
+            timed += time_windows(model, processor, states, tokens, samples, language=language, task=task)
     if not found:
         raise AudioError("audio: expected blocks of samples, got none.")
-    return _join(chunks, found, processor, timestamp_begin(model), return_timestamps)
+    joined, spans = _join(chunks, found, processor, timestamp_begin(model), bool(return_timestamps))
+    if return_timestamps != "word":
+        return joined
+    return replace(joined, words=_joined_words(chunks, timed, spans, processor, timestamp_begin(model)))
 
 
 def _join(
@@ -209,8 +234,11 @@ def _join(
     processor: WhisperProcessor,
     begin: int,
     return_timestamps: bool,
-) -> Transcription:
-    """Joins the chunks' words; each word brings the times of the stretch that it was spoken in."""
+) -> tuple[Transcription, list[tuple[int, int, int]]]:
+    """Joins the chunks' words; each word brings the times of the stretch that it was spoken in.
+
+    The spans of [`join_spans`] come with the transcription.
+    """
     parts = [
         timed_tokens(sequence.tokens, begin, chunk.start / SAMPLING_RATE, chunk.stop / SAMPLING_RATE)
         for chunk, sequence in zip(chunks, found, strict=True)
@@ -218,7 +246,8 @@ def _join(
     words = [[token for _, _, tokens in of_chunk for token in tokens] for of_chunk in parts]
     stretch_of = [[number for number, part in enumerate(of_chunk) for _ in part[2]] for of_chunk in parts]
     stretches: list[tuple[float, float, list[int]]] = []
-    for index, start, stop in join_spans(words):
+    spans = join_spans(words)
+    for index, start, stop in spans:
         for number, run in groupby(range(start, stop), key=stretch_of[index].__getitem__):
             begins, ends, _ = parts[index][number]
             tokens = [words[index][position] for position in run]
@@ -230,7 +259,24 @@ def _join(
             stretches.append((begins, ends, tokens))
     text = plain_text([token for _, _, tokens in stretches for token in tokens], processor.tokenizer, begin)
     segments = segments_of(stretches, processor.tokenizer, begin) if return_timestamps else []
-    return Transcription(text, segments, chunk_statistics(found, text))
+    return Transcription(text, segments, chunk_statistics(found, text)), spans
+
+
+def _joined_words(
+    chunks: Sequence[Chunk],
+    timed: Sequence[tuple[list[TimedToken], str | None]],
+    spans: Sequence[tuple[int, int, int]],
+    processor: WhisperProcessor,
+    begin: int,
+) -> list[Word]:
+    """Words of the joined text: their tokens are joined first, since a word may go on in the next chunk."""
+    kept: list[TimedToken] = []
+    for index, start, stop in spans:
+        shift = chunks[index].start / SAMPLING_RATE
+        spoken = [one for one in timed[index][0] if one.token < begin][start:stop]
+        kept += [replace(one, start=one.start + shift, end=one.end + shift) for one in spoken]
+    language = next((spoken for _, spoken in timed if spoken is not None), None)
+    return in_order(join_words(kept, processor.tokenizer, begin, language))
 
 
 def chunk_statistics(found: Sequence[TokenSequence], text: str) -> TranscriptionStatistics:

@@ -243,7 +243,7 @@ def generate_tokens(
         )
     codes = resolve_languages(model, language, task, len(windows))
     states = encode(model, windows) if encoder_states is None else encoder_states
-    prefix = _prefix_tokens(model, states, codes, task, return_timestamps)
+    prefix = prefix_tokens(model, states, codes, task, return_timestamps)
     config = _generation_settings(model, prefix.shape[1], new_tokens, min_new_tokens, num_beams)
     rules = token_rules(model, prefix.shape[1], return_timestamps)
     limits = {"end": config.eos_token_id, "max_new_tokens": new_tokens, "min_new_tokens": min_new_tokens or 0}
@@ -358,7 +358,7 @@ def language_tokens(
     return [own if told is None else told for told, own in zip(tokens, heard, strict=True)]
 
 
-def _prefix_tokens(
+def prefix_tokens(
     model: WhisperForConditionalGeneration,
     states: Tensor,
     codes: Sequence[str | None],

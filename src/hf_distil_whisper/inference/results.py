@@ -31,6 +31,23 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word with its times; see `word_timestamps.py`.
+
+    Args:
+        start (`float`): seconds from the start of the recording.
+        end (`float`): seconds from the start of the recording.
+        text (`str`): with the punctuation around it, stripped.
+        probability (`float`): of its tokens, in the mean, as in faster-whisper.
+    """
+
+    start: float
+    end: float
+    text: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class TranscriptionStatistics:
     """What tells a good transcription from a hallucinated one.
 
@@ -62,11 +79,13 @@ class Transcription:
         text (`str`): without timestamps, stripped.
         segments (`list[Segment]`): with times, where timestamps were asked for; else empty.
         statistics (`TranscriptionStatistics`): how far to trust it.
+        words (`list[Word]`): with times, where they were asked for; else empty.
     """
 
     text: str
     segments: list[Segment] = field(default_factory=list)
     statistics: TranscriptionStatistics | None = None
+    words: list[Word] = field(default_factory=list)
 
 
 def compression_ratio(text: str) -> float:

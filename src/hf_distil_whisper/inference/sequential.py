@@ -5,6 +5,7 @@ The algorithm is transformers' own long-form `generate`; this module feeds it an
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -27,8 +28,10 @@ from hf_distil_whisper.inference.results import (
     plain_text,
     segments_of,
 )
+from hf_distil_whisper.inference.sequential_words import HeardWindows
 from hf_distil_whisper.inference.speculative import Assistant
 from hf_distil_whisper.inference.window_search import window_search
+from hf_distil_whisper.inference.word_timestamps import alignment_heads
 
 
 class StuckTranscriptionError(RuntimeError):
@@ -52,6 +55,7 @@ def transcribe_sequential(
     num_beams: int = 1,
     temperature_fallback: bool = False,
     condition_on_prev_tokens: bool = False,
+    word_timestamps: bool = False,
 ) -> Transcription:
     """Transcribes a recording of any length window after window, moving on to the last predicted timestamp.
 
@@ -74,12 +78,15 @@ def transcribe_sequential(
             without speech (probability above 0.6): the settings of Distil-Whisper's model cards. Sampled, so not
             repeatable without a seed.
         condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): prompt each window with the text before it.
+        word_timestamps (`bool`, *optional*, defaults to `False`): fill `words` too, by the model's alignment heads
+            (`docs/word_timestamps.md`); the encoder's states of all windows are kept meanwhile.
 
     Returns:
         `Transcription`: with segments; its statistics hold no log-probabilities.
 
     Raises:
-        ValueError: for an assistant together with beams or temperature fallback, or an unknown language.
+        ValueError: for an assistant together with beams or temperature fallback, an unknown language, or words of a
+            model without alignment heads.
         AudioError: if the recording cannot be read.
         StuckTranscriptionError: if the windows advance by less than a second in the mean, as those of a student that
             is not trained yet may do: the loop has no other end.
@@ -89,6 +96,8 @@ def transcribe_sequential(
             "An assistant drafts for greedy decoding only, but num_beams > 1 or temperature_fallback=True came with "
             "it: leave out one or the other."
         )
+    if word_timestamps:
+        alignment_heads(model)  # none, or wrong ones, fail before the work
     samples = load_audio(audio)
     options: dict[str, object] = {}
     if is_multilingual(model):
@@ -110,17 +119,23 @@ def transcribe_sequential(
         config.return_dict_in_generate = False
         options["custom_generate"] = window_search(assistant, draft_length, drafts.extend)
     seconds = len(samples) / SAMPLING_RATE
-    output = model.generate(
-        _features(model, processor, samples),
-        generation_config=config,
-        return_timestamps=True,
-        return_segments=True,
-        condition_on_prev_tokens=condition_on_prev_tokens,
-        monitor_progress=_limit_windows(seconds),
-        **options,
-    )
+    limit = _limit_windows(seconds)
+    with HeardWindows(model) as heard:
+        output = model.generate(
+            _features(model, processor, samples),
+            generation_config=config,
+            return_timestamps=True,
+            return_segments=True,
+            condition_on_prev_tokens=condition_on_prev_tokens,
+            monitor_progress=heard.before_each(limit) if word_timestamps else limit,
+            **options,
+        )
+    segments = output["segments"][0]
     counts = sum(drafts, start=DraftCounts()) if assistant is not None else None
-    return _transcription(output["segments"][0], processor, timestamp_begin(model), seconds, counts)
+    found = _transcription(segments, processor, timestamp_begin(model), seconds, counts)
+    if not word_timestamps:
+        return found
+    return replace(found, words=heard.words(segments, processor, len(samples)))
 
 
 def _features(model: WhisperForConditionalGeneration, processor: WhisperProcessor, samples: np.ndarray) -> Tensor:

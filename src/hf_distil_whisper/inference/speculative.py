@@ -230,7 +230,7 @@ class _Places:
 
 
 class _RowLayer(DynamicLayer):
-    """Keys and values of one layer, (batch, capacity, heads, width): written at, and read up to, each row's own place."""
+    """Keys and values of one layer, (batch, capacity, heads, width), written at each row's own place."""
 
     def __init__(self, places: _Places, capacity: int):
         super().__init__()
@@ -291,7 +291,7 @@ def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration
 
 
 def _step_cost(model: WhisperForConditionalGeneration, assistant: Assistant) -> float:
-    """The assistant's step in units of a pass of the model: what both read, weights, and keys and values of a window."""
+    """The assistant's step in units of a pass of the model: what each reads, weights and a window's keys and values."""
     return _read_per_step(assistant) / _read_per_step(model)
 
 

@@ -48,14 +48,17 @@ def to_vtt(transcription: Transcription) -> str:
 
 
 def to_json(transcription: Transcription, *, audio: str, indent: int | None = None) -> str:
-    """Text, segments (start and end in seconds, text) and statistics of a recording.
+    """Text, segments (start and end in seconds, text), statistics and, where asked for, words of a recording.
 
     Args:
         transcription ([`Transcription`]): with or without segments.
         audio (`str`): the recording's name, for whoever reads several.
         indent (`int`, *optional*): spaces; None for one line.
     """
-    return json.dumps({"audio": audio, **asdict(transcription)}, ensure_ascii=False, indent=indent)
+    facts = asdict(transcription)
+    if not transcription.words:
+        del facts["words"]
+    return json.dumps({"audio": audio, **facts}, ensure_ascii=False, indent=indent)
 
 
 def _cues(transcription: Transcription) -> list[tuple[int, int, str]]:

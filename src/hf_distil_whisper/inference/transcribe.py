@@ -3,11 +3,15 @@
 The three ways to transcribe are found here: [`transcribe`], [`transcribe_chunked`], [`transcribe_sequential`].
 """
 
+from dataclasses import replace
+from typing import Literal
+
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
 from hf_distil_whisper.inference.batches import batches_by_length
 from hf_distil_whisper.inference.chunked import chunk_statistics, transcribe_chunked
+from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
     generate_tokens,
@@ -15,11 +19,12 @@ from hf_distil_whisper.inference.generation import (
     window_features,
     window_seconds,
 )
-from hf_distil_whisper.inference.results import Segment, Transcription, plain_text, segments_of, timed_tokens
+from hf_distil_whisper.inference.results import Segment, Transcription, Word, plain_text, segments_of, timed_tokens
 from hf_distil_whisper.inference.sequential import transcribe_sequential
 from hf_distil_whisper.inference.speculative import Assistant
+from hf_distil_whisper.inference.word_timestamps import alignment_heads, join_words, time_windows
 
-__all__ = ["Segment", "Transcription", "transcribe", "transcribe_chunked", "transcribe_sequential"]
+__all__ = ["Segment", "Transcription", "Word", "transcribe", "transcribe_chunked", "transcribe_sequential"]
 
 
 def transcribe(
@@ -30,7 +35,7 @@ def transcribe(
     assistant: Assistant | None = None,
     draft_length: int | None = None,
     batch_size: int = 1,
-    return_timestamps: bool = False,
+    return_timestamps: bool | Literal["word"] = False,
     language: str | None = None,
     task: str = "transcribe",
     num_beams: int = 1,
@@ -49,8 +54,9 @@ def transcribe(
             to speed up a teacher by its student, in batches too; needs `num_beams=1`, and leaves the text as it is.
         draft_length (`int`, *optional*): tokens that it drafts at a time; by default chosen by how many are accepted.
         batch_size (`int`, *optional*, defaults to 1): short recordings per pass.
-        return_timestamps (`bool`, *optional*, defaults to `False`): also predict times and fill `segments`. Long
-            recordings always have them.
+        return_timestamps (`bool` or `"word"`, *optional*, defaults to `False`): also predict times and fill
+            `segments`, which long recordings always have; `"word"` fills `words` too, by the model's alignment heads
+            (`docs/word_timestamps.md`).
         language (`str`, *optional*): None: English, or detected by a multilingual model.
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
         num_beams (`int`, *optional*, defaults to 1): beams of the search.
@@ -61,7 +67,8 @@ def transcribe(
 
     Raises:
         AudioError: if a recording cannot be read; the message names it.
-        ValueError: for an assistant with beams, a batch size or draft length below 1, or an unknown language.
+        ValueError: for an assistant with beams, a batch size or draft length below 1, an unknown language, or words
+            of a model without alignment heads.
 
     Example:
         ```python
@@ -70,18 +77,23 @@ def transcribe(
         batch_size=2)[0].text
         ```
     """
+    if return_timestamps == "word":
+        alignment_heads(model)  # none, or wrong ones, fail before the work
     recordings = [load_audio(one) for one in (audio if isinstance(audio, list) else [audio])]
     window = window_seconds(processor) * SAMPLING_RATE
     short = [index for index, samples in enumerate(recordings) if len(samples) <= window]
     results: dict[int, Transcription] = {}
     for batch in batches_by_length([len(recordings[index]) for index in short], batch_size):
         indices = [short[position] for position in batch]
+        features = window_features(model, processor, [recordings[index] for index in indices])
+        states = encode(model, features)
         found = generate_tokens(
             model,
-            window_features(model, processor, [recordings[index] for index in indices]),
+            features,
+            encoder_states=states,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
-            return_timestamps=return_timestamps,
+            return_timestamps=bool(return_timestamps),
             language=language,
             task=task,
             assistant=assistant,
@@ -90,7 +102,16 @@ def transcribe(
         )
         for index, sequence in zip(indices, found, strict=True):
             seconds = len(recordings[index]) / SAMPLING_RATE
-            results[index] = _transcription(sequence, processor, timestamp_begin(model), seconds, return_timestamps)
+            results[index] = _transcription(
+                sequence, processor, timestamp_begin(model), seconds, bool(return_timestamps)
+            )
+        if return_timestamps == "word":
+            tokens = [sequence.tokens for sequence in found]
+            samples = [len(recordings[index]) for index in indices]
+            timed = time_windows(model, processor, states, tokens, samples, language=language, task=task)
+            for index, (own, spoken) in zip(indices, timed, strict=True):
+                words = join_words(own, processor.tokenizer, timestamp_begin(model), spoken)
+                results[index] = replace(results[index], words=words)
     for index in sorted(set(range(len(recordings))) - set(short)):
         results[index] = transcribe_sequential(
             model,
@@ -101,6 +122,7 @@ def transcribe(
             language=language,
             task=task,
             num_beams=num_beams,
+            word_timestamps=return_timestamps == "word",
         )
     return [results[index] for index in range(len(recordings))]
 

@@ -1,6 +1,7 @@
 """The library's searches inside transformers' own loop over windows: long recordings, and the pipeline.
 
-`generate(..., custom_generate=...)` takes a function in place of transformers' search; these take its rules as they come.
+`generate(..., custom_generate=...)` takes a function in place of transformers' search; these take its rules as they
+come.
 """
 
 from collections.abc import Callable
