@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.alignment import alignment_text as alignment_text
     from hf_distil_whisper.evaluation.alignment import worst_utterances as worst_utterances
     from hf_distil_whisper.evaluation.ctc import evaluate_ctc as evaluate_ctc
+    from hf_distil_whisper.evaluation.demo import build_demo as build_demo
     from hf_distil_whisper.evaluation.early_exit import EarlyExit as EarlyExit
     from hf_distil_whisper.evaluation.early_exit import early_exit_table as early_exit_table
     from hf_distil_whisper.evaluation.early_exit import evaluate_early_exit as evaluate_early_exit
@@ -131,6 +132,7 @@ _MODULES = {
     "data.streams": ("stream_source",),
     "evaluation.alignment": ("align_words", "alignment_text", "worst_utterances"),
     "evaluation.ctc": ("evaluate_ctc",),
+    "evaluation.demo": ("build_demo",),
     "evaluation.early_exit": ("EarlyExit", "early_exit_table", "evaluate_early_exit"),
     "evaluation.latency": ("measure_latency",),
     "evaluation.latency_grid": ("latency_grid",),

@@ -24,6 +24,7 @@ COMMANDS = {
     "report": ("measure a set of models on everything and draw it on one page", "report"),
     "align-heads": ("find the heads of a student that tell when each word is said", "align_heads"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),
+    "demo": ("try a student beside its teacher, on a page in the browser", "demo"),
 }
 """Name → what it does, module of this package that holds its `run(argv)`."""
 
