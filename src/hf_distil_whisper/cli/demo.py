@@ -64,7 +64,7 @@ def plan_demo(args: DemoArguments) -> Plan:
     if args.port is not None and not 0 < args.port < 2**16:
         plan.problems.append(f"--port: expected a number from 1 to 65535, got {args.port}")
     plan.steps.append(f"load {args.model_name_or_path} and {args.teacher_model_name_or_path}, run each once")
-    port = args.port or "the first free port from 7860 on"
+    port = f"port {args.port}" if args.port else "the first free port from 7860 on"
     plan.steps.append(f"show both on a page at {args.host}, {port}" + (", and at a public address" * args.share))
     plan.figures["memory"] = gigabytes(memory)
     return plan

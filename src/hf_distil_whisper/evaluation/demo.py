@@ -48,8 +48,8 @@ _STYLE = f"""
 .page mark {{background: #ffe3c2; color: #5c2600; font-weight: 600; text-decoration-line: underline;
   text-underline-offset: .2em;}}
 .page del {{background: #d9ecf9; color: #003b5c; text-decoration-line: line-through;}}
-.page dl {{display: grid; grid-template-columns: 1fr auto; gap: .15rem .75rem; margin: 0; font-size: .9rem;}}
-.page dt {{opacity: .75;}}
+.page dl {{display: grid; grid-template-columns: auto 1fr; gap: .15rem .75rem; margin: 0; font-size: .9rem;}}
+.page dt {{opacity: .75; white-space: nowrap;}}
 .page dd {{margin: 0; text-align: right; font-variant-numeric: tabular-nums;}}
 .page .note {{margin: .75rem 0 0; font-size: .9rem; opacity: .85;}}
 .page .message {{margin: 0; padding: .75rem 1rem; border: 1px solid var(--border-color-primary); border-radius: 8px;
@@ -147,7 +147,10 @@ def heard_samples(path: str | None) -> np.ndarray:
     if path is None:
         raise AudioError("There is nothing to transcribe yet: record something or upload a file first.")
     name = Path(path).name
-    samples = load_audio(path, name=name)
+    try:
+        samples = load_audio(path, name=name)
+    except AudioError as error:
+        raise AudioError(str(error).replace(path, name)) from error  # where uploads lie is of no use to a visitor
     if np.abs(samples).max() < SILENCE:
         raise AudioError(
             f"{name}: there is no sound in it, and a model would make up words. Is the right microphone switched on?"
