@@ -44,7 +44,7 @@ _STYLE = f"""
   display: flex; flex-direction: column;}}
 .page h2 {{margin: 0 0 .5rem; font: 600 1rem {_FONT};}}
 .page .text {{margin: 0 0 1rem; flex: 1; font-size: 1.05rem; line-height: 1.7;}}
-.page mark, .page del {{padding: 0 .15em; border-radius: 3px; text-decoration-thickness: 2px;}}
+.page mark, .page del {{padding: .05em .15em .15em; border-radius: 3px; text-decoration-thickness: 2px;}}
 .page mark {{background: #ffe3c2; color: #5c2600; font-weight: 600; text-decoration-line: underline;
   text-underline-offset: .2em;}}
 .page del {{background: #d9ecf9; color: #003b5c; text-decoration-line: line-through;}}
