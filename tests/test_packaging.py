@@ -94,7 +94,10 @@ def test_every_dependency_is_pinned_for_the_tests() -> None:
     """An unpinned one changes under the tests, and a newer torch would draw gigabytes of CUDA packages."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    specs = [*project["dependencies"], *(spec for extra in ("ct2", "ggml", "onnx", "demo", "dev") for spec in extras[extra])]
+    specs = [
+        *project["dependencies"],
+        *(spec for extra in ("ct2", "ggml", "onnx", "demo", "dev") for spec in extras[extra]),
+    ]
     names = [spec.split(">=")[0] for spec in specs if not spec.startswith("hf-distil-whisper[")]
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}

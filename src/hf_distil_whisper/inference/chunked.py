@@ -32,7 +32,7 @@ from hf_distil_whisper.inference.results import (
     segments_of,
     timed_tokens,
 )
-from hf_distil_whisper.inference.speculative import Assistant
+from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.word_timestamps import (
     TimedToken,
     alignment_heads,

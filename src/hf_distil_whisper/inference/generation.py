@@ -26,8 +26,9 @@ from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.features import log_mel
 from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.encoder_cache import encode
+from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.search import greedy_search
-from hf_distil_whisper.inference.speculative import Assistant, has_encoder, speculative_search
+from hf_distil_whisper.inference.speculative import speculative_search
 from hf_distil_whisper.inference.token_rules import TimestampRules, TokenRules
 
 
@@ -249,9 +250,8 @@ def generate_tokens(
     limits = {"end": config.eos_token_id, "max_new_tokens": new_tokens, "min_new_tokens": min_new_tokens or 0}
     drafts: list[DraftCounts | None] = [None] * len(windows)
     if assistant is not None:
-        heard = _heard_by(assistant, input_features)
         sequences, drafts[:] = speculative_search(
-            model, assistant, states, prefix, rules, assistant_states=heard, draft_length=draft_length, **limits
+            model, assistant, states, prefix, rules, input_features=input_features, draft_length=draft_length, **limits
         )
     elif num_beams == 1:
         sequences = search(model, states, prefix, rules, **limits)
@@ -272,15 +272,6 @@ def generate_tokens(
         model, states, prefix, [tokens for tokens, _ in found], [truncated for _, truncated in found]
     )
     return [TokenSequence(*row, *score, own) for row, score, own in zip(found, scores, drafts, strict=True)]
-
-
-def _heard_by(assistant: Assistant, input_features: Tensor | None) -> Tensor | None:
-    """The states of an assistant's own encoder; None where it reads the main model's."""
-    if not has_encoder(assistant):
-        return None
-    if input_features is None:
-        raise ValueError("An assistant with an encoder of its own needs `input_features`, but only states came.")
-    return encode(assistant, input_features)
 
 
 def _generation_settings(

@@ -28,8 +28,8 @@ from hf_distil_whisper.inference.results import (
     plain_text,
     segments_of,
 )
+from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.sequential_words import HeardWindows
-from hf_distil_whisper.inference.speculative import Assistant
 from hf_distil_whisper.inference.window_search import window_search
 from hf_distil_whisper.inference.word_timestamps import alignment_heads
 

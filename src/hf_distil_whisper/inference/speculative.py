@@ -9,19 +9,12 @@ from dataclasses import fields
 
 import torch
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    DynamicLayer,
-    EncoderDecoderCache,
-    WhisperForCausalLM,
-    WhisperForConditionalGeneration,
-)
+from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.inference.drafts import LONGEST_DRAFT, DraftCounts, DraftLength
+from hf_distil_whisper.inference.encoder_cache import encode
+from hf_distil_whisper.inference.row_cache import Assistant, CachedDecoder
 from hf_distil_whisper.inference.token_rules import FORBIDDEN, TokenRules
-
-Assistant = WhisperForCausalLM | WhisperForConditionalGeneration
-"""A decoder that reads the main model's encoder states, or a whole Whisper that hears by itself."""
 
 
 @torch.inference_mode()
@@ -35,7 +28,7 @@ def speculative_search(
     end: int,
     max_new_tokens: int,
     min_new_tokens: int = 0,
-    assistant_states: Tensor | None = None,
+    input_features: Tensor | None = None,
     draft_length: int | None = None,
 ) -> tuple[Tensor, list[DraftCounts]]:
     """Appends the main model's most probable allowed token until every window has ended, in fewer of its passes.
@@ -52,22 +45,24 @@ def speculative_search(
         end (`int`): the token that ends a window, and fills its row afterwards.
         max_new_tokens (`int`): tokens behind the prefix at most, `end` included.
         min_new_tokens (`int`, *optional*, defaults to 0): no `end` before.
-        assistant_states (`Tensor`, *optional*): (batch, frames, width), of an assistant with an encoder of its own.
+        input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), for an assistant with an
+            encoder of its own.
         draft_length (`int`, *optional*): tokens of each draft; by default chosen by how many are accepted.
 
     Returns:
         `tuple[Tensor, list[DraftCounts]]`: (batch, prefix + new tokens), and the counts of each row.
 
     Raises:
-        ValueError: for an assistant of another vocabulary, dtype or width, with flash attention, which takes no mask,
-            or for a draft length below 1.
+        ValueError: for an assistant of another vocabulary, dtype or width, or with an encoder of its own and no
+            features; with flash attention, which takes no mask; for a draft length below 1.
     """
     check_assistant(assistant, model)
     lengths = DraftLength(_step_cost(model, assistant), draft_length)
     capacity = prefix.shape[1] + max_new_tokens
     spare = capacity + (draft_length or LONGEST_DRAFT)  # a row near its end is drafted along with the others
-    main = _CachedDecoder(model, encoder_states, spare)
-    drafter = _CachedDecoder(assistant, encoder_states if assistant_states is None else assistant_states, spare)
+    main = CachedDecoder(model, encoder_states, spare)
+    heard = _heard_by(assistant, input_features) if has_encoder(assistant) else encoder_states
+    drafter = CachedDecoder(assistant, heard, spare)
     batch = _Batch(prefix, rules, end, capacity, spare, min_new_tokens)
     while len(batch.rows):
         drafted = batch.draft(drafter, min(lengths.choose(), batch.room - 1))
@@ -97,7 +92,7 @@ class _Batch:
         """Tokens that the shortest unfinished window may still get."""
         return self.capacity - int(self.lengths[~self.finished].min())
 
-    def draft(self, drafter: "_CachedDecoder", count: int) -> int:
+    def draft(self, drafter: "CachedDecoder", count: int) -> int:
         """Writes up to `count` tokens behind each window by the assistant; returns how many."""
         lengths = self.lengths[self.rows]
         # The assistant has not read the last two tokens where its whole draft was accepted, else only the last one.
@@ -110,7 +105,7 @@ class _Batch:
             unread = 1
         return count
 
-    def check(self, main: "_CachedDecoder", drafted: int) -> tuple[int, int]:
+    def check(self, main: "CachedDecoder", drafted: int) -> tuple[int, int]:
         """Keeps what the main model would have written; returns how many drafts were accepted, and tested."""
         lengths, going = self.lengths[self.rows], ~self.finished[self.rows]
         drafts = self._read(lengths, drafted)
@@ -143,7 +138,7 @@ class _Batch:
         sequences = self.sequences[:, : len(places)].masked_fill(places >= self.lengths[:, None], self.end)
         return sequences, [DraftCounts(*row) for row in self.counts.tolist()]
 
-    def _choose(self, decoder: "_CachedDecoder", lengths: Tensor, unread: int, count: int) -> Tensor:
+    def _choose(self, decoder: "CachedDecoder", lengths: Tensor, unread: int, count: int) -> Tensor:
         """A decoder's most probable allowed tokens at `count` places from `lengths` on, (batch, count)."""
         scores = decoder.scores(self._read(lengths - unread, unread + count - 1), lengths - unread, count)
         places = lengths[:, None] + torch.arange(count, device=lengths.device)
@@ -168,93 +163,15 @@ def _places_to(marked: Tensor) -> Tensor:
     return (first + 1).clamp(max=marked.shape[1])
 
 
-class _CachedDecoder:
-    """A decoder and its head, with what they remember of each window."""
-
-    def __init__(self, model: Assistant, encoder_states: Tensor, capacity: int):
-        if model.config._attn_implementation == "flash_attention_2":
-            raise ValueError(
-                "Speculative decoding masks what a window has not accepted, and flash_attention_2 takes no mask. Load "
-                "both models with attn_implementation='sdpa'."
-            )
-        self.decoder, self.head = model.get_decoder(), model.proj_out
-        self.states = encoder_states
-        self.places = _Places()
-        own = DynamicCache()
-        own.layers = [_RowLayer(self.places, capacity) for _ in self.decoder.layers]
-        self.cache = EncoderDecoderCache(own, DynamicCache())
-        self.started = False
-
-    def scores(self, tokens: Tensor, begin: Tensor, count: int) -> Tensor:
-        """Scores (batch, count, vocab) in float32 behind the last `count` of tokens (batch, length).
-
-        Args:
-            tokens (`Tensor`): what has not been read yet, or is to be read again.
-            begin (`Tensor`): (batch,), the place of each row's first token.
-            count (`int`): up to the length.
-        """
-        positions = self.places.take(begin, tokens.shape[1])
-        visible = torch.arange(self.places.longest, device=tokens.device) <= positions[..., None]
-        mask = torch.zeros(visible.shape, dtype=self.states.dtype, device=tokens.device)
-        mask.masked_fill_(~visible, torch.finfo(mask.dtype).min)
-        hidden = self.decoder(
-            input_ids=tokens,
-            attention_mask=mask.unsqueeze(1),
-            position_ids=positions.clamp(max=self.decoder.max_target_positions - 1),
-            encoder_hidden_states=self.states,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        self.started = True
-        return self.head(hidden[:, -count:]).float()
-
-    def keep(self, rows: Tensor) -> None:
-        """Forgets all windows but `rows`."""
-        self.cache.batch_select_indices(rows)
-        self.states = self.states[rows]
-
-
-class _Places:
-    """Where the tokens of a pass stand in each row; all layers of a decoder look here."""
-
-    def take(self, begin: Tensor, count: int) -> Tensor:
-        """Positions (batch, count) from `begin` on; those of the coming pass."""
-        self.positions = begin[:, None] + torch.arange(count, device=begin.device)
-        self.longest = int(self.positions.max()) + 1
-        return self.positions
-
-    def flat(self, capacity: int) -> Tensor:
-        """The positions in rows of `capacity` that lie one behind the other."""
-        rows = torch.arange(len(self.positions), device=self.positions.device)
-        return (rows[:, None] * capacity + self.positions).flatten()
-
-
-class _RowLayer(DynamicLayer):
-    """Keys and values of one layer, (batch, capacity, heads, width), written at each row's own place."""
-
-    def __init__(self, places: _Places, capacity: int):
-        super().__init__()
-        self.places, self.capacity = places, capacity
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        """Writes (batch, heads, length, width); returns (batch, heads, longest, width), rows' garbage included."""
-        batch, heads, _, width = key_states.shape
-        if not self.is_initialized:
-            self.keys = key_states.new_zeros(batch, self.capacity, heads, width)
-            self.values = torch.zeros_like(self.keys)
-            self.is_initialized = True
-        index = self.places.flat(self.capacity)
-        for kept, fresh in ((self.keys, key_states), (self.values, value_states)):
-            kept.view(-1, heads, width).index_copy_(0, index, fresh.transpose(1, 2).reshape(-1, heads, width))
-        longest = self.places.longest
-        return self.keys[:, :longest].transpose(1, 2), self.values[:, :longest].transpose(1, 2)
-
-
 def has_encoder(assistant: Assistant) -> bool:
     """Whether an assistant hears by itself, so that its own encoder has to run."""
     return isinstance(assistant, WhisperForConditionalGeneration)
+
+
+def _heard_by(assistant: WhisperForConditionalGeneration, input_features: Tensor | None) -> Tensor:
+    if input_features is None:
+        raise ValueError("An assistant with an encoder of its own needs `input_features`, but only states came.")
+    return encode(assistant, input_features)
 
 
 def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration) -> None:
@@ -291,7 +208,7 @@ def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration
 
 
 def _step_cost(model: WhisperForConditionalGeneration, assistant: Assistant) -> float:
-    """The assistant's step in units of a pass of the model: what each reads, weights and a window's keys and values."""
+    """The assistant's step in units of a pass of the model, by what each reads: weights, and keys and values."""
     return _read_per_step(assistant) / _read_per_step(model)
 
 

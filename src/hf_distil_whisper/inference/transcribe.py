@@ -20,8 +20,8 @@ from hf_distil_whisper.inference.generation import (
     window_seconds,
 )
 from hf_distil_whisper.inference.results import Segment, Transcription, Word, plain_text, segments_of, timed_tokens
+from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.sequential import transcribe_sequential
-from hf_distil_whisper.inference.speculative import Assistant
 from hf_distil_whisper.inference.word_timestamps import alignment_heads, join_words, time_windows
 
 __all__ = ["Segment", "Transcription", "Word", "transcribe", "transcribe_chunked", "transcribe_sequential"]

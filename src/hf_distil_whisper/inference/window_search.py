@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from hf_distil_whisper.inference.drafts import DraftCounts
-from hf_distil_whisper.inference.encoder_cache import encode
+from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.search import greedy_search
-from hf_distil_whisper.inference.speculative import Assistant, has_encoder, speculative_search
+from hf_distil_whisper.inference.speculative import speculative_search
 from hf_distil_whisper.inference.token_rules import TimestampRules, TokenRules
 
 
@@ -60,9 +60,15 @@ def window_search(
         rules = rules_of(logits_processor, length, model.config.vocab_size, states.device)
         if assistant is None:
             return greedy_search(model, states, input_ids, rules, **limits)
-        heard = encode(assistant, inputs_tensor) if has_encoder(assistant) else None
         sequences, counts = speculative_search(
-            model, assistant, states, input_ids, rules, assistant_states=heard, draft_length=draft_length, **limits
+            model,
+            assistant,
+            states,
+            input_ids,
+            rules,
+            input_features=inputs_tensor,
+            draft_length=draft_length,
+            **limits,
         )
         if found is not None:
             found(counts)
