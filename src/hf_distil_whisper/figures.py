@@ -165,6 +165,29 @@ def wer_over_chunk_length(curves: Mapping[str, Sequence[tuple[float, float]]], p
     figure.savefig(path, dpi=150)
 
 
+def latency_over_draft_length(
+    curves: Mapping[str, Mapping[int, float]], chosen: Mapping[str, float], path: str | Path
+) -> None:
+    """How much faster a model is with its assistant, over the tokens that are drafted at a time.
+
+    Args:
+        curves (`Mapping[str, Mapping[int, float]]`): by label, draft length → times as fast as the model alone.
+        chosen (`Mapping[str, float]`): by label, the same with lengths chosen by the acceptance, a dashed line.
+        path (`str` or `Path`): of the PNG or SVG.
+    """
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (label, ratios), color, marker in zip(curves.items(), cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False):
+        axes.plot(list(ratios), list(ratios.values()), color=color, marker=marker, label=label)
+        axes.axhline(chosen[label], color=color, linestyle="--", linewidth=1)
+    axes.axhline(1, color=GREY)
+    axes.set_xticks(sorted({length for ratios in curves.values() for length in ratios}))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens drafted at a time; dashed: chosen by the acceptance")
+    _finish(axes, "times as fast as the model alone")
+    figure.savefig(path, dpi=150)
+
+
 def _finish(axes: Axes, label: str) -> None:
     """What all pictures with lines have in common."""
     axes.set_ylabel(label)

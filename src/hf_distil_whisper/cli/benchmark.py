@@ -9,6 +9,7 @@ import torch
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.benchmark_assistant import run_assistant
 from hf_distil_whisper.cli.benchmark_early_exit import run_early_exit
 from hf_distil_whisper.cli.benchmark_latency import run_latency
 from hf_distil_whisper.cli.benchmark_training import run_training
@@ -132,6 +133,7 @@ def run(argv: Sequence[str]) -> None:
         "data": run_data,
         "train": lambda flags: run_training(flags, machine()),
         "latency": lambda flags: run_latency(flags, machine()),
+        "assistant": lambda flags: run_assistant(flags, machine()),
         "early-exit": lambda flags: run_early_exit(flags, machine()),
     }
     subject, flags = (argv[0], argv[1:]) if argv else ("nothing", argv)
