@@ -1,12 +1,16 @@
 """`report` on toys: one page of everything, figures kept between two starts, and what it refuses."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.cli import report
 from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.evaluation.scoring import EvaluationResult
 
 
 def write_settings(toys: Path, folder: Path, **changes: object) -> str:
@@ -70,6 +74,29 @@ def test_a_second_start_measures_nothing_again(toys: Path, tmp_path: Path, monke
         monkeypatch.setattr(report, name, measured_again)
     assert main(["report", settings]) == 0
     assert (tmp_path / "report" / "report.md").read_text() == first
+
+
+def test_a_changed_generation_config_is_measured_anew(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student whose chunks were set to 15 s would stay on the page with its figures of 30 s."""
+    student = tmp_path / "student"
+    shutil.copytree(toys / "student", student)
+    models = {"teacher": str(toys / "teacher"), "student": str(student)}
+    settings = write_settings(toys, tmp_path, models=models)
+    assert main(["report", settings]) == 0
+    config = json.loads((student / "generation_config.json").read_text())
+    (student / "generation_config.json").write_text(json.dumps({**config, "chunk_length_s": 15.0}))
+    heard: list[int] = []
+    measure = report.evaluate_long_form
+
+    def count(model: WhisperForConditionalGeneration, *args: object, **options: object) -> EvaluationResult:
+        heard.append(model.config.decoder_layers)
+        return measure(model, *args, **options)
+
+    monkeypatch.setattr(report, "evaluate_long_form", count)
+    assert main(["report", settings]) == 0
+    assert heard == [2]
 
 
 @pytest.mark.parametrize(
