@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.long_form_tables import long_form_summary as long_form_summary
     from hf_distil_whisper.evaluation.long_form_tables import long_form_table as long_form_table
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
+    from hf_distil_whisper.evaluation.noise import babble as babble
     from hf_distil_whisper.evaluation.noise import evaluate_in_noise as evaluate_in_noise
     from hf_distil_whisper.evaluation.processes import evaluate_shared as evaluate_shared
     from hf_distil_whisper.evaluation.results import results_table as results_table
@@ -140,7 +141,7 @@ _MODULES = {
     "evaluation.long_form": ("evaluate_long_form",),
     "evaluation.long_form_sweep": ("chunk_table", "sweep_chunks"),
     "evaluation.long_form_tables": ("long_form_summary", "long_form_table"),
-    "evaluation.noise": ("add_noise", "evaluate_in_noise"),
+    "evaluation.noise": ("add_noise", "babble", "evaluate_in_noise"),
     "evaluation.processes": ("evaluate_shared",),
     "evaluation.results": ("results_table", "save_results", "summarise_results"),
     "evaluation.robustness": ("effective_robustness", "relative_error_rate", "set_averages"),

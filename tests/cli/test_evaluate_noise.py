@@ -94,6 +94,24 @@ def test_all_problems_are_listed_at_once(toys: Path, tmp_path: Path, capsys: pyt
         assert problem in said
 
 
+def test_babble_is_mixed_from_other_recordings(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = write_toy_corpus(tmp_path / "speakers", train=8)
+    argv = command(toys, "--noises", "white", "babble", "--snrs", "0", "--babble_dataset", corpus)
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "in white, babble noise at 0 dB" in said
+    assert "| babble | 0 | " in said
+
+
+def test_babble_without_recordings_and_recordings_without_babble_are_refused(
+    toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(toys, "--noises", "babble")) == 2
+    assert "--babble_dataset is missing" in capsys.readouterr().err
+    assert main(command(toys, "--babble_dataset", str(toys / "corpus"))) == 2
+    assert "--babble_dataset: nothing is mixed from it" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -11,6 +11,7 @@ from transformers import WhisperForConditionalGeneration
 from hf_distil_whisper.cli import report
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
+from toy_files import write_toy_corpus
 
 
 def write_settings(toys: Path, folder: Path, **changes: object) -> str:
@@ -23,7 +24,8 @@ def write_settings(toys: Path, folder: Path, **changes: object) -> str:
         "ood_datasets": {"new": {"path": corpus, "split": "test"}},
         "long_form_datasets": {"long": {"path": corpus, "split": "test"}},
         "reference": "seen",
-        "noises": ["white"],
+        "noises": ["white", "babble"],
+        "babble_dataset": write_toy_corpus(folder / "speakers", train=8),
         "snrs": [10.0, 0.0],
         "batch_sizes": [1, 2],
         "latency_samples": 2,
@@ -105,7 +107,7 @@ def test_a_changed_generation_config_is_measured_anew(
         ({"models": {}}, "--models is missing"),
         ({"models": {"teacher": "nowhere"}}, "--models.teacher: no model at 'nowhere'"),
         ({"reference": "new"}, "'new' is not among eval_datasets: seen"),
-        ({"noises": ["pub.wav"]}, "'pub.wav' is neither white nor an audio file"),
+        ({"noises": ["pub.wav"]}, "--noises: pub.wav: no such file"),
         ({"sweeps": ["nowhere"]}, "nowhere holds no table"),
         ({"notes": "nowhere.md"}, "there is no file nowhere.md"),
         ({"output_dir": None}, "--output_dir is missing"),

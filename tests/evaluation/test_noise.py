@@ -1,5 +1,6 @@
 """Noise at a given level: the level is that of the mixture, the speech stays, every model hears the same noise."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import soundfile
 from datasets import Dataset
 
 from hf_distil_whisper.data.audio import AudioError, encode_flac, load_audio
-from hf_distil_whisper.evaluation.noise import SNRS, add_noise, evaluate_in_noise
+from hf_distil_whisper.evaluation.noise import SNRS, add_noise, babble, evaluate_in_noise
 from hf_distil_whisper.evaluation.short_form import evaluate_model
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
@@ -22,7 +23,7 @@ def measured_snr(speech: np.ndarray, mixed: np.ndarray) -> float:
     return float(10 * np.log10(np.sum(np.square(speech, dtype=np.float64)) / np.sum(np.square(added))))
 
 
-def babble(seconds: float, seed: int = 0) -> np.ndarray:
+def recorded(seconds: float, seed: int = 0) -> np.ndarray:
     """A recorded noise whose loudness changes tenfold from second to second."""
     rng = np.random.default_rng(seed)
     samples = rng.standard_normal(int(16_000 * seconds))
@@ -33,7 +34,7 @@ def toy_set(count: int = 4) -> list[dict]:
     return [{"id": f"row-{n}", "audio": toy_audio(1 + n, seed=n), "text": "the fox"} for n in range(count)]
 
 
-@pytest.mark.parametrize("noise", ["white", babble(20.0), babble(0.7)], ids=["white", "longer", "shorter"])
+@pytest.mark.parametrize("noise", ["white", recorded(20.0), recorded(0.7)], ids=["white", "longer", "shorter"])
 @pytest.mark.parametrize("snr", [*SNRS, 3.7, 100.0])
 def test_mixture_has_the_ratio_asked_for(noise: str | np.ndarray, snr: float) -> None:
     """A level set from the whole noise file is wrong wherever the stretch that was cut is louder or softer."""
@@ -62,7 +63,7 @@ def test_loud_mixtures_are_not_clipped_and_arguments_stay() -> None:
 
 def test_seed_chooses_the_noise_and_nothing_else_does() -> None:
     """Curves of two models over different noise differ by chance."""
-    speech, long, short = toy_audio(1.0), babble(10.0), babble(0.3)
+    speech, long, short = toy_audio(1.0), recorded(10.0), recorded(0.3)
     for noise in ("white", long, short):
         first = add_noise(speech, noise, 10.0, seed=1)
         np.testing.assert_array_equal(first, add_noise(speech, noise, 10.0, seed=1))
@@ -164,14 +165,14 @@ def test_rows_meet_different_noise_that_depends_on_seed_and_id(monkeypatch: pyte
     """The same noise on every utterance makes a rate over one draw; another noise at every ratio a ragged curve."""
     heard: dict[tuple, np.ndarray] = {}
 
-    def listen(model: object, rows: list, processor: object, **options: object) -> float:
+    def listen(model: object, rows: list, processor: object, load: Callable, **options: object) -> float:
         for number, row in enumerate(rows):
-            heard[len(heard) // 2, number] = np.float64(row["audio"]) - row["audio_clean"]
+            heard[len(heard) // 2, number] = np.float64(load(row["audio"], name=row["id"])) - row["audio"]
         return 0.0
 
     monkeypatch.setattr("hf_distil_whisper.evaluation.noise.evaluate_model", listen)
     clean = toy_audio(1.0)
-    rows = [{"id": name, "audio": clean, "audio_clean": clean, "text": "x"} for name in "ab"]
+    rows = [{"id": name, "audio": clean, "text": "x"} for name in "ab"]
     evaluate_in_noise(talking_whisper(), rows, toy_processor(), snrs=[20.0, 0.0])
     evaluate_in_noise(talking_whisper(), rows[::-1], toy_processor(), snrs=[0.0], seed=0)
     evaluate_in_noise(talking_whisper(), rows, toy_processor(), snrs=[0.0], seed=1)
@@ -193,20 +194,71 @@ def test_bad_rows_cost_the_row_at_every_ratio() -> None:
         {"id": "short", "audio": toy_audio(0.01), "text": "the"},
         {"id": "wordless", "audio": toy_audio(1), "text": None},
     ]
-    results = evaluate_in_noise(model, rows, processor, noise=babble(0.5), snrs=[10, 0])
+    results = evaluate_in_noise(model, rows, processor, noise=recorded(0.5), snrs=[10, 0])
     for result in results.values():
         assert dict(result.row_errors).keys() == {"gone", "long", "broken"}
         assert [row["id"] for row in result.rows] == ["row-0", "row-1", "silence", "short", "wordless"]
         assert result.empty_references == 1
-    assert "longer than the window of 30 s" in dict(results[0.0].row_errors)["long"]
+    assert "expected at most the model's window of 30 s" in dict(results[0.0].row_errors)["long"]
 
 
 def test_a_pause_in_the_noise_costs_the_row_that_meets_it() -> None:
     """At no ratio would there be noise on it: scored as noisy, it makes the model look better."""
-    pause = np.concatenate([np.zeros(160_000), babble(1.0)])
+    pause = np.concatenate([np.zeros(160_000), recorded(1.0)])
     result = evaluate_in_noise(talking_whisper(4), toy_set(), toy_processor(), noise=pause, snrs=[0])[0.0]
     assert 0 < len(result.row_errors) < 4
     assert all(message.startswith(f"{row}: the stretch of noise") for row, message in result.row_errors)
+
+
+def test_a_noisy_recording_is_read_and_mixed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding and mixing take as long as a small model does."""
+    names: list[str] = []
+
+    def count(audio: object, *, name: str) -> np.ndarray:
+        names.append(name)
+        return load_audio(audio, name=name)
+
+    monkeypatch.setattr("hf_distil_whisper.evaluation.noise.load_audio", count)
+    evaluate_in_noise(talking_whisper(4), toy_set(), toy_processor(), snrs=[10])
+    assert sorted(names) == [f"row-{n}" for n in range(4)]
+
+
+def test_rows_that_are_left_out_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The same list at each of eight ratios hides what else is said."""
+    rows = [*toy_set(1), {"id": "told once", "audio": "nowhere.wav", "text": "the"}]
+    with caplog.at_level("WARNING", logger="hf_distil_whisper"):
+        evaluate_in_noise(talking_whisper(4), rows, toy_processor(), snrs=[10, 0, -10])
+    assert caplog.text.count("told once") == 1
+
+
+def test_babble_is_the_sum_of_voices_of_one_power() -> None:
+    """Two tones, one of them a hundred times as loud: each is half of the power, however they are laid out."""
+    time = np.arange(16_000) / 16_000
+    soft, loud = (level * np.sin(2 * np.pi * pitch * time) for level, pitch in ((0.01, 400), (1.0, 1_000)))
+    mixed = babble([soft, loud], speakers=2, seconds=1.0)
+    assert (mixed.dtype, mixed.shape) == (np.float32, (16_000,))
+    power = np.abs(np.fft.rfft(mixed.astype(np.float64)) / 16_000) ** 2 * 2
+    assert power[400] == pytest.approx(power[1_000], rel=1e-3) == pytest.approx(0.005, rel=1e-3)
+
+
+def test_babble_depends_on_its_seed_and_takes_all_recordings() -> None:
+    recordings = [toy_audio(0.3, seed=seed) for seed in range(5)]
+    first = babble(recordings, speakers=3, seconds=2.0, seed=1)
+    np.testing.assert_array_equal(first, babble(recordings, speakers=3, seconds=2.0, seed=1))
+    assert np.abs(first - babble(recordings, speakers=3, seconds=2.0, seed=2)).max() > 1e-3
+    assert len(first) == 32_000
+
+
+def test_what_cannot_be_heard_is_not_in_the_babble(caplog: pytest.LogCaptureFixture) -> None:
+    """A voice of silence or NaN would make the noise softer, or end the run."""
+    recordings = [np.zeros(100), "nowhere.wav", toy_audio(0.1), toy_audio(0.1, seed=1)]
+    with caplog.at_level("WARNING", logger="hf_distil_whisper"):
+        assert np.isfinite(babble(recordings, speakers=2, seconds=1.0)).all()
+    assert "Not in the babble: 2 rows left out" in caplog.text
+    with pytest.raises(ValueError, match=r"each of 3 speakers, got 2 of 4\. 2 rows left out"):
+        babble(recordings, speakers=3, seconds=1.0)
+    with pytest.raises(ValueError, match="at least 1 speaker and 1 sample"):
+        babble(recordings, speakers=0)
 
 
 @pytest.mark.parametrize(

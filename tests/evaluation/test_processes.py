@@ -85,6 +85,21 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch: pytest.M
         evaluate_shared(rows(["the", "a"]), evaluate)
 
 
+def test_a_row_without_an_id_is_named_by_its_number_in_the_whole_set() -> None:
+    """Named by its number in a share, it would meet another noise than in a single process."""
+    named = processes._with_ids(Dataset.from_dict({"id": ["a", None, "c"], "text": ["x", "y", "z"]}))
+    assert list(named["id"]) == ["a", "1", "c"]
+    assert list(named["text"]) == ["x", "y", "z"]
+
+
+def start_two(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    """The command in two processes."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", "localhost:0", "-m", "hf_distil_whisper.cli.main", *argv]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
 @pytest.mark.slow
 def test_evaluate_in_two_processes_gives_what_it_gives_in_one(tmp_path: Path) -> None:
     """Rows heard twice, lost or in another order; a process that waits for ever for one without rows."""
@@ -95,11 +110,7 @@ def test_evaluate_in_two_processes_gives_what_it_gives_in_one(tmp_path: Path) ->
     argv += ["--teacher_model_name_or_path", write_toy_model(tmp_path / "teacher"), "--language", "en"]
     argv += ["--other_models.wav2vec2", write_toy_ctc(tmp_path / "ctc"), "--eval_datasets.read.path", corpus]
     argv += ["--ood_datasets.one.path", str(tmp_path / "one"), "--long_form_datasets.long.path", corpus]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-    launch += ["--rdzv-endpoint", "localhost:0", "-m", "hf_distil_whisper.cli.main", *argv]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    launch += ["--output_dir", str(tmp_path / "two")]
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = start_two([*argv, "--output_dir", str(tmp_path / "two")])
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("\nin distribution:") == 1
     assert "In all processes together, 2 rows left out" in done.stderr
@@ -116,3 +127,22 @@ def test_evaluate_in_two_processes_gives_what_it_gives_in_one(tmp_path: Path) ->
             two, alone = (Dataset.from_parquet(file, cache_dir=str(tmp_path / "cache")).to_list() for file in files)
             assert two == alone
     assert found["read"]["model"]["rows"] == 5
+
+
+@pytest.mark.slow
+def test_noise_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
+    """Noise that hangs on a row's place in its share, or a table from each process."""
+    corpus = write_toy_corpus(tmp_path / "corpus", train=8, test=5)
+    argv = ["evaluate", "noise", "--model_name_or_path", write_toy_model(tmp_path / "student", decoder_layers=2)]
+    argv += ["--dataset", corpus, "--noises", "white", "babble", "--babble_dataset", corpus, "--snrs", "10", "0"]
+    done = start_two([*argv, "--output_dir", str(tmp_path / "two")])
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("| babble | 0 |") == 1
+    assert main([*argv, "--output_dir", str(tmp_path / "alone")]) == 0
+    found, expected = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("two", "alone"))
+    for noise, by_snr in expected["wer_by_noise_and_snr"].items():
+        for snr, by_model in by_snr.items():
+            for model, row in by_model.items():
+                other = found["wer_by_noise_and_snr"][noise][snr][model]
+                assert {key: row[key] for key in row.keys() - TIMES} == {key: other[key] for key in row.keys() - TIMES}
+                assert row["rows"] == 5

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import torch
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
 from hf_distil_whisper.cli.benchmark_assistant import run_assistant
 from hf_distil_whisper.cli.benchmark_early_exit import run_early_exit
 from hf_distil_whisper.cli.benchmark_latency import run_latency
 from hf_distil_whisper.cli.benchmark_training import run_training
-from hf_distil_whisper.cli.plans import Plan, best_device, torch_dtype
+from hf_distil_whisper.cli.loading import load_listener
+from hf_distil_whisper.cli.plans import Plan
 from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.evaluation.data_speed import StepSpeed, measure_data
 from hf_distil_whisper.evaluation.labelling_speed import (
@@ -178,10 +178,9 @@ def run_label(argv: Sequence[str]) -> None:
     if not plan.settle(dry_run=args.dry_run):
         return
     rows = mixed_recordings(plan.datasets["dataset"], args.rows)
-    name = args.teacher_model_name_or_path or ""
-    teacher = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device()).eval()
+    teacher, processor = load_listener(args.teacher_model_name_or_path or "", args.dtype)
     found = measure_labelling(
-        teacher, load_processor(name), rows, compute_types=args.compute_types, num_beams=args.num_beams,
+        teacher, processor, rows, compute_types=args.compute_types, num_beams=args.num_beams,
         batch_size=args.batch_size, rounds=args.rounds, language=args.language,
     )  # fmt: skip
     sys.stdout.write(f"{labelling_table(found)}\n\n{args.rows} recordings, medians of {args.rounds}, {machine()}\n")

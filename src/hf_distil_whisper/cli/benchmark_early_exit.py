@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, torch_dtype
+from hf_distil_whisper.cli.loading import load_listener
+from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.evaluation.early_exit import (
     PAPER_THRESHOLDS,
@@ -126,10 +126,9 @@ def run_early_exit(argv: Sequence[str], machine: str) -> None:
     plan = plan_early_exit(args)
     if not plan.settle(dry_run=args.dry_run):
         return
-    name = args.model_name_or_path or ""
-    model = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device())
+    model, processor = load_listener(args.model_name_or_path or "", args.dtype)
     found = evaluate_early_exit(
-        model, plan.datasets["dataset"], load_processor(name), thresholds=args.thresholds, language=args.language,
+        model, plan.datasets["dataset"], processor, thresholds=args.thresholds, language=args.language,
         normalizer=get_normalizer(args.normalizer) if args.normalizer else None,
     )  # fmt: skip
     rows = found[0].result.rows

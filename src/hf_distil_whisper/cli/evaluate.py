@@ -11,10 +11,10 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import AutoConfig
 
-from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_sources, parse_arguments, setting, source_setting
 from hf_distil_whisper.cli.evaluate_chunks import run_chunks
 from hf_distil_whisper.cli.evaluate_noise import run_noise
+from hf_distil_whisper.cli.loading import load_listener
 from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, generation_bytes, gigabytes, torch_dtype
 from hf_distil_whisper.cli.recipes import InputError, is_main_process, parse_yaml
 from hf_distil_whisper.evaluation.ctc import evaluate_ctc
@@ -225,9 +225,7 @@ def run_evaluation(args: EvaluateArguments, datasets: Mapping[str, Dataset]) -> 
 
 
 def _whisper_evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset], EvaluationResult]:
-    model = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device())
-    processor = load_processor(name)
-    check_compatible(model, None, processor)
+    model, processor = load_listener(name, args.dtype)
     options: dict[str, Any] = {
         "language": args.language,
         "normalizer": get_normalizer(args.normalizer) if args.normalizer else None,

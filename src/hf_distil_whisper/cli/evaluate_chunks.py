@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, torch_dtype
+from hf_distil_whisper.cli.loading import load_listener
+from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.evaluation.long_form_sweep import (
     CHUNK_LENGTHS,
     ChunkRow,
@@ -125,9 +125,7 @@ def run_chunks(argv: Sequence[str]) -> None:
         return
     rows: list[ChunkRow] = []
     for column, name in args.models().items():
-        model = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device())
-        processor = load_processor(name)
-        check_compatible(model, None, processor)
+        model, processor = load_listener(name, args.dtype)
         rows += sweep_chunks(
             {column: model},
             plan.datasets["dataset"],

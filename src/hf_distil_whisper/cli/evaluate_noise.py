@@ -4,17 +4,33 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from accelerate import PartialState
 from datasets import Dataset
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, generation_bytes, gigabytes, torch_dtype
-from hf_distil_whisper.cli.recipes import InputError
+from hf_distil_whisper.cli.loading import load_listener
+from hf_distil_whisper.cli.plans import Plan, describe_rows, generation_bytes, gigabytes, torch_dtype
+from hf_distil_whisper.cli.recipes import InputError, is_main_process
 from hf_distil_whisper.data.audio import AudioError
-from hf_distil_whisper.evaluation.noise import SNRS, WHITE, check_snrs, evaluate_in_noise, load_noise
+from hf_distil_whisper.data.sources import without_decoder
+from hf_distil_whisper.evaluation.noise import (
+    BABBLE,
+    SNRS,
+    SPEAKERS,
+    WHITE,
+    babble,
+    check_snrs,
+    evaluate_in_noise,
+    load_noise,
+)
+from hf_distil_whisper.evaluation.processes import evaluate_shared
+from hf_distil_whisper.evaluation.results import result_summary
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.figures import wer_over_snr
 from hf_distil_whisper.metrics import get_normalizer
@@ -32,11 +48,13 @@ class NoiseArguments:
         teacher_model_name_or_path (`str`, *optional*): scored beside them.
         dataset ([`DataSource`]): recordings up to 30 s with text, as clean as possible; split "test" where none is
             named.
-        noises (`list[str]`, *optional*, defaults to `["white"]`): `white`, or recordings of noise, for example of a
-            pub.
+        noises (`list[str]`, *optional*, defaults to `["white"]`): `white`, recordings of noise, for example of a
+            pub, or `babble`.
+        babble_dataset ([`DataSource`], *optional*): recordings that the babble is mixed from, best of other speakers
+            than those of `dataset`.
         snrs (`list[float]`, *optional*, defaults to 40 to -10): signal-to-noise ratios in dB.
         output_dir (`str`, *optional*): folder for `results.json` and `wer_over_snr.png`.
-        seed (`int`, *optional*, defaults to 0): of the noise that each recording meets.
+        seed (`int`, *optional*, defaults to 0): of the noise that each recording meets, and of the babble.
         language (`str`, *optional*): of the speech, for multilingual models.
         normalizer (`str`, *optional*): a language, or `"basic"`, in place of the language's own.
         batch_size (`int`, *optional*, defaults to 16): recordings in one pass.
@@ -50,8 +68,10 @@ class NoiseArguments:
     teacher_model_name_or_path: str | None = setting(None, "Scored beside them.")
     dataset: DataSource | str | None = source_setting("Recordings up to 30 s with text, as clean as possible.")
     noises: list[str] = field(
-        default_factory=lambda: [WHITE], metadata={"help": "`white`, or recordings of noise, for example pub.flac."}
+        default_factory=lambda: [WHITE],
+        metadata={"help": "`white`, `babble`, or recordings of noise."},
     )
+    babble_dataset: DataSource | str | None = source_setting("Recordings that the babble is mixed from.")
     snrs: list[float] = field(
         default_factory=lambda: list(SNRS), metadata={"help": "Signal-to-noise ratios in dB, 40 to -10 by default."}
     )
@@ -65,6 +85,7 @@ class NoiseArguments:
 
     def __post_init__(self) -> None:
         self.dataset = as_source(self.dataset, "dataset", "test") if self.dataset else None
+        self.babble_dataset = as_source(self.babble_dataset, "babble_dataset") if self.babble_dataset else None
         for flag, value, least in (("batch_size", self.batch_size, 1), ("seed", self.seed, 0)):
             if value < least:
                 raise InputError(f"--{flag}: expected a whole number of at least {least}, got {value}")
@@ -93,7 +114,6 @@ def plan_noise(args: NoiseArguments) -> Plan:
         args (`NoiseArguments`): what to score on what.
     """
     plan = Plan("evaluate noise")
-    plan.single_process()
     flags = [("model_name_or_path", name) for name in args.model_name_or_path or [""]]
     if args.teacher_model_name_or_path is not None:
         flags.append(("teacher_model_name_or_path", args.teacher_model_name_or_path))
@@ -106,11 +126,7 @@ def plan_noise(args: NoiseArguments) -> Plan:
     rows = plan.source(as_source(args.dataset, "dataset", "test") if args.dataset else None, "dataset", ("text",))
     if rows is not None:
         plan.figures["audio"] = f"{describe_rows(rows)}, heard {len(args.noises) * len(args.snrs)} times by each model"
-    for noise in args.noises:
-        try:
-            load_noise(noise)
-        except AudioError as error:
-            plan.problems.append(f"--noises: {error}")
+    check_noises(plan, args.noises, args.babble_dataset)
     ratios = ", ".join(f"{snr:g}" for snr in args.snrs)
     for column, name in args.models().items():
         place = "" if column == name else f" ({name})"
@@ -123,32 +139,80 @@ def plan_noise(args: NoiseArguments) -> Plan:
     return plan
 
 
-def run_models(args: NoiseArguments, dataset: Dataset) -> Results:
-    """Scores the models of a plan, one after another, each in every noise.
+def check_noises(plan: Plan, noises: Sequence[str], babble_dataset: DataSource | str | None) -> None:
+    """Checks that every noise can be had; the recordings of a babble become `plan.datasets["babble_dataset"]`.
+
+    Args:
+        plan (`Plan`): takes the problems.
+        noises (`Sequence[str]`): as in [`NoiseArguments`].
+        babble_dataset (`DataSource`, *optional*): the same.
+    """
+    for noise in noises:
+        if noise != BABBLE:
+            try:
+                load_noise(noise)
+            except AudioError as error:
+                plan.problems.append(f"--noises: {error}")
+    if BABBLE in noises:
+        source = as_source(babble_dataset, "babble_dataset") if babble_dataset else None
+        rows = plan.source(source, "babble_dataset", ("audio",))
+        if rows is not None and len(rows) < SPEAKERS:
+            plan.problems.append(f"--babble_dataset: expected at least {SPEAKERS} recordings, got {len(rows)}")
+    elif babble_dataset:
+        plan.problems.append(f"--babble_dataset: nothing is mixed from it, since {BABBLE!r} is not among --noises")
+
+
+def load_noises(
+    noises: Sequence[str], babble_rows: Dataset | None = None, seed: int = 0
+) -> dict[str, str | np.ndarray]:
+    """What [`evaluate_in_noise`] takes as `noise`, by the name in tables.
+
+    Args:
+        noises (`Sequence[str]`): as checked by [`check_noises`].
+        babble_rows (`Dataset`, *optional*): `plan.datasets["babble_dataset"]`.
+        seed (`int`, *optional*, defaults to 0): of the babble.
+    """
+    found: dict[str, str | np.ndarray] = {}
+    for name, place in _short_names(noises).items():
+        if place == BABBLE and babble_rows is not None:
+            found[name] = babble(without_decoder(babble_rows)["audio"], seed=seed)
+        else:
+            samples = load_noise(place)
+            found[name] = WHITE if samples is None else samples
+    return found
+
+
+def run_models(args: NoiseArguments, datasets: Mapping[str, Dataset]) -> Results:
+    """Scores the models of a plan, one after another, each in every noise. Several processes share the rows.
 
     Args:
         args (`NoiseArguments`): as checked by [`plan_noise`].
-        dataset (`Dataset`): the recordings.
+        datasets (`Mapping[str, Dataset]`): `plan.datasets`.
+
+    Returns:
+        `Results`: the same in every process.
     """
-    results: Results = {noise: {snr: {} for snr in args.snrs} for noise in _short_names(args.noises)}
+    noises = load_noises(args.noises, datasets.get("babble_dataset"), args.seed)
+    results: Results = {noise: {snr: {} for snr in args.snrs} for noise in noises}
     for column, name in args.models().items():
-        model = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device())
-        processor = load_processor(name)
-        check_compatible(model, None, processor)
-        for noise, place in _short_names(args.noises).items():
-            found = evaluate_in_noise(
-                model,
-                dataset,
-                processor,
-                noise=place,
-                snrs=args.snrs,
-                seed=args.seed,
-                language=args.language,
-                normalizer=get_normalizer(args.normalizer) if args.normalizer else None,
-                batch_size=args.batch_size,
-            )
-            for snr, result in found.items():
-                results[noise][snr][column] = result
+        model, processor = load_listener(name, args.dtype)
+        for (noise, sound), snr in product(noises.items(), args.snrs):
+
+            def evaluate(
+                rows: Dataset,
+                model: WhisperForConditionalGeneration = model,
+                processor: WhisperProcessor = processor,
+                sound: str | np.ndarray = sound,
+                snr: float = snr,
+            ) -> EvaluationResult:
+                found = evaluate_in_noise(
+                    model, rows, processor, noise=sound, snrs=[snr], seed=args.seed, language=args.language,
+                    normalizer=get_normalizer(args.normalizer) if args.normalizer else None,
+                    batch_size=args.batch_size,
+                )  # fmt: skip
+                return found[snr]
+
+            results[noise][snr][column] = evaluate_shared(datasets["dataset"], evaluate)
     return results
 
 
@@ -156,7 +220,7 @@ def noise_table(results: Mapping[str, Mapping[float, Mapping[str, EvaluationResu
     """WER in % by noise and ratio, a column for each model, as Markdown.
 
     Args:
-        results (`Mapping`): from [`run_models`].
+        results (`Mapping`): from [`run_models`]; "-" where no row has a reference.
     """
     columns = list(next(iter(next(iter(results.values())).values())))
     lines = [
@@ -165,7 +229,9 @@ def noise_table(results: Mapping[str, Mapping[float, Mapping[str, EvaluationResu
     ]
     for noise, by_snr in results.items():
         for snr, by_model in by_snr.items():
-            cells = " | ".join(f"{100 * by_model[column].wer:.2f}" for column in columns)
+            cells = " | ".join(
+                f"{100 * by_model[column].wer:.2f}" if by_model[column].errors.num_words else "-" for column in columns
+            )
             lines.append(f"| {noise} | {snr:g} | {cells} |")
     return "\n".join(lines)
 
@@ -187,7 +253,7 @@ def save_noise_results(args: NoiseArguments, results: Results, folder: str) -> N
         "seed": args.seed,
         "wer_by_noise_and_snr": {
             noise: {
-                f"{snr:g}": {column: _summary(result) for column, result in by_model.items()}
+                f"{snr:g}": {column: result_summary(result) for column, result in by_model.items()}
                 for snr, by_model in by_snr.items()
             }
             for noise, by_snr in results.items()
@@ -211,19 +277,13 @@ def run_noise(argv: Sequence[str]) -> None:
     plan = plan_noise(args)
     if not plan.settle(dry_run=args.dry_run):
         return
-    results = run_models(args, plan.datasets["dataset"])
-    sys.stdout.write(noise_table(results) + "\n")
-    if args.output_dir is not None:
-        save_noise_results(args, results, args.output_dir)
-
-
-def _summary(result: EvaluationResult) -> dict[str, float]:
-    return {
-        "wer": result.wer,
-        **asdict(result.errors),
-        "empty_references": result.empty_references,
-        "unreadable_rows": len(result.row_errors),
-    }
+    results = run_models(args, plan.datasets)
+    if is_main_process():
+        sys.stdout.write(noise_table(results) + "\n")
+        if args.output_dir is not None:
+            save_noise_results(args, results, args.output_dir)
+    # As in `evaluate`: a process that leaves without this may abort with its work done.
+    PartialState().destroy_process_group()
 
 
 def _short_names(places: Sequence[str]) -> dict[str, str]:

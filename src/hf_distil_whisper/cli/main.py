@@ -55,6 +55,10 @@ def run_script(
     arguments = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_distil_whisper").setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    if not is_main_process():
+        from transformers.utils.logging import disable_progress_bar  # only here: it takes seconds
+
+        disable_progress_bar()
     try:
         main(arguments)
     except (ValueError, OSError, ImportError) as error:

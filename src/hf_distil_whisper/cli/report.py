@@ -1,5 +1,6 @@
 """`report`: measures a set of models on everything and puts the tables and pictures on one page."""
 
+import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -7,13 +8,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import load_model, load_processor, weights_fingerprint
-from hf_distil_whisper.cli.arguments import DataSource, as_sources, parse_arguments, setting, source_setting
+from hf_distil_whisper.checkpoints import weights_fingerprint
+from hf_distil_whisper.cli.arguments import DataSource, as_source, as_sources, parse_arguments, setting, source_setting
 from hf_distil_whisper.cli.benchmark import machine
-from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, torch_dtype
+from hf_distil_whisper.cli.evaluate_noise import check_noises, load_noises
+from hf_distil_whisper.cli.loading import load_listener
+from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.cli.recipes import InputError, parse_yaml
 from hf_distil_whisper.evaluation.latency_grid import latency_grid
 from hf_distil_whisper.evaluation.latency_rows import LatencyRow
@@ -47,7 +51,8 @@ class ReportArguments:
         ood_datasets (`dict[str, DataSource]`, *optional*): out of distribution.
         long_form_datasets (`dict[str, DataSource]`, *optional*): long recordings.
         reference (`str`, *optional*): the set in distribution that effective robustness refers to (Table 6).
-        noises (`list[str]`, *optional*): "white", or files of recorded noise, added to the first set.
+        noises (`list[str]`, *optional*): "white", "babble", or files of recorded noise, added to the first set.
+        babble_dataset ([`DataSource`], *optional*): recordings that the babble is mixed from, best of other speakers.
         snrs (`list[float]`, *optional*): signal-to-noise ratios in dB.
         batch_sizes (`list[int]`, *optional*, defaults to `[1, 4, 16]`): of the latency.
         latency_samples (`int`, *optional*, defaults to 256): recordings of the first set that are timed.
@@ -67,7 +72,8 @@ class ReportArguments:
     ood_datasets: dict[str, DataSource] | str | None = source_setting("Short recordings out of distribution.")
     long_form_datasets: dict[str, DataSource] | str | None = source_setting("Long recordings.")
     reference: str | None = setting(None, "Set in distribution that effective robustness refers to.")
-    noises: list[str] = field(default_factory=list, metadata={"help": '"white", or files of recorded noise.'})
+    noises: list[str] = field(default_factory=list, metadata={"help": "White, babble, or files of recorded noise."})
+    babble_dataset: DataSource | str | None = source_setting("Recordings that the babble is mixed from.")
     snrs: list[float] = field(
         default_factory=lambda: [40.0, 20.0, 10.0, 5.0, 0.0, -10.0], metadata={"help": "Ratios in dB."}
     )
@@ -87,6 +93,7 @@ class ReportArguments:
             raise InputError(f"models: expected a mapping of names to Hub names or folders, got {self.models!r}")
         for name in ("eval_datasets", "ood_datasets", "long_form_datasets"):
             setattr(self, name, as_sources(getattr(self, name), name))
+        self.babble_dataset = as_source(self.babble_dataset, "babble_dataset") if self.babble_dataset else None
         short = [*(self.eval_datasets or {}), *(self.ood_datasets or {})]
         if self.reference is not None and self.reference not in (self.eval_datasets or {}):
             raise InputError(
@@ -115,9 +122,7 @@ def plan_report(args: ReportArguments) -> Plan:
             rows = plan.source(source, f"{flag}.{name}", ("text",))
             if rows is not None:
                 plan.figures[f"audio of {name}"] = describe_rows(rows)
-    for noise in args.noises:
-        if noise != "white" and not Path(noise).is_file():
-            plan.problems.append(f"--noises: {noise!r} is neither white nor an audio file")
+    check_noises(plan, args.noises, args.babble_dataset)
     for place in args.sweeps:
         if not (Path(place) / "table.md").is_file():
             plan.problems.append(f"--sweeps: {place} holds no table; run `hf-distil-whisper sweep` first")
@@ -150,17 +155,18 @@ def run_report(args: ReportArguments, datasets: Mapping[str, Dataset], argv: Seq
     """
     folder = Path(args.output_dir or "")
     kept = MeasuredFolder(folder / "measured")
+    noises = load_noises(args.noises, datasets.get("babble_dataset"))
     models = {name: _load(place, args.dtype) for name, place in dict(args.models or {}).items()}  # type: ignore[arg-type]
     baseline, outside = next(iter(models)), list(args.ood_datasets or {})
     sets: dict[str, dict[str, Dataset]] = {"eval_datasets": {}, "ood_datasets": {}, "long_form_datasets": {}}
-    for flag, rows in datasets.items():
+    for flag, rows in ((flag, rows) for flag, rows in datasets.items() if "." in flag):
         kind, name = flag.split(".", 1)
         sets[kind][name] = rows
     short = _scores(args, kept, models, {**sets["eval_datasets"], **sets["ood_datasets"]}, "short form")
     long = _scores(args, kept, models, sets["long_form_datasets"], "long form")
     first = next(iter(sets["eval_datasets"].values()))
     latency = _latency(args, kept, models, first)
-    noise = {kind: _noise(args, kept, models, first, kind) for kind in args.noises}
+    noise = {kind: _noise(args, kept, models, first, kind, sound) for kind, sound in noises.items()}
     folder.mkdir(parents=True, exist_ok=True)
     sections = [front_section(short, _speeds(latency), outside, baseline, folder)]
     sections += [short_form_section(short, outside, baseline, args.reference)]
@@ -175,8 +181,8 @@ def run_report(args: ReportArguments, datasets: Mapping[str, Dataset], argv: Seq
 
 
 def _load(place: str, dtype: str) -> _Loaded:
-    model = load_model(place, dtype=torch_dtype(dtype)).to(best_device()).eval()
-    return _Loaded(model, load_processor(place), weights_fingerprint(model))
+    model, processor = load_listener(place, dtype)
+    return _Loaded(model, processor, weights_fingerprint(model))
 
 
 def _identity(args: ReportArguments, model: _Loaded, rows: Dataset) -> dict[str, Any]:
@@ -212,7 +218,12 @@ def _scores(
 
 
 def _noise(
-    args: ReportArguments, kept: MeasuredFolder, models: Mapping[str, _Loaded], rows: Dataset, noise: str
+    args: ReportArguments,
+    kept: MeasuredFolder,
+    models: Mapping[str, _Loaded],
+    rows: Dataset,
+    kind: str,
+    noise: str | np.ndarray,
 ) -> dict[str, dict[float, WordErrors]]:
     found = {}
     for name, one in models.items():
@@ -224,8 +235,9 @@ def _noise(
             )  # fmt: skip
             return [asdict(result.errors) for result in results.values()]
 
-        settings = {**_identity(args, one, rows), "noise": noise, "snrs": args.snrs}
-        measured = kept.get(f"noise {Path(noise).stem}, {name}", settings, measure)
+        sound = noise if isinstance(noise, str) else hashlib.sha256(noise.tobytes()).hexdigest()[:16]
+        settings = {**_identity(args, one, rows), "noise": sound, "snrs": args.snrs}
+        measured = kept.get(f"noise {kind}, {name}", settings, measure)
         found[name] = {snr: WordErrors(**counts) for snr, counts in zip(args.snrs, measured, strict=True)}
     return found
 

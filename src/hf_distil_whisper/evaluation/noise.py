@@ -7,8 +7,8 @@ Knows levels and which stretch of a noise meets which recording; scoring is `sho
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,15 +17,21 @@ from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
-from hf_distil_whisper.data.samples import check_length, row_id
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
+from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
-from hf_distil_whisper.evaluation.short_form import evaluate_model, readable_rows
+from hf_distil_whisper.evaluation.short_form import evaluate_model
 
 logger = logging.get_logger(__name__)
 
 WHITE = "white"
 """Gaussian noise, drawn for each recording anew."""
+
+BABBLE = "babble"
+"""Speech of many at once, mixed by [`babble`]."""
+
+SPEAKERS = 8
+"""Of a babble, at once: single ones can no longer be followed."""
 
 SNRS = (40.0, 30.0, 20.0, 10.0, 5.0, 0.0, -5.0, -10.0)
 """Signal-to-noise ratios in dB, from hardly to hardly anything else audible: the range of Figure 2."""
@@ -89,6 +95,69 @@ def load_noise(noise: Any) -> np.ndarray | None:
     return samples
 
 
+def babble(recordings: Sequence[Any], *, speakers: int = SPEAKERS, seconds: float = 60.0, seed: int = 0) -> np.ndarray:
+    """Speech of many at once: a stand-in for the pub noise of Figure 2 that any corpus can be made to yield.
+
+    Every speaker says drawn recordings one after another, each at the same power. A recording of a real pub also has
+    its room, glasses and music; give it as a file where there is one.
+
+    Args:
+        recordings (`Sequence`): of one speaker each, as [`load_audio`] takes them; best other ones than those that the
+            noise is added to. What cannot be read, or is silent, is left out.
+        speakers (`int`, *optional*, defaults to 8): at once.
+        seconds (`float`, *optional*, defaults to 60.0): length. Its end goes on at its beginning.
+        seed (`int`, *optional*, defaults to 0): of the draw.
+
+    Returns:
+        `np.ndarray`: shape (samples,) at 16 kHz, float32, power 0.01.
+
+    Raises:
+        ValueError: for a number below 1, less than a sample, or fewer readable recordings than speakers.
+
+    Example:
+        ```python
+        >>> noise = babble(load_source("quickstart", split="train")["audio"])
+        >>> results = evaluate_in_noise(student, dataset, processor, noise=noise)
+        ```
+    """
+    length = round(seconds * SAMPLING_RATE)
+    if speakers < 1 or length < 1:
+        raise ValueError(f"babble: expected at least 1 speaker and 1 sample, got {speakers} and {seconds} s.")
+    random = np.random.default_rng(seed)
+    order, errors = deque(random.permutation(len(recordings)).tolist()), RowErrors()
+    mixed = np.zeros(length)
+    for _ in range(speakers):
+        voice, filled = np.zeros(length), 0
+        while filled < length:
+            samples = _next_voice(recordings, order, speakers, errors)[: length - filled]
+            voice[filled : filled + len(samples)] = samples
+            filled += len(samples)
+        mixed += np.roll(voice, random.integers(length))
+    if len(errors):
+        logger.warning(f"Not in the babble: {errors.summary()}")
+    return (0.1 * mixed / math.sqrt(_power(mixed))).astype(np.float32)
+
+
+def _next_voice(recordings: Sequence[Any], order: deque[int], speakers: int, errors: RowErrors) -> np.ndarray:
+    """The next recording that can be used, at power 1; it goes to the end of the order."""
+    while len(order) >= speakers:
+        number = order.popleft()
+        name = f"recording {number}"
+        try:
+            samples = load_audio(recordings[number], name=name)
+        except AudioError as error:
+            errors.add(name, str(error))
+            continue
+        if power := _power(samples):
+            order.append(number)
+            return samples / math.sqrt(power)
+        errors.add(name, "every sample is 0; expected speech.")
+    raise ValueError(
+        f"babble: expected a readable recording for each of {speakers} speakers, got {len(order)} of "
+        f"{len(recordings)}. {errors.summary()}".strip()
+    )
+
+
 def evaluate_in_noise(
     model: WhisperForConditionalGeneration,
     dataset: Dataset | Sequence[Mapping],
@@ -134,13 +203,11 @@ def evaluate_in_noise(
     """
     snrs = check_snrs(snrs)
     recorded = load_noise(noise)
-    dataset = readable_rows(dataset, text_column)
     results = {}
     for snr in snrs:
         logger.info(f"{WHITE if recorded is None else _name(noise, 'recorded')} noise at {snr:g} dB")
-        hear = partial(_noisy_recording, processor=processor, noise=recorded, snr=snr, seed=seed)
-        rows = [_NoisyRow(dataset, index, hear) for index in range(len(dataset))]
-        results[snr] = evaluate_model(model, rows, processor, text_column=text_column, **options)
+        load = partial(_noisy_recording, noise=recorded, snr=snr, seed=seed)
+        results[snr] = evaluate_model(model, dataset, processor, text_column=text_column, load=load, **options)
     return results
 
 
@@ -168,30 +235,7 @@ def check_snrs(snrs: Sequence[float], name: str = "snrs") -> list[float]:
     return ratios
 
 
-@dataclass(frozen=True)
-class _NoisyRow(Mapping):
-    """A row whose `audio` is mixed when it is asked for: nothing is stored, and what fails costs this row."""
-
-    dataset: Dataset | Sequence[Mapping]
-    index: int
-    hear: Callable[[Any, str], np.ndarray]
-
-    def __getitem__(self, column: str) -> Any:
-        row = self.dataset[self.index]
-        return self.hear(row["audio"], row_id(row, self.index)) if column == "audio" else row[column]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.dataset[self.index])
-
-    def __len__(self) -> int:
-        return len(self.dataset[self.index])
-
-
-def _noisy_recording(
-    audio: Any, name: str, *, processor: WhisperProcessor, noise: np.ndarray | None, snr: float, seed: int
-) -> np.ndarray:
-    # The header comes first: hours of audio are not worth decoding to be left out.
-    check_length(name, audio_duration(audio, name=name), processor)
+def _noisy_recording(audio: Any, *, name: str, noise: np.ndarray | None, snr: float, seed: int) -> np.ndarray:
     speech = load_audio(audio, name=name)
     try:
         return _mix(speech, noise, snr, np.random.default_rng((seed, zlib.crc32(name.encode()))))

@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers.utils import logging
 
+from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.scoring import EvaluationResult, NothingReadError, merge_results
 
@@ -71,7 +72,7 @@ def _together(parts: list[EvaluationResult | RowErrors], own: list[EvaluationRes
     if not heard:
         raise NothingReadError(unread)
     if len(unread) > len(_row_errors(own)):  # each process has told of its own rows only
-        logger.warning(f"In all processes together, {unread.summary()}")
+        logger.warning_once(f"In all processes together, {unread.summary()}")
     return replace(merge_results(heard), row_errors=unread)
 
 
@@ -87,6 +88,10 @@ def _timed(dataset: Dataset, evaluate: Callable[[Dataset], EvaluationResult]) ->
 
 def _with_ids(dataset: Dataset) -> Dataset:
     """Rows without an id are named by their number in the whole set, not in a share of it."""
-    if "id" in dataset.column_names:
+    if "id" not in dataset.column_names:
+        return dataset.add_column("id", [str(number) for number in range(len(dataset))])
+    given = list(dataset["id"])
+    if None not in given:
         return dataset
-    return dataset.add_column("id", [str(number) for number in range(len(dataset))])
+    names = [row_id({"id": name}, number) for number, name in enumerate(given)]
+    return dataset.remove_columns("id").add_column("id", names)

@@ -44,7 +44,7 @@ def summarise_results(results: Results, groups: Mapping[str, str] | None = None)
     """
     return {
         dataset: {
-            model: _summary(result)
+            model: result_summary(result)
             | ({} if groups is None else {"group": groups[dataset]})
             | ({} if model == TEACHER or TEACHER not in by_model else _against(result, by_model[TEACHER]))
             for model, result in by_model.items()
@@ -167,7 +167,16 @@ def save_results(results: Results, folder: str, groups: Mapping[str, str] | None
     (target / "results.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _summary(result: EvaluationResult) -> dict[str, Any]:
+def result_summary(result: EvaluationResult) -> dict[str, Any]:
+    """Counts and rates of one model on one set, as JSON can hold them.
+
+    Args:
+        result (`EvaluationResult`): of any evaluation.
+
+    Returns:
+        `dict[str, Any]`: fractions, or None where no row has a reference. Counts are named like the columns of the
+        rows.
+    """
     scored = result.errors.num_words > 0
     counts = {prefix + kind: getattr(getattr(result, name), kind) for prefix, name in COUNTS.items() for kind in KINDS}
     return {

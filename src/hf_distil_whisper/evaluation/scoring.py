@@ -175,7 +175,8 @@ def score(
         NothingReadError: if no row could be read.
     """
     if len(row_errors):
-        logger.warning(row_errors.summary())
+        # Once for all models and levels of noise that meet the same rows.
+        logger.warning_once(row_errors.summary())
     if not heard:
         raise NothingReadError(row_errors)
     normalize = get_normalizer(language) if normalizer is None else normalizer

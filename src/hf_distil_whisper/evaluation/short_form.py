@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 from hf_distil_whisper.evaluation.scoring import EvaluationResult, Heard, score
@@ -35,6 +36,7 @@ def evaluate_model(
     num_beams: int = 1,
     max_new_tokens: int | None = None,
     text_column: str = "text",
+    load: Callable[..., np.ndarray] = load_audio,
 ) -> EvaluationResult:
     """Scores a model on short recordings: greedy, without timestamps, as the paper does.
 
@@ -50,6 +52,8 @@ def evaluate_model(
         num_beams (`int`, *optional*, defaults to 1): greedy.
         max_new_tokens (`int`, *optional*): by default as many as the decoder has room for.
         text_column (`str`, *optional*, defaults to `"text"`): holds the references.
+        load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): what the model hears of a row,
+            given its `audio` and its id as `name`: samples at 16 kHz, as many as there are.
 
     Returns:
         `EvaluationResult`: rows in the order of the data set.
@@ -67,7 +71,7 @@ def evaluate_model(
     errors = RowErrors()
     _warm_up(model, processor, language)
     generate = partial(generate_tokens, model, num_beams=num_beams, max_new_tokens=max_new_tokens, language=language)
-    found = generate_rows(model, processor, dataset, errors, generate, batch_size=batch_size)
+    found = generate_rows(model, processor, dataset, errors, generate, load=load, batch_size=batch_size)
     heard = []
     for index, sequence in found.sequences.items():
         text = plain_text(sequence.tokens, processor.tokenizer, timestamp_begin(model))

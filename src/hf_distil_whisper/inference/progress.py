@@ -17,6 +17,7 @@ class AudioProgress:
         self.bar = logging.tqdm(total=total, desc=description, unit="row")
         self.rows_per_window = 1.0
         """Rows that a window stands for: above 1 where utterances were joined."""
+        self._total, self._shown = total, 0
         self._settled, self._open = 0, 0.0
         self._seconds, self._begin = 0.0, time.perf_counter()
 
@@ -36,7 +37,8 @@ class AudioProgress:
 
     def skip(self, rows: int) -> None:
         """Counts rows that were done before: they tell nothing of the speed."""
-        self.bar.initial += rows
+        if not isinstance(self.bar, logging.EmptyTqdm):  # where progress bars are switched off
+            self.bar.initial += rows
         self.settle(rows)
 
     def close(self) -> None:
@@ -45,4 +47,6 @@ class AudioProgress:
 
     def _show(self) -> None:
         done = self._settled + int(self._open)
-        self.bar.update((done if self.bar.total is None else min(done, self.bar.total)) - self.bar.n)
+        done = done if self._total is None else min(done, self._total)
+        self.bar.update(done - self._shown)
+        self._shown = done

@@ -48,6 +48,7 @@ def generate_rows(
     errors: RowErrors,
     generate: Callable[..., list[TokenSequence]],
     *,
+    load: Callable[..., np.ndarray] = load_audio,
     batch_size: int = 16,
     token_budget: int | None = None,
     progress: AudioProgress | None = None,
@@ -63,6 +64,8 @@ def generate_rows(
         errors (`RowErrors`): takes the rows that cannot be read or are longer than the window.
         generate (`Callable[..., list[TokenSequence]]`): features (batch, mel bins, frames) to tokens, or with `keep`
             `encoder_states` (batch, frames, width): a `partial` of [`generate_tokens`], or another runtime's.
+        load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): a row's `audio`, and its id as
+            `name`, to samples at 16 kHz, as many as there are.
         batch_size (`int`, *optional*, defaults to 16): windows per pass.
         token_budget (`int`, *optional*): tokens per pass; see [`batches_by_length`].
         progress ([`AudioProgress`], *optional*): told of every batch; by default a bar of its own.
@@ -82,7 +85,7 @@ def generate_rows(
     seconds = 0.0
     bar = AudioProgress(len(rows), "transcribing") if progress is None else progress
     for batch in batches_by_length([lengths[row] for row in rows], batch_size, token_budget):
-        recordings = _load([rows[position] for position in batch], dataset, errors, window)
+        recordings = _load([rows[position] for position in batch], dataset, errors, window, load)
         if recordings:
             start = time.perf_counter()
             features = window_features(model, processor, list(recordings.values()))
@@ -120,13 +123,17 @@ def _lengths(dataset: Dataset | Sequence[Mapping], errors: RowErrors, window: fl
 
 
 def _load(
-    rows: Sequence[int], dataset: Dataset | Sequence[Mapping], errors: RowErrors, window: float
+    rows: Sequence[int],
+    dataset: Dataset | Sequence[Mapping],
+    errors: RowErrors,
+    window: float,
+    load: Callable[..., np.ndarray],
 ) -> dict[int, np.ndarray]:
     recordings = {}
     for index in rows:
         row = dataset[index]
         try:
-            samples = load_audio(row["audio"], name=row_id(row, index))
+            samples = load(row["audio"], name=row_id(row, index))
         except AudioError as error:
             errors.add(row_id(row, index), str(error))
             continue
