@@ -15,6 +15,10 @@ quickstart: $(BIN)/hf-distil-whisper
 
 # Hours; a sweep that was stopped goes on.
 sweeps: $(BIN)/hf-distil-whisper
+	test -f runs/sweeps/chunks/table.md || $(BIN)/hf-distil-whisper evaluate chunks \
+	    --model_name_or_path runs/quickstart/student --teacher_model_name_or_path examples/quickstart/teacher \
+	    --dataset.path examples/quickstart/corpus --dataset.split longform \
+	    --strides 0 0.5 1 2 --output_dir runs/sweeps/chunks
 	for sweep in configs/sweeps/*.yaml; do $(BIN)/hf-distil-whisper sweep $$sweep || exit; done
 
 SWEEPS = $(patsubst %/table.md,%,$(wildcard runs/sweeps/*/table.md))

@@ -144,24 +144,26 @@ def wer_over_latency(models: Mapping[str, tuple[float, float]], baseline: str, w
     figure.savefig(path, dpi=150)
 
 
-def wer_over_chunk_length(curves: Mapping[str, Sequence[tuple[float, float]]], path: str | Path) -> None:
-    """Word error rate of long-form transcription over the length of its chunks: Table 23 as a picture.
+def wer_over_chunks(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: str | Path) -> None:
+    """Word error rate of long-form transcription over length or overlap of its chunks: Table 23 as a picture.
 
     Args:
-        curves (`Mapping[str, Sequence[tuple[float, float]]]`): by label, points of chunk length in seconds and word
-            error rate as a fraction, in any order.
+        panels (`Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]`): what stands along the x axis, with its
+            unit, from left to right → label of a line → points of seconds and word error rate as a fraction, in any
+            order.
         path (`str` or `Path`): of the PNG or SVG.
     """
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    styles = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
-    for (label, points), (color, marker) in zip(curves.items(), styles, strict=False):
-        lengths, rates = zip(*sorted(points), strict=True)
-        axes.plot(lengths, [100 * rate for rate in rates], label=label, color=color, marker=marker)
-    axes.set_xticks(sorted({length for points in curves.values() for length, _ in points}))
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("chunk length / s")
-    _finish(axes, "word error rate / %")
+    figure = Figure(figsize=(7 * len(panels), 4), layout="constrained")
+    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (heading, curves) in zip(drawn, panels.items(), strict=True):
+        styles = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
+        for (label, points), (color, marker) in zip(curves.items(), styles, strict=False):
+            seconds, rates = zip(*sorted(points), strict=True)
+            axes.plot(seconds, [100 * rate for rate in rates], label=label, color=color, marker=marker)
+        axes.set_xticks(sorted({seconds for points in curves.values() for seconds, _ in points}))
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(heading)
+        _finish(axes, "word error rate / %", columns=2)
     figure.savefig(path, dpi=150)
 
 
@@ -188,10 +190,10 @@ def latency_over_draft_length(
     figure.savefig(path, dpi=150)
 
 
-def _finish(axes: Axes, label: str) -> None:
+def _finish(axes: Axes, label: str, columns: int = 4) -> None:
     """What all pictures with lines have in common."""
     axes.set_ylabel(label)
     axes.grid(axis="y", color=GREY, linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

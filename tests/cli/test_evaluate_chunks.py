@@ -28,8 +28,10 @@ def test_rows_table_and_figure_are_written(toys: Path, tmp_path: Path, capsys: p
     assert main([*argv, str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "| Chunk length / s | Stride / s | teacher | model |" in said
-    assert (tmp_path / "out" / "chunks.md").read_text().strip() in said
-    rows = json.loads((tmp_path / "out" / "chunks.json").read_text())
+    heading, table = (tmp_path / "out" / "table.md").read_text().split("\n\nWER / %.\n\n")
+    assert heading == "Length and overlap of chunks (Table 23)"
+    assert table.strip() in said
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [(row["model"], row["chunk_length"], row["stride"]) for row in rows[4:]] == [
         ("model", 2.0, 0.0),
         ("model", 2.0, 0.25),
@@ -37,7 +39,7 @@ def test_rows_table_and_figure_are_written(toys: Path, tmp_path: Path, capsys: p
         ("model", 1.0, 0.25),
     ]
     assert {"hits", "substitutions", "deletions", "insertions"} == set(rows[0]["errors"])
-    assert (tmp_path / "out" / "wer_over_chunk_length.png").stat().st_size > 1000
+    assert (tmp_path / "out" / "wer.png").stat().st_size > 1000
 
 
 def test_all_problems_are_told_before_a_model_is_loaded(

@@ -6,8 +6,8 @@ import pytest
 
 from evaluation.test_long_form import recordings
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.long_form_sweep import ChunkRow, chunk_curves, chunk_table, sweep_chunks
-from hf_distil_whisper.figures import wer_over_chunk_length
+from hf_distil_whisper.evaluation.long_form_sweep import ChunkRow, chunk_panels, chunk_table, sweep_chunks
+from hf_distil_whisper.figures import wer_over_chunks
 from hf_distil_whisper.metrics import WordErrors
 from talking_models import talking_whisper
 from toy_models import toy_processor
@@ -68,9 +68,10 @@ def test_the_table_and_the_figure_are_those_of_the_paper(tmp_path: Path) -> None
         "| 30 | 4.8 | 7.4 |",
         "| 15 | 6.5 | 4.2 |",
     ]
-    curves = chunk_curves(rows)
-    assert curves == {"large-v2": [(30, 0.048), (15, 0.065)], "distil": [(30, 0.074), (15, 0.042)]}
-    wer_over_chunk_length(curves, tmp_path / "figure.png")
+    panels = chunk_panels(rows)
+    curves = {"large-v2": [(30, 0.048), (15, 0.065)], "distil": [(30, 0.074), (15, 0.042)]}
+    assert panels == {"chunk length / s": curves}
+    wer_over_chunks(panels, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
 
 
@@ -82,4 +83,22 @@ def test_overlaps_have_a_column_and_curves_of_their_own() -> None:
         "| 15 | 0 | 9.0 | 3.0 |",
         "| 15 | 0.5 | 6.0 | - |",
     ]
-    assert list(chunk_curves(rows)) == ["distil, stride 0 s", "distil, stride 0.5 s", "other, stride 0 s"]
+    assert chunk_panels(rows) == {
+        "stride, shared with each neighbour / s": {
+            "distil, chunks of 15 s": [(0, 0.09), (0.5, 0.06)],
+            "other, chunks of 15 s": [(0, 0.03)],
+        }
+    }
+
+
+def test_lengths_and_overlaps_are_drawn_side_by_side(tmp_path: Path) -> None:
+    """Overlaps as lines of one panel over the length cannot be read off: each has an axis of its own."""
+    rows = [row("distil", length, stride, wrong) for length, stride, wrong in ((30, 0, 9), (30, 2, 8), (15, 0, 7))]
+    panels = chunk_panels(rows)
+    assert {heading: list(curves) for heading, curves in panels.items()} == {
+        "chunk length / s": ["distil, stride 0 s", "distil, stride 2 s"],
+        "stride, shared with each neighbour / s": ["distil, chunks of 30 s", "distil, chunks of 15 s"],
+    }
+    assert panels["chunk length / s"]["distil, stride 0 s"] == [(30, 0.009), (15, 0.007)]
+    wer_over_chunks(panels, tmp_path / "figure.svg")
+    assert "<svg" in (tmp_path / "figure.svg").read_text()

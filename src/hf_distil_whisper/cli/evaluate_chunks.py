@@ -13,12 +13,12 @@ from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.evaluation.long_form_sweep import (
     CHUNK_LENGTHS,
     ChunkRow,
-    chunk_curves,
+    chunk_panels,
     chunk_settings,
     chunk_table,
     sweep_chunks,
 )
-from hf_distil_whisper.figures import wer_over_chunk_length
+from hf_distil_whisper.figures import wer_over_chunks
 from hf_distil_whisper.inference.generation import window_seconds
 from hf_distil_whisper.metrics import get_normalizer
 
@@ -34,7 +34,8 @@ class EvaluateChunksArguments:
         chunk_lengths (`list[float]`, *optional*, defaults to `30 25 20 15 10`): seconds of a chunk, as in Table 23.
         strides (`list[float]`, *optional*): seconds that neighbouring chunks share at either side, each tried with
             each length, for example `0 0.5 1 2`; else a sixth of the chunk.
-        output_dir (`str`, *optional*): folder for `chunks.json`, `chunks.md` and `wer_over_chunk_length.png`.
+        output_dir (`str`, *optional*): folder for `results.json`, `table.md` and `wer.png`, as
+            `sweep` writes them: `report --sweeps` takes it.
         language (`str`, *optional*): of the speech, for multilingual models.
         normalizer (`str`, *optional*): a language, or `"basic"`, in place of the language's own.
         batch_size (`int`, *optional*, defaults to 16): chunks in one pass.
@@ -99,7 +100,7 @@ def plan_chunks(args: EvaluateChunksArguments) -> Plan:
 
 
 def save_chunks(rows: Sequence[ChunkRow], folder: str) -> None:
-    """Writes `chunks.json` (counts and rates), `chunks.md` and `wer_over_chunk_length.png` into a folder.
+    """Writes `results.json` (counts and rates), `table.md` and `wer.png` into a folder.
 
     Args:
         rows (`Sequence[ChunkRow]`): from [`sweep_chunks`].
@@ -108,9 +109,10 @@ def save_chunks(rows: Sequence[ChunkRow], folder: str) -> None:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     found = [{**asdict(row), "wer": row.wer, "rtf": row.rtf} for row in rows]
-    (target / "chunks.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (target / "chunks.md").write_text(chunk_table(rows) + "\n", encoding="utf-8")
-    wer_over_chunk_length(chunk_curves(rows), target / "wer_over_chunk_length.png")
+    (target / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    text = f"Length and overlap of chunks (Table 23)\n\nWER / %.\n\n{chunk_table(rows)}\n"
+    (target / "table.md").write_text(text, encoding="utf-8")
+    wer_over_chunks(chunk_panels(rows), target / "wer.png")
 
 
 def run_chunks(argv: Sequence[str]) -> None:

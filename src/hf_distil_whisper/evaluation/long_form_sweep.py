@@ -3,7 +3,7 @@
 Knows which settings to try and how to lay out what comes; measuring is `long_form.py`'s.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from datasets import Dataset
@@ -16,6 +16,8 @@ from hf_distil_whisper.metrics import WordErrors
 
 CHUNK_LENGTHS = (30.0, 25.0, 20.0, 15.0, 10.0)
 """Seconds, as in Table 23."""
+
+_LENGTH, _STRIDE = "chunk length / s", "stride, shared with each neighbour / s"
 
 
 @dataclass(frozen=True)
@@ -166,15 +168,30 @@ def chunk_table(rows: Sequence[ChunkRow]) -> str:
     return "\n".join(lines)
 
 
-def chunk_curves(rows: Sequence[ChunkRow]) -> dict[str, list[tuple[float, float]]]:
-    """What [`wer_over_chunk_length`] draws: points of chunk length (seconds) and WER (fraction) by model and stride.
+def chunk_panels(rows: Sequence[ChunkRow]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """What [`wer_over_chunks`] draws: over the length, and over the overlap where strides were chosen.
 
     Args:
         rows (`Sequence[ChunkRow]`): from [`sweep_chunks`].
+
+    Returns:
+        `dict[str, dict[str, list[tuple[float, float]]]]`: x axis → model and what is held → seconds and WER. An axis
+            along which only one value was tried is left out, if another is there.
     """
-    with_stride = any(row.stride != row.chunk_length / 6 for row in rows)
+    if all(row.stride == row.chunk_length / 6 for row in rows):
+        return {_LENGTH: _curves((row.model, row.chunk_length, row.wer) for row in rows)}
+    panels = {}
+    if len({row.chunk_length for row in rows}) > 1 or len({row.stride for row in rows}) == 1:
+        held = ((f"{row.model}, stride {row.stride:.3g} s", row.chunk_length, row.wer) for row in rows)
+        panels[_LENGTH] = _curves(held)
+    if len({row.stride for row in rows}) > 1:
+        held = ((f"{row.model}, chunks of {row.chunk_length:g} s", row.stride, row.wer) for row in rows)
+        panels[_STRIDE] = _curves(held)
+    return panels
+
+
+def _curves(points: Iterable[tuple[str, float, float]]) -> dict[str, list[tuple[float, float]]]:
     curves: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        label = f"{row.model}, stride {row.stride:.3g} s" if with_stride else row.model
-        curves.setdefault(label, []).append((row.chunk_length, row.wer))
+    for label, seconds, wer in points:
+        curves.setdefault(label, []).append((seconds, wer))
     return curves
