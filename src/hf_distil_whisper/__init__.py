@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.latency_rows import latency_table as latency_table
     from hf_distil_whisper.evaluation.latency_rows import rtf_table as rtf_table
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
+    from hf_distil_whisper.evaluation.long_form_algorithms import algorithm_table as algorithm_table
+    from hf_distil_whisper.evaluation.long_form_algorithms import compare_algorithms as compare_algorithms
     from hf_distil_whisper.evaluation.long_form_sweep import chunk_table as chunk_table
     from hf_distil_whisper.evaluation.long_form_sweep import sweep_chunks as sweep_chunks
     from hf_distil_whisper.evaluation.long_form_tables import long_form_summary as long_form_summary
@@ -139,6 +141,7 @@ _MODULES = {
     "evaluation.latency_grid": ("latency_grid",),
     "evaluation.latency_rows": ("LatencyRow", "latency_table", "rtf_table"),
     "evaluation.long_form": ("evaluate_long_form",),
+    "evaluation.long_form_algorithms": ("algorithm_table", "compare_algorithms"),
     "evaluation.long_form_sweep": ("chunk_table", "sweep_chunks"),
     "evaluation.long_form_tables": ("long_form_summary", "long_form_table"),
     "evaluation.noise": ("add_noise", "babble", "evaluate_in_noise"),

@@ -163,7 +163,7 @@ def wer_over_chunks(panels: Mapping[str, Mapping[str, Sequence[tuple[float, floa
         axes.set_xticks(sorted({seconds for points in curves.values() for seconds, _ in points}))
         axes.set_ylim(bottom=0)
         axes.set_xlabel(heading)
-        _finish(axes, "word error rate / %", columns=2)
+        _finish(axes, "word error rate / %" if axes is drawn[0] else "", columns=2)
     figure.savefig(path, dpi=150)
 
 

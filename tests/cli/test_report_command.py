@@ -72,7 +72,7 @@ def test_a_second_start_measures_nothing_again(toys: Path, tmp_path: Path, monke
     def measured_again(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    for name in ("evaluate_model", "evaluate_long_form", "evaluate_in_noise", "latency_grid"):
+    for name in ("evaluate_model", "evaluate_long_form", "evaluate_in_noise", "latency_grid", "compare_algorithms"):
         monkeypatch.setattr(report, name, measured_again)
     assert main(["report", settings]) == 0
     assert (tmp_path / "report" / "report.md").read_text() == first

@@ -11,6 +11,7 @@ from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_argumen
 from hf_distil_whisper.cli.benchmark_assistant import run_assistant
 from hf_distil_whisper.cli.benchmark_early_exit import run_early_exit
 from hf_distil_whisper.cli.benchmark_latency import run_latency
+from hf_distil_whisper.cli.benchmark_long_form_memory import run_long_form_memory
 from hf_distil_whisper.cli.benchmark_training import run_training
 from hf_distil_whisper.cli.loading import load_listener
 from hf_distil_whisper.cli.plans import Plan
@@ -135,6 +136,7 @@ def run(argv: Sequence[str]) -> None:
         "latency": lambda flags: run_latency(flags, machine()),
         "assistant": lambda flags: run_assistant(flags, machine()),
         "early-exit": lambda flags: run_early_exit(flags, machine()),
+        "long-form-memory": lambda flags: run_long_form_memory(flags, machine()),
     }
     subject, flags = (argv[0], argv[1:]) if argv else ("nothing", argv)
     if subject in ("-h", "--help"):

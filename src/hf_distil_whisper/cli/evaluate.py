@@ -12,6 +12,7 @@ from datasets import Dataset
 from transformers import AutoConfig
 
 from hf_distil_whisper.cli.arguments import DataSource, as_sources, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.evaluate_algorithms import run_algorithms
 from hf_distil_whisper.cli.evaluate_chunks import run_chunks
 from hf_distil_whisper.cli.evaluate_noise import run_noise
 from hf_distil_whisper.cli.loading import load_listener
@@ -255,9 +256,9 @@ def run(argv: Sequence[str]) -> None:
     """Entry point of the command.
 
     Args:
-        argv (`Sequence[str]`): a recipe, then flags; or `noise` or `chunks` and the flags of that command.
+        argv (`Sequence[str]`): a recipe, then flags; or `noise`, `chunks` or `algorithms` and its flags.
     """
-    others = {"noise": run_noise, "chunks": run_chunks}
+    others = {"noise": run_noise, "chunks": run_chunks, "algorithms": run_algorithms}
     if argv and argv[0] in others:
         others[argv[0]](argv[1:])
         return

@@ -22,6 +22,7 @@ from hf_distil_whisper.cli.recipes import InputError, parse_yaml
 from hf_distil_whisper.evaluation.latency_grid import latency_grid
 from hf_distil_whisper.evaluation.latency_rows import LatencyRow
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
+from hf_distil_whisper.evaluation.long_form_algorithms import AlgorithmRow, compare_algorithms
 from hf_distil_whisper.evaluation.measured import MeasuredFolder, SetScore, score_as_json, score_from_json, set_score
 from hf_distil_whisper.evaluation.noise import evaluate_in_noise
 from hf_distil_whisper.evaluation.report import Section, write_report
@@ -164,13 +165,16 @@ def run_report(args: ReportArguments, datasets: Mapping[str, Dataset], argv: Seq
         sets[kind][name] = rows
     short = _scores(args, kept, models, {**sets["eval_datasets"], **sets["ood_datasets"]}, "short form")
     long = _scores(args, kept, models, sets["long_form_datasets"], "long form")
+    algorithms = {
+        name: _algorithms(args, kept, models, name, rows) for name, rows in sets["long_form_datasets"].items()
+    }
     first = next(iter(sets["eval_datasets"].values()))
     latency = _latency(args, kept, models, first)
     noise = {kind: _noise(args, kept, models, first, kind, sound) for kind, sound in noises.items()}
     folder.mkdir(parents=True, exist_ok=True)
     sections = [front_section(short, _speeds(latency), outside, baseline, folder)]
     sections += [short_form_section(short, outside, baseline, args.reference)]
-    sections += [long_form_section(long)] if long else []
+    sections += [long_form_section(long, algorithms, baseline)] if long else []
     sections += [noise_section(noise, folder)] if noise else []
     sections += [latency_section(latency)]
     sections += sweep_sections(args.sweeps, folder)
@@ -215,6 +219,26 @@ def _scores(
             measured = kept.get(f"{kind}, {name}, {data}", _identity(args, one, rows), measure)
             found.setdefault(name, {})[data] = score_from_json(measured)
     return found
+
+
+def _algorithms(
+    args: ReportArguments, kept: MeasuredFolder, models: Mapping[str, _Loaded], data: str, rows: Dataset
+) -> list[AlgorithmRow]:
+    """All models in turn, as [`_latency`]."""
+
+    def measure() -> list[dict[str, Any]]:
+        found = compare_algorithms(
+            {name: one.model for name, one in models.items()}, rows,
+            {name: one.processor for name, one in models.items()}, batch_size=args.batch_size, language=args.language,
+        )  # fmt: skip
+        return [asdict(row) for row in found]
+
+    settings = {"models": {name: _identity(args, one, rows) for name, one in models.items()}, "machine": machine()}
+    measured = kept.get(f"algorithms, {data}", settings, measure)
+    return [
+        AlgorithmRow(**row | {"errors": WordErrors(**row["errors"]), "seconds": tuple(row["seconds"])})
+        for row in measured
+    ]
 
 
 def _noise(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_distil_whisper.evaluation.latency_rows import LatencyRow, latency_table, rtf_table
+from hf_distil_whisper.evaluation.long_form_algorithms import AlgorithmRow, algorithm_table
 from hf_distil_whisper.evaluation.long_form_tables import METRICS, shown
 from hf_distil_whisper.evaluation.measured import SetScore
 from hf_distil_whisper.evaluation.report import Section, markdown_table
@@ -68,19 +69,26 @@ def short_form_section(scores: Scores, outside: Sequence[str], baseline: str, re
     return Section("Short form", "\n\n".join(parts))
 
 
-def long_form_section(scores: Scores) -> Section:
-    """Repetitions, insertions, substitutions and deletions on long recordings (Tables 8 and 19).
+def long_form_section(scores: Scores, algorithms: Mapping[str, Sequence[AlgorithmRow]], baseline: str) -> Section:
+    """Repetitions, insertions, substitutions and deletions on long recordings (Tables 8 and 19), both algorithms.
 
     Args:
         scores (`Scores`): long form.
+        algorithms (`Mapping[str, Sequence[AlgorithmRow]]`): of [`compare_algorithms`], by set.
+        baseline (`str`): what relative latencies refer to.
     """
     rows = {}
     for name, by_set in scores.items():
         for data, score in by_set.items():
             row = {metric: shown(metric, figure(score)) for metric, figure in METRICS.items()}
             rows[f"{name}, {data}"] = {**row, "RTF": f"{score.rtf:.3f}"}
-    text = "Repeated 5-grams; insertion, substitution, deletion and word error rates / %; real-time factor."
-    return Section("Long form", f"{text}\n\n{markdown_table('model', rows)}")
+    text = "Repeated 5-grams; insertion, substitution, deletion and word error rates / %; real-time factor. In chunks."
+    parts = [
+        text,
+        markdown_table("model", rows),
+        "Both algorithms in turn, medians; WER / % averaged over sets (Table 7).",
+    ]
+    return Section("Long form", "\n\n".join([*parts, algorithm_table(algorithms, baseline)]))
 
 
 def noise_section(noise: Mapping[str, Mapping[str, Mapping[float, WordErrors]]], folder: str | Path) -> Section:
