@@ -72,6 +72,6 @@ def run_long_form_memory(argv: Sequence[str], machine: str) -> None:
     place = args.model_name_or_path or ""
     found = long_form_memory(place, args.minutes, batch_size=args.batch_size, rate=args.rate)
     sys.stdout.write(
-        f"{long_form_memory_table(found)}\n\nIn chunks, {args.batch_size} a pass, stereo at {args.rate} Hz; weights and "
-        f"libraries included, {machine}\n"
+        f"{long_form_memory_table(found)}\n\nIn chunks, {args.batch_size} a pass, stereo at {args.rate} Hz; weights "
+        f"and libraries included, {machine}\n"
     )

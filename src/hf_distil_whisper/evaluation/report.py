@@ -15,14 +15,28 @@ from markdown_it.token import Token
 _TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 
 _STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
+p, ul { max-width: 60rem; }
 h1, h2 { line-height: 1.2; }
 h2 { margin-top: 2.5rem; }
-.table { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.table, p:has(> img) { overflow-x: auto; margin: 1.2rem 0; }
+.table {
+  background: linear-gradient(to right, #fff 40%, #fff0) 0 0 / 2rem 100% local no-repeat,
+    linear-gradient(to left, #fff 40%, #fff0) 100% 0 / 2rem 100% local no-repeat,
+    linear-gradient(to right, #0003, #0000) 0 0 / .8rem 100% scroll no-repeat,
+    linear-gradient(to left, #0003, #0000) 100% 0 / .8rem 100% scroll no-repeat;
+}
+table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
+th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
-img { max-width: 100%; height: auto; }
+img { min-width: 30rem; max-width: 100%; height: auto; }
+code { overflow-wrap: anywhere; }
+@media (max-width: 40rem) {
+  h1 { font-size: 1.6rem; }
+  table { font-size: .85rem; }
+  th, td { padding: .3rem .45rem; }
+}
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
 """
 
@@ -126,11 +140,11 @@ def _data_uri(file: Path) -> str:
 
 
 def _scrolling(tokens: Sequence[Token]) -> list[Token]:
-    """Wide tables scroll by themselves, so that a phone need not scroll the page."""
+    """Wide tables scroll by themselves, also by the keyboard, so that a phone need not scroll the page."""
     found: list[Token] = []
     for token in tokens:
         if token.type == "table_open":
-            found.append(Token("html_block", "", 0, content='<div class="table">\n'))
+            found.append(Token("html_block", "", 0, content='<div class="table" tabindex="0">\n'))
         found.append(token)
         if token.type == "table_close":
             found.append(Token("html_block", "", 0, content="</div>\n"))

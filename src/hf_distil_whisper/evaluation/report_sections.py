@@ -59,7 +59,10 @@ def short_form_section(scores: Scores, outside: Sequence[str], baseline: str, re
         for kind, mean in _averages(by_set, outside).macro.items():
             rows.setdefault(kind, {})[name] = f"{100 * mean:.1f}"
     parts = ["Word error rate / %, with 95 % bootstrap intervals; averages over sets.", markdown_table("set", rows)]
-    parts += [_counts_table(scores)]
+    parts += [
+        "Words, substitutions, deletions and insertions; real-time factor of the batches.",
+        _counts_table(scores),
+    ]
     for name in scores:
         if reference is not None and name != baseline:
             errors = [{data: score.errors for data, score in scores[model].items()} for model in (baseline, name)]
@@ -122,7 +125,7 @@ def latency_section(rows: Sequence[LatencyRow]) -> Section:
         "Batch size 1 hears the recordings one by one, larger batches the same speech in overlapping chunks of one "
         "window (appendix B.2). Medians, the models in turn."
     )
-    return Section("Latency", "\n\n".join([text, rtf_table(rows), latency_table(rows)]))
+    return Section("Latency", "\n\n".join([text, rtf_table(rows), "All of it, line by line:", latency_table(rows)]))
 
 
 def sweep_sections(folders: Sequence[str | Path], folder: str | Path) -> list[Section]:
