@@ -77,6 +77,23 @@ def test_bad_rows_are_counted(tmp_path: Path, toys: Path, capsys: pytest.Capture
     assert main(argv) == 0
     found = json.loads((tmp_path / "output" / "results.json").read_text())["wer_by_noise_and_snr"]["white"]["10"]
     assert found["student"]["unreadable_rows"] == found["teacher"]["unreadable_rows"] == 2
+    assert "in every noise: 2 could not be read" in capsys.readouterr().out
+
+
+def test_no_reference_is_no_perfect_score(tmp_path: Path, toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """0 % over nothing is the best curve of the picture."""
+    corpus = tmp_path / "corpus"
+    write_toy_corpus(corpus, train=1, test=1)
+    rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    (corpus / "metadata.jsonl").write_text("\n".join(json.dumps({**row, "text": ""}) for row in rows))
+    argv = command(toys, "--snrs", "10", "--output_dir", str(tmp_path / "output"))
+    argv[argv.index("--dataset") + 1] = str(corpus)
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "| white | 10 | - | - |" in said
+    assert "in every noise: 1 without a reference" in said
+    found = json.loads((tmp_path / "output" / "results.json").read_text())["wer_by_noise_and_snr"]["white"]["10"]
+    assert found["student"]["wer"] is None
 
 
 def test_all_problems_are_listed_at_once(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,17 @@ def test_a_changed_generation_config_is_measured_anew(
     assert heard == [2]
 
 
+def test_a_set_without_references_is_refused(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its 0 % would win the first picture of the page."""
+    corpus = Path(write_toy_corpus(tmp_path / "mute", train=2))
+    text = (corpus / "metadata.jsonl").read_text()
+    rows = [{**json.loads(line), "text": ""} for line in text.splitlines()]
+    (corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    settings = write_settings(toys, tmp_path, eval_datasets={"seen": {"path": str(corpus), "split": "train"}})
+    assert main(["report", settings]) == 2
+    assert "seen: no row has a reference, so that there is no rate to draw" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

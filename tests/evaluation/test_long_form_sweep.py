@@ -91,6 +91,11 @@ def test_overlaps_have_a_column_and_curves_of_their_own() -> None:
     }
 
 
+def test_no_reference_is_no_perfect_score() -> None:
+    """0 % over nothing would choose the chunks."""
+    assert chunk_table([ChunkRow("a", 30.0, 5.0, WordErrors(), 0, 1.0, 2.0, 0)]).splitlines()[2] == "| 30 | - |"
+
+
 def test_lengths_and_overlaps_are_drawn_side_by_side(tmp_path: Path) -> None:
     """Overlaps as lines of one panel over the length cannot be read off: each has an axis of its own."""
     rows = [row("distil", length, stride, wrong) for length, stride, wrong in ((30, 0, 9), (30, 2, 8), (15, 0, 7))]

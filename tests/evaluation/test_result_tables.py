@@ -8,6 +8,7 @@ from datasets import Dataset
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.results import (
     averages_text,
+    left_out_text,
     results_table,
     robustness_text,
     save_results,
@@ -62,6 +63,17 @@ def test_no_reference_is_no_perfect_score() -> None:
     assert "0.00" not in line.split("no reference")[0]
     row = summarise_results(RESULTS)["silence"]["model"]
     assert (row["wer"], row["cer"], row["wer_interval"], row["empty_references"]) == (None, None, None, 1)
+
+
+def test_rows_that_are_in_no_rate_are_counted_below_the_table() -> None:
+    """Scored on fewer rows than another, a model looks better or worse by what it left out."""
+    assert left_out_text(RESULTS).splitlines() == [
+        "rows left out of the rates:",
+        "  read, model: 1 could not be read",
+        "  silence: 1 without a reference",
+    ]
+    assert left_out_text(RESULTS) in results_table(RESULTS, GROUPS)
+    assert left_out_text({"chinese": RESULTS["chinese"]}) == ""
 
 
 def test_stored_counts_give_the_stored_rates_and_those_of_the_rows(tmp_path: Path) -> None:

@@ -97,7 +97,12 @@ def save_algorithms(rows: Mapping[str, Sequence[AlgorithmRow]], table: str, fold
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    found = {name: [{**asdict(row), "wer": row.errors.wer, "rtf": row.rtf} for row in of] for name, of in rows.items()}
+    found = {
+        name: [
+            {**asdict(row), "wer": row.errors.wer if row.errors.num_words else None, "rtf": row.rtf} for row in of_set
+        ]
+        for name, of_set in rows.items()
+    }
     (target / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     (target / "table.md").write_text(table + "\n", encoding="utf-8")
 

@@ -108,7 +108,7 @@ def save_chunks(rows: Sequence[ChunkRow], folder: str) -> None:
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    found = [{**asdict(row), "wer": row.wer, "rtf": row.rtf} for row in rows]
+    found = [{**asdict(row), "wer": row.wer if row.errors.num_words else None, "rtf": row.rtf} for row in rows]
     (target / "results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     text = f"Length and overlap of chunks (Table 23)\n\nWER / %.\n\n{chunk_table(rows)}\n"
     (target / "table.md").write_text(text, encoding="utf-8")

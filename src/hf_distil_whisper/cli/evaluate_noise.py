@@ -1,6 +1,7 @@
 """`evaluate noise`: word error rates of models on one set of recordings, with noise at several levels (Figure 2)."""
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +31,7 @@ from hf_distil_whisper.evaluation.noise import (
     load_noise,
 )
 from hf_distil_whisper.evaluation.processes import evaluate_shared
-from hf_distil_whisper.evaluation.results import result_summary
+from hf_distil_whisper.evaluation.results import left_out_text, result_summary
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.figures import wer_over_snr
 from hf_distil_whisper.metrics import get_normalizer
@@ -261,7 +262,7 @@ def save_noise_results(args: NoiseArguments, results: Results, folder: str) -> N
     }
     (target / "results.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     curves = {
-        noise: {column: {snr: by_snr[snr][column].wer for snr in by_snr} for column in args.models()}
+        noise: {column: {snr: _drawn(by_snr[snr][column]) for snr in by_snr} for column in args.models()}
         for noise, by_snr in results.items()
     }
     wer_over_snr(curves, target / "wer_over_snr.png")
@@ -279,11 +280,18 @@ def run_noise(argv: Sequence[str]) -> None:
         return
     results = run_models(args, plan.datasets)
     if is_main_process():
-        sys.stdout.write(noise_table(results) + "\n")
+        first = next(iter(next(iter(results.values())).values()))
+        left_out = left_out_text({"in every noise": first})
+        sys.stdout.write("\n".join([noise_table(results), *[f"\n{left_out}"] * bool(left_out)]) + "\n")
         if args.output_dir is not None:
             save_noise_results(args, results, args.output_dir)
     # As in `evaluate`: a process that leaves without this may abort with its work done.
     PartialState().destroy_process_group()
+
+
+def _drawn(result: EvaluationResult) -> float:
+    """A rate for the picture; no point where no row has a reference."""
+    return result.wer if result.errors.num_words else math.nan
 
 
 def _short_names(places: Sequence[str]) -> dict[str, str]:

@@ -218,6 +218,10 @@ def _scores(
 
             measured = kept.get(f"{kind}, {name}, {data}", _identity(args, one, rows), measure)
             found.setdefault(name, {})[data] = score_from_json(measured)
+            if not found[name][data].errors.num_words:
+                raise ValueError(
+                    f"{data}: no row has a reference, so that there is no rate to draw. Take the set out."
+                )
     return found
 
 

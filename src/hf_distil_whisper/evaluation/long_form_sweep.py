@@ -3,6 +3,7 @@
 Knows which settings to try and how to lay out what comes; measuring is `long_form.py`'s.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,8 +47,8 @@ class ChunkRow:
 
     @property
     def wer(self) -> float:
-        """Word error rate, a fraction."""
-        return self.errors.wer
+        """Word error rate, a fraction; NaN where no recording has a reference."""
+        return self.errors.wer if self.errors.num_words else math.nan
 
     @property
     def rtf(self) -> float:
@@ -155,10 +156,13 @@ def chunk_table(rows: Sequence[ChunkRow]) -> str:
         rows (`Sequence[ChunkRow]`): from [`sweep_chunks`].
 
     Returns:
-        `str`: Markdown; "-" where a model was not tried.
+        `str`: Markdown; "-" where a model was not tried, or no recording has a reference.
     """
     models = list(dict.fromkeys(row.model for row in rows))
-    cells = {(row.chunk_length, row.stride, row.model): f"{100 * row.wer:.1f}" for row in rows}
+    cells = {
+        (row.chunk_length, row.stride, row.model): "-" if math.isnan(row.wer) else f"{100 * row.wer:.1f}"
+        for row in rows
+    }
     with_stride = any(row.stride != row.chunk_length / 6 for row in rows)
     heads = ["Chunk length / s", *["Stride / s"] * with_stride]
     lines = [f"| {' | '.join([*heads, *models])} |", "|" + "---:|" * (len(heads) + len(models))]

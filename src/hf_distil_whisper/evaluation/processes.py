@@ -62,6 +62,7 @@ def evaluate_shared(dataset: Dataset, evaluate: Callable[[Dataset], EvaluationRe
         try:
             share = [_timed(_with_ids(dataset).select(range(first, last)), evaluate)]
         except NothingReadError as error:
+            logger.warning_once(error.row_errors.summary())
             share = [error.row_errors]
     return _together(gather_object(share), own=share)
 

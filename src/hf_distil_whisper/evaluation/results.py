@@ -79,6 +79,7 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None, ref
             lines.append(f"{dataset:{wide}}{model:{narrow}}{_cells(row)}")
             if "against_teacher" in row:
                 tests.append(f"  {dataset}: {model} {_test(row['against_teacher'])}")
+    lines += left_out_text(results).splitlines()
     if groups is not None:
         lines += averages_text(results, groups).splitlines()
     if any(row["unit"] == "character" for by_model in summary.values() for row in by_model.values()):
@@ -88,6 +89,25 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None, ref
     if groups is not None and reference is not None:
         lines += ["", robustness_text(results, groups, reference)]
     return "\n".join(lines)
+
+
+def left_out_text(results: Results) -> str:
+    """How many rows of each set are in no rate, and why; nothing where there are none.
+
+    Args:
+        results (`Mapping`): from [`run_evaluation`].
+    """
+    lines = []
+    for dataset, by_model in results.items():
+        counts = {name: (len(one.row_errors), one.empty_references) for name, one in by_model.items()}
+        for unread, empty in dict.fromkeys(counts.values()):
+            models = [name for name, pair in counts.items() if pair == (unread, empty)]
+            which = "" if len(models) == len(counts) else f", {', '.join(models)}"
+            parts = [f"{unread} could not be read"] * (unread > 0) + [f"{empty} without a reference"] * (empty > 0)
+            if parts:
+                lines.append(f"  {dataset}{which}: {', '.join(parts)}")
+    head = ["rows left out of the rates:"] if lines else []
+    return "\n".join([*head, *lines])
 
 
 def averages_text(results: Results, groups: Mapping[str, str]) -> str:

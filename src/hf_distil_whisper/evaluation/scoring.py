@@ -174,11 +174,11 @@ def score(
     Raises:
         NothingReadError: if no row could be read.
     """
+    if not heard:
+        raise NothingReadError(row_errors)
     if len(row_errors):
         # Once for all models and levels of noise that meet the same rows.
         logger.warning_once(row_errors.summary())
-    if not heard:
-        raise NothingReadError(row_errors)
     normalize = get_normalizer(language) if normalizer is None else normalizer
     spaceless = normalizer is None and is_written_without_spaces(language)
     rows = [_scored(row, normalize, spaceless) for row in heard]
