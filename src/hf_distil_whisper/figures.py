@@ -83,9 +83,9 @@ def wer_over_snr(curves: Mapping[str, Mapping[str, Mapping[float, float]]], path
         axes.set_xlabel("signal-to-noise ratio / dB")
         axes.set_xticks(sorted({snr for rates in by_model.values() for snr in rates}))
         axes.invert_xaxis()
-        axes.set_ylim(bottom=0)
         axes.grid(color=GREY, linewidth=0.5)
         axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(bottom=0)  # last: it fixes the upper end of all panels too
     panels[0].set_ylabel("word error rate / %")
     # Beside the panels: curves that rise from one corner to the other leave no room for many names.
     figure.legend(lines.values(), lines, loc="outside right upper", frameon=False)
@@ -149,21 +149,21 @@ def wer_over_chunks(panels: Mapping[str, Mapping[str, Sequence[tuple[float, floa
 
     Args:
         panels (`Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]`): what stands along the x axis, with its
-            unit, from left to right → label of a line → points of seconds and word error rate as a fraction, in any
+            unit, from top to bottom → label of a line → points of seconds and word error rate as a fraction, in any
             order.
         path (`str` or `Path`): of the PNG or SVG.
     """
-    figure = Figure(figsize=(7 * len(panels), 4), layout="constrained")
-    drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure = Figure(figsize=(7, 4 * len(panels)), layout="constrained")
+    drawn = figure.subplots(len(panels), 1, sharey=True, squeeze=False)[:, 0]
     for axes, (heading, curves) in zip(drawn, panels.items(), strict=True):
         styles = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
         for (label, points), (color, marker) in zip(curves.items(), styles, strict=False):
             seconds, rates = zip(*sorted(points), strict=True)
             axes.plot(seconds, [100 * rate for rate in rates], label=label, color=color, marker=marker)
         axes.set_xticks(sorted({seconds for points in curves.values() for seconds, _ in points}))
-        axes.set_ylim(bottom=0)
         axes.set_xlabel(heading)
-        _finish(axes, "word error rate / %" if axes is drawn[0] else "", columns=2)
+        _finish(axes, "word error rate / %", columns=2)
+    drawn[0].set_ylim(bottom=0)  # last: it fixes the upper end of all panels too
     figure.savefig(path, dpi=150)
 
 

@@ -205,7 +205,7 @@ def evaluate_in_noise(
     recorded = load_noise(noise)
     results = {}
     for snr in snrs:
-        logger.info(f"{WHITE if recorded is None else _name(noise, 'recorded')} noise at {snr:g} dB")
+        logger.info(f"{WHITE if recorded is None else _name(noise, 'given')} noise at {snr:g} dB")
         load = partial(_noisy_recording, noise=recorded, snr=snr, seed=seed)
         results[snr] = evaluate_model(model, dataset, processor, text_column=text_column, load=load, **options)
     return results

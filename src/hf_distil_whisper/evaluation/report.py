@@ -30,7 +30,7 @@ table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabu
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
-img { min-width: 30rem; max-width: 100%; height: auto; }
+img { min-width: 34rem; max-width: 100%; height: auto; }
 code { overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   h1 { font-size: 1.6rem; }
