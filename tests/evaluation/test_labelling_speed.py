@@ -79,7 +79,7 @@ def test_the_command_checks_its_inputs(tmp_path: Path, capsys: pytest.CaptureFix
     for argv, message in (
         (
             ["labels"],
-            "`benchmark label | data | train | latency | early-exit | long-form-memory`, got 'labels'",
+            "`benchmark label | data | train | latency | assistant | early-exit | long-form-memory`, got 'labels'",
         ),
         ([], "got 'nothing'"),
         (["label", *flags, "--rows", "0"], "--rows: expected a whole number above 0, got 0"),

@@ -89,6 +89,7 @@ def test_json_holds_all_of_a_transcription() -> None:
             "compression_ratio": 0.8,
             "mean_log_prob": -0.2,
             "no_speech_prob": 0.01,
+            "drafts": None,
         },
     }
     assert json.loads(to_json(Transcription(""), audio="b.wav"))["statistics"] is None
