@@ -84,6 +84,8 @@ if TYPE_CHECKING:
     from hf_distil_whisper.inference.ctc import load_ctc as load_ctc
     from hf_distil_whisper.inference.ctc import transcribe_ctc as transcribe_ctc
     from hf_distil_whisper.inference.export import export_ctranslate2 as export_ctranslate2
+    from hf_distil_whisper.inference.export_ggml import export_ggml as export_ggml
+    from hf_distil_whisper.inference.export_onnx import export_onnx as export_onnx
     from hf_distil_whisper.inference.generation import window_features as window_features
     from hf_distil_whisper.inference.transcribe import Segment as Segment
     from hf_distil_whisper.inference.transcribe import Transcription as Transcription
@@ -157,6 +159,8 @@ _MODULES = {
     "inference.assistant": ("create_assistant",),
     "inference.ctc": ("load_ctc", "transcribe_ctc"),
     "inference.export": ("export_ctranslate2",),
+    "inference.export_ggml": ("export_ggml",),
+    "inference.export_onnx": ("export_onnx",),
     "inference.generation": ("window_features",),
     "inference.transcribe": (
         "Segment",

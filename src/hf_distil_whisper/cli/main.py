@@ -23,6 +23,7 @@ COMMANDS = {
     "benchmark": ("measure how fast this machine labels, trains and transcribes, as ratios", "benchmark"),
     "report": ("measure a set of models on everything and draw it on one page", "report"),
     "align-heads": ("find the heads of a student that tell when each word is said", "align_heads"),
+    "export": ("write a model for CTranslate2, whisper.cpp or ONNX and compare the texts", "export"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),
     "demo": ("try a student beside its teacher, on a page in the browser", "demo"),
 }

@@ -16,6 +16,7 @@ from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
 from hf_distil_whisper.evaluation.scoring import EvaluationResult, Heard, score
 from hf_distil_whisper.inference.generation import (
+    TokenSequence,
     generate_tokens,
     scoring_language,
     timestamp_begin,
@@ -37,6 +38,7 @@ def evaluate_model(
     max_new_tokens: int | None = None,
     text_column: str = "text",
     load: Callable[..., np.ndarray] = load_audio,
+    generate: Callable[..., list[TokenSequence]] | None = None,
 ) -> EvaluationResult:
     """Scores a model on short recordings: greedy, without timestamps, as the paper does.
 
@@ -54,6 +56,8 @@ def evaluate_model(
         text_column (`str`, *optional*, defaults to `"text"`): holds the references.
         load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): what the model hears of a row,
             given its `audio` and its id as `name`: samples at 16 kHz, as many as there are.
+        generate (`Callable[..., list[TokenSequence]]`, *optional*): the search of another runtime, which has its own
+            beams and lengths: features (batch, mel bins, frames) to tokens.
 
     Returns:
         `EvaluationResult`: rows in the order of the data set.
@@ -69,8 +73,10 @@ def evaluate_model(
     """
     dataset = readable_rows(dataset, text_column)
     errors = RowErrors()
-    _warm_up(model, processor, language)
-    generate = partial(generate_tokens, model, num_beams=num_beams, max_new_tokens=max_new_tokens, language=language)
+    if generate is None:
+        settings = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "language": language}
+        generate = partial(generate_tokens, model, **settings)
+        _warm_up(model, processor, language)
     found = generate_rows(model, processor, dataset, errors, generate, load=load, batch_size=batch_size)
     heard = []
     for index, sequence in found.sequences.items():

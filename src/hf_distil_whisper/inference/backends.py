@@ -4,6 +4,7 @@ Knows how a window's features become a request to the runtime; `generation` is t
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class Ctranslate2Generator:
         return_timestamps (`bool`, *optional*, defaults to `False`): ask for and keep timestamp tokens.
         language (`str`, *optional*): see [`resolve_language`]; None detects it.
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
+        folder (`str` or `Path`, *optional*): written by [`export_ctranslate2`], in place of the conversion.
 
     Raises:
         ImportError: without the extra `ct2`.
@@ -61,6 +63,7 @@ class Ctranslate2Generator:
         return_timestamps: bool = False,
         language: str | None = None,
         task: str = "transcribe",
+        folder: str | Path | None = None,
     ):
         runtime = import_ctranslate2()
         self._as_input = runtime.StorageView.from_array
@@ -85,7 +88,7 @@ class Ctranslate2Generator:
         # The steps of a search are small: parts of a batch side by side keep the cores busier than shared products do.
         self._parts = 1 if gpu else min(threads, MAX_PARTS)
         self._runtime = runtime.models.Whisper(
-            str(converted_once(model, processor)),
+            str(converted_once(model, processor) if folder is None else folder),
             device="cuda" if gpu else "cpu",
             device_index=(model.device.index or 0) if gpu else 0,
             compute_type=compute_type,

@@ -265,7 +265,7 @@ def generate_tokens(
             generation_config=config,
             logits_processor=LogitsProcessorList([rules]),
         )
-    found = [_cut_at_end(row, config.eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
+    found = [cut_at_end(row, config.eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
     if not statistics:
         return [TokenSequence(*row, drafts=own) for row, own in zip(found, drafts, strict=True)]
     scores = score_tokens(
@@ -363,7 +363,7 @@ def prefix_tokens(
     return torch.tensor(rows, device=states.device)
 
 
-def _cut_at_end(row: list[int], end: int) -> tuple[list[int], bool]:
+def cut_at_end(row: list[int], end: int) -> tuple[list[int], bool]:
     """The tokens before `<|endoftext|>`, and whether it is missing."""
     return (row[: row.index(end)], False) if end in row else (row, True)
 
