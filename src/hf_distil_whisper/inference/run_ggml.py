@@ -64,7 +64,7 @@ class GgmlGenerator:
         runtime.whisper_log_set(self._listen)  # it prints pages about memory otherwise
         atexit.register(runtime.whisper_log_set, None)  # else the process ends with a crash of the binding
         self._context = runtime.whisper_init_from_file_with_params(str(file), runtime.whisper_context_default_params())
-        if self._context is None:
+        if self._messages:  # the binding gives a context in any case, and a crash with its first use
             raise ValueError(f"whisper.cpp does not load {file}: {' '.join(self._messages)}")
         weakref.finalize(self, runtime.whisper_free, self._context)
         self._new_tokens = min(max_new_tokens or max_generated_tokens(model, False), _NO_MORE)

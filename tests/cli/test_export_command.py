@@ -1,0 +1,118 @@
+"""`export`: the table that it prints, the folders that it writes, and what it refuses before anything is written."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from hf_distil_whisper.checkpoints import save_checkpoint
+from hf_distil_whisper.cli import export
+from hf_distil_whisper.cli.main import main
+from official_models import WHISPER_FILES, official_whisper
+from toy_files import spoil, write_toy_corpus
+
+
+def flags(toys: Path, folder: Path, *more: str) -> list[str]:
+    return ["export", str(toys / "student"), "--format", "ctranslate2", "--output_dir", str(folder), *more]
+
+
+def test_every_precision_is_written_and_compared(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An export that nobody has run is a guess."""
+    more = ["--quantization", "float32", "int8", "--dataset", str(toys / "corpus")]
+    assert main(flags(toys, tmp_path / "out", *more)) == 0
+    said = capsys.readouterr().out
+    header = "| runtime | precision | text identical | WER / % | MB on disk | RTF / 10⁻³ | times as fast |"
+    assert header in said
+    lines = said[said.index(header) :].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:5]]
+    assert [row[:2] for row in rows] == [
+        ["transformers", "float32"], ["ctranslate2", "float32"], ["ctranslate2", "int8"],
+    ]  # fmt: skip
+    assert rows[0][2] == rows[1][2] == "2 of 2 (100.0%)"
+    assert rows[0][3] == rows[1][3]
+    assert rows[0][6] == "1.00"
+    assert "2 recordings of 2 s in all" in said
+    for name in ("float32", "int8"):
+        files = {file.name for file in (tmp_path / "out" / name).iterdir()}
+        assert {"model.bin", "tokenizer.json", "preprocessor_config.json"} <= files
+
+
+def test_clips_need_no_text_and_a_bad_one_costs_itself(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One precision goes to the folder itself; without text there is no error rate."""
+    corpus = write_toy_corpus(tmp_path / "corpus", train=3, test=1)
+    spoil(corpus, 0)
+    clips = [str(tmp_path / "corpus" / f"0{index}.wav") for index in range(4)]
+    assert main(flags(toys, tmp_path / "out", "--audio", *clips)) == 0
+    said = capsys.readouterr().out
+    assert "| ctranslate2 | float32 | 2 of 2 (100.0%) | - |" in said
+    assert "2 rows left out" in said
+    assert (tmp_path / "out" / "model.bin").is_file()
+
+
+def test_a_dry_run_writes_nothing(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--quantization", "int8", "float16", "--dataset", str(toys / "corpus"), "--dry_run"]
+    assert main(flags(toys, tmp_path / "out", *more)) == 0
+    said = capsys.readouterr().out
+    assert f"1. export {toys / 'student'} to ctranslate2 in int8: {tmp_path / 'out' / 'int8'}" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(not WHISPER_FILES.is_dir(), reason="needs ../shared/whisper-files")
+def test_whisper_cpp_runs_an_official_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, processor = official_whisper()
+    model.generation_config.max_length = 10
+    save_checkpoint(model, processor, tmp_path / "model")
+    corpus = write_toy_corpus(tmp_path / "corpus")
+    argv = ["export", str(tmp_path / "model"), "--format", "ggml", "--dataset", corpus]
+    assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "| ggml | float16 | " in capsys.readouterr().out
+    assert (tmp_path / "out" / "ggml-model.bin").is_file()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--quantization", "int5"], "--quantization: expected some of float32, float16"),
+        (["--format", "ggml"], "--format ggml: whisper.cpp has the official vocabularies built in"),
+        (["--format", "ggml", "--quantization", "float32"], "for --format ggml, got 'float32'"),
+        (["--language", "de"], "--language: "),
+        (["--audio", "nowhere.wav"], "--audio: nowhere.wav is not there"),
+        (["--batch_size", "0"], "--batch_size: expected a whole number above 0, got 0"),
+        (["--dataset.split", "none"], "no split 'none'"),
+    ],
+)
+def test_wrong_input_is_refused_first(
+    more: list[str], message: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(toys, tmp_path / "out", "--dataset", str(toys / "corpus"), *more)) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_in_use_is_named(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files of two models in one folder are loaded together."""
+    (tmp_path / "notes.json").write_text(json.dumps("mine"))
+    assert main(flags(toys, tmp_path, "--dataset", str(toys / "corpus"))) == 2
+    assert f"--output_dir: {tmp_path} holds another run already" in capsys.readouterr().err
+
+
+def test_missing_flags_are_named(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export"]) == 2
+    said = capsys.readouterr().err
+    for flag in ("model_name_or_path", "format", "output_dir", "audio"):
+        assert f"--{flag} is missing" in said
+
+
+def test_a_missing_runtime_names_its_extra(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found out before the model is loaded, not after it was converted."""
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
+    assert main(flags(toys, tmp_path / "out", "--format", "onnx", "--dataset", str(toys / "corpus"))) == 2
+    said = capsys.readouterr().err
+    assert "--format onnx needs onnxscript, which is not installed: pip install 'hf-distil-whisper[onnx]'" in said

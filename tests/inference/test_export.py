@@ -1,0 +1,157 @@
+"""What all exports have in common: a new folder, whole or not at all; students of every kind; what is refused."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from hf_distil_whisper.checkpoints import load_model
+from hf_distil_whisper.inference.backends import Ctranslate2Generator
+from hf_distil_whisper.inference.export import export_ctranslate2
+from hf_distil_whisper.inference.export_ggml import export_ggml
+from hf_distil_whisper.inference.export_onnx import export_onnx
+from hf_distil_whisper.inference.generation import generate_tokens, window_features
+from hf_distil_whisper.inference.results import plain_text
+from hf_distil_whisper.training.lora import LoraSettings, LoraStudent
+from official_models import official_whisper
+from talking_models import multilingual_whisper, talking_whisper
+from toy_models import toy_audio, toy_processor
+
+RECORDINGS = [toy_audio(1 + row, seed=row) for row in range(4)]
+
+
+def cut_encoder() -> WhisperForConditionalGeneration:
+    return talking_whisper(4, encoder_layers=1, decoder_layers=2)
+
+
+def with_heads_of_the_teacher() -> WhisperForConditionalGeneration:
+    model = talking_whisper(4, decoder_layers=2)
+    model.generation_config.alignment_heads = [[0, 1], [3, 0]]
+    return model
+
+
+def lora_merged(folder: Path) -> WhisperForConditionalGeneration:
+    model = talking_whisper(4)
+    settings = model.generation_config
+    student = LoraStudent(model, LoraSettings(r=2))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.05)
+    student.save_merged(folder)
+    merged = load_model(folder)
+    merged.generation_config = settings
+    return merged
+
+
+@pytest.fixture(params=["cut encoder", "multilingual", "LoRA-merged", "heads of the teacher"])
+def student(request: pytest.FixtureRequest, tmp_path: Path) -> WhisperForConditionalGeneration:
+    makers = {
+        "cut encoder": cut_encoder,
+        "multilingual": lambda: multilingual_whisper(3),
+        "LoRA-merged": lambda: lora_merged(tmp_path / "lora"),
+        "heads of the teacher": with_heads_of_the_teacher,
+    }
+    return makers[request.param]()
+
+
+def test_ctranslate2_runs_students_of_every_kind(student: WhisperForConditionalGeneration, tmp_path: Path) -> None:
+    """Heads of layers that a student lacks crash the runtime; a cut encoder has other sizes in either half."""
+    features = window_features(student, toy_processor(), RECORDINGS)
+    folder = export_ctranslate2(student, toy_processor(), tmp_path / "export")
+    found = Ctranslate2Generator(student, toy_processor(), folder=folder, max_new_tokens=12)(features)
+    expected = generate_tokens(student, features, max_new_tokens=12)
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert len({tuple(one.tokens) for one in expected}) > 1
+
+
+def test_word_times_work_where_the_config_named_heads_of_the_teacher(tmp_path: Path) -> None:
+    """The crash comes with the first word timestamp, not when the model is loaded."""
+    import ctranslate2
+
+    model = with_heads_of_the_teacher()
+    folder = export_ctranslate2(model, toy_processor(), tmp_path / "export")
+    features = window_features(model, toy_processor(), RECORDINGS[:1])
+    runtime = ctranslate2.models.Whisper(str(folder), device="cpu")
+    start = [model.generation_config.decoder_start_token_id]
+    (found,) = runtime.align(ctranslate2.StorageView.from_array(features.numpy()), start, [[5, 6, 7]], [100])
+    assert len(found.text_token_probs) == 3
+
+
+def test_faster_whisper_writes_the_same_text(tmp_path: Path) -> None:
+    """It has its own list of suppressed tokens unless told otherwise, and fills a window up with zeros for features.
+
+    Those are no silence: a recording is padded to the window here, so that both hear the same.
+    """
+    from faster_whisper import WhisperModel
+
+    model = talking_whisper(4)
+    folder = export_ctranslate2(model, toy_processor(), tmp_path / "export")
+    runtime = WhisperModel(str(folder), device="cpu", compute_type="float32")
+    begin = model.generation_config.no_timestamps_token_id + 1
+    expected = generate_tokens(model, window_features(model, toy_processor(), RECORDINGS))
+    always = [*model.generation_config.suppress_tokens, *range(begin, model.config.vocab_size)]
+    for samples, sequence in zip(RECORDINGS, expected, strict=True):
+        padded = np.pad(samples, (0, 30 * 16_000 - len(samples)))
+        segments, _ = runtime.transcribe(
+            padded, language="en", beam_size=1, temperature=0.0, without_timestamps=True, suppress_tokens=always,
+            suppress_blank=False, no_speech_threshold=None, log_prob_threshold=None, compression_ratio_threshold=None,
+        )  # fmt: skip
+        text = "".join(segment.text for segment in segments).strip()
+        assert text == plain_text(sequence.tokens, toy_processor().tokenizer, begin)
+
+
+EXPORTS = {"ctranslate2": export_ctranslate2, "ggml": export_ggml, "onnx": export_onnx}
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_nothing_is_mixed_with_what_a_folder_holds(name: str, tmp_path: Path) -> None:
+    """An old model's files beside a new one's are loaded together."""
+    model, processor = official_whisper()
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"`folder`: .* not an empty folder.*Choose a new folder, or empty"):
+        EXPORTS[name](model, processor, tmp_path)
+    with pytest.raises(FileExistsError, match="`folder`"):
+        EXPORTS[name](model, processor, tmp_path / "notes.txt")
+    assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a model loads and says nonsense."""
+    import ctranslate2
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(ctranslate2.converters.TransformersConverter, "convert", fail)
+    with pytest.raises(OSError, match="no space left"):
+        export_ctranslate2(talking_whisper(4), toy_processor(), tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_adapters_and_unknown_precisions_are_refused(name: str, tmp_path: Path) -> None:
+    """The weights of adapters have no place in the other formats: the export would be the untrained student."""
+    model, processor = official_whisper()
+    with pytest.raises(ValueError, match=r"`quantization`: expected one of .*float16.*, got 'int5'"):
+        EXPORTS[name](model, processor, tmp_path / "export", quantization="int5")
+    LoraStudent(model, LoraSettings(r=2))
+    with pytest.raises(ValueError, match=r"carries LoRA adapters.*save_merged"):
+        EXPORTS[name](model, processor, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("ctranslate2", "ctranslate2", "ct2"), ("onnx", "onnx", "onnx")]
+)
+def test_a_missing_runtime_names_its_extra(
+    name: str, package: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        ImportError, match=rf"'{package}' is not installed: pip install 'hf-distil-whisper\[{extra}\]'"
+    ):
+        EXPORTS[name](talking_whisper(4), toy_processor(), tmp_path / "export")

@@ -1,0 +1,157 @@
+"""ONNX graphs against transformers: names that others look for, free lengths, the same tokens, shared weights."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from transformers import WhisperForConditionalGeneration
+
+from hf_distil_whisper.inference import export_onnx as module
+from hf_distil_whisper.inference.export_onnx import cache_names, export_onnx
+from hf_distil_whisper.inference.generation import generate_tokens, window_features
+from hf_distil_whisper.inference.onnx_merge import SWITCH
+from hf_distil_whisper.inference.run_onnx import OnnxGenerator
+from talking_models import multilingual_whisper, talking_whisper
+from toy_models import toy_audio, toy_processor
+
+FILES = ["decoder_model", "decoder_model_merged", "decoder_with_past_model", "encoder_model"]
+
+
+def student() -> WhisperForConditionalGeneration:
+    """Cut in both halves, multilingual, with heads of a deeper teacher in its config: every kind in one tracing."""
+    model = multilingual_whisper(3)
+    cut = talking_whisper(3, encoder_layers=1, decoder_layers=2)
+    cut.generation_config = model.generation_config
+    cut.generation_config.alignment_heads = [[3, 1]]
+    return cut
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The student in every precision, traced once."""
+    folder, model = tmp_path_factory.mktemp("onnx"), student()
+    graphs = module._traced(model)
+    assert model.config._attn_implementation == "sdpa"  # tracing wants another one, of a copy
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_traced", lambda _: {name: _copy(graph) for name, graph in graphs.items()})
+        return {
+            name: export_onnx(model, toy_processor(), folder / name, quantization=name)
+            for name in ("float32", "float16", "int8")
+        }
+
+
+def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
+    copied = onnx.ModelProto()
+    copied.CopyFrom(graph)
+    return copied
+
+
+def features(model: WhisperForConditionalGeneration, count: int = 4) -> torch.Tensor:
+    return window_features(model, toy_processor(), [toy_audio(1 + row, seed=row) for row in range(count)])
+
+
+@pytest.mark.parametrize("merged", [False, True], ids=["two decoders", "merged"])
+@pytest.mark.parametrize("language", ["de", None])
+def test_tokens_are_those_of_transformers(exports: dict[str, Path], merged: bool, language: str | None) -> None:
+    """A key in another's place, or a position that is off by one, gives fluent text of its own."""
+    model = student()
+    expected = generate_tokens(model, features(model), max_new_tokens=12, language=language)
+    generator = OnnxGenerator(model, exports["float32"], max_new_tokens=12, language=language, merged=merged)
+    assert generator(features(model)) == expected
+    assert generator(features(model)[2:3]) == expected[2:3]
+    assert len({tuple(one.tokens) for one in expected}) > 1
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("float16", 0.03), ("int8", 0.3)])
+def test_smaller_weights_give_nearly_the_same_numbers(exports: dict[str, Path], precision: str, bound: float) -> None:
+    model = student()
+    suffix = module.SUFFIXES[precision]
+    states, logits = [], []
+    for name, end in (("float32", ""), (precision, suffix)):
+        sessions = [
+            _session(exports[name] / "onnx" / f"{graph}{end}.onnx") for graph in ("encoder_model", "decoder_model")
+        ]
+        (found,) = sessions[0].run(None, {"input_features": features(model, 2).numpy()})
+        states.append(found)
+        tokens = np.full((2, 3), 7)
+        logits.append(sessions[1].run(["logits"], {"input_ids": tokens, "encoder_hidden_states": states[0]})[0])
+    for exact, rounded in (states, logits):
+        assert np.abs(exact - rounded).mean() < bound * exact.std()
+        assert np.abs(exact - rounded).max() > 0
+    whole, small = (_bytes(exports[name] / "onnx") for name in ("float32", precision))
+    assert small < 0.75 * whole
+
+
+def _session(file: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+
+def _bytes(folder: Path) -> int:
+    """Of weights: what else is in the graphs of a toy outweighs them."""
+    graphs = [onnx.load(file).graph for file in folder.iterdir()]
+    return sum(len(weight.raw_data) for graph in graphs for weight in graph.initializer)
+
+
+def test_layout_and_names_are_those_of_transformers_js(exports: dict[str, Path]) -> None:
+    """It looks for them by name and says only that a file or an input is missing."""
+    top = {file.name for file in exports["float32"].iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "onnx"} <= top
+    assert "preprocessor_config.json" in top
+    assert not {name for name in top if name.endswith((".safetensors", ".bin"))}
+    config = json.loads((exports["float32"] / "config.json").read_text())
+    assert (config["decoder_layers"], config["architectures"]) == (2, ["WhisperForConditionalGeneration"])
+    assert "alignment_heads" not in json.loads((exports["float32"] / "generation_config.json").read_text())
+    for precision, suffix in (("float32", ""), ("float16", "_fp16"), ("int8", "_quantized")):
+        names = sorted(file.name for file in (exports[precision] / "onnx").iterdir())
+        assert names == sorted(f"{name}{suffix}.onnx" for name in FILES)
+        sessions = {name: _session(exports[precision] / "onnx" / f"{name}{suffix}.onnx") for name in FILES}
+        inputs = {name: [value.name for value in session.get_inputs()] for name, session in sessions.items()}
+        outputs = {name: [value.name for value in session.get_outputs()] for name, session in sessions.items()}
+        past, present = cache_names("past_key_values", 2), cache_names("present", 2)
+        assert inputs["encoder_model"], outputs["encoder_model"] == (["input_features"], ["last_hidden_state"])
+        assert inputs["decoder_model"] == ["input_ids", "encoder_hidden_states"]
+        assert outputs["decoder_model"] == outputs["decoder_model_merged"] == ["logits", *present]
+        assert inputs["decoder_with_past_model"] == ["input_ids", *past]
+        assert outputs["decoder_with_past_model"] == ["logits", *cache_names("present", 2, ("decoder",))]
+        assert sorted(inputs["decoder_model_merged"]) == sorted(["input_ids", "encoder_hidden_states", *past, SWITCH])
+        types = {
+            value.type for session in sessions.values() for value in (*session.get_inputs(), *session.get_outputs())
+        }
+        assert types == {"tensor(float)", "tensor(int64)", "tensor(bool)"}
+
+
+def test_a_merged_decoder_holds_every_weight_once(exports: dict[str, Path]) -> None:
+    """Two copies would double what a browser has to load."""
+    files = [exports["float32"] / "onnx" / f"{name}.onnx" for name in ("decoder_model", "decoder_model_merged")]
+    single, merged = (onnx.load(file).graph for file in files)
+    counts = Counter(weight.raw_data for weight in merged.initializer if len(weight.raw_data) > 100)
+    assert max(counts.values()) == 1
+    sizes = [sum(len(weight.raw_data) for weight in graph.initializer) for graph in (single, merged)]
+    assert sizes[1] < 1.02 * sizes[0]
+
+
+def test_graphs_do_not_tell_where_they_were_made(exports: dict[str, Path]) -> None:
+    """The exporter writes the source line of every node, with its path, into the file."""
+    for file in (exports["float32"] / "onnx").iterdir():
+        assert b"site-packages" not in file.read_bytes()
+        assert b"modeling_whisper" not in file.read_bytes()
+
+
+def test_weights_beyond_a_files_limit_lie_beside_it(
+    exports: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Protobuf ends at 2 GiB: large-v3's decoder has more."""
+    monkeypatch.setattr(module, "LARGEST_FILE", 1000)
+    module._save(onnx.load(exports["float32"] / "onnx" / "encoder_model.onnx"), tmp_path / "encoder_model.onnx")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["encoder_model.onnx", "encoder_model.onnx_data"]
+    assert _session(tmp_path / "encoder_model.onnx").get_inputs()[0].name == "input_features"
+
+
+def test_a_folder_without_graphs_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"`folder`: .*onnx holds 0 files encoder_model\*.onnx"):
+        OnnxGenerator(student(), tmp_path)
