@@ -23,10 +23,10 @@ def test_every_way_is_timed_at_every_batch_size(toys: Path, tmp_path: Path, caps
     assert "| with student |" in said
     assert "| with student, pipeline's own |" in said
     assert "windows of 30 s: the dataset has too little speech of one speaker" in said
-    assert "same text on all 2 utterances in batches: student 2" in said
+    assert "same text on all 6 utterances in batches: student 6" in said
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     ways = results["times"]["utterances"]
-    assert ways["2"]["with student"]["num_same"] == 2
+    assert ways["2"]["with student"]["num_same"] == 6
     assert "with student, pipeline's own" not in ways["2"]
 
 
@@ -35,8 +35,8 @@ def test_long_recordings_are_timed_by_both_algorithms(toys: Path, capsys: pytest
     more = ["--batch_sizes", "1", "--repeats", "1", "--long_form_dataset", str(toys / "corpus")]
     assert main(flags(toys, *more)) == 0
     said = capsys.readouterr().out
-    assert "long recordings, sequential (2)" in said
-    assert "long recordings, chunked (2)" in said
+    assert "long recordings, sequential (6)" in said
+    assert "long recordings, chunked (6)" in said
 
 
 @pytest.mark.parametrize(

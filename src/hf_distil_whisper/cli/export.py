@@ -16,6 +16,8 @@ from hf_distil_whisper.data.sources import without_decoder
 from hf_distil_whisper.evaluation.exports import (
     EXTRAS,
     QUANTIZATIONS,
+    ROUNDS,
+    TIMED_ROWS,
     differing_texts,
     export_and_check,
     export_table,
@@ -147,6 +149,9 @@ def run(argv: Sequence[str]) -> None:
     sys.stdout.write(f"{export_table(checks)}\n\n")
     sys.stdout.writelines(f"{line}\n" for line in differing_texts(checks))
     heard = checks[0].result
-    sys.stdout.write(f"{len(heard.rows)} recordings of {heard.audio_seconds:.0f} s in all, {machine()}\n")
+    sys.stdout.write(
+        f"{len(heard.rows)} recordings of {heard.audio_seconds:.0f} s in all; speed: first {TIMED_ROWS} at most, "
+        f"medians of {ROUNDS}, {machine()}\n"
+    )
     if heard.row_errors:
         sys.stdout.write(heard.row_errors.summary() + "\n")

@@ -5,19 +5,22 @@ Knows how each format is written, run and measured; the formats are known by `in
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from statistics import median
 
-import torch
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.evaluation.short_form import evaluate_model
 from hf_distil_whisper.inference.backends import Ctranslate2Generator
 from hf_distil_whisper.inference.export import export_ctranslate2
 from hf_distil_whisper.inference.export_ggml import GGML_QUANTIZATIONS, export_ggml
 from hf_distil_whisper.inference.export_onnx import SUFFIXES, export_onnx
-from hf_distil_whisper.inference.generation import TokenSequence
+from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens
+from hf_distil_whisper.inference.rows import generate_rows
 from hf_distil_whisper.inference.run_ggml import GgmlGenerator
 from hf_distil_whisper.inference.run_onnx import OnnxGenerator
 
@@ -43,6 +46,8 @@ EXTRAS = {
 }
 """Format → the extra that installs what it needs, and the packages."""
 _EXPORTERS = {"ctranslate2": export_ctranslate2, "ggml": export_ggml, "onnx": export_onnx}
+TIMED_ROWS, ROUNDS = 32, 3
+"""The first recordings are timed, so often, the runtimes in turn."""
 _SETTINGS = (".json", ".txt")
 
 
@@ -56,6 +61,7 @@ class ExportCheck:
         result (`EvaluationResult`): what it made of the recordings.
         weight_bytes (`int`): on disk, settings and tokenizer not counted.
         same (`int`): recordings of which it wrote the very text of transformers.
+        rtf (`float`): seconds of work per second of audio, of the recordings that are timed.
         relative_latency (`float`): seconds of transformers over its own; larger is faster.
     """
 
@@ -64,6 +70,7 @@ class ExportCheck:
     result: EvaluationResult
     weight_bytes: int
     same: int
+    rtf: float
     relative_latency: float
 
 
@@ -114,21 +121,43 @@ def export_and_check(
     Returns:
         `list[ExportCheck]`: transformers first.
     """
-    plain = evaluate_model(model, rows, processor, batch_size=batch_size, language=language)
+    score = partial(evaluate_model, model, rows, processor, batch_size=batch_size, language=language)
+    plain = score()
     for precision, folder in folders.items():
         _EXPORTERS[runtime](model, processor, folder, quantization=precision)
+    generators: list[Callable[..., list[TokenSequence]]] = [partial(generate_tokens, model, language=language)]
+    generators += [run_export(model, processor, Path(folder), runtime, language) for folder in folders.values()]
+    results = [plain, *(score(generate=one) for one in generators[1:])]
+    rtfs = _real_time_factors(model, processor, rows, generators, batch_size)
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    dtype = str(model.dtype).removeprefix("torch.")
-    found = [ExportCheck("transformers", dtype, plain, weights, len(plain.rows), 1.0)]
-    for precision, folder in folders.items():
-        generate = run_export(model, processor, Path(folder), runtime, language)
-        generate(torch.zeros(1, *_window_shape(model)))  # the first pass of a runtime is its slowest
-        result = evaluate_model(model, rows, processor, batch_size=batch_size, language=language, generate=generate)
-        pairs = zip(result.rows, plain.rows, strict=True)
-        same = sum(ours["prediction"] == theirs["prediction"] for ours, theirs in pairs)
-        ratio = plain.seconds / result.seconds
-        found.append(ExportCheck(runtime, precision, result, _weight_bytes(Path(folder)), same, ratio))
-    return found
+    names = [("transformers", str(model.dtype).removeprefix("torch.")), *((runtime, name) for name in folders)]
+    sizes = [weights, *(_weight_bytes(Path(folder)) for folder in folders.values())]
+    return [
+        ExportCheck(*name, result, size, _same_texts(result, plain), rtf, rtfs[0] / rtf)
+        for name, result, size, rtf in zip(names, results, sizes, rtfs, strict=True)
+    ]
+
+
+def _same_texts(result: EvaluationResult, plain: EvaluationResult) -> int:
+    pairs = zip(result.rows, plain.rows, strict=True)
+    return sum(ours["prediction"] == theirs["prediction"] for ours, theirs in pairs)
+
+
+def _real_time_factors(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    rows: Dataset | Sequence[Mapping],
+    generators: Sequence[Callable[..., list[TokenSequence]]],
+    batch_size: int,
+) -> list[float]:
+    """Medians over rounds in which all take their turn: what else the machine does then slows all of them down."""
+    first = [rows[index] for index in range(min(TIMED_ROWS, len(rows)))]
+    factors: list[list[float]] = [[] for _ in generators]
+    for _ in range(ROUNDS):
+        for found, generate in zip(factors, generators, strict=True):
+            heard = generate_rows(model, processor, first, RowErrors(), generate, batch_size=batch_size)
+            found.append(heard.seconds / max(sum(heard.durations.values()), 1e-9))
+    return [median(found) for found in factors]
 
 
 def export_table(checks: Sequence[ExportCheck]) -> str:
@@ -146,7 +175,7 @@ def export_table(checks: Sequence[ExportCheck]) -> str:
         wer = f"{100 * result.wer:.2f}" if result.errors.num_words else "-"
         lines.append(
             f"| {check.runtime} | {check.precision} | {check.same} of {total} ({check.same / total:.1%}) | {wer} | "
-            f"{check.weight_bytes / 1e6:.1f} | {1000 * result.rtf:.1f} | {check.relative_latency:.2f} |"
+            f"{check.weight_bytes / 1e6:.1f} | {1000 * check.rtf:.1f} | {check.relative_latency:.2f} |"
         )
     return "\n".join(lines)
 
@@ -168,10 +197,6 @@ def differing_texts(checks: Sequence[ExportCheck], limit: int = 3) -> list[str]:
                 f"{plain['prediction']!r}"
             )
     return lines
-
-
-def _window_shape(model: WhisperForConditionalGeneration) -> tuple[int, int]:
-    return model.config.num_mel_bins, 2 * model.config.max_source_positions
 
 
 def _weight_bytes(folder: Path) -> int:

@@ -74,8 +74,9 @@ def evaluate_model(
     dataset = readable_rows(dataset, text_column)
     errors = RowErrors()
     if generate is None:
-        settings = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "language": language}
-        generate = partial(generate_tokens, model, **settings)
+        generate = partial(
+            generate_tokens, model, num_beams=num_beams, max_new_tokens=max_new_tokens, language=language
+        )
         _warm_up(model, processor, language)
     found = generate_rows(model, processor, dataset, errors, generate, load=load, batch_size=batch_size)
     heard = []

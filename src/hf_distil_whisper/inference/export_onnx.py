@@ -180,6 +180,7 @@ def _graph(
             module.eval(), examples, dynamo=True, dynamic_shapes=shapes, input_names=inputs, output_names=outputs,
             opset_version=_OPSET, verbose=False,
         )  # fmt: skip
+    assert program is not None  # it is without dynamo
     graph = program.model_proto
     for part in (*graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output, graph.graph):
         del part.metadata_props[:]  # where the exporter was installed, line by line

@@ -69,7 +69,9 @@ class OnnxGenerator:
         """
         told = self._language if language is None else language
         codes = resolve_languages(self._model, told, self._task, len(input_features))
-        (states,) = self._encoder.run(None, {"input_features": input_features.float().cpu().numpy()})
+        # One window after the other, as `encode` does it on a CPU: sooner than all at once.
+        windows = input_features.float().cpu().numpy()[:, None]
+        states = np.concatenate([self._encoder.run(None, {"input_features": window})[0] for window in windows])
         languages = language_tokens(self._model, codes, lambda: self._heard(states))
         prefix = torch.tensor([decoder_prefix(self._model, token, self._task, False) for token in languages])
         end = self._model.generation_config.eos_token_id
@@ -77,7 +79,7 @@ class OnnxGenerator:
         return [TokenSequence(*cut_at_end(row, end)) for row in rows]
 
     def _search(self, states: np.ndarray, prefix: Tensor, end: int) -> Tensor:
-        rules = token_rules(self._model, self._model.generation_config, prefix.shape[1], False)
+        rules = token_rules(self._model, prefix.shape[1], False)
         sequences, ended = prefix, torch.zeros(len(prefix), dtype=torch.bool)
         logits, past = self._start(states, prefix.numpy())
         for step in range(self._new_tokens):
