@@ -6,7 +6,9 @@ Knows the settings that make its search the one of `generation.py`; `export_ggml
 import atexit
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ class GgmlGenerator:
         self._model, self._language, self._task = model, language, task
         resolve_languages(model, language, task, 1)
         self._messages: list[str] = []
-        runtime.whisper_log_set(self._listen)  # it prints pages about memory otherwise
+        runtime.whisper_log_set(partial(_listen, self._messages))  # it prints pages about memory otherwise
         atexit.register(runtime.whisper_log_set, None)  # else the process ends with a crash of the binding
         self._context = runtime.whisper_init_from_file_with_params(str(file), runtime.whisper_context_default_params())
         if self._messages:  # the binding gives a context in any case, and a crash with its first use
@@ -90,10 +92,6 @@ class GgmlGenerator:
         """
         return self._search(samples.astype(np.float32), language)
 
-    def _listen(self, level: int, text: str) -> None:
-        if level >= _ERROR:
-            self._messages.append(text.strip())
-
     def _window(self, features: np.ndarray, language: str | None) -> TokenSequence:
         bins, frames = features.shape
         self._runtime.whisper_set_mel(self._context, np.ascontiguousarray(features), frames, bins)
@@ -112,7 +110,7 @@ class GgmlGenerator:
         words = [token for token in tokens if token < end][: self._new_tokens]
         return TokenSequence(words, len(words) >= self._new_tokens)
 
-    def _parameters(self, language: str | None):  # type: ignore[no-untyped-def]
+    def _parameters(self, language: str | None) -> Any:
         found = self._runtime.whisper_full_default_params(
             self._runtime.whisper_sampling_strategy.WHISPER_SAMPLING_GREEDY
         )
@@ -129,3 +127,9 @@ class GgmlGenerator:
         found.logprob_thold = -1e9  # with it, nothing counts as silence
         found.print_progress = found.print_timestamps = False
         return found
+
+
+def _listen(messages: list[str], level: int, text: str) -> None:
+    """Keeps what goes wrong. No method: the runtime would keep the generator, and its model, for good."""
+    if level >= _ERROR:
+        messages.append(text.strip())
