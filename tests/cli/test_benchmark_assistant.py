@@ -14,7 +14,9 @@ def flags(toys: Path, *more: str) -> list[str]:
     return ["benchmark", "assistant", *models, "--dataset", str(toys / "corpus"), *more]
 
 
-def test_every_way_is_timed_at_every_batch_size(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_way_is_timed_at_every_batch_size(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Tables 9 and 22: relative latencies beside the parameters, and that the text is the same."""
     more = ["--batch_sizes", "1", "2", "--repeats", "1", "--draft_lengths", "1", "3", "--windows", "2"]
     assert main(flags(toys, *more, "--output_dir", str(tmp_path / "out"))) == 0
