@@ -201,7 +201,7 @@ def test_pipeline_is_assisted_to_the_same_texts() -> None:
     assisted = pipeline("automatic-speech-recognition", **parts, **assistant_arguments(assistant))
     audio = [toy_audio(seconds, seed=index) for index, seconds in enumerate([2, 5, 1])]
     passes = []
-    hook = assistant.model.decoder.register_forward_pre_hook(lambda *_: passes.append(1))
+    hook = assistant.model.decoder.layers[0].fc1.register_forward_pre_hook(lambda *_: passes.append(1))
     options = {"max_new_tokens": 40}
     expected = [one["text"] for one in plain(audio, generate_kwargs={"num_beams": 1, **options})]
     assert not passes

@@ -40,9 +40,7 @@ def test_windows_that_have_ended_leave_the_batch() -> None:
     """Carried along, a batch of unequal windows costs as much as its longest one for every row."""
     model = talking_whisper(4, end_gain=1.0)
     sizes: list[int] = []
-    model.get_decoder().register_forward_pre_hook(
-        lambda _, args, kwargs: sizes.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
+    model.get_decoder().layers[0].fc1.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     prefix = torch.tensor([[model.generation_config.decoder_start_token_id, 5]]).repeat(8, 1)
     states = encoder_states(8, model.config.d_model)
     end = model.generation_config.eos_token_id

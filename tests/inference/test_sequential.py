@@ -68,9 +68,7 @@ def test_previous_text_is_the_prompt_of_the_next_window() -> None:
     model = talking_whisper(4)
     previous = model.generation_config.prev_sot_token_id
     prompted: list[bool] = []
-    model.get_decoder().register_forward_pre_hook(
-        lambda _, args, kwargs: prompted.append(previous in kwargs["input_ids"]), with_kwargs=True
-    )
+    model.get_decoder().embed_tokens.register_forward_pre_hook(lambda _, args: prompted.append(previous in args[0]))
     transcribe_sequential(model, toy_processor(), toy_audio(40))
     assert not any(prompted)
     transcribe_sequential(model, toy_processor(), toy_audio(40), condition_on_prev_tokens=True)
@@ -82,9 +80,7 @@ def test_language_reaches_every_window_and_the_encoder_no_second_time() -> None:
     model = multilingual_whisper()
     german = model.generation_config.lang_to_id["<|de|>"]
     prefixes: list[list[int]] = []
-    model.get_decoder().register_forward_pre_hook(
-        lambda _, args, kwargs: prefixes.append(kwargs["input_ids"][0].tolist()), with_kwargs=True
-    )
+    model.get_decoder().embed_tokens.register_forward_pre_hook(lambda _, args: prefixes.append(args[0][0].tolist()))
     transcribe_sequential(model, toy_processor(), toy_audio(32), language="German")
     assert all(row[1] == german for row in prefixes if len(row) > 1)
     assert any(len(row) > 1 for row in prefixes)

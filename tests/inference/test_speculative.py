@@ -87,7 +87,7 @@ def test_whole_context_is_used_up_to_its_last_position() -> None:
 def test_flash_attention_and_foolish_lengths_are_refused() -> None:
     """flash-attn takes no mask: rows would read what they had rejected, and write other text."""
     teacher = talking_whisper(4)
-    states, prefix = windows(teacher, 1), torch.tensor([[teacher.config.decoder_start_token_id]])
+    states, prefix = windows(teacher, 2), torch.tensor([[teacher.config.decoder_start_token_id]] * 2)
     rules, assistant = token_rules(teacher, 1, False), create_assistant(talking_whisper(4), teacher)
     with pytest.raises(ValueError, match="`draft_length` is 0"):
         speculative_search(teacher, assistant, states, prefix, rules, draft_length=0, **settings(teacher))

@@ -31,8 +31,8 @@ from hf_distil_whisper.evaluation.assisted_latency import (
 )
 from hf_distil_whisper.figures import latency_over_draft_length
 from hf_distil_whisper.inference.assistant import create_assistant
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.generation import resolve_language
-from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.speculative import check_assistant
 
 GENERATE, PIPELINE = "alone, `generate`", "alone, pipeline"

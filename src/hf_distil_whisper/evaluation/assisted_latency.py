@@ -14,6 +14,7 @@ from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, Wh
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.inference.assistant import added_parameters, assistant_arguments
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.generation import (
     generate_tokens,
@@ -22,7 +23,6 @@ from hf_distil_whisper.inference.generation import (
     window_features,
 )
 from hf_distil_whisper.inference.results import plain_text
-from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.transcribe import transcribe_chunked, transcribe_sequential
 
 ALONE = "alone"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import WhisperForCausalLM, WhisperForConditionalGeneration
 
-from hf_distil_whisper.inference.row_cache import Assistant
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.speculative import check_assistant
 from hf_distil_whisper.inference.window_search import window_search
 

@@ -13,6 +13,7 @@ import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.chunk_length import default_chunk_length
 from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.encoder_cache import encode
@@ -32,7 +33,6 @@ from hf_distil_whisper.inference.results import (
     segments_of,
     timed_tokens,
 )
-from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.word_timestamps import (
     TimedToken,
     alignment_heads,

@@ -24,9 +24,9 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.features import log_mel
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.search import greedy_search
 from hf_distil_whisper.inference.speculative import speculative_search
 from hf_distil_whisper.inference.token_rules import TimestampRules, TokenRules

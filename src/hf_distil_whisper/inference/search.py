@@ -9,13 +9,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import (
-    Cache,
-    DynamicCache,
-    EncoderDecoderCache,
-    StaticLayer,
-    WhisperForConditionalGeneration,
-)
+from transformers import WhisperForConditionalGeneration
+
+from hf_distil_whisper.inference.cached_decoder import CachedDecoder
 
 
 @torch.inference_mode()
@@ -54,21 +50,14 @@ def greedy_search(
     Raises:
         ValueError: for a static cache with flash attention.
     """
-    decoder = model.get_decoder()
-    own = _static(model, prefix.shape[1] + max_new_tokens) if static_cache else DynamicCache()
-    cache = EncoderDecoderCache(
-        own, DynamicCache()
-    )  # the keys of the encoder's states are written once and never grow
+    decoder = CachedDecoder(model, encoder_states, prefix.shape[1] + max_new_tokens, static_cache)
     rows = torch.arange(len(prefix), device=prefix.device)
     sequences = prefix.new_full((len(prefix), prefix.shape[1] + max_new_tokens), end)
     sequences[:, : prefix.shape[1]] = prefix
     inputs, ended = prefix, torch.zeros_like(rows, dtype=torch.bool)
     for step in range(max_new_tokens):
         length = prefix.shape[1] + step
-        hidden = decoder(
-            input_ids=inputs, encoder_hidden_states=encoder_states, past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        scores = model.proj_out(hidden[:, -1]).float()
+        scores = decoder.scores(inputs, length - inputs.shape[1])[:, 0]
         if step < min_new_tokens:
             scores[:, end] = float("-inf")
         chosen = rules(sequences[rows, :length], scores).argmax(dim=-1).masked_fill(ended, end)
@@ -79,17 +68,7 @@ def greedy_search(
             return sequences[:, : length + 1]
         if 2 * left <= len(ended) and not static_cache:
             kept = torch.nonzero(~ended).squeeze(1)
-            cache.batch_select_indices(kept)
-            rows, chosen, ended, encoder_states = rows[kept], chosen[kept], ended[kept], encoder_states[kept]
+            decoder.keep(kept)
+            rows, chosen, ended = rows[kept], chosen[kept], ended[kept]
         inputs = chosen.unsqueeze(1)
     return sequences
-
-
-def _static(model: WhisperForConditionalGeneration, length: int) -> Cache:
-    if model.config._attn_implementation == "flash_attention_2":
-        raise ValueError(
-            "flash_attention_2 takes no mask, so that it would look at the empty room of a static cache too. Take the "
-            "dynamic cache, or sdpa or eager attention."
-        )
-    # Not `StaticCache(model.config)`: it would make as many layers as the encoder has.
-    return Cache(layers=[StaticLayer(length) for _ in range(model.config.decoder_layers)])

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.generation import (
     is_multilingual,
@@ -28,7 +29,6 @@ from hf_distil_whisper.inference.results import (
     plain_text,
     segments_of,
 )
-from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.sequential_words import HeardWindows
 from hf_distil_whisper.inference.window_search import window_search
 from hf_distil_whisper.inference.word_timestamps import alignment_heads

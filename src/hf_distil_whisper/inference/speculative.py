@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
+from hf_distil_whisper.inference.cached_decoder import Assistant, CachedDecoder
 from hf_distil_whisper.inference.drafts import LONGEST_DRAFT, DraftCounts, DraftLength
 from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.row_cache import Assistant, CachedDecoder
 from hf_distil_whisper.inference.token_rules import FORBIDDEN, TokenRules
 
 
@@ -54,9 +54,14 @@ def speculative_search(
 
     Raises:
         ValueError: for an assistant of another vocabulary, dtype or width, or with an encoder of its own and no
-            features; with flash attention, which takes no mask; for a draft length below 1.
+            features; for several rows with flash attention, which takes no mask; for a draft length below 1.
     """
     check_assistant(assistant, model)
+    if len(prefix) > 1 and "flash_attention_2" in (_attention(model), _attention(assistant)):
+        raise ValueError(
+            f"A mask tells {len(prefix)} rows of different length apart, and flash_attention_2 takes none. Load the "
+            "models with attn_implementation='sdpa', or take a batch size of 1."
+        )
     lengths = DraftLength(_step_cost(model, assistant), draft_length)
     capacity = prefix.shape[1] + max_new_tokens
     spare = capacity + (draft_length or LONGEST_DRAFT)  # a row near its end is drafted along with the others
@@ -172,6 +177,10 @@ def _heard_by(assistant: WhisperForConditionalGeneration, input_features: Tensor
     if input_features is None:
         raise ValueError("An assistant with an encoder of its own needs `input_features`, but only states came.")
     return encode(assistant, input_features)
+
+
+def _attention(model: Assistant) -> str:
+    return str(model.config._attn_implementation)
 
 
 def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration) -> None:

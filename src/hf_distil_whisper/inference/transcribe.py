@@ -10,6 +10,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
 from hf_distil_whisper.inference.batches import batches_by_length
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.chunked import chunk_statistics, transcribe_chunked
 from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.inference.generation import (
@@ -20,7 +21,6 @@ from hf_distil_whisper.inference.generation import (
     window_seconds,
 )
 from hf_distil_whisper.inference.results import Segment, Transcription, Word, plain_text, segments_of, timed_tokens
-from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.sequential import transcribe_sequential
 from hf_distil_whisper.inference.word_timestamps import alignment_heads, join_words, time_windows
 

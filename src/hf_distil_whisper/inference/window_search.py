@@ -18,8 +18,8 @@ from transformers import (
     WhisperTimeStampLogitsProcessor,
 )
 
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.drafts import DraftCounts
-from hf_distil_whisper.inference.row_cache import Assistant
 from hf_distil_whisper.inference.search import greedy_search
 from hf_distil_whisper.inference.speculative import speculative_search
 from hf_distil_whisper.inference.token_rules import TimestampRules, TokenRules
