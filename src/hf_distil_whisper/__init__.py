@@ -80,6 +80,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
     from hf_distil_whisper.inference.alignment_heads import HeadSearch as HeadSearch
     from hf_distil_whisper.inference.alignment_heads import find_alignment_heads as find_alignment_heads
+    from hf_distil_whisper.inference.assistant import assistant_arguments as assistant_arguments
     from hf_distil_whisper.inference.assistant import create_assistant as create_assistant
     from hf_distil_whisper.inference.ctc import load_ctc as load_ctc
     from hf_distil_whisper.inference.ctc import transcribe_ctc as transcribe_ctc
@@ -156,7 +157,7 @@ _MODULES = {
     "evaluation.word_times": ("WordTimeErrors", "compare_word_times"),
     "hub.model_card": ("ModelCardCallback", "generate_model_card"),
     "inference.alignment_heads": ("HeadSearch", "find_alignment_heads"),
-    "inference.assistant": ("create_assistant",),
+    "inference.assistant": ("assistant_arguments", "create_assistant"),
     "inference.ctc": ("load_ctc", "transcribe_ctc"),
     "inference.export": ("export_ctranslate2",),
     "inference.export_ggml": ("export_ggml",),

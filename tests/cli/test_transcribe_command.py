@@ -11,6 +11,7 @@ from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli import transcribe
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
+from hf_distil_whisper.student import create_student
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 
@@ -96,3 +97,18 @@ def test_a_recording_without_end_or_samples_costs_itself(
     assert "one.flac: does not move on" in said.err
     assert "empty.wav: expected audio, got 0 samples" in said.err
     assert [file.name for file in tmp_path.iterdir()] == ["two.txt"]
+
+
+@pytest.mark.parametrize("method", ["chunked", "sequential"])
+def test_an_assistant_drafts_by_both_algorithms(
+    method: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Chunks come in batches: the assistant drafts there too, and the text is the model's own."""
+    save_checkpoint(create_student(talking_whisper(4), decoder_layers=1), toy_processor(), tmp_path / "student")
+    said = []
+    for more in ([], ["--assistant_model_name_or_path", str(tmp_path / "student")]):
+        assert main([*command(toys, "--output_format", "json", *more), "--method", method]) == 0
+        said.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    alone, assisted = said
+    assert [one["text"] for one in assisted] == [one["text"] for one in alone]
+    assert all(one["statistics"]["drafts"]["drafted"] > 0 for one in assisted)

@@ -11,9 +11,9 @@ import numpy as np
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, torch_dtype
+from hf_distil_whisper.cli.loading import load_assistant, load_listener
+from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.packing import pack_utterances
@@ -30,10 +30,8 @@ from hf_distil_whisper.evaluation.assisted_latency import (
     ways_table,
 )
 from hf_distil_whisper.figures import latency_over_draft_length
-from hf_distil_whisper.inference.assistant import create_assistant
 from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.generation import resolve_language
-from hf_distil_whisper.inference.speculative import check_assistant
 
 GENERATE, PIPELINE = "alone, `generate`", "alone, pipeline"
 PAUSE = 0.3
@@ -126,26 +124,6 @@ def plan_assistant(args: AssistantBenchmarkArguments) -> Plan:
     return plan
 
 
-def load_assistant(
-    place: str, model: WhisperForConditionalGeneration
-) -> tuple[WhisperForConditionalGeneration, Assistant]:
-    """A checkpoint, and what drafts of it: its decoder where the encoder is the model's own, else all of it.
-
-    Args:
-        place (`str`): Hub name or folder.
-        model (`WhisperForConditionalGeneration`): whose text it is.
-
-    Raises:
-        ValueError: for another vocabulary, or other mel bins.
-    """
-    whole = load_model(place, dtype=model.dtype).to(model.device).eval()
-    check_assistant(whole, model)
-    try:
-        return whole, create_assistant(whole, model)
-    except ValueError:
-        return whole, whole
-
-
 def short_ways(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
@@ -191,9 +169,7 @@ def run_assistant(argv: Sequence[str], machine: str) -> None:
     plan = plan_assistant(args)
     if not plan.settle(dry_run=args.dry_run):
         return
-    name = args.model_name_or_path or ""
-    model = load_model(name, dtype=torch_dtype(args.dtype)).to(best_device()).eval()
-    processor = load_processor(name)
+    model, processor = load_listener(args.model_name_or_path or "", args.dtype)
     pairs = {Path(place).name: load_assistant(place, model) for place in args.assistants}
     wholes = {short: whole for short, (whole, _) in pairs.items()}
     assistants = {short: assistant for short, (_, assistant) in pairs.items()}

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.arguments import parse_arguments, setting
-from hf_distil_whisper.cli.plans import Plan, best_device, torch_dtype
+from hf_distil_whisper.cli.loading import load_assistant, load_listener
+from hf_distil_whisper.cli.plans import Plan
 from hf_distil_whisper.data.audio import AudioError
-from hf_distil_whisper.inference.assistant import create_assistant
+from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
 from hf_distil_whisper.inference.subtitles import to_json, to_srt, to_vtt
 from hf_distil_whisper.inference.transcribe import Segment, Transcription, Word, transcribe, transcribe_chunked
@@ -27,7 +27,8 @@ class TranscribeArguments:
     Args:
         model_name_or_path (`str`): student or teacher, Hub name or folder.
         audio (`list[str]`): audio files; also all words that belong to no flag.
-        assistant_model_name_or_path (`str`, *optional*): a student that drafts for the model (section 6).
+        assistant_model_name_or_path (`str`, *optional*): a student of the model that drafts for it
+            (section 8.5), or a smaller Whisper of its vocabulary; the text stays the model's own.
         method (`str`, *optional*, defaults to `"sequential"`): for recordings over 30 s; or `"chunked"` (section 5),
             which takes the same memory for minutes and for hours.
         chunk_length (`float`, *optional*): seconds of a chunk; by default what follows from the recordings that the
@@ -47,7 +48,7 @@ class TranscribeArguments:
 
     model_name_or_path: str | None = setting(None, "Model: Hub name or folder.")
     audio: list[str] | None = setting(None, "Audio files; also all words that belong to no flag.")
-    assistant_model_name_or_path: str | None = setting(None, "A student of the model that drafts for it.")
+    assistant_model_name_or_path: str | None = setting(None, "A student of the model, or a smaller Whisper: drafts.")
     method: Literal["sequential", "chunked"] = setting("sequential", "For recordings over 30 s.")
     chunk_length: float | None = setting(None, "Seconds of a chunk, for --method chunked; else as the model says.")
     stride: float | None = setting(None, "Seconds that neighbouring chunks share at either side; a sixth if absent.")
@@ -90,17 +91,13 @@ def run(argv: Sequence[str]) -> None:
         _check_words(args, plan, architecture)
     if args.assistant_model_name_or_path is not None:
         plan.model(args.assistant_model_name_or_path, "assistant_model_name_or_path")
-        if args.method == "chunked":
-            plan.problems.append("--assistant_model_name_or_path drafts window by window: use --method sequential")
     if plan.require(args.audio, "audio", "the files to transcribe"):
         _check_outputs(args, plan)
     plan.check()
-    model = load_model(args.model_name_or_path, dtype=torch_dtype(args.dtype)).to(best_device())
-    processor = load_processor(args.model_name_or_path)
+    model, processor = load_listener(args.model_name_or_path, args.dtype)
     assistant = None
     if args.assistant_model_name_or_path is not None:
-        student = load_model(args.assistant_model_name_or_path, dtype=model.dtype).to(model.device)
-        assistant = create_assistant(student, model)
+        _, assistant = load_assistant(args.assistant_model_name_or_path, model)
     failed = []
     for file in args.audio:
         try:
@@ -119,7 +116,7 @@ def _transcribe_file(
     args: TranscribeArguments,
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
-    assistant: WhisperForCausalLM | None,
+    assistant: Assistant | None,
     file: str,
 ) -> Transcription:
     if args.method == "chunked":
@@ -129,6 +126,7 @@ def _transcribe_file(
             file,
             chunk_length=args.chunk_length,
             stride=args.stride,
+            assistant=assistant,
             batch_size=args.batch_size,
             return_timestamps=args.timestamps,
             language=args.language,
