@@ -99,7 +99,7 @@ def _index_errors(index: Any) -> list[str]:
         if not isinstance(model, dict) or not isinstance(model.get("name"), str):
             errors.append(f'"{place}.name" is required')
             continue
-        for which, result in enumerate(model.get("results") or [None]):
+        for which, result in enumerate(model.get("results", [None])):
             at = f"{place}.results[{which}]"
             result = result if isinstance(result, dict) else {}
             if not isinstance(result.get("task"), dict) or not result["task"].get("type"):

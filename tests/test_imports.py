@@ -19,6 +19,7 @@ LEVELS = {
     "metrics": 0,
     "shards": 0,
     "student": 0,
+    "uploads": 0,
     "data": 1,
     "inference": 2,
     "pseudo_labels": 3,

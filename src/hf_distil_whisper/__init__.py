@@ -76,8 +76,10 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.significance import confidence_interval as confidence_interval
     from hf_distil_whisper.evaluation.word_times import WordTimeErrors as WordTimeErrors
     from hf_distil_whisper.evaluation.word_times import compare_word_times as compare_word_times
+    from hf_distil_whisper.hub.callbacks import PushCheckpointCallback as PushCheckpointCallback
     from hf_distil_whisper.hub.model_card import ModelCardCallback as ModelCardCallback
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
+    from hf_distil_whisper.hub.push import push_student as push_student
     from hf_distil_whisper.inference.alignment_heads import HeadSearch as HeadSearch
     from hf_distil_whisper.inference.alignment_heads import find_alignment_heads as find_alignment_heads
     from hf_distil_whisper.inference.assistant import assistant_arguments as assistant_arguments
@@ -116,6 +118,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.training.trainer import DistillationTrainer as DistillationTrainer
     from hf_distil_whisper.training.training_args import DistillationTrainingArguments as DistillationTrainingArguments
     from hf_distil_whisper.training.validation import WordErrorMetrics as WordErrorMetrics
+    from hf_distil_whisper.uploads import PushError as PushError
 
 __version__ = "0.1.0"
 
@@ -155,7 +158,9 @@ _MODULES = {
     "evaluation.short_form": ("evaluate_model",),
     "evaluation.significance": ("compare_results", "confidence_interval"),
     "evaluation.word_times": ("WordTimeErrors", "compare_word_times"),
+    "hub.callbacks": ("PushCheckpointCallback",),
     "hub.model_card": ("ModelCardCallback", "generate_model_card"),
+    "hub.push": ("push_student",),
     "inference.alignment_heads": ("HeadSearch", "find_alignment_heads"),
     "inference.assistant": ("assistant_arguments", "create_assistant"),
     "inference.ctc": ("load_ctc", "transcribe_ctc"),
@@ -182,6 +187,7 @@ _MODULES = {
     "training.trainer": ("DistillationTrainer",),
     "training.training_args": ("DistillationTrainingArguments",),
     "training.validation": ("WordErrorMetrics",),
+    "uploads": ("PushError",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -25,6 +25,7 @@ COMMANDS = {
     "align-heads": ("find the heads of a student that tell when each word is said", "align_heads"),
     "export": ("write a model for CTranslate2, whisper.cpp or ONNX and compare the texts", "export"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),
+    "push": ("put a student that lies in a folder on the Hub, complete and with its card", "push"),
     "demo": ("try a student beside its teacher, on a page in the browser", "demo"),
 }
 """Name → what it does, module of this package that holds its `run(argv)`."""

@@ -7,7 +7,6 @@ from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from huggingface_hub import upload_folder
 from torch.utils.data import Dataset as TorchDataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -25,10 +24,12 @@ from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.speech_dataset import SpeechDataset, check_rows
 from hf_distil_whisper.data.speech_stream import SpeechStream
 from hf_distil_whisper.hub.model_card import ModelCardCallback, generate_model_card, latest_word_errors
+from hf_distil_whisper.hub.resume import fetch_checkpoint
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from hf_distil_whisper.uploads import PushError
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +159,9 @@ def finish_training(trainer: DistillationTrainer, args: TrainArguments) -> dict[
 
     Returns:
         `dict[str, float]`: the metrics, also in `eval_results.json`; empty without sets to validate on.
+
+    Raises:
+        PushError: if a push was asked for and is not on the Hub, after everything else is done.
     """
     metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if metrics:
@@ -176,14 +180,9 @@ def finish_training(trainer: DistillationTrainer, args: TrainArguments) -> dict[
         )
         card.save(Path(folder) / "README.md")
         if trainer.args.push_to_hub:
-            # Not `trainer.push_to_hub`, which would write its own card over this one.
-            upload_folder(
-                repo_id=trainer.hub_model_id,
-                folder_path=folder,
-                token=trainer.args.hub_token,
-                ignore_patterns=["checkpoint-*", "_*", "training_args.bin"],  # the last one holds the token
-                commit_message="End of training",
-            )
+            trainer.push_output_dir()
+            if trainer.push_error is not None:
+                raise PushError(trainer.push_error)
     return metrics
 
 
@@ -198,8 +197,13 @@ def run(argv: Sequence[str]) -> None:
     )
     plan = plan_training(args, training_args)
     if plan.settle(dry_run=args.dry_run):
+        checkpoint = plan.checkpoint
+        if plan.hub_checkpoint is not None:
+            with PartialState().local_main_process_first():
+                folder = str(training_args.output_dir)
+                checkpoint = fetch_checkpoint(plan.hub_checkpoint, folder, training_args.hub_token)
         trainer = build_trainer(args, training_args, plan.rows)
-        trainer.train(resume_from_checkpoint=plan.checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
         finish_training(trainer, args)
     # A process that leaves without this may abort with its work done: github.com/pytorch/pytorch/issues/190489
     PartialState().destroy_process_group()

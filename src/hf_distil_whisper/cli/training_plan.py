@@ -22,6 +22,7 @@ from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, hours_of
 from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 from hf_distil_whisper.data.sources import name_columns
 from hf_distil_whisper.data.speech_dataset import LABEL_COLUMNS
+from hf_distil_whisper.hub.resume import HubCheckpoint, find_checkpoint
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer, filter_stream_by_wer
 from hf_distil_whisper.training.teacher_cache import affordable_cache, expected_cache_bytes
@@ -93,10 +94,12 @@ class TrainingPlan(Plan):
 
     Args:
         checkpoint (`str`, *optional*): folder to resume from.
+        hub_checkpoint ([`HubCheckpoint`], *optional*): what to fetch from the Hub and resume from.
         rows_dropped (`int`, *optional*, defaults to 0): labelled rows that a `wer_threshold` keeps from training.
     """
 
     checkpoint: str | None = None
+    hub_checkpoint: HubCheckpoint | None = None
     rows_dropped: int = 0
 
 
@@ -112,7 +115,8 @@ def plan_training(
     """
     plan = TrainingPlan("cache" if only_cache else "train")
     try:
-        plan.checkpoint = None if only_cache else check_output_dir(training_args.output_dir, _resume(training_args))
+        if not only_cache:
+            _plan_resume(plan, training_args)
     except ValueError as error:
         plan.problems.append(str(error))
     student, teacher = _plan_models(plan, args, training_args)
@@ -135,10 +139,17 @@ def plan_training(
     return plan
 
 
-def _resume(training_args: DistillationTrainingArguments) -> str | bool | None:
-    """`--resume_from_checkpoint true` means the last checkpoint, any other text is a folder."""
-    given = str(training_args.resume_from_checkpoint or "")
-    return given.lower() == "true" or (None if given.lower() in ("", "false") else given)
+def _plan_resume(plan: TrainingPlan, args: DistillationTrainingArguments) -> None:
+    """`--resume_from_checkpoint true` means the last one here, other text a folder or a checkpoint on the Hub."""
+    given = str(args.resume_from_checkpoint or "")
+    place = given.lower() == "true" or (None if given.lower() in ("", "false") else given)
+    if isinstance(place, str):
+        found = find_checkpoint(place, args.hub_model_id, revision=args.hub_revision, token=args.hub_token)
+        if found is not None:
+            plan.hub_checkpoint = found
+            plan.steps.append(f"fetch {found.folder} of {found.repo_id} and go on from step {found.step:,}")
+            return
+    plan.checkpoint = check_output_dir(str(args.output_dir), place)
 
 
 def needs_teacher(training_args: DistillationTrainingArguments) -> bool:

@@ -150,6 +150,12 @@ class ModelCardCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero:
             return
+        self.write(args, state, model, folder)
+
+    def write(
+        self, args: TrainingArguments, state: TrainerState, model: WhisperForConditionalGeneration, folder: Path
+    ) -> None:
+        """Writes the card as of now into a folder, by whatever process calls it."""
         details = {"name": Path(args.output_dir).name, "results": latest_word_errors(state.log_history)} | self.details
         folder.mkdir(parents=True, exist_ok=True)
         generate_model_card(model, training_args=args, **details).save(folder / "README.md")

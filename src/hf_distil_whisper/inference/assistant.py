@@ -4,18 +4,20 @@ Knows how to make a decoder-only assistant of a student in memory (paper, sectio
 """
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import WhisperForCausalLM, WhisperForConditionalGeneration
 
+from hf_distil_whisper.checkpoints import load_model
 from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.speculative import check_assistant
 from hf_distil_whisper.inference.window_search import window_search
 
 
 def create_assistant(
-    student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration
+    student: WhisperForConditionalGeneration | str | Path, teacher: WhisperForConditionalGeneration
 ) -> WhisperForCausalLM:
     """Makes the assistant with which `teacher` transcribes faster and word for word the same.
 
@@ -23,7 +25,8 @@ def create_assistant(
     no weights and no second pass of an encoder. It also shares their mode: both are in eval mode afterwards.
 
     Args:
-        student (`WhisperForConditionalGeneration`): distilled from `teacher` with the encoder frozen.
+        student (`WhisperForConditionalGeneration`, `str` or `Path`): distilled from `teacher` with the encoder frozen;
+            by name on the Hub or folder it is loaded beside the teacher, in its dtype, and its own encoder let go.
         teacher (`WhisperForConditionalGeneration`): the model to speed up.
 
     Returns:
@@ -31,14 +34,17 @@ def create_assistant(
         `teacher.generate(..., assistant_model=...)` of transformers, which takes one recording at a time.
 
     Raises:
+        FileNotFoundError: if there is no student of this name.
         ValueError: if the student's encoder is not the teacher's, or the vocabularies, dtypes or devices differ.
 
     Example:
         ```python
-        >>> assistant = create_assistant(student, teacher)
+        >>> assistant = create_assistant("me/distil-small", teacher)
         >>> transcribe(teacher, processor, "speech.wav", assistant=assistant)[0].text
         ```
     """
+    if isinstance(student, str | Path):
+        student = load_model(student, dtype=teacher.dtype).to(teacher.device)
     _check_pair(student, teacher)
     config = copy.deepcopy(student.config)
     with torch.device("meta"):  # no memory is spent on weights that are replaced right away

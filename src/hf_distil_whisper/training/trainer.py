@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     EvalPrediction,
-    Seq2SeqTrainer,
     TrainerCallback,
     TrainerControl,
     WhisperForConditionalGeneration,
@@ -22,7 +21,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, HubStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 
 from hf_distil_whisper.checkpoints import check_compatible, save_generation_config, save_processor
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
@@ -34,6 +33,7 @@ from hf_distil_whisper.training.fused_loss import TopKLogits
 from hf_distil_whisper.training.lora import lora_student
 from hf_distil_whisper.training.losses import IGNORE_INDEX
 from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, freeze, same_encoder
+from hf_distil_whisper.training.pushing import PushingTrainer
 from hf_distil_whisper.training.sampling import check_mixture, epoch_sampler, mixture_callbacks
 from hf_distil_whisper.training.step_log import StepLog
 from hf_distil_whisper.training.streaming import stream_reader
@@ -50,7 +50,7 @@ from hf_distil_whisper.training.validation import (
 _MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class DistillationTrainer(Seq2SeqTrainer):
+class DistillationTrainer(PushingTrainer):
     """Trains a student on a teacher's distributions and pseudo-labels, or on labels alone where there is no teacher.
 
     A batch holds `input_features`, `decoder_input_ids` and `labels` (-100 on prompt and padding); student and teacher
@@ -134,6 +134,7 @@ class DistillationTrainer(Seq2SeqTrainer):
         )
         model.config.use_cache = use_cache  # upstream switches it off, and would save that
         self.add_callback(KeepTokenIdsCallback(model))
+        self.settle_pushes(self._lora.save_merged if self._lora is not None else None)
         self.teacher_model = teacher_model
         self._settle_teacher()
         self._step_log = StepLog(args.device)
@@ -443,8 +444,3 @@ class DistillationTrainer(Seq2SeqTrainer):
             super()._load_best_model()
         else:
             self._lora.load(str(self.state.best_model_checkpoint))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if self._lora is not None and self.args.hub_strategy != HubStrategy.END:
-            self._save()  # upstream would push what the checkpoint holds, which is no student
-        super()._push_from_checkpoint(checkpoint_folder)

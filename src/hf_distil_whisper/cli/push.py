@@ -1,0 +1,76 @@
+"""`push`: puts a student that lies in a folder on the Hub, complete and with its card."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_distil_whisper.cli.arguments import parse_arguments, setting
+from hf_distil_whisper.cli.plans import Plan
+from hf_distil_whisper.hub.push import check_folder, push_student
+from hf_distil_whisper.uploads import missing_files, student_files
+
+
+@dataclass
+class PushArguments:
+    """Flags of `push`; the folder is given as a word.
+
+    Args:
+        folder (`list[str]`): output folder of a run, one of its checkpoints, or any saved Whisper with its processor.
+        repo_id (`str`): where to: `owner/name`, or a name under your account.
+        private (`bool`, *optional*, defaults to `False`): make a private repository.
+        revision (`str`, *optional*): branch, made where it does not exist; by default `main`.
+        dry_run (`bool`, *optional*, defaults to `False`): check the folder and print the plan only.
+    """
+
+    folder: list[str] | None = setting(None, "Of the student; also as a word without a flag.")
+    repo_id: str | None = setting(None, "Where to: owner/name, or a name under your account.")
+    private: bool = setting(False, "Make a private repository.")
+    revision: str | None = setting(None, "Branch, made where it does not exist. Default: main.")
+    dry_run: bool = setting(False, "Check the folder and print the plan only.")
+
+
+def plan_push(args: PushArguments) -> Plan:
+    """Checks the folder and the name.
+
+    Args:
+        args (`PushArguments`): what to push, and where.
+    """
+    plan = Plan("push")
+    plan.single_process()
+    if args.repo_id is None:
+        plan.problems.append("--repo_id is missing: owner/name, or a name under your account")
+    else:
+        try:
+            validate_repo_id(args.repo_id)
+        except HFValidationError as error:
+            plan.problems.append(f"--repo_id: {error}")
+    if len(args.folder or []) != 1:
+        plan.problems.append(f"expected one folder, got {', '.join(args.folder or []) or 'none'}")
+        return plan
+    (folder,) = args.folder or []
+    try:
+        check_folder(folder)
+    except FileNotFoundError as error:
+        plan.problems.append(str(error))
+        return plan
+    for name in missing_files(folder):
+        plan.steps.append(f"add {name}")
+    visibility = "private" * args.private or "public, unless it exists and is private"
+    plan.steps.append(f"push {len(student_files(folder))} files of {folder} to {args.repo_id} ({visibility})")
+    return plan
+
+
+def run(argv: Sequence[str]) -> None:
+    """Entry point of the command.
+
+    Args:
+        argv (`Sequence[str]`): the folder, then flags.
+    """
+    (args,) = parse_arguments(PushArguments, argv=argv, command="hf-distil-whisper push", words_to="folder")
+    if plan_push(args).settle(dry_run=args.dry_run):
+        (folder,) = args.folder or []
+        commit = push_student(folder, str(args.repo_id), private=args.private or None, revision=args.revision)
+        sys.stdout.write(f"{commit.commit_url}\n")

@@ -1,0 +1,51 @@
+"""Toy runs that push, for the tests of pushes and of faults."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from hf_distil_whisper.student import create_student
+from hf_distil_whisper.training.trainer import DistillationTrainer
+from toy_training import RandomWindows, small_processor, small_trainer, small_whisper
+
+STUDENT = {
+    "README.md",
+    "added_tokens.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "model.safetensors",
+    "normalizer.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+}
+
+
+class StopAt(TrainerCallback):
+    """Ends the run after a step, with the schedule of the whole run."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def pushing_trainer(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> DistillationTrainer:
+    """Two steps with a checkpoint after each, unless told otherwise."""
+    teacher = small_whisper()
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, "max_steps": 2}
+    return small_trainer(
+        folder,
+        create_student(teacher),
+        teacher,
+        train=RandomWindows(12),
+        processor=small_processor(),
+        callbacks=list(callbacks),
+        **(settings | changes),
+    )
