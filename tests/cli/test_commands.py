@@ -10,15 +10,11 @@ from huggingface_hub import ModelCard
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from hf_distil_whisper.checkpoints import save_checkpoint
-from hf_distil_whisper.cli import train
-from hf_distil_whisper.cli.arguments import parse_arguments
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.cli.plans import best_device
 from hf_distil_whisper.cli.pseudo_label import sort_by_speaker
-from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
 from hf_distil_whisper.data.audio import encode_flac, load_audio
 from hf_distil_whisper.data.sources import load_source
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from talking_models import multilingual_whisper
 from toy_ctc import write_toy_ctc
 from toy_files import spoil, tar_sample, write_tar, write_toy_corpus, write_toy_model
@@ -211,20 +207,6 @@ def test_a_second_run_is_refused_and_a_resumed_one_goes_on(
     assert "--output_dir" in capsys.readouterr().err
     assert main([*argv, "--max_steps", "3", "--resume_from_checkpoint", "true"]) == 0
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
-
-
-def test_a_push_keeps_the_card(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`Trainer.push_to_hub` writes its own card over the one with the scores."""
-    pushed = {}
-    monkeypatch.setattr(train, "upload_folder", lambda **arguments: pushed.update(arguments))
-    argv = training(toys, tmp_path / "run", "--decoder_layers", "2")[1:]
-    args, training_args = parse_arguments(TrainArguments, DistillationTrainingArguments, argv=argv)
-    trainer = train.build_trainer(args, training_args, plan_training(args, training_args).datasets)
-    trainer.args.push_to_hub, trainer.hub_model_id = True, "someone/student"
-    train.finish_training(trainer, args)
-    assert pushed["repo_id"] == "someone/student"
-    assert "hf-distil-whisper" in Path(pushed["folder_path"], "README.md").read_text()
-    assert "checkpoint-*" in pushed["ignore_patterns"]
 
 
 def test_train_without_a_teacher_fine_tunes(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
