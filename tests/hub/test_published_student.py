@@ -45,7 +45,7 @@ def test_a_student_is_trained_pushed_and_used_by_name(hub: HubServer, toys: Path
     """What nobody can load was not published."""
     run, evaluation = tmp_path / "run", json.dumps({"toy": {"path": str(toys / "corpus")}})
     argv = training(toys, run, "--eval_datasets", evaluation, "--generation_max_length", "8", "--license", "mit")
-    assert main([*argv, "--hub_always_push", "--hub_private_repo"]) == 0
+    assert main([*argv, "--hub_always_push", "--hub_private_repo", "true"]) == 0
     titles = [commit.title for commit in hub.repo("alice/distil-toy").history()][::-1]
     assert [title[:28] for title in titles[1:3]] == ["Training in progress, step 2", "Training in progress, step 4"]
     recogniser = pipeline("automatic-speech-recognition", model="alice/distil-toy")
@@ -64,6 +64,7 @@ def test_a_student_is_trained_pushed_and_used_by_name(hub: HubServer, toys: Path
     assert card.data.eval_results[0].metric_value == round(100 * scores["eval_toy_wer"], 2)
     assert card.data.license == "mit"
     card.validate()
+    assert hub.repo("alice/distil-toy").private
     assert str(tmp_path) not in str(card)
     assert str(toys) not in str(card)
 

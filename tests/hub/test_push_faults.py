@@ -159,7 +159,7 @@ def test_steps_go_on_while_a_push_is_under_way_and_the_end_waits_for_it(hub: Hub
     assert pushing.error is None
     assert hub.repo("alice/toy").history()[0].title == "End of training"
     assert is_complete(hub)
-    assert not list((tmp_path / "run" / "_push").iterdir())
+    assert not (tmp_path / "run" / "_push").exists()
 
 
 def test_a_run_that_breaks_off_finishes_the_push_under_way(hub: HubServer, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_a_killed_run_leaves_no_half_pushed_repository(hub: HubServer, tmp_path:
     trainer = pushing_trainer(tmp_path / "run", **TO_HUB)
     trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
     assert is_complete(hub)
-    assert not list((tmp_path / "run" / "_push").iterdir())
+    assert not (tmp_path / "run" / "_push").exists()
 
 
 def test_two_runs_that_push_to_one_repository_are_told_and_mix_nothing(

@@ -39,7 +39,7 @@ def test_every_push_of_the_trainer_is_a_complete_student_with_its_card(hub: HubS
         assert not [path for path, blob in commit.files.items() if ALICE.encode() in blob.data]
     weights = load(commits[-1].files["model.safetensors"].data)
     assert all(torch.equal(weight, trainer.model.state_dict()[name]) for name, weight in weights.items())
-    assert not (tmp_path / "run" / "_push").exists() or not list((tmp_path / "run" / "_push").iterdir())
+    assert not (tmp_path / "run" / "_push").exists()
     assert load_model("alice/toy").config.use_cache
     assert len(load_processor("alice/toy").tokenizer) == trainer.model.config.vocab_size
 

@@ -93,9 +93,10 @@ class BackgroundPushes:
                 f"Not on the Hub: {self._failed.source} ({self.error}). The training itself is complete. Push it by "
                 f"hand: {by_hand(self._failed.source, self.to)}"
             )
+            self._discard()
         return self.error is None
 
-    def discard(self) -> None:
+    def _discard(self) -> None:
         """Forgets a copy that could not be pushed."""
         if self._failed is not None:
             shutil.rmtree(self._failed.folder, ignore_errors=True)
@@ -134,13 +135,13 @@ class BackgroundPushes:
                 self.commit = try_to_push(push, pause)
         except Exception as error:  # whatever the network does, the training goes on
             self._report(error)
-            self.discard()
+            self._discard()
             self._failed = snapshot
             return
         if self._warned:
             logger.info(f"{self.to.repo_id}: pushing again ({snapshot.message})")
         self.error, self._warned = None, False
-        self.discard()
+        self._discard()
         shutil.rmtree(snapshot.folder, ignore_errors=True)
 
     def _is_pointless(self, snapshot: Snapshot, seconds: float) -> bool:

@@ -69,6 +69,7 @@ class StudentPushCallback(TrainerCallback):
         self.save_merged: Callable[[Path], None] | None = None
         self.pushes: BackgroundPushes | None = None
         self._count = 0
+        self._last_room: Path | None = None
 
     @property
     def error(self) -> str | None:
@@ -100,10 +101,14 @@ class StudentPushCallback(TrainerCallback):
         checkpoint = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
         step = f"step {state.global_step}" if state.epoch is None else _progress(state)
         best = state.best_global_step == state.global_step and state.global_step > 0
-        folder = self._stage(args, state, checkpoint, kwargs["model"], kwargs.get("processing_class"))
-        if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            name = LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else checkpoint.name
-            _stage_checkpoint(checkpoint, folder / name)
+        try:
+            folder = self._stage(args, state, checkpoint, kwargs["model"], kwargs.get("processing_class"))
+            if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+                name = LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else checkpoint.name
+                _stage_checkpoint(checkpoint, folder / name)
+        except (OSError, ValueError) as error:  # a full disk, a card that cannot be written: it costs this push
+            logger.warning(f"{checkpoint} is not pushed ({type(error).__name__}: {error}). The training goes on.")
+            return
         self._submit(args, Snapshot(folder, f"Training in progress, {step}", checkpoint, best))
 
     def on_train_end(
@@ -133,7 +138,10 @@ class StudentPushCallback(TrainerCallback):
             return True
         if self.pushes.busy:
             logger.info(f"Waiting for the push to {self.pushes.to.repo_id} ...")
-        return self.pushes.finish()
+        done = self.pushes.finish()
+        if self._last_room is not None:
+            shutil.rmtree(self._last_room, ignore_errors=True)
+        return done
 
     def repository(self, args: TrainingArguments) -> Repository:
         """Where to push."""
@@ -166,7 +174,8 @@ class StudentPushCallback(TrainerCallback):
     ) -> Path:
         """A copy of a student with all that belongs to it; of the model in memory where no folder is given."""
         self._count += 1
-        folder = self._room(args) / f"{self._count:04}"
+        self._last_room = self._room(args)
+        folder = self._last_room / f"{self._count:04}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         if source is not None:
