@@ -69,6 +69,7 @@ _NEEDED = (
 _LASTING = (400, 401, 402, 403, 404, 410, 422)
 _TEXT_ENDINGS = (".json", ".md", ".txt", ".yaml", ".yml", "")
 _LONGEST_TEXT = 20_000_000
+_ADVICE = re.compile(r"For more information check: \S+")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+|(?<=//)[^/\s:@]+:[^/\s@]+(?=@)")
 
 
@@ -211,8 +212,9 @@ def reason(error: BaseException, token: str | None = None) -> str:
     hint = ""
     response = cause.response if isinstance(cause, HfHubHTTPError) else None
     if response is not None and response.status_code in (401, 403):
-        hint = " Give a token that may write there: HF_TOKEN, `hf auth login` or --hub_token."
-    return f"{type(cause).__name__}: {' '.join(lines)[:300]}{hint}"
+        hint = "; give a token that may write there, by `hf auth login` or the variable HF_TOKEN"
+    text = _ADVICE.sub("", " ".join(lines))[:300].strip()
+    return f"{type(cause).__name__}: {text}{hint}"
 
 
 def by_hand(folder: str | Path, to: Repository) -> str:

@@ -99,7 +99,7 @@ def test_a_token_that_may_not_write(
     trainer.train()
     assert trainer.state.global_step == 2
     assert said in str(trainer.push_error)
-    assert "Give a token that may write there" in str(trainer.push_error)
+    assert "give a token that may write there" in str(trainer.push_error)
     assert token not in caplog.text
     assert token not in str(trainer.push_error)
     assert not hub.repos

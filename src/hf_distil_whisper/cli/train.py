@@ -24,7 +24,7 @@ from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.speech_dataset import SpeechDataset, check_rows
 from hf_distil_whisper.data.speech_stream import SpeechStream
 from hf_distil_whisper.hub.model_card import ModelCardCallback, generate_model_card, latest_word_errors
-from hf_distil_whisper.hub.resume import fetch_checkpoint
+from hf_distil_whisper.hub.resume import HubCheckpoint, fetch_checkpoint
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
@@ -198,10 +198,9 @@ def run(argv: Sequence[str]) -> None:
     plan = plan_training(args, training_args)
     if plan.settle(dry_run=args.dry_run):
         checkpoint = plan.checkpoint
-        if plan.hub_checkpoint is not None:
+        if isinstance(checkpoint, HubCheckpoint):
             with PartialState().local_main_process_first():
-                folder = str(training_args.output_dir)
-                checkpoint = fetch_checkpoint(plan.hub_checkpoint, folder, training_args.hub_token)
+                checkpoint = fetch_checkpoint(checkpoint, str(training_args.output_dir), training_args.hub_token)
         trainer = build_trainer(args, training_args, plan.rows)
         trainer.train(resume_from_checkpoint=checkpoint)
         finish_training(trainer, args)

@@ -22,11 +22,11 @@ from hf_distil_whisper.cli.plans import Plan, describe_rows, gigabytes, hours_of
 from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 from hf_distil_whisper.data.sources import name_columns
 from hf_distil_whisper.data.speech_dataset import LABEL_COLUMNS
-from hf_distil_whisper.hub.resume import HubCheckpoint, find_checkpoint
+from hf_distil_whisper.hub.resume import HubCheckpoint, checkpoint_to_resume
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language, scoring_language
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer, filter_stream_by_wer
 from hf_distil_whisper.training.teacher_cache import affordable_cache, expected_cache_bytes
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments, check_output_dir
+from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 
 LABELS = "whisper_transcript"
 """The column of the labels, whatever its name in a source."""
@@ -93,13 +93,11 @@ class TrainingPlan(Plan):
     """A [`Plan`] that also knows where to go on, and what the filter left out.
 
     Args:
-        checkpoint (`str`, *optional*): folder to resume from.
-        hub_checkpoint ([`HubCheckpoint`], *optional*): what to fetch from the Hub and resume from.
+        checkpoint (`str` or [`HubCheckpoint`], *optional*): folder to resume from, or what to fetch from the Hub.
         rows_dropped (`int`, *optional*, defaults to 0): labelled rows that a `wer_threshold` keeps from training.
     """
 
-    checkpoint: str | None = None
-    hub_checkpoint: HubCheckpoint | None = None
+    checkpoint: str | HubCheckpoint | None = None
     rows_dropped: int = 0
 
 
@@ -115,17 +113,18 @@ def plan_training(
     """
     plan = TrainingPlan("cache" if only_cache else "train")
     try:
-        if not only_cache:
-            _plan_resume(plan, training_args)
+        plan.checkpoint = None if only_cache else checkpoint_to_resume(training_args)
     except ValueError as error:
         plan.problems.append(str(error))
+    if isinstance(plan.checkpoint, HubCheckpoint):
+        plan.steps.append(f"fetch {plan.checkpoint}")
     student, teacher = _plan_models(plan, args, training_args)
     _plan_validation(plan, args)
     if args.streaming:
         _plan_streams(plan, args, training_args, student, only_cache)
         if student is not None:
             _plan_costs(plan, training_args, student, teacher)
-        plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}")
+        _plan_end(plan, training_args)
         return plan
     rows = _plan_rows(plan, args, training_args, student)
     if rows is not None and student is not None:
@@ -135,21 +134,14 @@ def plan_training(
         plan.figures["audio"] = describe_rows(rows)
         _plan_costs(plan, training_args, student, teacher)
     if not only_cache:
-        plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}")
+        _plan_end(plan, training_args)
     return plan
 
 
-def _plan_resume(plan: TrainingPlan, args: DistillationTrainingArguments) -> None:
-    """`--resume_from_checkpoint true` means the last one here, other text a folder or a checkpoint on the Hub."""
-    given = str(args.resume_from_checkpoint or "")
-    place = given.lower() == "true" or (None if given.lower() in ("", "false") else given)
-    if isinstance(place, str):
-        found = find_checkpoint(place, args.hub_model_id, revision=args.hub_revision, token=args.hub_token)
-        if found is not None:
-            plan.hub_checkpoint = found
-            plan.steps.append(f"fetch {found.folder} of {found.repo_id} and go on from step {found.step:,}")
-            return
-    plan.checkpoint = check_output_dir(str(args.output_dir), place)
+def _plan_end(plan: Plan, args: DistillationTrainingArguments) -> None:
+    plan.steps.append(f"save the student, its processor and its card to {args.output_dir}")
+    if args.push_to_hub:
+        plan.steps[-1] += f"; push them to {args.hub_model_id or 'a repository of that name'} ({args.hub_strategy})"
 
 
 def needs_teacher(training_args: DistillationTrainingArguments) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 from huggingface_hub import HfApi, hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_distil_whisper.training.pushing import LAST_CHECKPOINT
+from hf_distil_whisper.training.training_args import check_output_dir
 from hf_distil_whisper.uploads import reason
 
 _IN_REPOSITORY = re.compile(rf"{LAST_CHECKPOINT}|{PREFIX_CHECKPOINT_DIR}-\d+")
@@ -33,6 +35,28 @@ class HubCheckpoint:
     folder: str
     revision: str
     step: int
+
+    def __str__(self) -> str:
+        return f"{self.folder} of {self.repo_id} and go on from step {self.step:,}"
+
+
+def checkpoint_to_resume(args: TrainingArguments) -> str | HubCheckpoint | None:
+    """What `resume_from_checkpoint` means: the last checkpoint in the output folder, a folder, or one on the Hub.
+
+    Args:
+        args (`TrainingArguments`): also holds output folder, repository, branch and token.
+
+    Returns:
+        `str` or [`HubCheckpoint`], *optional*: None for a new run.
+
+    Raises:
+        ValueError: as [`find_checkpoint`] and [`check_output_dir`].
+    """
+    given = str(args.resume_from_checkpoint or "")
+    if given.lower() in ("", "false", "true"):
+        return check_output_dir(str(args.output_dir), given.lower() == "true")
+    found = find_checkpoint(given, args.hub_model_id, revision=args.hub_revision, token=args.hub_token)
+    return found or check_output_dir(str(args.output_dir), given)
 
 
 def find_checkpoint(

@@ -96,6 +96,9 @@ class StudentPushCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Pushes the student of the checkpoint that was written just now."""
         strategy = self.strategy or HubStrategy(args.hub_strategy)
+        with_state = strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS)
+        if with_state and args.distributed_state is not None:
+            args.distributed_state.wait_for_everyone()  # every process writes a part of the checkpoint
         if not state.is_world_process_zero or strategy == HubStrategy.END or is_offline_mode():
             return
         checkpoint = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
@@ -103,7 +106,7 @@ class StudentPushCallback(TrainerCallback):
         best = state.best_global_step == state.global_step and state.global_step > 0
         try:
             folder = self._stage(args, state, checkpoint, kwargs["model"], kwargs.get("processing_class"))
-            if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            if with_state:
                 name = LAST_CHECKPOINT if strategy == HubStrategy.CHECKPOINT else checkpoint.name
                 _stage_checkpoint(checkpoint, folder / name)
         except (OSError, ValueError) as error:  # a full disk, a card that cannot be written: it costs this push
