@@ -28,8 +28,20 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between one try and the next; the client itself waits in the same way for parts of a push."""
 
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_CARD = (
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+    "eval_results.json",
+    ".eval_results/*.yaml",
+    "*.png",
+    "*.svg",
+    "figures/*.png",
+    "figures/*.svg",
+)
 _STUDENT = (
     *_WEIGHTS,
+    *_CARD,
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -41,15 +53,6 @@ _STUDENT = (
     "normalizer.json",
     "preprocessor_config.json",
     "processor_config.json",
-    "README.md",
-    "LICENSE*",
-    "NOTICE*",
-    "eval_results.json",
-    ".eval_results/*.yaml",
-    "*.png",
-    "*.svg",
-    "figures/*.png",
-    "figures/*.svg",
     "adapter/adapter_config.json",
     "adapter/*.safetensors",
 )
@@ -110,10 +113,15 @@ def redact(text: object, token: str | None = None) -> str:
     return redacted
 
 
-def student_files(folder: str | Path) -> list[str]:
-    """Those files of a folder that belong to a student, by their path in it; no optimiser, no teacher, no pickle."""
+def student_files(folder: str | Path, *, only_card: bool = False) -> list[str]:
+    """Those files of a folder that belong to a student, by their path in it; no optimiser, no teacher, no pickle.
+
+    Args:
+        folder (`str` or `Path`): of the student.
+        only_card (`bool`, *optional*, defaults to `False`): the card with its pictures and results alone.
+    """
     folder = Path(folder)
-    found = {path for pattern in _STUDENT for path in folder.glob(pattern) if path.is_file()}
+    found = {path for pattern in (_CARD if only_card else _STUDENT) for path in folder.glob(pattern) if path.is_file()}
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 

@@ -247,6 +247,15 @@ def test_offline_nothing_is_asked_of_the_network(
     assert main(["push", str(tmp_path / "run"), "--repo_id", "alice/toy"]) == 0
 
 
+def test_a_finished_training_does_not_wait_for_an_hour(hub: HubServer, tmp_path: Path) -> None:
+    hub.fail("POST .*/commit/", 429, retry_after=3600, times=100)
+    trainer = pushing_trainer(tmp_path / "run", **TO_HUB)
+    start = time.monotonic()
+    trainer.train()
+    assert time.monotonic() - start < 30
+    assert "429" in str(trainer.push_error)
+
+
 def test_a_file_with_the_token_in_it_is_not_uploaded(hub: HubServer, tmp_path: Path) -> None:
     """A card that quotes a command line with `--hub_token` would publish it."""
     save_checkpoint(create_student(small_whisper()), small_processor(), tmp_path / "student")

@@ -65,6 +65,14 @@ def test_the_card_is_that_of_the_step(hub: HubServer, tmp_path: Path) -> None:
         assert result.metric_value == round(100 * wer, 2)
 
 
+def test_the_card_of_another_callback_goes_up_with_every_push(hub: HubServer, tmp_path: Path) -> None:
+    """The last push is what people read; a card that knows nothing must not replace the one that knows."""
+    callbacks = [PushCheckpointCallback("alice/toy"), ModelCardCallback(name="alice/toy", license="mit")]
+    pushing_trainer(tmp_path / "run", *callbacks, hub_always_push=True).train()
+    for commit in hub.repo("alice/toy").history()[:-1]:
+        assert ModelCard(commit.files["README.md"].data.decode()).data.license == "mit"
+
+
 def test_without_a_card_of_ours_upstreams_stands_in(hub: HubServer, tmp_path: Path) -> None:
     """A card that others wrote stays; one of the trainer is renewed."""
     trainer = pushing_trainer(tmp_path / "run", push_to_hub=True, hub_model_id="alice/toy")

@@ -189,6 +189,9 @@ class StudentPushCallback(TrainerCallback):
             self.save_merged(folder)
         elif source is None:
             model.save_pretrained(str(folder))
+        if source is None:
+            for name in student_files(str(args.output_dir), only_card=True):
+                _copy(Path(str(args.output_dir), name), folder / name, link=False)
         if missing_files(folder):
             save_generation_config(model, folder)
             if processor is not None:
