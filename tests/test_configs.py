@@ -16,6 +16,7 @@ from hf_distil_whisper.cli.create_student import CreateStudentArguments
 from hf_distil_whisper.cli.evaluate import EvaluateArguments
 from hf_distil_whisper.cli.filter import FilterArguments
 from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments
+from hf_distil_whisper.cli.push import PushArguments
 from hf_distil_whisper.cli.recipes import InputError, load_recipe
 from hf_distil_whisper.cli.report import ReportArguments
 from hf_distil_whisper.cli.sweep import SweepArguments, sweep_cells
@@ -159,7 +160,7 @@ def test_the_flags_that_replace_those_of_the_reference_scripts_exist() -> None:
     )
     named = {flag for row in rows for flag in re.findall(r"--([a-z_0-9]+)", row)}
     known = {item.name for types in COMMANDS.values() for kind in types for item in dataclasses.fields(kind)}
-    for kind in (TranscribeArguments, LatencyBenchmarkArguments):
+    for kind in (TranscribeArguments, LatencyBenchmarkArguments, PushArguments):
         known |= {item.name for item in dataclasses.fields(kind)}
     assert len(named) > 30
     assert named <= known

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from hf_distil_whisper.figures import MARKERS, OKABE_ITO, wer_histogram, wer_over_snr
+from hf_distil_whisper.figures import MARKERS, OKABE_ITO, curves_over_steps, wer_histogram, wer_over_snr
 
 CURVES = {
     "white": {"teacher": {0.0: 0.3, 40.0: 0.1, -10.0: 0.9}, "student": {40.0: 0.11, 0.0: 0.4, -10.0: 1.2}},
@@ -84,3 +84,14 @@ def test_histogram_marks_what_the_threshold_keeps(drawn: list[Figure], tmp_path:
     assert [colour == to_rgb(OKABE_ITO["blue"]) for colour in colours] == [True, *[False] * 5]
     assert [bar.get_height() for bar in axes.patches] == [3.0, 2.0, 1.0, 0.5, 0.25, 0.1]
     assert axes.get_ylabel() == "hours of audio"
+
+
+def test_curves_of_a_training_stand_over_whole_steps(drawn: list[Figure], tmp_path: Path) -> None:
+    """Step 1.5 does not exist; and a validation that began later must not be drawn from the first step."""
+    curves_over_steps({"training": [(1, 3.0), (4, 2.0)], "test": [(2, 2.5)]}, "loss per token", tmp_path / "loss.png")
+    axes = drawn[0].axes[0]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 4], [2]]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    assert axes.get_ylim()[0] == 0
+    with pytest.raises(ValueError, match="got none"):
+        curves_over_steps({}, "loss", tmp_path / "none.png")

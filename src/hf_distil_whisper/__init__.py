@@ -77,9 +77,15 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.word_times import WordTimeErrors as WordTimeErrors
     from hf_distil_whisper.evaluation.word_times import compare_word_times as compare_word_times
     from hf_distil_whisper.hub.callbacks import PushCheckpointCallback as PushCheckpointCallback
-    from hf_distil_whisper.hub.model_card import ModelCardCallback as ModelCardCallback
+    from hf_distil_whisper.hub.card_files import ModelCardCallback as ModelCardCallback
+    from hf_distil_whisper.hub.card_files import save_model_card as save_model_card
+    from hf_distil_whisper.hub.card_results import Evaluation as Evaluation
+    from hf_distil_whisper.hub.card_results import read_evaluation as read_evaluation
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
     from hf_distil_whisper.hub.push import push_student as push_student
+    from hf_distil_whisper.hub.push_dataset import PushedDataset as PushedDataset
+    from hf_distil_whisper.hub.push_dataset import push_dataset as push_dataset
+    from hf_distil_whisper.hub.sample_predictions import SamplePredictionsCallback as SamplePredictionsCallback
     from hf_distil_whisper.inference.alignment_heads import HeadSearch as HeadSearch
     from hf_distil_whisper.inference.alignment_heads import find_alignment_heads as find_alignment_heads
     from hf_distil_whisper.inference.assistant import assistant_arguments as assistant_arguments
@@ -159,8 +165,12 @@ _MODULES = {
     "evaluation.significance": ("compare_results", "confidence_interval"),
     "evaluation.word_times": ("WordTimeErrors", "compare_word_times"),
     "hub.callbacks": ("PushCheckpointCallback",),
-    "hub.model_card": ("ModelCardCallback", "generate_model_card"),
+    "hub.card_files": ("ModelCardCallback", "save_model_card"),
+    "hub.card_results": ("Evaluation", "read_evaluation"),
+    "hub.model_card": ("generate_model_card",),
     "hub.push": ("push_student",),
+    "hub.push_dataset": ("PushedDataset", "push_dataset"),
+    "hub.sample_predictions": ("SamplePredictionsCallback",),
     "inference.alignment_heads": ("HeadSearch", "find_alignment_heads"),
     "inference.assistant": ("assistant_arguments", "create_assistant"),
     "inference.ctc": ("load_ctc", "transcribe_ctc"),

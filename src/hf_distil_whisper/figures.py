@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 OKABE_ITO = {
     "blue": "#0072b2",
@@ -187,6 +188,33 @@ def latency_over_draft_length(
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens drafted at a time; dashed: chosen by the acceptance")
     _finish(axes, "times as fast as the model alone")
+    figure.savefig(path, dpi=150)
+
+
+def curves_over_steps(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, path: str | Path) -> None:
+    """What a training logged over its steps: losses, or word error rates in %.
+
+    Args:
+        curves (`Mapping[str, Sequence[tuple[int, float]]]`): by name, points of step and value in their order.
+        label (`str`): of the y axis, which begins at 0.
+        path (`str` or `Path`): of the PNG or SVG.
+
+    Raises:
+        ValueError: without a curve.
+    """
+    if not any(curves.values()):
+        raise ValueError("`curves`: expected values by step, got none.")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    styles = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
+    for (name, points), (color, marker) in zip(curves.items(), styles, strict=False):
+        steps, values = zip(*points, strict=True)
+        # A marker on every one of thousands of points would hide the line.
+        axes.plot(steps, values, label=name, color=color, marker=marker, markevery=max(1, len(points) // 20))
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("training step")
+    _finish(axes, label)
     figure.savefig(path, dpi=150)
 
 

@@ -8,11 +8,16 @@ import soundfile
 from huggingface_hub import ModelCard
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_distil_whisper.hub.model_card import ModelCardCallback, generate_model_card, latest_word_errors
+from hf_distil_whisper.hub.card_files import ModelCardCallback, latest_word_errors
+from hf_distil_whisper.hub.card_results import Evaluation
+from hf_distil_whisper.hub.card_text import versions
+from hf_distil_whisper.hub.model_card import generate_model_card
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from toy_files import write_toy_model
 from toy_models import toy_audio, toy_whisper
 
+KINDS = ("pipeline", "transcribe_chunked", "create_assistant", "faster_whisper")
+"""What the examples of a card show, in their order."""
 GOLDEN = Path(__file__).with_name("expected_model_card.md")
 
 
@@ -23,15 +28,29 @@ def test_the_whole_card(tmp_path: Path) -> None:
         toy_whisper(decoder_layers=2),
         name="someone/distil-toy.en",
         teacher="openai/whisper-toy.en",
+        teacher_revision="9ccd4bd39e5a01b1",
         teacher_config=toy_whisper().config,
         teacher_parameters=toy_whisper().num_parameters(),
         datasets=["openslr/librispeech_asr", "my_recordings"],
+        dataset_licenses={"openslr/librispeech_asr": "cc-by-4.0"},
         license="mit",
-        results={"test": 0.0512, "unseen": 0.1},
-        teacher_results={"test": 0.05},
+        evaluation=Evaluation(
+            results={"test": 0.0512, "unseen": 0.1, "talks": 0.2},
+            teacher_results={"test": 0.05, "talks": 0.19},
+            groups={"test": "in distribution", "unseen": "out of distribution", "talks": "long form"},
+            rtf=(0.01, 0.02),
+            speed=1.9,
+        ),
+        result_sources={"test": {"path": "openslr/librispeech_asr", "config": "clean", "split": "test"}},
+        figures={"Word error rate over training steps": "wer_curves.png"},
+        step=50,
+        run_url="https://wandb.ai/someone/distil/runs/1",
         training_args=args,
     )
-    assert str(card) == GOLDEN.read_text(encoding="utf-8")
+    text = str(card)
+    for package, number in versions().items():
+        text = text.replace(f"| {package} | {number} |", f"| {package} | <version> |")
+    assert text == GOLDEN.read_text(encoding="utf-8")
 
 
 def test_the_metadata_are_read_back(tmp_path: Path) -> None:
@@ -91,10 +110,10 @@ def test_the_code_in_the_card_runs(
     soundfile.write("talk.flac", toy_audio(2.0), 16_000)
     card = generate_model_card(toy_whisper(), name="student", teacher="teacher")
     blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-    assert len(blocks) == 3
+    assert [word in block for word, block in zip(KINDS, blocks, strict=True)] == [True] * 4
     for block in blocks:
         exec(block.replace('"max_new_tokens": 200', '"max_new_tokens": 20'), {})
-    assert capsys.readouterr().out.count("\n") == 3
+    assert capsys.readouterr().out.count("\n") == 4
 
 
 def test_the_callback_writes_the_card_of_checkpoint_and_student(tmp_path: Path) -> None:

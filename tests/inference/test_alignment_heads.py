@@ -116,7 +116,8 @@ def test_a_student_tells_the_teachers_times_in_every_runtime(embedded: tuple, tm
     assert [(*one["timestamp"], one["text"].strip()) for one in found] == [
         (word.start, word.end, word.text) for word in words
     ]
-    faster_whisper = pytest.importorskip("faster_whisper")
+    import faster_whisper
+
     export_ctranslate2(student, processor, tmp_path / "exported")
     runtime = faster_whisper.WhisperModel(str(tmp_path / "exported"), compute_type="float32", cpu_threads=1)
     segments, _ = runtime.transcribe(audio, language="en", beam_size=1, word_timestamps=True)

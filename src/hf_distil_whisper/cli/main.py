@@ -26,6 +26,7 @@ COMMANDS = {
     "export": ("write a model for CTranslate2, whisper.cpp or ONNX and compare the texts", "export"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),
     "push": ("put a student that lies in a folder on the Hub, complete and with its card", "push"),
+    "push-dataset": ("put labelled rows on the Hub, with a card that says how they were made", "push_dataset"),
     "demo": ("try a student beside its teacher, on a page in the browser", "demo"),
 }
 """Name → what it does, module of this package that holds its `run(argv)`."""

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch.utils.data import Dataset as TorchDataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
-from hf_distil_whisper.cli.arguments import parse_arguments
+from hf_distil_whisper.cli.arguments import as_sources, parse_arguments
+from hf_distil_whisper.cli.corpora import load_corpora
 from hf_distil_whisper.cli.training_plan import (
     LABELS,
     TrainArguments,
@@ -23,8 +25,11 @@ from hf_distil_whisper.cli.training_plan import (
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.speech_dataset import SpeechDataset, check_rows
 from hf_distil_whisper.data.speech_stream import SpeechStream
-from hf_distil_whisper.hub.model_card import ModelCardCallback, generate_model_card, latest_word_errors
+from hf_distil_whisper.hub.card_files import ModelCardCallback, latest_word_errors, save_model_card, teacher_facts
+from hf_distil_whisper.hub.card_text import find_license
 from hf_distil_whisper.hub.resume import HubCheckpoint, fetch_checkpoint
+from hf_distil_whisper.hub.sample_predictions import SamplePredictionsCallback
+from hf_distil_whisper.hub.trackers import run_url
 from hf_distil_whisper.inference.generation import is_multilingual, resolve_language
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
@@ -59,7 +64,7 @@ def build_trainer(
     else:
         student = create_student(teacher or "", **args.layers())
     train_dataset, eval_datasets = speech_datasets(args, training_args, datasets, student, processor)
-    return DistillationTrainer(
+    trainer = DistillationTrainer(
         model=student,
         teacher_model=teacher if needs_teacher(training_args) else None,
         args=training_args,
@@ -69,6 +74,9 @@ def build_trainer(
         processing_class=processor,
         callbacks=[ModelCardCallback(**card_details(args, training_args))],
     )
+    if args.sample_predictions:
+        trainer.add_callback(SamplePredictionsCallback(trainer, args.sample_predictions))
+    return trainer
 
 
 def speech_datasets(
@@ -141,13 +149,36 @@ def card_details(args: TrainArguments, training_args: DistillationTrainingArgume
         args (`TrainArguments`): models and data.
         training_args (`DistillationTrainingArguments`): for the language and the name on the Hub.
     """
+    teacher, base = args.teacher_model_name_or_path, args.model_name_or_path
+    facts = _facts_of(teacher or base or "")
+    places = [source.path for source in args.sources().values()]
+    evaluated = as_sources(args.eval_datasets, "eval_datasets")
     return {
+        **(facts if teacher else {}),
         "name": training_args.hub_model_id or Path(str(training_args.output_dir)).name,
-        "teacher": args.teacher_model_name_or_path,
-        "datasets": [source.path for source in args.sources().values()],
+        "teacher": teacher,
+        "base_model": base,
+        "base_revision": _facts_of(base)["teacher_revision"] if base else None,
+        "datasets": places,
+        "dataset_licenses": {place: known for place in places if (known := _dataset_license(place))},
+        "result_sources": {
+            name: {"path": source.path, "config": source.config, "split": source.split, "revision": source.revision}
+            for name, source in evaluated.items()
+        },
         "language": training_args.language,
-        "license": args.license,
+        "license": args.license or facts["license"],
     }
+
+
+@lru_cache
+def _facts_of(model: str) -> dict[str, Any]:
+    return teacher_facts(model)
+
+
+@lru_cache
+def _dataset_license(place: str) -> str | None:
+    known = {corpus.source["path"]: corpus.licence for corpus in load_corpora().values()}
+    return known.get(place) or find_license(place, "dataset")
 
 
 def finish_training(trainer: DistillationTrainer, args: TrainArguments) -> dict[str, float]:
@@ -170,15 +201,16 @@ def finish_training(trainer: DistillationTrainer, args: TrainArguments) -> dict[
     trainer.save_model(_internal_call=True)  # by every process, since shards are gathered; without the Trainer's push
     if trainer.is_world_process_zero():
         folder = str(trainer.args.output_dir)
-        card = generate_model_card(
+        save_model_card(
+            folder,
             trainer.model,
-            training_args=trainer.args,
-            teacher_config=trainer.teacher_model.config if trainer.teacher_model is not None else None,
-            teacher_parameters=trainer.teacher_model.num_parameters() if trainer.teacher_model is not None else None,
+            log_history=trainer.state.log_history,
             results=latest_word_errors([metrics]),
+            run_url=run_url(trainer.args),
+            training_args=trainer.args,
+            teacher_parameters=trainer.teacher_model.num_parameters() if trainer.teacher_model is not None else None,
             **card_details(args, trainer.args),
         )
-        card.save(Path(folder) / "README.md")
         if trainer.args.push_to_hub:
             trainer.push_output_dir()
             if trainer.push_error is not None:

@@ -58,7 +58,9 @@ class TrainArguments(StudentArguments):
         eval_datasets (`dict[str, DataSource]`, *optional*): rows with text to validate on, by name.
         max_label_length (`int`, *optional*, defaults to 448): tokens; a row with more is left out and listed.
         attn_implementation (`str`, *optional*): `"sdpa"`, `"eager"` or `"flash_attention_2"`, for student and teacher.
-        license (`str`, *optional*): of the student's weights, for its card: that of the teacher's weights binds it.
+        license (`str`, *optional*): of the student's weights, for its card; by default what the teacher's card tells
+            of its own, which bind it.
+        sample_predictions (`int`, *optional*, defaults to 0): rows of each validation set shown, errors marked.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
     """
 
@@ -75,7 +77,8 @@ class TrainArguments(StudentArguments):
     eval_datasets: dict[str, DataSource] | str | None = source_setting("Rows with text to validate on: {name: path}.")
     max_label_length: int = setting(448, "Tokens of a label; a row with more is left out and listed.")
     attn_implementation: str | None = setting(None, '"sdpa", "eager" or "flash_attention_2", for student and teacher.')
-    license: str | None = setting(None, "Licence of the student's weights, for its card.")
+    license: str | None = setting(None, "Licence of the student's weights, for its card. Default: the teacher's.")
+    sample_predictions: int = setting(0, "Rows of each validation set shown with errors marked: a file, --report_to.")
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
     def __post_init__(self) -> None:
@@ -120,6 +123,8 @@ def plan_training(
         plan.steps.append(f"fetch {plan.checkpoint}")
     student, teacher = _plan_models(plan, args, training_args)
     _plan_validation(plan, args)
+    if args.sample_predictions and not (args.eval_datasets and training_args.predict_with_generate):
+        plan.problems.append("--sample_predictions: needs --eval_datasets, and --predict_with_generate true")
     if args.streaming:
         _plan_streams(plan, args, training_args, student, only_cache)
         if student is not None:

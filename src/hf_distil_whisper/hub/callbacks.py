@@ -4,7 +4,7 @@ from pathlib import Path
 
 from transformers import TrainerState, TrainingArguments, WhisperForConditionalGeneration
 
-from hf_distil_whisper.hub.model_card import ModelCardCallback
+from hf_distil_whisper.hub.card_files import ModelCardCallback
 from hf_distil_whisper.training.pushing import StudentPushCallback
 
 

@@ -1,0 +1,132 @@
+"""`push-dataset`: puts labelled rows on the Hub, file by file, with a card that says how they were made."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from hf_distil_whisper.cli.arguments import parse_arguments, setting
+from hf_distil_whisper.cli.plans import Plan
+from hf_distil_whisper.cli.recipes import InputError, parse_yaml
+from hf_distil_whisper.hub.labelled_source import open_labelled
+from hf_distil_whisper.hub.push_dataset import push_dataset
+from hf_distil_whisper.uploads import PushError, reason
+
+
+@dataclass
+class PushDatasetArguments:
+    """Flags of `push-dataset`; a single folder is given as a word.
+
+    Args:
+        folder (`list[str]`): output folder of `pseudo-label` or of `filter`.
+        folders (`dict[str, str]`, *optional*): several of them by name, which become configurations.
+        repo_id (`str`): where to: `owner/name`, or a name under your account.
+        teacher_model_name_or_path (`str`, *optional*): that labelled, for the card.
+        language (`str`, *optional*): ISO code, for the card.
+        licenses (`str` or `dict[str, str]`, *optional*): of the sources, by name where there are several.
+        origins (`str` or `dict[str, str]`, *optional*): what the sources are, a Hub id for example.
+        private (`bool`, *optional*, defaults to `False`): make a private repository.
+        embed_audio (`bool`, *optional*, defaults to `True`): publish the recordings with their labels.
+        dry_run (`bool`, *optional*, defaults to `False`): check the folders and print the plan only.
+    """
+
+    folder: list[str] | None = setting(None, "Of the labelled rows; also as a word without a flag.")
+    folders: dict[str, str] | str | None = setting(None, "Several, as configurations of one data set: {name: folder}.")
+    repo_id: str | None = setting(None, "Where to: owner/name, or a name under your account.")
+    teacher_model_name_or_path: str | None = setting(None, "Whisper that labelled, for the card.")
+    language: str | None = setting(None, "ISO code of the speech, for the card.")
+    licenses: dict[str, str] | str | None = setting(None, "Of the source, or of each: {name: licence}.")
+    origins: dict[str, str] | str | None = setting(None, "Hub id or name of the source, or of each: {name: id}.")
+    private: bool = setting(False, "Make a private repository.")
+    embed_audio: bool = setting(True, "Publish the recordings with their labels.")
+    dry_run: bool = setting(False, "Check the folders and print the plan only.")
+
+    def __post_init__(self) -> None:
+        for name in ("folders", "licenses", "origins"):
+            setattr(self, name, _mapping(getattr(self, name), name))
+
+    def labelled(self) -> dict[str, str] | str:
+        """The folders by name, or the one."""
+        if isinstance(self.folders, dict):
+            return self.folders
+        return (self.folder or [""])[0]
+
+
+def _mapping(value: Any, flag: str) -> Any:
+    if not isinstance(value, str) or not value.lstrip().startswith("{"):
+        if flag == "folders" and isinstance(value, str):
+            raise InputError(f"folders: expected {{name: folder}}, got {value!r}. One folder needs no flag.")
+        return value
+    found = parse_yaml(value)
+    if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
+        raise InputError(f"{flag}: expected a mapping of names to texts, got {value!r}")
+    return found
+
+
+def plan_push_dataset(args: PushDatasetArguments) -> Plan:
+    """Checks folders and name.
+
+    Args:
+        args (`PushDatasetArguments`): what to push, and where.
+    """
+    plan = Plan("push-dataset")
+    plan.single_process()
+    if args.repo_id is None:
+        plan.problems.append("--repo_id is missing: owner/name, or a name under your account")
+    else:
+        try:
+            validate_repo_id(args.repo_id)
+        except HFValidationError as error:
+            plan.problems.append(f"--repo_id: {error}")
+    words = args.folder or []
+    if bool(words) == bool(args.folders) or len(words) > 1:
+        given = ", ".join(words) or "none"
+        plan.problems.append(f"expected one folder, or several by name in --folders, got {given} and {args.folders}")
+        return plan
+    labelled = args.labelled()
+    rows, hours, files = 0, 0.0, 0
+    for name, folder in (labelled if isinstance(labelled, dict) else {labelled: labelled}).items():
+        try:
+            source = open_labelled(folder, name)
+        except (FileNotFoundError, ValueError) as error:
+            plan.problems.append(str(error))
+            continue
+        rows, hours = rows + source.kept[0], hours + source.kept[1]
+        files += sum(1 for chosen in source.rows if len(chosen))
+    visibility = "private" if args.private else "public, unless it exists and is private"
+    plan.figures["labelled"] = f"{rows:,} rows, {hours:.2f} h, {'with' if args.embed_audio else 'without'} recordings"
+    plan.steps.append(f"push {files} file{'' if files == 1 else 's'} with a card to {args.repo_id} ({visibility})")
+    return plan
+
+
+def run(argv: Sequence[str]) -> None:
+    """Entry point of the command.
+
+    Args:
+        argv (`Sequence[str]`): the folder, then flags.
+    """
+    command = "hf-distil-whisper push-dataset"
+    (args,) = parse_arguments(PushDatasetArguments, argv=argv, command=command, words_to="folder")
+    if not plan_push_dataset(args).settle(dry_run=args.dry_run):
+        return
+    try:
+        done = push_dataset(
+            args.labelled(),
+            str(args.repo_id),
+            teacher=args.teacher_model_name_or_path,
+            private=args.private or None,
+            language=args.language,
+            licenses=args.licenses,
+            origins=args.origins,
+            embed_audio=args.embed_audio,
+        )
+    except ValueError:
+        raise  # says what to mend
+    except Exception as error:  # the network, the client and the server each have their own
+        hint = "What is there stays: start the same command again, and it goes on there."
+        raise PushError(f"{args.repo_id} is not complete on the Hub ({reason(error)}). {hint}") from None
+    there = f", {done.there} were there already" if done.there else ""
+    sys.stdout.write(f"{done.rows:,} rows in {done.repo_id}: {done.uploaded} files uploaded{there}\n")

@@ -1,0 +1,310 @@
+"""Labelled data on the Hub: whole or marked as unfinished, going on where it was, readable by others."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from datasets import Audio, Dataset, load_dataset
+from datasets.exceptions import DataFilesNotFoundError
+from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+
+from hf_distil_whisper import uploads
+from hf_distil_whisper.cli import push_dataset as command
+from hf_distil_whisper.cli.filter import run as run_filter
+from hf_distil_whisper.data.audio import encode_flac, load_audio
+from hf_distil_whisper.data.sources import RowErrors, load_source
+from hf_distil_whisper.data.streams import stream_source
+from hf_distil_whisper.hub.push_dataset import push_dataset
+from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
+from hf_distil_whisper.shards import ShardStore
+from hub_server import ALICE, HubServer
+from toy_models import SENTENCES, toy_audio, toy_processor, toy_whisper
+
+GOLDEN = Path(__file__).with_name("expected_dataset_card.md")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "WAITS", (0.0, 0.0))
+
+
+def write_labels(folder: Path, count: int = 10, per_shard: int = 2, paths: Path | None = None, silent: int = 0) -> str:
+    """Shards as labelling writes them, their audio inside, or as files at `paths`; every third label is wrong.
+
+    The first `silent` rows have no speaker.
+    """
+    store = ShardStore(folder)
+    store.begin({"teacher": "0123456789abcdef", "rows": count, "ids": "x", "num_beams": 1, "language": None})
+    for begin in range(0, count, per_shard):
+        rows = []
+        for number in range(begin, min(begin + per_shard, count)):
+            sound = {"bytes": encode_flac(toy_audio(0.1, seed=number)), "path": None}
+            if paths is not None:
+                paths.mkdir(exist_ok=True)
+                soundfile.write(paths / f"{number}.wav", toy_audio(0.1, seed=number), 16_000)
+                sound = {"bytes": None, "path": str(paths / f"{number}.wav")}
+            text = SENTENCES[number % 3]
+            label = "<|0.00|> Nothing of it.<|0.10|>" if number % 3 == 2 else f"<|0.00|> {text}<|0.10|>"
+            row = {"id": f"row-{number}", "audio": sound, "text": text, "whisper_transcript": label, "duration": 36.0}
+            rows.append(row | {"speaker": None if begin < silent else "one"})
+
+        def write(place: Path, rows: list[dict] = rows) -> None:
+            Dataset.from_list(rows).to_parquet(place / "rows.parquet")
+
+        store.commit(
+            f"{begin:05d}", write, {"rows": len(rows), "source_rows": len(rows), "hours": 0.01 * len(rows), "lost": []}
+        )
+    return str(folder)
+
+
+def put_files(hub: HubServer, request: str = "commit/") -> int:
+    return sum(request in made for made in hub.requests)
+
+
+def streamed(repo_id: str) -> list[dict]:
+    rows = load_dataset(repo_id, split="train", streaming=True).cast_column("audio", Audio(decode=False))
+    return list(rows)
+
+
+def test_a_pushed_data_set_is_streamed_back_as_it_was(hub: HubServer, tmp_path: Path) -> None:
+    """Labels that only their maker can read are no data set."""
+    labelled = write_labels(tmp_path / "labelled")
+    done = push_dataset(labelled, "alice/labels", files_per_commit=2)
+    assert (done.rows, done.uploaded, done.there) == (10, 5, 0)
+    rows, there = streamed("alice/labels"), load_source(labelled)
+    assert [row["whisper_transcript"] for row in rows] == there["whisper_transcript"]
+    for row, ours in zip(rows, there, strict=True):
+        np.testing.assert_array_equal(load_audio(row["audio"]), load_audio(ours["audio"]))
+    again = list(stream_source("alice/labels"))
+    assert [row["id"] for row in again] == [f"row-{number}" for number in range(10)]
+    assert again[0]["audio"]["bytes"] == there[0]["audio"]["bytes"]
+
+
+def test_a_column_that_is_empty_in_the_first_file_is_read(hub: HubServer, tmp_path: Path) -> None:
+    """A reader takes its types from the first file, and fails on a text where it has seen nothing."""
+    push_dataset(write_labels(tmp_path / "labelled", 6, silent=2), "alice/labels")
+    assert [row["speaker"] for row in streamed("alice/labels")] == [None, None, *["one"] * 4]
+
+
+def test_labels_of_a_real_labelling_are_pushed(hub: HubServer, tmp_path: Path) -> None:
+    """The manifests and run.json of `pseudo_label_dataset` are what the card is written from."""
+    rows = Dataset.from_list(
+        [
+            {"id": f"{seed}", "audio": {"bytes": encode_flac(toy_audio(0.5, seed)), "path": None}, "text": "hello"}
+            for seed in range(3)
+        ]
+    )
+    teacher = toy_whisper()
+    pseudo_label_dataset(
+        rows, teacher, toy_processor(), output_dir=tmp_path / "labelled", rows_per_shard=2, max_new_tokens=8
+    )
+    push_dataset(tmp_path / "labelled", "alice/labels", teacher="openai/whisper-toy.en")
+    card = DatasetCard.load("alice/labels")
+    assert "openai/whisper-toy.en" in card.text
+    assert "| max_new_tokens | 8 |" in card.text
+    assert [row["text"] for row in streamed("alice/labels")] == ["hello"] * 3
+
+
+def test_recordings_beside_the_labels_go_along_without_their_folders(hub: HubServer, tmp_path: Path) -> None:
+    """Paths of this machine lead nowhere on another one, and tell how it is set up."""
+    labelled = write_labels(tmp_path / "labelled", 3, paths=tmp_path / "sound")
+    (tmp_path / "sound" / "1.wav").unlink()
+    lost = RowErrors()
+    done = push_dataset(labelled, "alice/labels", errors=lost)
+    rows = streamed("alice/labels")
+    assert [row["audio"]["path"] for row in rows] == ["0.wav", "2.wav"]
+    assert len(load_audio(rows[0]["audio"])) == 1_600
+    assert [row for row, _ in lost] == ["row-1"]
+    assert done.rows == 2
+    everything = b"".join(hub.repo("alice/labels", "dataset").files().values())
+    assert str(tmp_path).encode() not in everything
+    assert "1 of the kept rows are missing here" in DatasetCard.load("alice/labels").text
+
+
+def test_without_recordings_there_is_no_column_that_looks_like_some(hub: HubServer, tmp_path: Path) -> None:
+    push_dataset(write_labels(tmp_path / "labelled"), "alice/labels", embed_audio=False)
+    rows = list(load_dataset("alice/labels", split="train", streaming=True))
+    assert "audio" not in rows[0]
+    assert rows[9]["id"] == "row-9"
+    assert "join with the source by `id`" in DatasetCard.load("alice/labels").text
+
+
+def test_a_push_that_was_stopped_is_marked_and_goes_on_where_it_was(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A data set of which a part is missing looks like a smaller one, and nobody notices."""
+    labelled = write_labels(tmp_path / "labelled")
+    commits = []
+    create = HfApi.create_commit
+
+    def third_is_refused(*args: object, **kwargs: object) -> object:
+        commits.append(args)
+        if len(commits) == 3:
+            hub.fail("/commit/", 403)
+        return create(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "create_commit", third_is_refused)
+        with pytest.raises(HfHubHTTPError):
+            push_dataset(labelled, "alice/labels", files_per_commit=1)
+    repo = hub.repo("alice/labels", "dataset")
+    assert sum(path.endswith(".parquet") for path in repo.files()) == 2
+    assert "not finished" in repo.files()["README.md"].decode()
+    with pytest.raises(DataFilesNotFoundError):
+        load_dataset("alice/labels", split="train", streaming=True)
+    done = push_dataset(labelled, "alice/labels", files_per_commit=1)
+    assert (done.uploaded, done.there) == (3, 2)
+    assert len(streamed("alice/labels")) == 10
+    assert "not finished" not in hub.repo("alice/labels", "dataset").files()["README.md"].decode()
+
+
+def test_a_push_that_was_killed_goes_on(hub: HubServer, tmp_path: Path) -> None:
+    """Nothing on this machine remembers what was done: the Hub's hashes do."""
+    labelled = write_labels(tmp_path / "labelled", 6, 1)
+    code = (
+        f"from hf_distil_whisper import push_dataset; push_dataset({labelled!r}, 'alice/labels', files_per_commit=1)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    deadline = time.monotonic() + 60
+    try:
+        while put_files(hub) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    there = sum(path.endswith(".parquet") for path in hub.repo("alice/labels", "dataset").files())
+    assert 2 <= there < 6
+    done = push_dataset(labelled, "alice/labels", files_per_commit=1)
+    assert (done.there, done.there + done.uploaded) == (there, 6)
+    assert len(streamed("alice/labels")) == 6
+
+
+def test_pushing_the_same_again_sends_nothing(hub: HubServer, tmp_path: Path) -> None:
+    labelled = write_labels(tmp_path / "labelled")
+    first = push_dataset(labelled, "alice/labels")
+    done = push_dataset(labelled, "alice/labels")
+    assert (done.uploaded, done.there) == (0, 5)
+    assert done.commit == first.commit
+
+
+def test_files_of_another_push_are_gone_with_the_last_commit(hub: HubServer, tmp_path: Path) -> None:
+    """Old files beside new ones would double rows under names that fit both."""
+    push_dataset(write_labels(tmp_path / "first"), "alice/labels")
+    push_dataset(write_labels(tmp_path / "second", 4), "alice/labels")
+    assert [row["id"] for row in streamed("alice/labels")] == [f"row-{number}" for number in range(4)]
+
+
+def test_the_network_fails_and_is_tried_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.fail("/commit/", 500)
+    hub.fail("/tree/", 429, times=2)
+    done = push_dataset(write_labels(tmp_path / "labelled"), "alice/labels")
+    assert done.uploaded == 5
+    assert len(streamed("alice/labels")) == 10
+
+
+def test_what_the_filter_chose_is_what_is_pushed_and_told(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A golden test of the card; rows that were dropped must not come back through the Hub."""
+    write_labels(tmp_path / "labelled")
+    run_filter(
+        [
+            "--dataset",
+            str(tmp_path / "labelled"),
+            "--output_dir",
+            str(tmp_path / "kept"),
+            "--threshold",
+            "0.1",
+            "--language",
+            "en",
+        ]
+    )
+    push_dataset(
+        tmp_path / "kept",
+        "alice/labels",
+        teacher="openai/whisper-toy.en",
+        private=True,
+        language="en",
+        licenses="cc-by-4.0",
+        origins="openslr/librispeech_asr",
+    )
+    assert [row["id"] for row in streamed("alice/labels")] == [f"row-{number}" for number in (0, 1, 3, 4, 6, 7, 9)]
+    assert HfApi().dataset_info("alice/labels").private
+    text = hub.repo("alice/labels", "dataset").files()["README.md"].decode()
+    assert text == GOLDEN.read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    capsys.readouterr()
+    exec(code, {})
+    assert capsys.readouterr().out == f"<|0.00|> {SENTENCES[0]}<|0.10|>\n"
+
+
+def test_several_sources_are_configurations_with_hours_of_their_own(hub: HubServer, tmp_path: Path) -> None:
+    folders = {"read": write_labels(tmp_path / "read", 4), "spoken": write_labels(tmp_path / "spoken", 2)}
+    push_dataset(folders, "alice/labels", licenses={"read": "cc-by-4.0", "spoken": "cc0-1.0"})
+    assert (
+        len(
+            list(
+                load_dataset("alice/labels", "spoken", split="train", streaming=True).cast_column(
+                    "audio", Audio(decode=False)
+                )
+            )
+        )
+        == 2
+    )
+    text = DatasetCard.load("alice/labels").text
+    assert "| read | 4 | 0.040 | 4 | 0.040 | 0 | 0.000 | cc-by-4.0 |" in text
+    assert "| spoken | 2 | 0.020 | 2 | 0.020 | 0 | 0.000 | cc0-1.0 |" in text
+
+
+def test_nothing_goes_up_where_something_is_wrong(hub: HubServer, tmp_path: Path) -> None:
+    """Each of these would be found out after hours of uploading."""
+    labelled = write_labels(tmp_path / "labelled")
+    HfApi().create_repo("alice/open", repo_type="dataset")
+    with pytest.raises(ValueError, match="public"):
+        push_dataset(labelled, "alice/open", private=True)
+    with pytest.raises(ValueError, match="licenses"):
+        push_dataset(labelled, "alice/labels", licenses="my own")
+    with pytest.raises(ValueError, match="no source is called 'other'"):
+        push_dataset(labelled, "alice/labels", licenses={"other": "mit"})
+    with pytest.raises(FileNotFoundError, match="pseudo-label"):
+        push_dataset(tmp_path / "nowhere", "alice/labels")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="found neither"):
+        push_dataset(tmp_path / "empty", "alice/labels")
+    ShardStore(labelled).remove("00004")
+    with pytest.raises(ValueError, match="labels of 8 rows are there, 10"):
+        push_dataset(labelled, "alice/labels")
+    with pytest.raises(ValueError, match="at least 1"):
+        push_dataset(labelled, "alice/labels", files_per_commit=0)
+    assert ("dataset", "alice/labels") not in hub.repos
+
+
+def test_the_command_pushes_and_says_how_to_go_on(
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled = write_labels(tmp_path / "labelled")
+    hub.fail("/commit/", 403, times=1)
+    with pytest.raises(uploads.PushError, match="start the same command again") as error:
+        command.run([labelled, "--repo_id", "alice/labels"])
+    assert ALICE not in str(error.value)
+    command.run([labelled, "--repo_id", "alice/labels"])
+    assert "10 rows in alice/labels: 5 files uploaded" in capsys.readouterr().out
+    for wrong, message in (
+        ([labelled], "--repo_id is missing"),
+        (["--repo_id", "alice/labels"], "expected one folder"),
+        ([labelled, "--repo_id", "a/b/c"], "--repo_id"),
+        ([str(tmp_path / "none"), "--repo_id", "alice/labels"], "no such folder"),
+        (["--folders", "labelled", "--repo_id", "alice/labels"], "expected {name: folder}"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command.run(wrong)
