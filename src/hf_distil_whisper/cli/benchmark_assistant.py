@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,9 @@ from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_argumen
 from hf_distil_whisper.cli.loading import load_assistant, load_listener
 from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.cli.recipes import InputError
-from hf_distil_whisper.data.audio import load_audio
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
 from hf_distil_whisper.data.packing import pack_utterances
+from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.assisted_latency import (
     ALONE,
     Way,
@@ -31,7 +33,7 @@ from hf_distil_whisper.evaluation.assisted_latency import (
 )
 from hf_distil_whisper.figures import latency_over_draft_length
 from hf_distil_whisper.inference.cached_decoder import Assistant
-from hf_distil_whisper.inference.generation import resolve_language
+from hf_distil_whisper.inference.generation import resolve_language, window_seconds
 
 GENERATE, PIPELINE = "alone, `generate`", "alone, pipeline"
 PAUSE = 0.3
@@ -153,9 +155,9 @@ def packed_windows(rows: Dataset, count: int) -> list[np.ndarray]:
     """Utterances of one speaker joined to windows of nearly 30 s, with a pause between them."""
     ordered = rows.sort("speaker") if "speaker" in rows.column_names else rows
     speaker = "speaker" if "speaker" in rows.column_names else None
-    packed = pack_utterances(ordered, gap=PAUSE, speaker_column=speaker)
-    full = [load_audio(row["audio"]) for row in packed if row["duration"] > 25]
-    return full[:count]
+    # Rows that cannot be read are told of where the utterances are.
+    packed = pack_utterances(ordered, gap=PAUSE, speaker_column=speaker, errors=RowErrors())
+    return [load_audio(row["audio"]) for row in islice((row for row in packed if row["duration"] > 25), count)]
 
 
 def run_assistant(argv: Sequence[str], machine: str) -> None:
@@ -177,7 +179,9 @@ def run_assistant(argv: Sequence[str], machine: str) -> None:
         short if short == ALONE else f"with {short}": count
         for short, count in assisted_parameters(model, assistants).items()
     }
-    utterances = [load_audio(row["audio"]) for row in plan.datasets["dataset"]]
+    errors = RowErrors()
+    window = round(window_seconds(processor) * SAMPLING_RATE)
+    utterances = [one for one in _recordings(plan.datasets["dataset"], errors) if len(one) <= window]
     found: dict[str, dict[int, dict[str, WayTimes]]] = {}
     sets = {
         "utterances": utterances[: args.samples],
@@ -196,14 +200,9 @@ def run_assistant(argv: Sequence[str], machine: str) -> None:
         }  # fmt: skip
         _print(title, found[title], parameters, [ALONE, GENERATE])
     if args.long_form_dataset is not None:
-        recordings = [load_audio(row["audio"]) for row in plan.datasets["long_form_dataset"]]
-        for title, chunked in (("long recordings, sequential", False), ("long recordings, chunked", True)):
-            ways = {ALONE: long_form_way(model, processor, chunked=chunked, language=args.language)}
-            for short, assistant in assistants.items():
-                ways[f"with {short}"] = long_form_way(
-                    model, processor, assistant=assistant, chunked=chunked, language=args.language
-                )
-            found[title] = {1: measure_ways(ways, recordings, repeats=args.repeats)}
+        recordings = list(_recordings(plan.datasets["long_form_dataset"], errors))
+        for title, times in _long_form(model, processor, assistants, recordings, args).items():
+            found[title] = {1: times}
             _print(title, found[title], parameters, [ALONE])
     first = next(iter(assistants.values()))
     curves = {
@@ -212,9 +211,37 @@ def run_assistant(argv: Sequence[str], machine: str) -> None:
     }
     same = _same_everywhere(model, processor, assistants, utterances, args.language)
     sys.stdout.write(f"same text on all {len(utterances)} utterances in batches: {same}\n")
-    sys.stdout.write(f"{args.repeats} repetitions in turn, medians, {args.dtype}, {machine}\n")
+    sys.stdout.write(f"{args.repeats} repetitions in turn, medians, {args.dtype}, {machine}\n{errors.summary()}")
     if args.output_dir is not None:
         _save(found, curves, args.output_dir, machine=machine, dtype=args.dtype)
+
+
+def _recordings(rows: Dataset, errors: RowErrors) -> Iterator[np.ndarray]:
+    """Samples at 16 kHz; a row that cannot be read costs that row."""
+    for number, row in enumerate(rows):
+        try:
+            yield load_audio(row["audio"])
+        except AudioError as error:
+            errors.add(row.get("id", number), error)
+
+
+def _long_form(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    assistants: Mapping[str, Assistant],
+    recordings: list[np.ndarray],
+    args: AssistantBenchmarkArguments,
+) -> dict[str, dict[str, WayTimes]]:
+    """By algorithm: the model alone and with each assistant."""
+    found = {}
+    for title, chunked in (("long recordings, sequential", False), ("long recordings, chunked", True)):
+        ways = {ALONE: long_form_way(model, processor, chunked=chunked, language=args.language)}
+        for name, assistant in assistants.items():
+            ways[f"with {name}"] = long_form_way(
+                model, processor, assistant=assistant, chunked=chunked, language=args.language
+            )
+        found[title] = measure_ways(ways, recordings, repeats=args.repeats)
+    return found
 
 
 def _print(
