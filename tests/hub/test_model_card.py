@@ -140,3 +140,12 @@ def test_only_the_main_process_writes_the_card(tmp_path: Path) -> None:
 def test_word_errors_of_the_log_are_the_newest_without_their_average() -> None:
     log = [{"eval_a_wer": 0.5}, {"eval_a_wer": 0.4, "eval_b_wer": 0.2, "eval_macro_wer": 0.3, "eval_a_kl": 1.0}]
     assert latest_word_errors(log) == {"a": 0.4, "b": 0.2}
+
+
+def test_an_optimizer_of_ones_own_is_named(tmp_path: Path) -> None:
+    """The training arguments hold a learning rate that was never used: a card with it misleads who repeats the run."""
+    args = DistillationTrainingArguments(output_dir=str(tmp_path), learning_rate=5e-5)
+    own = generate_model_card(toy_whisper(), name="me/toy", training_args=args, optimizer="Muon (2e-3)").content
+    assert "| optim | Muon (2e-3) |" in own
+    assert "5e-05" not in own
+    assert "| learning_rate | 5e-05 |" in generate_model_card(toy_whisper(), name="me/toy", training_args=args).content

@@ -67,6 +67,7 @@ def generate_model_card(
     results: Mapping[str, float] | None = None,
     teacher_results: Mapping[str, float] | None = None,
     training_args: TrainingArguments | None = None,
+    optimizer: str | None = None,
     teacher_revision: str | None = None,
     base_model: str | None = None,
     base_revision: str | None = None,
@@ -94,6 +95,7 @@ def generate_model_card(
         results (`Mapping[str, float]`, *optional*): WER by test set, as a fraction.
         teacher_results (`Mapping[str, float]`, *optional*): the teacher's on the same sets.
         training_args ([`~transformers.TrainingArguments`], *optional*): hyper-parameters to list.
+        optimizer (`str`, *optional*): its name and learning rates, where they are not those of `training_args`.
         teacher_revision (`str`, *optional*): commit of the teacher.
         base_model (`str`, *optional*): whose weights the training began with; by default the teacher.
         base_revision (`str`, *optional*): its commit.
@@ -148,7 +150,7 @@ def generate_model_card(
         assistant=_assistant_section(name, public_name(teacher)) if teacher else "",
         training=_training_text(teacher, base, datasets, dataset_licenses or {}),
         curves="\n\n".join(f"![{inline(caption)}]({file})" for caption, file in (figures or {}).items()),
-        hyper_parameters=_hyper_parameter_table(training_args),
+        hyper_parameters=_hyper_parameter_table(training_args, optimizer),
         run=f"The training's run: <{link}>" if run_url and (link := public_url(run_url)) else "",
         languages=_language_limit(language, multilingual),
         license_note=f"- Its weights come under the licence `{license}`." if license else "",
@@ -228,7 +230,7 @@ def _results(
 
 def _assistant_section(name: str, teacher: str) -> str:
     student, main = json.dumps(name, ensure_ascii=False), json.dumps(teacher, ensure_ascii=False)
-    return f"""As assistant of its teacher (speculative decoding, section 6 of the paper), at batch size 1: the text is
+    return f"""As assistant of its teacher (speculative decoding, section 6 of the paper), in batches too: the text is
 the teacher's own greedy output.
 
 ```python
@@ -263,10 +265,12 @@ def _training_text(teacher: str | None, base: str | None, datasets: Sequence[str
     )
 
 
-def _hyper_parameter_table(args: TrainingArguments | None) -> str:
+def _hyper_parameter_table(args: TrainingArguments | None, optimizer: str | None) -> str:
     if args is None:
         return ""
     values = args.to_dict()
+    if optimizer is not None:
+        values |= {"optim": optimizer, "learning_rate": None, "weight_decay": None}
     unused = "num_train_epochs" if args.max_steps > 0 else "max_steps"
     fields = [field for field in _HYPER_PARAMETERS if values.get(field) is not None and field != unused]
     batch_size = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
