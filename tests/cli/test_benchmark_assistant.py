@@ -18,12 +18,26 @@ def test_every_way_is_timed_at_every_batch_size(
     toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Tables 9 and 22: relative latencies beside the parameters, and that the text is the same."""
-    more = ["--batch_sizes", "1", "2", "--repeats", "1", "--draft_lengths", "1", "3", "--windows", "2"]
+    more = [
+        "--batch_sizes",
+        "1",
+        "2",
+        "--repeats",
+        "1",
+        "--draft_lengths",
+        "1",
+        "3",
+        "--windows",
+        "2",
+        "--compute_types",
+        "int8",
+    ]
     assert main(flags(toys, *more, "--output_dir", str(tmp_path / "out"))) == 0
     said = capsys.readouterr().out
     assert "| batch size 1 | batch size 2 | same text | accepted | passes saved |" in said
     assert "| with student |" in said
     assert "| with student, pipeline's own |" in said
+    assert "| student alone, CTranslate2 int8 |" in said
     assert "windows of 30 s: the dataset has too little speech of one speaker" in said
     assert "same text on all 6 utterances in batches: student 6" in said
     results = json.loads((tmp_path / "out" / "results.json").read_text())

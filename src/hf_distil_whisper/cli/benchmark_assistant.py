@@ -29,10 +29,12 @@ from hf_distil_whisper.evaluation.assisted_latency import (
     long_form_way,
     measure_ways,
     pipeline_way,
+    runtime_way,
     ways_table,
 )
 from hf_distil_whisper.figures import latency_over_draft_length
 from hf_distil_whisper.inference.cached_decoder import Assistant
+from hf_distil_whisper.inference.export import import_ctranslate2
 from hf_distil_whisper.inference.generation import resolve_language, window_seconds
 
 GENERATE, PIPELINE = "alone, `generate`", "alone, pipeline"
@@ -54,6 +56,8 @@ class AssistantBenchmarkArguments:
         windows (`int`, *optional*, defaults to 16): windows of 30 s that are timed.
         batch_sizes (`list[int]`, *optional*, defaults to 1, 4 and 16): recordings per pass (Table 22).
         draft_lengths (`list[int]`, *optional*): also measures these fixed lengths with the first assistant.
+        compute_types (`list[str]`, *optional*): of CTranslate2 (extra `ct2`), for example `int8`: the models by
+            themselves in that runtime, beside the others.
         repeats (`int`, *optional*, defaults to 3): repetitions over all recordings, in turn.
         dtype (`str`, *optional*, defaults to `"float32"`): type of the weights.
         language (`str`, *optional*): of the speech, for multilingual models.
@@ -70,6 +74,9 @@ class AssistantBenchmarkArguments:
     batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "Recordings per pass."})
     draft_lengths: list[int] = field(
         default_factory=list, metadata={"help": "Fixed draft lengths to measure too, for example `1 2 4 8 16`."}
+    )
+    compute_types: list[str] = field(
+        default_factory=list, metadata={"help": "Of CTranslate2, for example `int8`; none by default."}
     )
     repeats: int = setting(3, "Repetitions over all recordings, in turn.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
@@ -120,6 +127,11 @@ def plan_assistant(args: AssistantBenchmarkArguments) -> Plan:
     plan.steps.append(
         f"time {args.model_name_or_path} alone and assisted, {args.repeats} times, at batch sizes {sizes}"
     )
+    if args.compute_types:
+        try:
+            import_ctranslate2()
+        except ImportError as error:
+            plan.problems.append(f"--compute_types: {error}")
     if args.output_dir is not None:
         plan.output(args.output_dir)
         plan.steps.append(f"write the results to {args.output_dir}")
@@ -132,6 +144,7 @@ def short_ways(
     assistants: Mapping[str, Assistant],
     wholes: Mapping[str, WhisperForConditionalGeneration],
     batch_size: int,
+    compute_types: Sequence[str],
     language: str | None,
 ) -> dict[str, Way]:
     """All ways from a window to its text: alone, assisted, in the pipeline; and each assistant's model by itself."""
@@ -148,6 +161,10 @@ def short_ways(
                 model, processor, stock_assistant=assistant, language=language
             )
         ways[f"{name} alone, other text"] = library_way(wholes[name], processor, language=language)
+    for kind in compute_types:
+        ways[f"alone, CTranslate2 {kind}"] = runtime_way(model, processor, kind, language=language)
+        for name, whole in wholes.items():
+            ways[f"{name} alone, CTranslate2 {kind}"] = runtime_way(whole, processor, kind, language=language)
     return ways
 
 
@@ -193,7 +210,7 @@ def run_assistant(argv: Sequence[str], machine: str) -> None:
             continue
         found[title] = {
             size: measure_ways(
-                short_ways(model, processor, assistants, wholes, size, args.language), recordings,
+                short_ways(model, processor, assistants, wholes, size, args.compute_types, args.language), recordings,
                 batch_size=size, repeats=args.repeats,
             )
             for size in args.batch_sizes

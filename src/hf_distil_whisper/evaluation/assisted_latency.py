@@ -14,6 +14,7 @@ from transformers import WhisperForCausalLM, WhisperForConditionalGeneration, Wh
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.inference.assistant import added_parameters, assistant_arguments
+from hf_distil_whisper.inference.backends import Ctranslate2Generator
 from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.drafts import DraftCounts
 from hf_distil_whisper.inference.generation import (
@@ -115,6 +116,36 @@ def generate_way(
         sequences = model.generate(features, attention_mask=mask, **options)
         texts = processor.batch_decode(sequences, skip_special_tokens=True)
         return Heard([str(text).strip() for text in texts])
+
+    return hear
+
+
+def runtime_way(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    compute_type: str,
+    *,
+    language: str | None = None,
+) -> Way:
+    """CTranslate2, greedy; the model is converted on first use.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): alone.
+        processor (`WhisperProcessor`): of the model.
+        compute_type (`str`): type of the weights and products, for example `"int8"`.
+        language (`str`, *optional*): for multilingual models.
+
+    Raises:
+        ImportError: without the extra `ct2`.
+    """
+    generate, begin = (
+        Ctranslate2Generator(model, processor, compute_type=compute_type, language=language),
+        timestamp_begin(model),
+    )
+
+    def hear(recordings: Sequence[np.ndarray]) -> Heard:
+        found = generate(window_features(model, processor, recordings))
+        return Heard([plain_text(one.tokens, processor.tokenizer, begin) for one in found])
 
     return hear
 
