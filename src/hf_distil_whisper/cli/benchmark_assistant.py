@@ -35,7 +35,7 @@ from hf_distil_whisper.evaluation.assisted_latency import (
 from hf_distil_whisper.figures import latency_over_draft_length
 from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.export import import_ctranslate2
-from hf_distil_whisper.inference.generation import resolve_language, window_seconds
+from hf_distil_whisper.inference.generation import window_seconds
 
 GENERATE, PIPELINE = "alone, `generate`", "alone, pipeline"
 PAUSE = 0.3
@@ -107,13 +107,7 @@ def plan_assistant(args: AssistantBenchmarkArguments) -> Plan:
     """
     plan = Plan("benchmark assistant")
     plan.single_process()
-    model = plan.model(args.model_name_or_path, "model_name_or_path")
-    if model is not None:
-        plan.processor(args.model_name_or_path or "", "model_name_or_path")
-        try:
-            resolve_language(model, args.language)
-        except ValueError as error:
-            plan.problems.append(f"--language: {error}")
+    plan.listener(args.model_name_or_path, args.language)
     plan.require(args.assistants, "assistants", "at least one model that drafts")
     for place in args.assistants:
         plan.model(place, "assistants")

@@ -17,7 +17,6 @@ from hf_distil_whisper.evaluation.early_exit import (
     early_exit_table,
     evaluate_early_exit,
 )
-from hf_distil_whisper.inference.generation import resolve_language
 from hf_distil_whisper.metrics import get_normalizer
 
 
@@ -65,15 +64,9 @@ def plan_early_exit(args: EarlyExitArguments) -> Plan:
     """
     plan = Plan("benchmark early-exit")
     plan.single_process()
-    model = plan.model(args.model_name_or_path, "model_name_or_path")
-    if model is not None:
-        plan.processor(args.model_name_or_path or "", "model_name_or_path")
-        try:
-            resolve_language(model, args.language)
-        except ValueError as error:
-            plan.problems.append(f"--language: {error}")
-        if model.config.decoder_layers == 1:
-            plan.problems.append("--model_name_or_path: the decoder has 1 layer, expected more: none can be skipped")
+    model = plan.listener(args.model_name_or_path, args.language)
+    if model is not None and model.config.decoder_layers == 1:
+        plan.problems.append("--model_name_or_path: the decoder has 1 layer, expected more: none can be skipped")
     rows = plan.source(as_source(args.dataset, "dataset") if args.dataset else None, "dataset", ("audio", "text"))
     if rows is not None:
         plan.datasets["dataset"] = rows.select(range(min(args.samples, len(rows))))

@@ -23,7 +23,6 @@ from hf_distil_whisper.evaluation.exports import (
     export_table,
 )
 from hf_distil_whisper.inference.export_ggml import check_ggml
-from hf_distil_whisper.inference.generation import resolve_language
 
 
 @dataclass
@@ -88,13 +87,7 @@ def plan_export(args: ExportArguments) -> Plan:
     """
     plan = Plan("export")
     plan.single_process()
-    model = plan.model(args.model_name_or_path, "model_name_or_path")
-    if model is not None:
-        plan.processor(args.model_name_or_path or "", "model_name_or_path")
-        try:
-            resolve_language(model, args.language)
-        except ValueError as error:
-            plan.problems.append(f"--language: {error}")
+    model = plan.listener(args.model_name_or_path, args.language)
     if plan.require(args.format, "format", f"one of {', '.join(QUANTIZATIONS)}"):
         extra, packages = EXTRAS[str(args.format)]
         missing = [package for package in packages if find_spec(package) is None]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoConfig,
     GenerationConfig,
@@ -28,6 +30,7 @@ from hf_distil_whisper.cli.recipes import InputError, is_main_process
 from hf_distil_whisper.data.durations import mean_duration
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.data.streams import stream_source
+from hf_distil_whisper.inference.generation import resolve_language
 from hf_distil_whisper.shards import RUN, ShardStore
 
 _DATA = "a Hub name, folder, file or URL"
@@ -128,6 +131,27 @@ class Plan:
         except (OSError, ValueError) as error:
             self.problems.append(f"--{flag}: {error}")
             return None
+
+    def listener(self, name_or_path: str | None, language: str | None) -> WhisperForConditionalGeneration | None:
+        """As [`model`], of `--model_name_or_path`; also notes what its processor lacks, and an unknown language."""
+        model = self.model(name_or_path, "model_name_or_path")
+        if model is not None:
+            self.processor(name_or_path or "", "model_name_or_path")
+            try:
+                resolve_language(model, language)
+            except ValueError as error:
+                self.problems.append(f"--language: {error}")
+        return model
+
+    def repository(self, repo_id: str | None) -> None:
+        """Notes a name of a repository that is missing or not allowed."""
+        if repo_id is None:
+            self.problems.append("--repo_id is missing: owner/name, or a name under your account")
+            return
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError as error:
+            self.problems.append(f"--repo_id: {error}")
 
     def ctc_processor(self, name_or_path: str, flag: str) -> None:
         """Checks that the files of a processor lie beside a CTC model."""

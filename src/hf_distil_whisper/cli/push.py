@@ -4,9 +4,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from hf_distil_whisper.cli.arguments import parse_arguments, setting
 from hf_distil_whisper.cli.plans import Plan
 from hf_distil_whisper.hub.push import check_folder, push_student
@@ -40,13 +37,7 @@ def plan_push(args: PushArguments) -> Plan:
     """
     plan = Plan("push")
     plan.single_process()
-    if args.repo_id is None:
-        plan.problems.append("--repo_id is missing: owner/name, or a name under your account")
-    else:
-        try:
-            validate_repo_id(args.repo_id)
-        except HFValidationError as error:
-            plan.problems.append(f"--repo_id: {error}")
+    plan.repository(args.repo_id)
     if len(args.folder or []) != 1:
         plan.problems.append(f"expected one folder, got {', '.join(args.folder or []) or 'none'}")
         return plan

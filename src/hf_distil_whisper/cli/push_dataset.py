@@ -5,9 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
 from hf_distil_whisper.cli.arguments import parse_arguments, setting
 from hf_distil_whisper.cli.plans import Plan
 from hf_distil_whisper.cli.recipes import InputError, parse_yaml
@@ -74,13 +71,7 @@ def plan_push_dataset(args: PushDatasetArguments) -> Plan:
     """
     plan = Plan("push-dataset")
     plan.single_process()
-    if args.repo_id is None:
-        plan.problems.append("--repo_id is missing: owner/name, or a name under your account")
-    else:
-        try:
-            validate_repo_id(args.repo_id)
-        except HFValidationError as error:
-            plan.problems.append(f"--repo_id: {error}")
+    plan.repository(args.repo_id)
     words = args.folder or []
     if bool(words) == bool(args.folders) or len(words) > 1:
         given = ", ".join(words) or "none"
