@@ -83,10 +83,11 @@ def test_a_recipe_is_planned_from_a_wheel(installed: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_the_licence_the_types_and_the_card(installed: Path) -> None:
+def test_a_wheel_holds_the_licence_the_types_and_the_cards(installed: Path) -> None:
     packages = next((installed / "lib").glob("python*/site-packages"))
     assert (packages / "hf_distil_whisper" / "py.typed").is_file()
-    assert (packages / "hf_distil_whisper" / "hub" / "model_card_template.md").is_file()
+    for card in ("model_card_template.md", "dataset_card_template.md"):
+        assert (packages / "hf_distil_whisper" / "hub" / card).is_file()
     assert list(packages.glob("hf_distil_whisper-*.dist-info/licenses/LICENSE"))
 
 

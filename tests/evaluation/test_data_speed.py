@@ -16,6 +16,14 @@ def test_every_step_is_measured_on_all_rows() -> None:
         assert step.peak_bytes > 10_000_000
 
 
+@pytest.mark.slow
+def test_filter_and_index_take_no_more_memory_for_more_rows() -> None:
+    """A few numbers a row held in arrays are 200 bytes each by the end: 20 MB here, 4 GB for the paper's corpora."""
+    few, many = measure_data(20_000, seconds=0.01), measure_data(120_000, seconds=0.01)
+    for step in ("filter", "index"):
+        assert many[step].peak_bytes - few[step].peak_bytes < 12e6
+
+
 def test_the_table_says_what_a_row_costs() -> None:
     """Worked by hand: 9 MB more for 900,000 rows more are 10 bytes a row."""
     few, many = StepSpeed(100_000, 2.0, 300_000_000), StepSpeed(1_000_000, 20.0, 309_000_000)

@@ -212,6 +212,9 @@ def test_a_row_index_is_a_source_until_its_rows_change(tmp_path: Path) -> None:
     kept, _ = passing_rows(labels)
     write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 3, kept)
     assert load_source(tmp_path / "kept")["id"] == ["a", "c"]
+    write_row_index(tmp_path / "last", {"name_or_path": str(tmp_path / "kept")}, 2, [1])  # a choice of a choice
+    assert load_source(tmp_path / "last")["id"] == ["c"]
+    assert load_source(tmp_path / "kept").select([1, 0])["id"] == ["c", "a"]
     write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 4, kept)
     with pytest.raises(ValueError, match=r"among 4 rows.*has 3 now.*Filter it again"):
         load_source(tmp_path / "kept")

@@ -22,6 +22,7 @@ from hf_distil_whisper.data.source_files import (
     load_metadata,
     load_saved,
     no_split,
+    read_parquet,
     read_shards,
     stream_shards,
 )
@@ -157,7 +158,7 @@ def load_shards(store: ShardStore) -> Dataset:
         ValueError: if the labelling has not come to its end, or a shard has been damaged since.
     """
     files = shard_files(store)
-    return Dataset.from_parquet(files) if files else Dataset.from_dict({})
+    return read_parquet(files) if files else Dataset.from_dict({})
 
 
 def shard_files(store: ShardStore) -> list[str]:

@@ -86,9 +86,10 @@ def _filter(rows: int, labelled: str) -> float:
 
 def _index(rows: int, labelled: str, folder: str) -> float:
     begin = time.perf_counter()
-    write_row_index(folder, {"name_or_path": labelled}, rows, range(0, rows, 2))
+    half = np.arange(0, rows, 2)
+    write_row_index(folder, {"name_or_path": labelled}, rows, half)
     chosen = load_source(folder)
-    if len(chosen) != len(range(0, rows, 2)) or chosen[len(chosen) - 1]["id"] != str(2 * (len(chosen) - 1)):
+    if len(chosen) != len(half) or chosen[len(chosen) - 1]["id"] != str(2 * (len(chosen) - 1)):
         raise RuntimeError("the index does not lead to its rows.")
     return time.perf_counter() - begin
 

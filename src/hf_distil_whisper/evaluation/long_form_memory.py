@@ -1,10 +1,8 @@
 """How much memory a recording of minutes or hours takes to transcribe in chunks, each in a process of its own."""
 
 import math
-import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,6 @@ from hf_distil_whisper.inference.chunked import transcribe_chunked
 
 _PIECE = 10
 """Seconds of sound that are repeated: what is said does not matter here."""
-_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"
 _MINUTES = 30.0
 """Shorter recordings are transcribed again and again up to these: a look every 20 ms misses the peak of a second."""
 
@@ -42,8 +39,7 @@ def long_form_memory(
             file = Path(folder) / "recording.flac"
             _write(file, length, rate)
             times = math.ceil(_MINUTES / length)
-            with _freed_at_once():
-                found[length] = in_own_process(_transcribe, str(model_name_or_path), str(file), batch_size, times)[1]
+            found[length] = in_own_process(_transcribe, str(model_name_or_path), str(file), batch_size, times)[1]
     return found
 
 
@@ -53,22 +49,6 @@ def _write(file: Path, minutes: float, rate: int) -> None:
     with soundfile.SoundFile(file, "w", rate, 2, format="FLAC", subtype="PCM_16") as sound:
         for _ in range(round(60 * minutes / _PIECE)):
             sound.write(np.stack([piece, 0.5 * piece], axis=1))
-
-
-@contextmanager
-def _freed_at_once() -> Iterator[None]:
-    """Processes that are started meanwhile give large buffers back to the system as soon as they are freed.
-
-    glibc keeps them otherwise, the more the longer a process runs: 10 to 40 MB that nothing holds.
-    """
-    before = os.environ.get(_THRESHOLD)
-    os.environ[_THRESHOLD] = str(128 * 1024)
-    try:
-        yield
-    finally:
-        os.environ.pop(_THRESHOLD)
-        if before is not None:
-            os.environ[_THRESHOLD] = before
 
 
 def _transcribe(model_name_or_path: str, file: str, batch_size: int, times: int) -> float:

@@ -1,15 +1,21 @@
 """A measurement in a process of its own, so that the memory it takes is that of nothing else."""
 
 import multiprocessing
+import os
 import resource
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+_GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024), "ARROW_DEFAULT_MEMORY_POOL": "system"}
+"""Has glibc and Arrow give buffers back as soon as they are freed: else they keep tens of MB, the more the longer a
+process runs."""
 
 
 def peak_bytes() -> int:
@@ -35,7 +41,8 @@ def in_own_process(measure: Callable[..., float], *arguments: Any) -> tuple[floa
 
     Returns:
         `tuple[float, int]`: what it gave, and the most memory that the process held meanwhile, looked at every 20 ms.
-            Files that are mapped into memory do not count: the system takes their pages back whenever it wants to.
+            Files that are mapped into memory do not count: the system takes their pages back whenever it wants to. Nor
+            does what nothing holds any more: the process gives it back.
 
     Raises:
         RuntimeError: if the process ends without a result, as one does that the system kills for its memory.
@@ -43,7 +50,8 @@ def in_own_process(measure: Callable[..., float], *arguments: Any) -> tuple[floa
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(sending, measure, *arguments))
-    process.start()
+    with _environment(**_GIVE_BACK):
+        process.start()
     sending.close()
     try:
         found = receiving.recv()
@@ -52,6 +60,21 @@ def in_own_process(measure: Callable[..., float], *arguments: Any) -> tuple[floa
         raise RuntimeError(f"{measure.__name__.strip('_')}: the process ended with {process.exitcode}.") from None
     process.join()
     return found
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """Variables for processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def peak_while(work: Callable[[], T]) -> tuple[T, int]:

@@ -4,8 +4,10 @@ Knows transcripts and references; where they come from is the labeller's busines
 `filter_report.py`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import repeat
+from tempfile import TemporaryFile
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +18,9 @@ from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.labels import plain_text
 from hf_distil_whisper.data.sources import without_decoder
 from hf_distil_whisper.metrics import WordErrors, errors_in_language, get_normalizer
-from hf_distil_whisper.pseudo_labels.filter_report import (
-    HISTOGRAM_STEP,
-    NUM_WORST,
-    PAPER_THRESHOLDS,
-    CorpusStatistics,
-    FilterReport,
-    ThresholdEffect,
-)
-from hf_distil_whisper.pseudo_labels.row_rules import REASONS, UNREFERENCED, RowRules, broken_rule
+from hf_distil_whisper.pseudo_labels.filter_report import FilterReport
+from hf_distil_whisper.pseudo_labels.filter_tally import FilterTally, JudgedRow
+from hf_distil_whisper.pseudo_labels.row_rules import UNREFERENCED, RowRules, broken_rule
 
 logger = logging.get_logger(__name__)
 
@@ -33,28 +29,6 @@ _BATCH = 1000
 
 class EmptyFilterError(ValueError):
     """No row passed the filter; the message holds the table of thresholds."""
-
-
-class _Judgement(NamedTuple):
-    """Every row in a few numbers, so that millions of them take little memory.
-
-    Args:
-        wer (`np.ndarray`): float32; NaN without a reference.
-        hours (`np.ndarray`): float64.
-        words (`np.ndarray`): int32, of the reference; -1 without one.
-        reason (`np.ndarray`): uint8, index + 1 in `REASONS` of what speaks against the label; 0 where only the word
-            error rate may.
-    """
-
-    wer: np.ndarray
-    hours: np.ndarray
-    words: np.ndarray
-    reason: np.ndarray
-
-    def passes(self, threshold: float) -> np.ndarray:
-        """Which rows a threshold leaves."""
-        # In float64, as the threshold is: 0.1 in float32 is more than 0.1.
-        return (self.reason == 0) & ~(self.wer > threshold)
 
 
 def filter_by_wer(
@@ -129,15 +103,15 @@ def passing_rows(
             "`min_mean_log_prob` was given, but the data set has no column 'mean_log_prob'. Label it with "
             "`pseudo_label_dataset`, or leave the rule out."
         )
+    tally = FilterTally(threshold, has_speakers="speaker" in dataset.column_names)
     columns = _Columns(reference_column, prediction_column, language)
-    judgement = _judge(dataset, columns, rules)
-    passed = judgement.passes(threshold)
-    report = _report(dataset, columns, judgement, threshold)
+    kept = _spooled(row.number for row in _judged_rows(dataset, columns, rules) if tally.add(row))
+    report = tally.report()
     if report.kept == 0:
-        raise EmptyFilterError(_nothing_left(report, _details(dataset, columns, judgement, _best(judgement))))
+        raise EmptyFilterError(_nothing_left(report, tally.best))
     if report.kept < 0.1 * len(dataset):
         logger.warning(f"The filter dropped nearly all rows. Do teacher and references fit?\n{report.table()}")
-    return np.flatnonzero(passed), report
+    return kept, report
 
 
 def filter_stream_by_wer(
@@ -227,38 +201,54 @@ def _check_columns(rows: Dataset | IterableDataset, columns: Sequence[str]) -> N
             )
 
 
-def _hours(dataset: Dataset) -> np.ndarray:
-    hours = np.zeros(len(dataset))
+def _seconds(dataset: Dataset) -> Iterator[float]:
+    """Of each row: as it says, else as its audio does; 0 where nothing is known or it cannot be read."""
     if "duration" in dataset.column_names:
-        seconds = (seconds for batch in _batches(dataset, ["duration"]) for seconds in batch["duration"])
-        for row, length in enumerate(seconds):
-            hours[row] = (length or 0.0) / 3600
+        yield from (length or 0.0 for batch in _batches(dataset, ["duration"]) for length in batch["duration"])
     elif "audio" in dataset.column_names:
-        for row, recording in enumerate(without_decoder(dataset).select_columns(["audio"])):
-            with suppress(AudioError):  # a row that cannot be read brings no hours; training counts and lists it
-                hours[row] = audio_duration(recording["audio"]) / 3600
-    return hours
+        for recording in without_decoder(dataset).select_columns(["audio"]):
+            try:
+                yield audio_duration(recording["audio"])
+            except AudioError:  # a row that cannot be read brings no hours; training counts and lists it
+                yield 0.0
+    else:
+        yield from repeat(0.0, len(dataset))
 
 
 def _batches(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, list]]:
     yield from dataset.select_columns(list(columns)).iter(batch_size=_BATCH)
 
 
-def _judge(dataset: Dataset, columns: _Columns, rules: RowRules) -> _Judgement:
-    number = len(dataset)
-    wer, words = np.full(number, np.nan), np.full(number, -1, dtype=np.int32)
-    reason = np.zeros(number, dtype=np.uint8)
-    optional = [name for name in ("truncated", "mean_log_prob", "language") if name in dataset.column_names]
-    row = 0
-    for batch in _batches(dataset, [columns.reference, columns.prediction, *optional]):
-        for values in zip(*batch.values(), strict=True):
-            found = dict(zip(batch, values, strict=True))
-            rate, against = _judge_row(found, columns, rules)
-            reason[row] = 0 if against is None else 1 + REASONS.index(against)
-            if rate is not None:
-                wer[row], words[row] = rate, len(found[columns.reference].split())
-            row += 1
-    return _Judgement(wer, _hours(dataset), words, reason)
+def _judged_rows(dataset: Dataset, columns: _Columns, rules: RowRules) -> Iterator[JudgedRow]:
+    optional = ("id", "truncated", "mean_log_prob", "language", "speaker")
+    names = dict.fromkeys([columns.reference, columns.prediction])
+    names |= dict.fromkeys(name for name in optional if name in dataset.column_names)
+    rows = (
+        dict(zip(batch, values, strict=True))
+        for batch in _batches(dataset, list(names))
+        for values in zip(*batch.values(), strict=True)
+    )
+    for number, (row, seconds) in enumerate(zip(rows, _seconds(dataset), strict=True)):
+        rate, against = _judge_row(row, columns, rules)
+        yield JudgedRow(
+            number,
+            row.get("id", str(number)),
+            row[columns.reference],
+            plain_text(row[columns.prediction] or ""),
+            rate,
+            against,
+            seconds / 3600,
+            row.get("speaker"),
+        )
+
+
+def _spooled(numbers: Iterable[int]) -> np.ndarray:
+    """Numbers in a file that is gone with the array: of millions of rows they are the most that a filter holds."""
+    with TemporaryFile() as file:
+        for number in numbers:
+            file.write(number.to_bytes(8, sys.byteorder))
+        file.flush()
+        return np.memmap(file, dtype=np.int64, mode="r") if file.tell() else np.zeros(0, dtype=np.int64)
 
 
 def _judge_row(row: Mapping[str, Any], columns: _Columns, rules: RowRules) -> tuple[float | None, str | None]:
@@ -272,77 +262,10 @@ def _judge_row(row: Mapping[str, Any], columns: _Columns, rules: RowRules) -> tu
     return rate, next((name for name in found if name), None)
 
 
-def _report(dataset: Dataset, columns: _Columns, judgement: _Judgement, threshold: float) -> FilterReport:
-    passed, hours = judgement.passes(threshold), judgement.hours
-    by_threshold = {}
-    for value in sorted({*PAPER_THRESHOLDS, threshold}, reverse=True):
-        left = judgement.passes(value)
-        by_threshold[value] = ThresholdEffect(1 - int(left.sum()) / len(left), float(hours[left].sum()))
-    unjudged = np.isnan(judgement.wer)
-    reasons = np.where(passed, len(REASONS), np.where(judgement.reason > 0, judgement.reason - 1, 0))
-    truncated = unjudged & (judgement.reason == 1 + REASONS.index("truncated"))
-    # Rounded, since a rate of 0.15 lies on the border of two bins and neither side of it.
-    bins = np.minimum(np.round(judgement.wer[~unjudged] / HISTOGRAM_STEP, 6), 1 / HISTOGRAM_STEP).astype(int)
-    return FilterReport(
-        kept=int(passed.sum()),
-        dropped=int((~passed).sum()),
-        hours_kept=float(hours[passed].sum()),
-        hours_dropped=float(hours[~passed].sum()),
-        by_threshold=by_threshold,
-        worst_kept=_details(dataset, columns, judgement, _worst(judgement, passed)),
-        worst_dropped=_details(dataset, columns, judgement, _worst(judgement, ~passed)),
-        threshold=threshold,
-        unjudged=int((passed & unjudged).sum()),
-        truncated=int(truncated.sum()),
-        by_reason={name: int((reasons == place).sum()) for place, name in enumerate(REASONS)},
-        histogram=np.bincount(bins, hours[~unjudged], round(1 / HISTOGRAM_STEP) + 1).tolist(),
-        before=_statistics(dataset, judgement, np.ones_like(passed)),
-        after=_statistics(dataset, judgement, passed),
-    )
-
-
-def _worst(judgement: _Judgement, chosen: np.ndarray) -> list[int]:
-    """Rows with the highest word error rates, the first ones among equals."""
-    rows = np.flatnonzero(chosen & ~np.isnan(judgement.wer))
-    return rows[np.argsort(-judgement.wer[rows], kind="stable")[:NUM_WORST]].tolist()
-
-
-def _best(judgement: _Judgement) -> list[int]:
-    return [] if np.isnan(judgement.wer).all() else [int(np.nanargmin(judgement.wer))]
-
-
-def _details(dataset: Dataset, columns: _Columns, judgement: _Judgement, rows: list[int]) -> list[dict[str, Any]]:
-    names = [name for name in ("id", columns.reference, columns.prediction) if name in dataset.column_names]
-    chosen = dataset.select_columns(names).select(rows)
-    return [
-        {
-            "id": row.get("id", str(number)),
-            "wer": float(judgement.wer[number]),
-            "reference": row[columns.reference],
-            "prediction": plain_text(row[columns.prediction] or ""),
-        }
-        for number, row in zip(rows, chosen, strict=True)
-    ]
-
-
-def _statistics(dataset: Dataset, judgement: _Judgement, chosen: np.ndarray) -> CorpusStatistics:
-    rows, hours = int(chosen.sum()), float(judgement.hours[chosen].sum())
-    words = judgement.words[chosen & (judgement.words >= 0)]
-    speakers = None
-    if "speaker" in dataset.column_names:
-        names = (name for batch in _batches(dataset, ["speaker"]) for name in batch["speaker"])
-        speakers = len({name for name, counts in zip(names, chosen, strict=True) if counts and name is not None})
-    return CorpusStatistics(
-        rows=rows,
-        hours=hours,
-        speakers=speakers,
-        mean_seconds=3600 * hours / max(rows, 1),
-        mean_words=float(words.mean()) if len(words) else None,
-    )
-
-
-def _nothing_left(report: FilterReport, best: Sequence[dict]) -> str:
-    nearest = "".join(f"The best row: {row['reference']!r} was labelled {row['prediction']!r}.\n" for row in best)
+def _nothing_left(report: FilterReport, best: JudgedRow | None) -> str:
+    nearest = ""
+    if best is not None:
+        nearest = f"The best row: {best.reference!r} was labelled {best.prediction!r}.\n"
     return (
         f"None of {report.dropped} rows has a word error rate of at most {report.threshold:.1%}, so nothing is left "
         f"to train on and nothing is trained.\n{report.table()}\n{nearest}Raise the threshold if the table shows a "
