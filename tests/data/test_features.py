@@ -6,7 +6,8 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.data.features import log_mel
+from hf_distil_whisper.data.features import log_mel, recording_features
+from hf_distil_whisper.evaluation.own_process import in_own_process
 from toy_models import toy_audio
 
 
@@ -43,3 +44,43 @@ def test_dithered_features_are_made_of_the_whole_window():
     torch.manual_seed(0)
     features = log_mel(WhisperFeatureExtractor(dither=1e-3), [toy_audio(1.0)])
     assert features[0, :, -10:].std(dim=1).min() > 0
+
+
+@pytest.mark.parametrize("mel_bins", [80, 128])
+@pytest.mark.parametrize("samples", [201, 400, 16_000, 480_001, 700_159, 700_160, 700_161])
+@pytest.mark.parametrize("block", [1_000_000, 48_000, 33_333, 1050])
+def test_features_of_a_recording_in_blocks_are_those_of_the_whole(samples: int, block: int, mel_bins: int):
+    """A frame at the border of two blocks, and the loudest place behind the first block, which scales all of them."""
+    extractor = WhisperFeatureExtractor(feature_size=mel_bins)
+    recording = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    recording[: samples // 2] *= 1e-5
+    expected = extractor(
+        recording, sampling_rate=SAMPLING_RATE, truncation=False, padding="longest", return_tensors="pt"
+    ).input_features
+    blocks = (recording[begin : begin + block] for begin in range(0, samples, block))
+    features, counted = recording_features(extractor, blocks)
+    assert counted == samples
+    assert features.shape == expected.shape
+    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+def noise(minutes: int) -> float:
+    random = np.random.default_rng(0)
+    blocks = (random.normal(0, 0.1, 30 * SAMPLING_RATE).astype(np.float32) for _ in range(2 * minutes))
+    return float(recording_features(WhisperFeatureExtractor(), blocks)[0].shape[2])
+
+
+def test_an_hour_takes_the_memory_of_two_minutes():
+    """The extractor takes 1.8 GB for it; here 115 MB lie in a file."""
+    few, many = in_own_process(noise, 2), in_own_process(noise, 60)
+    assert (few[0], many[0]) == (12_000, 360_000)
+    assert many[1] - few[1] < 20e6
+
+
+def test_dither_is_another_in_every_block():
+    extractor = WhisperFeatureExtractor(dither=1e-3)
+    torch.manual_seed(0)
+    silence = [np.zeros(SAMPLING_RATE, np.float32)] * 3
+    features, _ = recording_features(extractor, silence)
+    assert features.shape == (1, 80, 300)
+    assert (features[0, :, 110:190] - features[0, :, 210:290]).abs().min() > 0

@@ -1,4 +1,4 @@
-"""`benchmark long-form-memory`: the memory that recordings of minutes and of hours take in chunked transcription."""
+"""`benchmark long-form-memory`: the memory that recordings of minutes and of hours take to transcribe."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,6 +18,7 @@ class LongFormMemoryArguments:
         model_name_or_path (`str`): model that transcribes, Hub name or folder; on the CPU, in float32.
         minutes (`list[float]`, *optional*, defaults to 5 and 180): lengths of the recordings, stereo files of sound
             that are made for it.
+        algorithm (`str`, *optional*, defaults to `"chunked"`): or "sequential".
         batch_size (`int`, *optional*, defaults to 4): chunks in one pass.
         rate (`int`, *optional*, defaults to 44100): of the recordings, Hz.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs only.
@@ -27,6 +28,7 @@ class LongFormMemoryArguments:
     minutes: list[float] = field(
         default_factory=lambda: [5.0, 180.0], metadata={"help": "Lengths of the recordings that are made for it."}
     )
+    algorithm: str = setting("chunked", "chunked or sequential.")
     batch_size: int = setting(4, "Chunks in one pass.")
     rate: int = setting(44_100, "Of the recordings, Hz.")
     dry_run: bool = setting(False, "Check the inputs only.")
@@ -34,6 +36,8 @@ class LongFormMemoryArguments:
     def __post_init__(self) -> None:
         if min(self.minutes) < 1 or len(set(self.minutes)) < len(self.minutes):
             raise InputError(f"--minutes: expected different lengths of at least 1, got {self.minutes}")
+        if self.algorithm not in ("chunked", "sequential"):
+            raise InputError(f"--algorithm: expected chunked or sequential, got {self.algorithm!r}")
         for name, least in (("batch_size", 1), ("rate", 8_000)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name}: expected a whole number of at least {least}, got {getattr(self, name)}")
@@ -66,12 +70,19 @@ def run_long_form_memory(argv: Sequence[str], machine: str) -> None:
     if plan.model(args.model_name_or_path, "model_name_or_path") is not None:
         plan.processor(args.model_name_or_path or "", "model_name_or_path")
     lengths = ", ".join(f"{minutes:g}" for minutes in args.minutes)
-    plan.steps.append(f"transcribe stereo recordings of {lengths} minutes in chunks, each in a process of its own")
+    way = "window after window" if args.algorithm == "sequential" else f"in chunks, {args.batch_size} a pass"
+    plan.steps.append(f"transcribe stereo recordings of {lengths} minutes {way}, each in a process of its own")
     if not plan.settle(dry_run=args.dry_run):
         return
     place = args.model_name_or_path or ""
-    found = long_form_memory(place, args.minutes, batch_size=args.batch_size, rate=args.rate)
+    found = long_form_memory(
+        place,
+        args.minutes,
+        sequential=args.algorithm == "sequential",
+        batch_size=args.batch_size,
+        rate=args.rate,
+    )
     sys.stdout.write(
-        f"{long_form_memory_table(found)}\n\nIn chunks, {args.batch_size} a pass, stereo at {args.rate} Hz; weights "
-        f"and libraries included, {machine}\n"
+        f"{long_form_memory_table(found)}\n\n{way.capitalize()}, stereo at {args.rate} Hz; weights and libraries "
+        f"included, {machine}\n"
     )

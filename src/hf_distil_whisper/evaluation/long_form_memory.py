@@ -1,4 +1,4 @@
-"""How much memory a recording of minutes or hours takes to transcribe in chunks, each in a process of its own."""
+"""How much memory a recording of minutes or hours takes to transcribe, each in a process of its own."""
 
 import math
 import tempfile
@@ -11,6 +11,7 @@ import soundfile
 from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.evaluation.own_process import in_own_process
 from hf_distil_whisper.inference.chunked import transcribe_chunked
+from hf_distil_whisper.inference.sequential import transcribe_sequential
 
 _PIECE = 10
 """Seconds of sound that are repeated: what is said does not matter here."""
@@ -19,7 +20,12 @@ _MINUTES = 30.0
 
 
 def long_form_memory(
-    model_name_or_path: str | Path, minutes: Sequence[float] = (5, 180), *, batch_size: int = 4, rate: int = 16_000
+    model_name_or_path: str | Path,
+    minutes: Sequence[float] = (5, 180),
+    *,
+    sequential: bool = False,
+    batch_size: int = 4,
+    rate: int = 16_000,
 ) -> dict[float, int]:
     """Peak memory of [`transcribe_chunked`] by the length of the recording, on a CPU in float32.
 
@@ -27,6 +33,7 @@ def long_form_memory(
         model_name_or_path (`str` or `Path`): a checkpoint with its processor.
         minutes (`Sequence[float]`, *optional*, defaults to `(5, 180)`): lengths of the recordings, stereo FLAC files
             that are written for it.
+        sequential (`bool`, *optional*, defaults to `False`): of [`transcribe_sequential`] instead.
         batch_size (`int`, *optional*, defaults to 4): chunks per pass.
         rate (`int`, *optional*, defaults to 16000): of the files, Hz.
 
@@ -39,7 +46,8 @@ def long_form_memory(
             file = Path(folder) / "recording.flac"
             _write(file, length, rate)
             times = math.ceil(_MINUTES / length)
-            found[length] = in_own_process(_transcribe, str(model_name_or_path), str(file), batch_size, times)[1]
+            chunks = None if sequential else batch_size
+            found[length] = in_own_process(_transcribe, str(model_name_or_path), str(file), chunks, times)[1]
     return found
 
 
@@ -51,7 +59,13 @@ def _write(file: Path, minutes: float, rate: int) -> None:
             sound.write(np.stack([piece, 0.5 * piece], axis=1))
 
 
-def _transcribe(model_name_or_path: str, file: str, batch_size: int, times: int) -> float:
+def _transcribe(model_name_or_path: str, file: str, chunks: int | None, times: int) -> float:
     model, processor = load_model(model_name_or_path), load_processor(model_name_or_path)
-    texts = [transcribe_chunked(model, processor, file, batch_size=batch_size).text for _ in range(times)]
-    return float(sum(map(len, texts)))
+    letters = 0
+    for _ in range(times):
+        if chunks is None:
+            found = transcribe_sequential(model, processor, file)
+        else:
+            found = transcribe_chunked(model, processor, file, batch_size=chunks)
+        letters += len(found.text)
+    return float(letters)
