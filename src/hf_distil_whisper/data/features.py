@@ -95,15 +95,14 @@ def _overlapping(blocks: Iterable[np.ndarray], n_fft: int, hop: int) -> Iterator
     The last frame belongs to no piece: the extractor leaves it out.
     """
     reach, mirrored = n_fft // 2, False
-    held = tail = np.zeros(0, np.float32)
+    held = np.zeros(0, np.float32)
     for block in blocks:
         held = np.concatenate([held, block])
-        tail = np.concatenate([tail, block])[-reach - 1 :]
         if not mirrored and len(held) > reach:
             held, mirrored = np.concatenate([held[reach:0:-1], held]), True
         if mirrored and (frames := (len(held) - n_fft) // hop) > 0:  # one fewer than there are
             yield torch.from_numpy(held[: (frames - 1) * hop + n_fft])
-            held = held[frames * hop :]
-    held = np.concatenate([held, tail[-2::-1][:reach]])
+            held = held[frames * hop :]  # a whole frame at least, twice as long as what is mirrored
+    held = np.concatenate([held, held[-2::-1][:reach]])
     if (frames := (len(held) - n_fft) // hop) > 0:
         yield torch.from_numpy(held[: (frames - 1) * hop + n_fft])

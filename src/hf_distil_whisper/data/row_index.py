@@ -58,15 +58,23 @@ def choose_rows(folder: str | Path, dataset: Dataset) -> Dataset:
             f"{folder} holds a choice among {num_rows} rows of {source['name_or_path']}, which has {len(dataset)} "
             "now: the numbers would name other rows. Filter it again."
         )
-    rows = np.load(Path(folder, ROWS), mmap_mode="r")
+    return select_rows(dataset, np.load(Path(folder, ROWS), mmap_mode="r"))
+
+
+def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """`dataset.select(rows)`, which makes a list of the numbers, 85 bytes a row; here they stay where they are.
+
+    Args:
+        dataset (`Dataset`): any.
+        rows (`np.ndarray`): int64; a mapped file stays one.
+    """
     if dataset._indices is not None or not len(rows):
         return dataset.select(rows)
-    # `select` makes lists of the numbers, 85 bytes a row; here they stay in their file.
     table = InMemoryTable(pa.table({"indices": pa.array(rows.view(np.uint64))}))
     return Dataset(
         dataset.data,
         dataset.info,
         dataset.split,
         indices_table=table,
-        fingerprint=Hasher.hash([dataset._fingerprint, sha256(rows).hexdigest()]),
+        fingerprint=Hasher.hash([dataset._fingerprint, sha256(rows.data).hexdigest()]),
     )

@@ -40,13 +40,12 @@ def long_form_memory(
     Returns:
         `dict[float, int]`: minutes → bytes of anonymous memory at most, the libraries' and the model's included.
     """
-    found = {}
+    found, chunks = {}, None if sequential else batch_size
     with tempfile.TemporaryDirectory() as folder:
         for length in minutes:
             file = Path(folder) / "recording.flac"
             _write(file, length, rate)
             times = math.ceil(_MINUTES / length)
-            chunks = None if sequential else batch_size
             found[length] = in_own_process(_transcribe, str(model_name_or_path), str(file), chunks, times)[1]
     return found
 

@@ -4,7 +4,7 @@ Knows judged rows and the report they make, neither data sets nor how a row is j
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -162,5 +162,4 @@ class _Corpus:
 
 
 def _told(worst: Sequence[tuple[float, int, JudgedRow]]) -> list[dict[str, Any]]:
-    ordered: Iterable[tuple[float, int, JudgedRow]] = sorted(worst, key=lambda entry: entry[:2], reverse=True)
-    return [row.told() for _, _, row in ordered]
+    return [row.told() for _, _, row in sorted(worst, reverse=True)]

@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.labels import plain_text
+from hf_distil_whisper.data.row_index import select_rows
 from hf_distil_whisper.data.sources import without_decoder
 from hf_distil_whisper.metrics import WordErrors, errors_in_language, get_normalizer
 from hf_distil_whisper.pseudo_labels.filter_report import FilterReport
@@ -78,7 +79,7 @@ def filter_by_wer(
         language=language,
         rules=rules,
     )
-    return dataset.select(rows), report
+    return select_rows(dataset, rows), report
 
 
 def passing_rows(
@@ -141,8 +142,7 @@ def filter_stream_by_wer(
 
 
 def _row_passes(row: Mapping[str, Any], columns: "_Columns", threshold: float) -> bool:
-    rate, against = _judge_row(row, columns, RowRules())
-    return against is None and (rate is None or rate <= threshold)
+    return _judge_row(row, columns, RowRules()).passes(threshold)
 
 
 class _Columns(NamedTuple):
@@ -229,17 +229,7 @@ def _judged_rows(dataset: Dataset, columns: _Columns, rules: RowRules) -> Iterat
         for values in zip(*batch.values(), strict=True)
     )
     for number, (row, seconds) in enumerate(zip(rows, _seconds(dataset), strict=True)):
-        rate, against = _judge_row(row, columns, rules)
-        yield JudgedRow(
-            number,
-            row.get("id", str(number)),
-            row[columns.reference],
-            plain_text(row[columns.prediction] or ""),
-            rate,
-            against,
-            seconds / 3600,
-            row.get("speaker"),
-        )
+        yield _judge_row(row, columns, rules, number, seconds)
 
 
 def _spooled(numbers: Iterable[int]) -> np.ndarray:
@@ -251,15 +241,19 @@ def _spooled(numbers: Iterable[int]) -> np.ndarray:
         return np.memmap(file, dtype=np.int64, mode="r") if file.tell() else np.zeros(0, dtype=np.int64)
 
 
-def _judge_row(row: Mapping[str, Any], columns: _Columns, rules: RowRules) -> tuple[float | None, str | None]:
-    """A row's word error rate, where it has a reference, and which of `REASONS` speaks against its label."""
-    stored, language = row[columns.prediction], row.get("language") or columns.language
+def _judge_row(
+    row: Mapping[str, Any], columns: _Columns, rules: RowRules, number: int = 0, seconds: float = 0.0
+) -> JudgedRow:
+    reference, stored = row[columns.reference], row[columns.prediction]
+    language = row.get("language") or columns.language
     label = "" if stored is None else plain_text(stored)
-    rate = row_error_rates([row[columns.reference]], [label], [language])[0]
+    rate = row_error_rates([reference], [label], [language])[0]
     truncated, log_prob = bool(row.get("truncated")) or stored is None, row.get("mean_log_prob")
     asked = [rules] if rate is not None else [rules, UNREFERENCED]
     found = (broken_rule(one, label, truncated, log_prob, get_normalizer(language)) for one in asked)
-    return rate, next((name for name in found if name), None)
+    against = next((name for name in found if name), None)
+    name = row.get("id", str(number))
+    return JudgedRow(number, name, reference, label, rate, against, seconds / 3600, row.get("speaker"))
 
 
 def _nothing_left(report: FilterReport, best: JudgedRow | None) -> str:
