@@ -21,7 +21,9 @@ sweeps: $(BIN)/hf-distil-whisper
 	    --strides 0 0.5 1 2 --output_dir runs/sweeps/chunks
 	for sweep in configs/sweeps/*.yaml; do $(BIN)/hf-distil-whisper sweep $$sweep || exit; done
 
-SWEEPS = $(patsubst %/table.md,%,$(wildcard runs/sweeps/*/table.md))
+# What `make sweeps` left here, or else what is stored.
+NAMES = $(sort $(notdir $(wildcard runs/sweeps/* docs/report/sweeps/*)))
+SWEEPS = $(patsubst %/table.md,%,$(foreach name,$(NAMES),$(firstword $(wildcard $(addsuffix /$(name)/table.md,runs/sweeps docs/report/sweeps)))))
 report: $(BIN)/hf-distil-whisper
 	$(BIN)/hf-distil-whisper report configs/reports/quickstart.yaml $(if $(SWEEPS),--sweeps $(SWEEPS))
 

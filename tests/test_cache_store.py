@@ -128,7 +128,7 @@ def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", full)
     store.add(content_key(b"4"), entry(4))
-    with pytest.raises(OSError, match=r"--teacher_cache_dir .*No space left.*written before is kept"):
+    with pytest.raises(OSError, match=r"No space left.*written before is kept.*--teacher_cache_dir"):
         store.flush()
     monkeypatch.undo()
     assert_holds(CacheStore(tmp_path), range(4))

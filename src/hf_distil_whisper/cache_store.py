@@ -138,9 +138,9 @@ class CacheStore:
                 self._shards.commit(name, lambda folder: _write(block, folder), info={"entries": len(block.keys)})
             except OSError as error:
                 raise OSError(
-                    f"--teacher_cache_dir {self._shards.root}: a shard could not be written ({error}). What was "
-                    "written before is kept, and a run with the same folder goes on from it: make room, or name a "
-                    "folder on a larger disk, or set --teacher_cache none."
+                    f"{self._shards.root}: a shard could not be written ({error}). What was written before is kept, "
+                    "and a run with the same folder goes on from it: make room, or name a folder on a larger disk "
+                    "(--teacher_cache_dir, or a sweep's --output_dir), or set --teacher_cache none."
                 ) from error
             self._blocks.append(_opened(self._shards.path(name)))
             self._loaded.add(name)

@@ -5,9 +5,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch import Tensor
+from transformers import WhisperForConditionalGeneration
 
+from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli import sweep
 from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.data.sources import load_source
+from hf_distil_whisper.evaluation.short_form import evaluate_model
+from hf_distil_whisper.inference import encoder_cache
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +104,47 @@ def test_every_cell_is_checked_before_the_first_training(
     assert "did you mean '--kl_weight'" in error
     assert "cell 'layers'" in error
     assert not (tmp_path / "sweep").exists()
+
+
+def test_cells_hear_the_sets_once_and_score_as_without_a_cache(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hearing takes most of the time of scoring a student: every cell would pay for what the first knows."""
+    heard = []
+    encode = encoder_cache.encode
+
+    def counted(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
+        heard.append(len(input_features))
+        return encode(model, input_features)
+
+    monkeypatch.setattr(encoder_cache, "encode", counted)
+    assert main(["sweep", write_sweep(toys, tmp_path, snrs=[10.0])]) == 0
+    rows = load_source(str(toys / "corpus"), split="train")
+    assert sum(heard) == len(rows) + 1 + len(rows)  # seen, new, and seen in noise, by the first cell alone
+    folder = tmp_path / "sweep"
+    assert not (folder / "states").exists()
+    student, processor = load_model(folder / "PL-seed1" / "student"), load_processor(folder / "PL-seed1" / "student")
+    plain = evaluate_model(student, rows, processor).errors
+    assert json.loads((folder / "results.json").read_text())[0]["errors"]["seen"] == vars(plain)
+
+
+def test_a_cell_that_trains_its_encoder_is_heard_by_itself(toys: Path, tmp_path: Path) -> None:
+    """States of another encoder would be scored as if they were its own."""
+    cells = {"frozen": {}, "trained": {"freeze_encoder": False, "learning_rate": 0.01}}
+    assert main(["sweep", write_sweep(toys, tmp_path, cells=cells)]) == 0
+    folder = tmp_path / "sweep"
+    student, processor = (load(folder / "trained-seed1" / "student") for load in (load_model, load_processor))
+    plain = evaluate_model(student, load_source(str(toys / "corpus"), split="train"), processor).errors
+    assert json.loads((folder / "results.json").read_text())[1]["errors"]["seen"] == vars(plain)
+
+
+def test_a_cell_of_lora_leaves_a_whole_student(toys: Path, tmp_path: Path) -> None:
+    """Weights with adapters among them load as nothing but noise."""
+    cells = {"LoRA": {"lora": {"r": 2}}}
+    assert main(["sweep", write_sweep(toys, tmp_path, cells=cells, columns=["parameters"])]) == 0
+    folder = tmp_path / "sweep"
+    student = load_model(folder / "LoRA-seed1" / "student")
+    assert json.loads((folder / "results.json").read_text())[0]["parameters"] == student.num_parameters()
 
 
 def test_cells_of_equal_time_train_for_it(toys: Path, tmp_path: Path) -> None:

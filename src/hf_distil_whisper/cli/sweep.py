@@ -6,13 +6,15 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
+from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import load_model, load_processor, save_checkpoint
+from hf_distil_whisper.checkpoints import load_model, load_processor, module_fingerprint
 from hf_distil_whisper.cli.arguments import DataSource, as_sources, parse_arguments, setting, source_setting
 from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, hours_of_audio
 from hf_distil_whisper.cli.recipes import InputError, nearest, parse_yaml
@@ -34,12 +36,16 @@ from hf_distil_whisper.evaluation.sweeps import (
     write_cell,
 )
 from hf_distil_whisper.figures import wer_by_cell
-from hf_distil_whisper.inference.generation import window_features
+from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode_once
+from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens, window_features
 from hf_distil_whisper.training.time_budget import limit_time
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 
 LATENCY_WINDOWS = 8
 """Recordings of the first set on which student and teacher are timed in turn."""
+
+_STATES = "states"
+"""Folder of encoder states beside those of the cells, while a sweep runs."""
 
 _FAR = 1_000_000
 """Steps that no training reaches within its minutes."""
@@ -128,7 +134,8 @@ class Cell(NamedTuple):
         Args:
             recipe (`str`): name or file.
         """
-        flags = {**self.flags, "seed": self.seed, "output_dir": str(self.folder / "training")}
+        # Without a bar: where minutes end a training, it would be one over steps that are never reached.
+        flags = {"disable_tqdm": True, **self.flags, "seed": self.seed, "output_dir": str(self.folder / "training")}
         argv = [recipe]
         for flag, value in flags.items():
             if isinstance(value, list):
@@ -248,16 +255,24 @@ def _run_cell(args: SweepArguments, cell: Cell, sets: Mapping[str, Dataset]) -> 
     if args.minutes is not None:
         limit_time(trainer, args.minutes)
     trainer.train()
-    student = trainer.model.eval()
-    processor = load_processor(training.model_name_or_path or training.teacher_model_name_or_path or "")
-    save_checkpoint(student, processor, cell.folder / "student")
+    trainer.save_model(str(cell.folder / "student"), _internal_call=True)  # whole, also with LoRA; without a push
+    student = load_model(cell.folder / "student").to(training_args.device).eval()
+    processor = load_processor(cell.folder / "student")
     first = next(iter(sets.values()))
     language = training_args.language
-    noisy = evaluate_in_noise(student, first, processor, snrs=args.snrs, language=language) if args.snrs else {}
+    states = _states_of(student, args) if training_args.freeze_encoder else None
+    generate = None if states is None else partial(_generate_known, student, states, language)
+    score = partial(evaluate_model, student, processor=processor, language=language, generate=generate)
+    errors = {name: score(rows).errors for name, rows in sets.items()}
+    noisy = {}
+    if args.snrs:
+        noisy = evaluate_in_noise(student, first, processor, snrs=args.snrs, language=language, generate=generate)
+    if states is not None:
+        states.flush()
     return CellResult(
         cell.name,
         cell.seed,
-        {name: evaluate_model(student, rows, processor, language=language).errors for name, rows in sets.items()},
+        errors,
         steps=trainer.state.global_step,
         parameters=student.num_parameters(),
         relative_latency=(
@@ -266,6 +281,19 @@ def _run_cell(args: SweepArguments, cell: Cell, sets: Mapping[str, Dataset]) -> 
         noise={f"{snr:g}": result.errors for snr, result in noisy.items()},
         **_training_size(plan),
     )
+
+
+def _states_of(student: WhisperForConditionalGeneration, args: SweepArguments) -> EncoderCache:
+    """What the encoder that cells share makes of the sets: hearing them is most of the time of scoring a student."""
+    folder = Path(args.output_dir or "", _STATES, module_fingerprint(student.model.encoder))
+    return EncoderCache(student.model.encoder, student.dtype, folder)
+
+
+def _generate_known(
+    student: WhisperForConditionalGeneration, states: EncoderCache, language: str | None, input_features: Tensor
+) -> list[TokenSequence]:
+    known = encode_once(student, input_features, states)
+    return generate_tokens(student, encoder_states=known, language=language)
 
 
 def _training_size(plan: TrainingPlan) -> dict[str, Any]:
@@ -327,4 +355,5 @@ def run(argv: Sequence[str]) -> None:
         rates = ", ".join(f"{name} {errors.wer:.2%}" for name, errors in result.errors.items())
         sys.stdout.write(f"[{len(results)}] {result.cell}, seed {result.seed}: {result.steps} steps, WER {rates}\n")
         sys.stdout.flush()
+    shutil.rmtree(Path(args.output_dir or "", _STATES), ignore_errors=True)
     sys.stdout.write(f"\n{save_sweep(args, results)}\n")

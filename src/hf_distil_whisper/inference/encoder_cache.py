@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
-from hf_distil_whisper.cache_store import CacheStore
+from hf_distil_whisper.cache_store import CacheStore, content_key
 from hf_distil_whisper.checkpoints import module_fingerprint
 
 STATES_DTYPES = ("auto", "int8")
@@ -99,6 +99,24 @@ class EncoderCache:
     def reload(self) -> None:
         """Finds what other processes have committed."""
         self._store.reload()
+
+
+def encode_once(model: WhisperForConditionalGeneration, input_features: Tensor, cache: EncoderCache) -> Tensor:
+    """As [`encode`], but windows that the cache knows are not heard again; the others are kept in it.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): with the cache's encoder.
+        input_features (`Tensor`): log-mel of shape (batch, mel bins, 2 * frames).
+        cache ([`EncoderCache`]): of the model's dtype, so that the states are the same to the last bit.
+    """
+    keys = [content_key(window.cpu().numpy()) for window in input_features]
+    states = [cache.get(key) for key in keys]
+    unheard = [place for place, known in enumerate(states) if known is None]
+    if unheard:
+        for place, heard in zip(unheard, encode(model, input_features[unheard]), strict=True):
+            cache.add(keys[place], heard)
+            states[place] = heard
+    return torch.stack([known.to(input_features.device) for known in states if known is not None])
 
 
 def encoder_cache_bytes(num_rows: int, config: WhisperConfig, dtype: torch.dtype, int8: bool = False) -> int:
