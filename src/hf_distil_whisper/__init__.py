@@ -42,16 +42,16 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.alignment import align_words as align_words
     from hf_distil_whisper.evaluation.alignment import alignment_text as alignment_text
     from hf_distil_whisper.evaluation.alignment import worst_utterances as worst_utterances
+    from hf_distil_whisper.evaluation.benchmarks.latency_grid import latency_grid as latency_grid
+    from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow as LatencyRow
+    from hf_distil_whisper.evaluation.benchmarks.latency_rows import latency_table as latency_table
+    from hf_distil_whisper.evaluation.benchmarks.latency_rows import rtf_table as rtf_table
     from hf_distil_whisper.evaluation.ctc import evaluate_ctc as evaluate_ctc
     from hf_distil_whisper.evaluation.demo import build_demo as build_demo
     from hf_distil_whisper.evaluation.early_exit import EarlyExit as EarlyExit
     from hf_distil_whisper.evaluation.early_exit import early_exit_table as early_exit_table
     from hf_distil_whisper.evaluation.early_exit import evaluate_early_exit as evaluate_early_exit
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
-    from hf_distil_whisper.evaluation.latency_grid import latency_grid as latency_grid
-    from hf_distil_whisper.evaluation.latency_rows import LatencyRow as LatencyRow
-    from hf_distil_whisper.evaluation.latency_rows import latency_table as latency_table
-    from hf_distil_whisper.evaluation.latency_rows import rtf_table as rtf_table
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.long_form_algorithms import algorithm_table as algorithm_table
     from hf_distil_whisper.evaluation.long_form_algorithms import compare_algorithms as compare_algorithms
@@ -146,12 +146,12 @@ _MODULES = {
     "data.speech_stream": ("SpeechStream",),
     "data.streams": ("stream_source",),
     "evaluation.alignment": ("align_words", "alignment_text", "worst_utterances"),
+    "evaluation.benchmarks.latency_grid": ("latency_grid",),
+    "evaluation.benchmarks.latency_rows": ("LatencyRow", "latency_table", "rtf_table"),
     "evaluation.ctc": ("evaluate_ctc",),
     "evaluation.demo": ("build_demo",),
     "evaluation.early_exit": ("EarlyExit", "early_exit_table", "evaluate_early_exit"),
     "evaluation.latency": ("measure_latency",),
-    "evaluation.latency_grid": ("latency_grid",),
-    "evaluation.latency_rows": ("LatencyRow", "latency_table", "rtf_table"),
     "evaluation.long_form": ("evaluate_long_form",),
     "evaluation.long_form_algorithms": ("algorithm_table", "compare_algorithms"),
     "evaluation.long_form_sweep": ("chunk_table", "sweep_chunks"),

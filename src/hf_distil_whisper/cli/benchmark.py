@@ -16,8 +16,8 @@ from hf_distil_whisper.cli.benchmark_training import run_training
 from hf_distil_whisper.cli.loading import load_listener
 from hf_distil_whisper.cli.plans import Plan
 from hf_distil_whisper.cli.recipes import InputError
-from hf_distil_whisper.evaluation.data_speed import StepSpeed, measure_data
-from hf_distil_whisper.evaluation.labelling_speed import (
+from hf_distil_whisper.evaluation.benchmarks.data_speed import StepSpeed, measure_data
+from hf_distil_whisper.evaluation.benchmarks.labelling_speed import (
     PLAIN,
     LabellingSpeed,
     measure_labelling,

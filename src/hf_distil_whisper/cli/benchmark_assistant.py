@@ -19,7 +19,7 @@ from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.assisted_latency import (
+from hf_distil_whisper.evaluation.benchmarks.assisted_latency import (
     ALONE,
     Way,
     WayTimes,

@@ -19,8 +19,8 @@ from hf_distil_whisper.cli.arguments import (
 from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, torch_dtype
 from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.data.sources import without_decoder
-from hf_distil_whisper.evaluation.latency_grid import CACHES, PAPER_SAMPLES, check_attention, latency_grid
-from hf_distil_whisper.evaluation.latency_rows import LatencyRow, latency_table, rtf_table
+from hf_distil_whisper.evaluation.benchmarks.latency_grid import CACHES, PAPER_SAMPLES, check_attention, latency_grid
+from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow, latency_table, rtf_table
 from hf_distil_whisper.inference.generation import max_generated_tokens, resolve_language
 
 

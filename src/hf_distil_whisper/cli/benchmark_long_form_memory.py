@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hf_distil_whisper.cli.arguments import parse_arguments, setting
 from hf_distil_whisper.cli.plans import Plan
 from hf_distil_whisper.cli.recipes import InputError
-from hf_distil_whisper.evaluation.long_form_memory import long_form_memory
+from hf_distil_whisper.evaluation.benchmarks.long_form_memory import long_form_memory
 
 
 @dataclass

@@ -11,8 +11,8 @@ import torch
 from hf_distil_whisper.cli.arguments import parse_arguments, setting
 from hf_distil_whisper.cli.plans import Plan, best_device
 from hf_distil_whisper.cli.recipes import InputError
-from hf_distil_whisper.evaluation.loss_memory import loss_memory
-from hf_distil_whisper.evaluation.training_speed import (
+from hf_distil_whisper.evaluation.benchmarks.loss_memory import loss_memory
+from hf_distil_whisper.evaluation.benchmarks.training_speed import (
     SHAPES,
     TRIMMED,
     TrainingSpeed,

@@ -19,8 +19,8 @@ from hf_distil_whisper.cli.evaluate_noise import check_noises, load_noises
 from hf_distil_whisper.cli.loading import load_listener
 from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.cli.recipes import InputError, parse_yaml
-from hf_distil_whisper.evaluation.latency_grid import latency_grid
-from hf_distil_whisper.evaluation.latency_rows import LatencyRow
+from hf_distil_whisper.evaluation.benchmarks.latency_grid import latency_grid
+from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
 from hf_distil_whisper.evaluation.long_form_algorithms import AlgorithmRow, compare_algorithms
 from hf_distil_whisper.evaluation.measured import MeasuredFolder, SetScore, score_as_json, score_from_json, set_score

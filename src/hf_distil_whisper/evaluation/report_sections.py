@@ -6,7 +6,7 @@ Knows measured figures and how they are shown; nothing is measured here.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_distil_whisper.evaluation.latency_rows import LatencyRow, latency_table, rtf_table
+from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow, latency_table, rtf_table
 from hf_distil_whisper.evaluation.long_form_algorithms import AlgorithmRow, algorithm_table
 from hf_distil_whisper.evaluation.long_form_tables import METRICS, shown
 from hf_distil_whisper.evaluation.measured import SetScore

@@ -21,9 +21,9 @@ from transformers.utils import is_flash_attn_2_available, logging
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
 from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow
+from hf_distil_whisper.evaluation.benchmarks.pass_memory import pass_bytes
 from hf_distil_whisper.evaluation.latency import timed_pass
-from hf_distil_whisper.evaluation.latency_rows import LatencyRow
-from hf_distil_whisper.evaluation.pass_memory import pass_bytes
 from hf_distil_whisper.evaluation.short_form import readable_rows
 from hf_distil_whisper.inference.chunked import cut_chunks
 from hf_distil_whisper.inference.generation import window_features, window_seconds

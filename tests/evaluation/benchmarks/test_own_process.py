@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_distil_whisper.evaluation.own_process import in_own_process
+from hf_distil_whisper.evaluation.benchmarks.own_process import in_own_process
 
 MEGABYTE = 2**20
 

@@ -18,7 +18,7 @@ from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.row_index import write_row_index
 from hf_distil_whisper.data.sources import load_source
-from hf_distil_whisper.evaluation.own_process import in_own_process
+from hf_distil_whisper.evaluation.benchmarks.own_process import in_own_process
 from hf_distil_whisper.pseudo_labels.filtering import passing_rows
 
 VOICES, UTTERANCES = 100, 16

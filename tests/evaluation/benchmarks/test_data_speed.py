@@ -4,7 +4,7 @@ import pytest
 
 from hf_distil_whisper.cli.benchmark import data_table
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.evaluation.data_speed import StepSpeed, measure_data
+from hf_distil_whisper.evaluation.benchmarks.data_speed import StepSpeed, measure_data
 
 
 def test_every_step_is_measured_on_all_rows() -> None:

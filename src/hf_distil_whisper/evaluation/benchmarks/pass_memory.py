@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForSpeechSeq2Seq, GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
+from hf_distil_whisper.evaluation.benchmarks.own_process import in_own_process, own_bytes, peak_while
 from hf_distil_whisper.evaluation.latency import timed_pass
-from hf_distil_whisper.evaluation.own_process import in_own_process, own_bytes, peak_while
 
 
 def pass_bytes(model: WhisperForConditionalGeneration, batch_size: int, **settings: Any) -> int | None:

@@ -5,9 +5,9 @@ import torch
 
 from hf_distil_whisper.cli.benchmark_training import training_table
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.evaluation.loss_memory import loss_memory
-from hf_distil_whisper.evaluation.plain_step import padded, plain_loss
-from hf_distil_whisper.evaluation.training_speed import (
+from hf_distil_whisper.evaluation.benchmarks.loss_memory import loss_memory
+from hf_distil_whisper.evaluation.benchmarks.plain_step import padded, plain_loss
+from hf_distil_whisper.evaluation.benchmarks.training_speed import (
     CACHED_BOTH,
     CACHED_STATES,
     EXACT,

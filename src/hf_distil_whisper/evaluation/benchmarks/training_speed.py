@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration
 
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS
-from hf_distil_whisper.evaluation.plain_step import padded, plain_loss
+from hf_distil_whisper.evaluation.benchmarks.plain_step import padded, plain_loss
 from hf_distil_whisper.inference.encoder_cache import encode
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.fused_loss import top_k_logits

@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
-from hf_distil_whisper.evaluation.own_process import in_own_process
+from hf_distil_whisper.evaluation.benchmarks.own_process import in_own_process
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.sequential import transcribe_sequential
 

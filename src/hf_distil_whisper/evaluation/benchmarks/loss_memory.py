@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from hf_distil_whisper.evaluation.own_process import in_own_process, peak_bytes, resident_bytes
+from hf_distil_whisper.evaluation.benchmarks.own_process import in_own_process, peak_bytes, resident_bytes
 from hf_distil_whisper.training.fused_loss import fused_distillation_loss
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from hf_distil_whisper.evaluation import latency
-from hf_distil_whisper.evaluation import latency_grid as grid
-from hf_distil_whisper.evaluation.latency_grid import check_attention, latency_grid
-from hf_distil_whisper.evaluation.latency_rows import LatencyRow, latency_table, rtf_table
-from hf_distil_whisper.evaluation.pass_memory import pass_bytes
+from hf_distil_whisper.evaluation.benchmarks import latency_grid as grid
+from hf_distil_whisper.evaluation.benchmarks.latency_grid import check_attention, latency_grid
+from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow, latency_table, rtf_table
+from hf_distil_whisper.evaluation.benchmarks.pass_memory import pass_bytes
 from hf_distil_whisper.inference.generation import generate_tokens
 from talking_models import count_encoder_windows, talking_whisper
 from toy_models import toy_audio, toy_processor, toy_rows

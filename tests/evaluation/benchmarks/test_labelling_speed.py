@@ -8,7 +8,12 @@ from datasets import Dataset
 from hf_distil_whisper.cli import benchmark
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.evaluation.labelling_speed import PLAIN, LabellingSpeed, measure_labelling, mixed_recordings
+from hf_distil_whisper.evaluation.benchmarks.labelling_speed import (
+    PLAIN,
+    LabellingSpeed,
+    measure_labelling,
+    mixed_recordings,
+)
 from hf_distil_whisper.inference import export
 from hf_distil_whisper.metrics import WordErrors
 from talking_models import talking_whisper
