@@ -97,6 +97,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.inference.export_onnx import export_onnx as export_onnx
     from hf_distil_whisper.inference.generation import window_features as window_features
     from hf_distil_whisper.inference.transcribe import Segment as Segment
+    from hf_distil_whisper.inference.transcribe import TemperatureFallback as TemperatureFallback
     from hf_distil_whisper.inference.transcribe import Transcription as Transcription
     from hf_distil_whisper.inference.transcribe import Word as Word
     from hf_distil_whisper.inference.transcribe import transcribe as transcribe
@@ -180,6 +181,7 @@ _MODULES = {
     "inference.generation": ("window_features",),
     "inference.transcribe": (
         "Segment",
+        "TemperatureFallback",
         "Transcription",
         "Word",
         "transcribe",

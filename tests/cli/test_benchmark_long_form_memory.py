@@ -23,11 +23,17 @@ def test_memory_beyond_the_shortest_recording_is_told(
     said = capsys.readouterr().out
     assert "| 5 | 400 | +0 |\n| 180 | 412 | +12 |\n" in said
     assert "In chunks, 4 a pass, stereo at 44100 Hz" in said
-    assert main([*argv, "--algorithm", "sequential", "--rate", "8000"]) == 0
-    assert "Window after window, stereo at 8000 Hz" in capsys.readouterr().out
+    assert main([*argv, "--method", "sequential", "--temperature_fallback", "--rate", "8000"]) == 0
+    assert "Window after window, repeated where unlikely, stereo at 8000 Hz" in capsys.readouterr().out
     assert asked == [
-        (str(toys / "student"), {"sequential": False, "batch_size": 4, "rate": 44_100}),
-        (str(toys / "student"), {"sequential": True, "batch_size": 4, "rate": 8_000}),
+        (
+            str(toys / "student"),
+            {"method": "chunked", "temperature_fallback": False, "batch_size": 4, "rate": 44_100},
+        ),
+        (
+            str(toys / "student"),
+            {"method": "sequential", "temperature_fallback": True, "batch_size": 4, "rate": 8_000},
+        ),
     ]
 
 
@@ -37,7 +43,8 @@ def test_memory_beyond_the_shortest_recording_is_told(
         ([], "--model_name_or_path is missing"),
         (["--minutes", "0"], "--minutes: expected different lengths of at least 1, got [0.0]"),
         (["--minutes", "5", "5"], "--minutes: expected different lengths"),
-        (["--algorithm", "beam"], "--algorithm: expected chunked or sequential, got 'beam'"),
+        (["--method", "beam"], "argument --method: invalid choice: 'beam'"),
+        (["--temperature_fallback"], "--temperature_fallback: belongs to --method sequential"),
         (["--batch_size", "0"], "--batch_size: expected a whole number of at least 1, got 0"),
         (["--rate", "16"], "--rate: expected a whole number of at least 8000, got 16"),
     ],

@@ -1,6 +1,7 @@
 """Sequential long form: transformers' own text, times within the recording, an end in every case."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.inference import sequential
-from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
+from hf_distil_whisper.inference.sequential import (
+    StuckTranscriptionError,
+    TemperatureFallback,
+    transcribe_sequential,
+)
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor
 
@@ -48,19 +53,56 @@ def test_generation_config_is_left_alone() -> None:
     assert model.generation_config.to_dict() == before
 
 
-def test_temperature_fallback_repeats_unlikely_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_temperature_fallback_repeats_unlikely_windows() -> None:
     """An option that is parsed and ignored: one of the two windows is below the threshold at every temperature.
 
     Temperatures next to zero repeat the greedy text, whatever random numbers a release of torch draws.
     """
-    monkeypatch.setattr(sequential, "TEMPERATURES", (0.0, 1e-5, 2e-5))
+    fallback = TemperatureFallback(temperatures=(0.0, 1e-5, 2e-5))
     model = talking_whisper(4)
     count = count_encoder_windows(model)
     once = transcribe_sequential(model, toy_processor(), toy_audio(31))
     assert (greedy := count()) == 2
-    repeated = transcribe_sequential(model, toy_processor(), toy_audio(31), temperature_fallback=True)
-    assert count() - greedy == 1 + 3
+    repeated = transcribe_sequential(model, toy_processor(), toy_audio(31), temperature_fallback=fallback)
+    assert (fallen := count()) - greedy == 1 + 3
     assert repeated.text == once.text
+    never = replace(fallback, compression_ratio_threshold=None, logprob_threshold=-1e3)
+    transcribe_sequential(model, toy_processor(), toy_audio(31), temperature_fallback=never)
+    assert count() - fallen == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"temperatures": ()}, "at least 0"),
+        ({"temperatures": (0.0, -0.2)}, "at least 0"),
+        ({"logprob_threshold": None}, "logprob_threshold"),
+    ],
+)
+def test_settings_of_a_fallback_that_cannot_work_are_refused(settings: dict, words: str) -> None:
+    """Else transformers fails on the first unlikely window, with an unbound variable."""
+    with pytest.raises(ValueError, match=words):
+        TemperatureFallback(**settings)
+
+
+def test_blocks_of_a_recording_are_as_good_as_the_whole() -> None:
+    model, audio = talking_whisper(4), toy_audio(40)
+    blocks = iter(np.split(audio, [100_000, 300_000]))
+    assert transcribe_sequential(model, toy_processor(), blocks) == transcribe_sequential(
+        model, toy_processor(), audio
+    )
+
+
+def test_scores_of_a_window_are_not_kept_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers keeps the scores of a whole vocabulary for every token: gigabytes an hour."""
+    kept: list[object] = []
+    finish = sequential._transcription
+    monkeypatch.setattr(sequential, "_transcription", lambda found, *rest: kept.extend(found) or finish(found, *rest))
+    model = talking_whisper(4)
+    result = transcribe_sequential(model, toy_processor(), toy_audio(40), temperature_fallback=True)
+    assert result.statistics.num_windows > 1
+    assert {type(segment["result"]) for segment in kept} == {torch.Tensor}
+    assert "_retrieve_segment" not in vars(model)
 
 
 def test_previous_text_is_the_prompt_of_the_next_window() -> None:

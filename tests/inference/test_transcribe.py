@@ -8,7 +8,8 @@ import soundfile
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import AudioError
+from hf_distil_whisper.data.audio import AudioError, load_audio
+from hf_distil_whisper.inference import transcribe as transcribe_module
 from hf_distil_whisper.inference.sequential import transcribe_sequential
 from hf_distil_whisper.inference.transcribe import transcribe
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
@@ -48,6 +49,18 @@ def test_recording_of_one_window_is_short_and_of_more_is_long() -> None:
     result = transcribe(model, toy_processor(), longer, return_timestamps=False)[0]
     assert result == transcribe_sequential(model, toy_processor(), longer)
     assert result.segments
+
+
+def test_a_long_file_is_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hours of samples take 700 MB, and a list of such files all of them at once."""
+    model, paths = talking_whisper(4), [tmp_path / "short.wav", tmp_path / "long.wav"]
+    for path, seconds in zip(paths, (2, 40), strict=True):
+        soundfile.write(path, toy_audio(seconds), 16_000)
+    loaded: list[object] = []
+    monkeypatch.setattr(transcribe_module, "load_audio", lambda audio: loaded.append(audio) or load_audio(audio))
+    texts = [one.text for one in transcribe(model, toy_processor(), paths)]
+    assert texts[1] == transcribe_sequential(model, toy_processor(), load_audio(paths[1])).text != ""
+    assert loaded == paths[:1]
 
 
 def test_unreadable_recording_is_named(tmp_path: Path) -> None:

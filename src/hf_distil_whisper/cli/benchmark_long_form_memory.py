@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from hf_distil_whisper.cli.arguments import parse_arguments, setting
 from hf_distil_whisper.cli.plans import Plan
@@ -18,7 +19,8 @@ class LongFormMemoryArguments:
         model_name_or_path (`str`): model that transcribes, Hub name or folder; on the CPU, in float32.
         minutes (`list[float]`, *optional*, defaults to 5 and 180): lengths of the recordings, stereo files of sound
             that are made for it.
-        algorithm (`str`, *optional*, defaults to `"chunked"`): or "sequential".
+        method (`str`, *optional*, defaults to `"chunked"`): or "sequential".
+        temperature_fallback (`bool`, *optional*, defaults to `False`): with "sequential".
         batch_size (`int`, *optional*, defaults to 4): chunks in one pass.
         rate (`int`, *optional*, defaults to 44100): of the recordings, Hz.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs only.
@@ -28,7 +30,8 @@ class LongFormMemoryArguments:
     minutes: list[float] = field(
         default_factory=lambda: [5.0, 180.0], metadata={"help": "Lengths of the recordings that are made for it."}
     )
-    algorithm: str = setting("chunked", "chunked or sequential.")
+    method: Literal["chunked", "sequential"] = setting("chunked", "Algorithm of long form.")
+    temperature_fallback: bool = setting(False, "Repeat unlikely windows, with --method sequential.")
     batch_size: int = setting(4, "Chunks in one pass.")
     rate: int = setting(44_100, "Of the recordings, Hz.")
     dry_run: bool = setting(False, "Check the inputs only.")
@@ -36,8 +39,8 @@ class LongFormMemoryArguments:
     def __post_init__(self) -> None:
         if min(self.minutes) < 1 or len(set(self.minutes)) < len(self.minutes):
             raise InputError(f"--minutes: expected different lengths of at least 1, got {self.minutes}")
-        if self.algorithm not in ("chunked", "sequential"):
-            raise InputError(f"--algorithm: expected chunked or sequential, got {self.algorithm!r}")
+        if self.temperature_fallback and self.method == "chunked":
+            raise InputError("--temperature_fallback: belongs to --method sequential, but it is chunked")
         for name, least in (("batch_size", 1), ("rate", 8_000)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name}: expected a whole number of at least {least}, got {getattr(self, name)}")
@@ -67,10 +70,10 @@ def run_long_form_memory(argv: Sequence[str], machine: str) -> None:
     )
     plan = Plan("benchmark long-form-memory")
     plan.single_process()
-    if plan.model(args.model_name_or_path, "model_name_or_path") is not None:
-        plan.processor(args.model_name_or_path or "", "model_name_or_path")
+    plan.listener(args.model_name_or_path, None)
     lengths = ", ".join(f"{minutes:g}" for minutes in args.minutes)
-    way = "window after window" if args.algorithm == "sequential" else f"in chunks, {args.batch_size} a pass"
+    way = "window after window" if args.method == "sequential" else f"in chunks, {args.batch_size} a pass"
+    way += ", repeated where unlikely" if args.temperature_fallback else ""
     plan.steps.append(f"transcribe stereo recordings of {lengths} minutes {way}, each in a process of its own")
     if not plan.settle(dry_run=args.dry_run):
         return
@@ -78,7 +81,8 @@ def run_long_form_memory(argv: Sequence[str], machine: str) -> None:
     found = long_form_memory(
         place,
         args.minutes,
-        sequential=args.algorithm == "sequential",
+        method=args.method,
+        temperature_fallback=args.temperature_fallback,
         batch_size=args.batch_size,
         rate=args.rate,
     )

@@ -16,6 +16,7 @@ from hf_distil_whisper.cli.evaluate_algorithms import run_algorithms
 from hf_distil_whisper.cli.evaluate_chunks import run_chunks
 from hf_distil_whisper.cli.evaluate_noise import run_noise
 from hf_distil_whisper.cli.loading import load_listener
+from hf_distil_whisper.cli.long_form import as_fallback, check_method, fallback_setting
 from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, generation_bytes, gigabytes, torch_dtype
 from hf_distil_whisper.cli.recipes import InputError, is_main_process, parse_yaml
 from hf_distil_whisper.evaluation.ctc import evaluate_ctc
@@ -58,6 +59,10 @@ class EvaluateArguments:
         reference (`str`, *optional*): one of `eval_datasets`; prints how models fare on `ood_datasets` in relation to
             it, beside the teacher (Table 6).
         long_form_method (`str`, *optional*, defaults to `"chunked"`): section 5, or `"sequential"`.
+        temperature_fallback (`bool` or `dict`, *optional*): sequential only: repeat windows that come out repetitive
+            or unlikely, skip those without speech; true, or a mapping of [`TemperatureFallback`]'s fields.
+        condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): sequential only: prompt each window with
+            the text before it.
         output_dir (`str`, *optional*): folder for `results.json`, and for every set and model the rows and the worst
             of them.
         language (`str`, *optional*): of the speech, for multilingual models.
@@ -75,6 +80,8 @@ class EvaluateArguments:
     long_form_datasets: dict[str, DataSource] | str | None = source_setting("Longer recordings: {name: path}.")
     reference: str | None = setting(None, "Set in distribution that effective robustness refers to.")
     long_form_method: Literal["chunked", "sequential"] = setting("chunked", "How longer recordings are transcribed.")
+    temperature_fallback: dict[str, Any] | str | None = fallback_setting()
+    condition_on_prev_tokens: bool = setting(False, "Sequential only: prompt each window with the text before it.")
     output_dir: str | None = setting(None, "Folder for results.json and the rows.")
     language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
     normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
@@ -83,6 +90,7 @@ class EvaluateArguments:
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
     def __post_init__(self) -> None:
+        self.temperature_fallback = as_fallback(self.temperature_fallback)  # type: ignore[assignment]
         self.other_models = _as_models(self.other_models)
         self.eval_datasets = as_sources(self.eval_datasets, "eval_datasets")
         self.ood_datasets = as_sources(self.ood_datasets, "ood_datasets")
@@ -126,6 +134,8 @@ def plan_evaluation(args: EvaluateArguments) -> Plan:
     _check_names(plan, sets, [*_as_models(args.other_models)])
     _check_models(plan, args)
     _check_reference(plan, args)
+    sequential = {name: getattr(args, name) for name in ("temperature_fallback", "condition_on_prev_tokens")}
+    check_method(plan, args.long_form_method, "long_form_method", {}, sequential)
     if not sets:
         flags = ", ".join(f"--{flag}" for flag in GROUPS)
         plan.problems.append(f"{flags} are missing: give at least one set to score on")
@@ -235,7 +245,15 @@ def _whisper_evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, D
 
     def evaluate(long_form: bool, rows: Dataset) -> EvaluationResult:
         if long_form:
-            return evaluate_long_form(model, rows, processor, method=args.long_form_method, **options)
+            return evaluate_long_form(
+                model,
+                rows,
+                processor,
+                method=args.long_form_method,
+                temperature_fallback=as_fallback(args.temperature_fallback),
+                condition_on_prev_tokens=args.condition_on_prev_tokens,
+                **options,
+            )
         return evaluate_model(model, rows, processor, **options)
 
     return evaluate

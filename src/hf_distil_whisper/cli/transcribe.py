@@ -5,16 +5,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.cli.arguments import parse_arguments, setting
 from hf_distil_whisper.cli.loading import load_assistant, load_listener
+from hf_distil_whisper.cli.long_form import as_fallback, check_method, fallback_setting
 from hf_distil_whisper.cli.plans import Plan
 from hf_distil_whisper.data.audio import AudioError
 from hf_distil_whisper.inference.cached_decoder import Assistant
-from hf_distil_whisper.inference.sequential import StuckTranscriptionError
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
 from hf_distil_whisper.inference.subtitles import to_json, to_srt, to_vtt
 from hf_distil_whisper.inference.transcribe import Segment, Transcription, Word, transcribe, transcribe_chunked
 from hf_distil_whisper.inference.word_timestamps import alignment_heads
@@ -35,6 +36,10 @@ class TranscribeArguments:
             model was trained on (Table 23).
         stride (`float`, *optional*): seconds that neighbouring chunks share at either side; else a sixth.
         batch_size (`int`, *optional*, defaults to 16): chunks in one pass.
+        temperature_fallback (`bool` or `dict`, *optional*): sequential only: repeat windows that come out repetitive
+            or unlikely, skip those without speech; true, or a mapping of [`TemperatureFallback`]'s fields.
+        condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): sequential only: prompt each window with
+            the text before it.
         return_timestamps (`bool`, *optional*, defaults to `False`): print segments with their times.
         word_timestamps (`bool`, *optional*, defaults to `False`): print words with their times; in `"json"` beside the
             segments. Subtitles have none.
@@ -53,6 +58,8 @@ class TranscribeArguments:
     chunk_length: float | None = setting(None, "Seconds of a chunk, for --method chunked; else as the model says.")
     stride: float | None = setting(None, "Seconds that neighbouring chunks share at either side; a sixth if absent.")
     batch_size: int = setting(16, "Chunks in one pass.")
+    temperature_fallback: dict[str, Any] | str | None = fallback_setting()
+    condition_on_prev_tokens: bool = setting(False, "Sequential only: prompt each window with the text before it.")
     return_timestamps: bool = setting(False, "Print segments with their times.")
     word_timestamps: bool = setting(False, "Print words with their times; not for subtitles.")
     output_format: Literal["txt", "srt", "vtt", "json"] = setting("txt", "Subtitles ask for timestamps by themselves.")
@@ -62,6 +69,7 @@ class TranscribeArguments:
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
 
     def __post_init__(self) -> None:
+        self.temperature_fallback = as_fallback(self.temperature_fallback)  # type: ignore[assignment]
         if self.output_format in ("srt", "vtt"):
             self.return_timestamps = True
 
@@ -91,6 +99,7 @@ def run(argv: Sequence[str]) -> None:
         _check_words(args, plan, architecture)
     if args.assistant_model_name_or_path is not None:
         plan.model(args.assistant_model_name_or_path, "assistant_model_name_or_path")
+    _check_method(args, plan)
     if plan.require(args.audio, "audio", "the files to transcribe"):
         _check_outputs(args, plan)
     plan.check()
@@ -132,6 +141,18 @@ def _transcribe_file(
             language=args.language,
             task=args.task,
         )
+    if args.temperature_fallback or args.condition_on_prev_tokens:
+        return transcribe_sequential(
+            model,
+            processor,
+            file,
+            assistant=assistant,
+            language=args.language,
+            task=args.task,
+            temperature_fallback=as_fallback(args.temperature_fallback),
+            condition_on_prev_tokens=args.condition_on_prev_tokens,
+            word_timestamps=args.word_timestamps,
+        )
     found = transcribe(
         model,
         processor,
@@ -142,6 +163,20 @@ def _transcribe_file(
         task=args.task,
     )
     return found[0]
+
+
+def _check_method(args: TranscribeArguments, plan: Plan) -> None:
+    chunked = {"chunk_length": args.chunk_length, "stride": args.stride}
+    sequential = {
+        "temperature_fallback": args.temperature_fallback,
+        "condition_on_prev_tokens": args.condition_on_prev_tokens,
+    }
+    check_method(plan, args.method, "method", chunked, sequential)
+    if args.temperature_fallback and args.assistant_model_name_or_path is not None:
+        plan.problems.append(
+            "--temperature_fallback samples, but --assistant_model_name_or_path drafts for greedy decoding only. "
+            "Leave one of them out"
+        )
 
 
 def _check_words(args: TranscribeArguments, plan: Plan, model: WhisperForConditionalGeneration | None) -> None:

@@ -17,7 +17,11 @@ from hf_distil_whisper.evaluation.short_form import readable_rows
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.generation import scoring_language
 from hf_distil_whisper.inference.results import Transcription
-from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
+from hf_distil_whisper.inference.sequential import (
+    StuckTranscriptionError,
+    TemperatureFallback,
+    transcribe_sequential,
+)
 from hf_distil_whisper.metrics import WordErrors
 
 logger = logging.get_logger(__name__)
@@ -34,7 +38,7 @@ def evaluate_long_form(
     chunk_length: float | None = None,
     stride: float | None = None,
     batch_size: int = 16,
-    temperature_fallback: bool = False,
+    temperature_fallback: bool | TemperatureFallback = False,
     condition_on_prev_tokens: bool = False,
     language: str | None = None,
     normalizer: Callable[[str], str] | None = None,
@@ -45,7 +49,7 @@ def evaluate_long_form(
     A recording that cannot be read, an empty one included, is left out and listed. Silence and a clip of 10 ms are
     scored like any other recording. One without a reference (None, or nothing but punctuation) is transcribed and
     stands in the rows, where its repeated 5-grams show what the model made up; an error rate per word of nothing is
-    none, so it does not count in `errors`. Hours lie in memory in sequential transcription only.
+    none, so it does not count in `errors`.
 
     Args:
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode; left as it is.
@@ -57,7 +61,7 @@ def evaluate_long_form(
             for Whisper, 15 for students of single utterances.
         stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds at either side; chunked only.
         batch_size (`int`, *optional*, defaults to 16): chunks per pass; chunked only.
-        temperature_fallback (`bool`, *optional*, defaults to `False`): sequential only.
+        temperature_fallback (`bool` or [`TemperatureFallback`], *optional*, defaults to `False`): sequential only.
         condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): sequential only.
         language (`str`, *optional*): see [`evaluate_model`].
         normalizer (`Callable[[str], str]`, *optional*): see [`evaluate_model`].
@@ -72,7 +76,7 @@ def evaluate_long_form(
             be read.
     """
     chunk_options = chunk_length is not None or stride is not None
-    _check_method(method, temperature_fallback or condition_on_prev_tokens, chunk_options)
+    _check_method(method, bool(temperature_fallback) or condition_on_prev_tokens, chunk_options)
     dataset = readable_rows(dataset, text_column)
 
     def transcribe(recording: Recording, name: str) -> tuple[str, bool]:
@@ -91,7 +95,7 @@ def evaluate_long_form(
                 transcription = transcribe_sequential(
                     model,
                     processor,
-                    recording.samples(),
+                    recording,
                     language=language,
                     temperature_fallback=temperature_fallback,
                     condition_on_prev_tokens=condition_on_prev_tokens,

@@ -4,8 +4,9 @@ The algorithm is transformers' own long-form `generate`; this module feeds it an
 """
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -40,8 +41,48 @@ class StuckTranscriptionError(RuntimeError):
     """The model's timestamps hardly move on, so that the recording would never end."""
 
 
-TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Tried in turn with temperature fallback, as in OpenAI's Whisper."""
+@dataclass(frozen=True)
+class TemperatureFallback:
+    """When a window is transcribed again at a higher temperature, and when it is skipped.
+
+    The defaults are those of Distil-Whisper's model cards: OpenAI's, but for a compression that transformers takes of
+    tokens, not of letters.
+
+    Args:
+        temperatures (`tuple[float, ...]`, *optional*, defaults to 0 to 1 in steps of 0.2): tried in turn.
+        compression_ratio_threshold (`float`, *optional*, defaults to 1.35): tokens that zlib makes smaller by more
+            than this repeat themselves: again. None: never.
+        logprob_threshold (`float`, *optional*, defaults to -1.0): a mean log-probability of the tokens below this is
+            unlikely: again. None: never.
+        no_speech_threshold (`float`, *optional*, defaults to 0.6): an unlikely window with a higher probability of
+            holding no speech is skipped. None: never.
+
+    Raises:
+        ValueError: for no temperature, one below 0, and a `no_speech_threshold` without a `logprob_threshold`.
+    """
+
+    temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    compression_ratio_threshold: float | None = 1.35
+    logprob_threshold: float | None = -1.0
+    no_speech_threshold: float | None = 0.6
+
+    def __post_init__(self) -> None:
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise ValueError(f"`temperatures`: expected numbers of at least 0, got {self.temperatures}.")
+        if self.no_speech_threshold is not None and self.logprob_threshold is None:
+            raise ValueError(
+                "`no_speech_threshold` skips windows that are unlikely, which `logprob_threshold` decides: give it "
+                "too, or set both to None."
+            )
+
+    def options(self) -> dict[str, object]:
+        """What `generate` takes."""
+        return {
+            "temperature": self.temperatures,
+            "compression_ratio_threshold": self.compression_ratio_threshold,
+            "logprob_threshold": self.logprob_threshold,
+            "no_speech_threshold": self.no_speech_threshold,
+        }
 
 
 @torch.inference_mode()
@@ -55,7 +96,7 @@ def transcribe_sequential(
     language: str | None = None,
     task: str = "transcribe",
     num_beams: int = 1,
-    temperature_fallback: bool = False,
+    temperature_fallback: bool | TemperatureFallback = False,
     condition_on_prev_tokens: bool = False,
     word_timestamps: bool = False,
 ) -> Transcription:
@@ -69,20 +110,20 @@ def transcribe_sequential(
     Args:
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
         processor (`WhisperProcessor`): of the model.
-        audio: path, bytes, float array at 16 kHz, or (array, rate).
+        audio: path, bytes, float array at 16 kHz, (array, rate), or an iterator over blocks of samples, as
+            [`audio_blocks`] is.
         assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, see
             [`create_assistant`]; the text stays the model's own.
         draft_length (`int`, *optional*): tokens that it drafts at a time; by default chosen by how many are accepted.
         language (`str`, *optional*): None: English, or detected on the first window by a multilingual model.
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
         num_beams (`int`, *optional*, defaults to 1): greedy.
-        temperature_fallback (`bool`, *optional*, defaults to `False`): repeat windows that come out repetitive (token
-            compression above 1.35) or unlikely (mean log-probability below -1) at temperatures up to 1, and skip those
-            without speech (probability above 0.6): the settings of Distil-Whisper's model cards. Sampled, so not
-            repeatable without a seed.
+        temperature_fallback (`bool` or [`TemperatureFallback`], *optional*, defaults to `False`): repeat windows that
+            come out repetitive or unlikely at temperatures up to 1, and skip those without speech; True: with the
+            settings of Distil-Whisper's model cards. Sampled, so not repeatable without a seed.
         condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): prompt each window with the text before it.
         word_timestamps (`bool`, *optional*, defaults to `False`): fill `words` too, by the model's alignment heads
-            (`docs/word_timestamps.md`); the encoder's states of all windows are kept meanwhile.
+            (`docs/word_timestamps.md`).
 
     Returns:
         `Transcription`: with segments; its statistics hold no log-probabilities.
@@ -108,12 +149,8 @@ def transcribe_sequential(
     else:
         resolve_language(model, language, task)
     if temperature_fallback:
-        options |= {
-            "temperature": TEMPERATURES,
-            "compression_ratio_threshold": 1.35,
-            "logprob_threshold": -1.0,
-            "no_speech_threshold": 0.6,
-        }
+        fallback = TemperatureFallback() if temperature_fallback is True else temperature_fallback
+        options |= fallback.options()
     config = copy.deepcopy(model.generation_config)
     config.num_beams = num_beams
     config.use_cache = True
@@ -122,30 +159,29 @@ def transcribe_sequential(
         config.return_dict_in_generate = False
         options["custom_generate"] = window_search(assistant, draft_length, drafts.extend)
     seconds = samples / SAMPLING_RATE
-    limit = _limit_windows(seconds)
-    with HeardWindows(model) as heard:
+    heard = HeardWindows(model, processor, samples, word_timestamps)
+    with heard if word_timestamps or temperature_fallback else nullcontext():
         output = model.generate(
             features,
             generation_config=config,
             return_timestamps=True,
             return_segments=True,
             condition_on_prev_tokens=condition_on_prev_tokens,
-            monitor_progress=heard.before_each(limit) if word_timestamps else limit,
+            monitor_progress=_limit_windows(seconds),
             **options,
         )
     segments = output["segments"][0]
     counts = sum(drafts, start=DraftCounts()) if assistant is not None else None
     found = _transcription(segments, processor, timestamp_begin(model), seconds, counts)
-    if not word_timestamps:
-        return found
-    return replace(found, words=heard.words(segments, processor, samples))
+    return replace(found, words=heard.words) if word_timestamps else found
 
 
 def _features(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, audio: object
 ) -> tuple[Tensor, int]:
     """Features of the whole recording, and its samples; one that fits into a window is padded with silence to it."""
-    blocks, beginning, samples = audio_blocks(audio), [], 0
+    blocks = audio if isinstance(audio, Iterator) else audio_blocks(audio)
+    beginning, samples = [], 0
     for block in blocks:
         beginning.append(block)
         samples += len(block)

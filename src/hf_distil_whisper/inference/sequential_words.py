@@ -1,12 +1,8 @@
-"""Word times of a recording that transformers' long-form `generate` transcribes window by window.
+"""What transformers' long-form `generate` has made of each window, taken as it comes by: its words, and nothing more.
 
-Knows that loop: it says where each window starts before it, and each of its segments holds all that was written in
-the window. The encoder's states are taken as they come by, so that no window is encoded twice.
+Knows that loop: what it keeps until its end grows with the recording, which need not be.
 """
 
-from bisect import bisect_right
-from collections.abc import Callable
-from itertools import groupby
 from types import TracebackType
 from typing import Any
 
@@ -26,70 +22,63 @@ from hf_distil_whisper.inference.word_timestamps import (
 
 
 class HeardWindows:
-    """Keeps where windows start and what the encoder makes of them, while `generate` runs inside it.
+    """Times the words of each window while `generate` runs inside it, and lets go of the window's scores.
+
+    transformers keeps in every segment all that its search returned, with temperature fallback the scores of the whole
+    vocabulary for every token: 20 MB a window, gigabytes an hour. `_retrieve_segment` is where segments are made.
 
     Args:
         model (`WhisperForConditionalGeneration`): that generates; left as it is.
+        processor (`WhisperProcessor`): of the model.
+        num_samples (`int`): of the recording, at 16 kHz.
+        with_words (`bool`): whether words are wanted; without them nothing of the encoder is kept.
     """
 
-    def __init__(self, model: WhisperForConditionalGeneration):
-        self._model = model
-        self._starts: list[int] = []
-        self._states: list[Tensor] = []
+    def __init__(
+        self, model: WhisperForConditionalGeneration, processor: WhisperProcessor, num_samples: int, with_words: bool
+    ):
+        self._model, self._processor, self._num_samples = model, processor, num_samples
+        self._with_words = with_words
+        self._words: list[Word] = []
+        self._states: Tensor | None = None
 
     def __enter__(self) -> "HeardWindows":
-        self._handle = self._model.get_encoder().register_forward_hook(self._keep)
+        self._retrieve = self._model._retrieve_segment
+        self._model._retrieve_segment = self._take
+        self._handle = self._model.get_encoder().register_forward_hook(self._keep) if self._with_words else None
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._handle.remove()
+        del self._model._retrieve_segment  # of this model; the class keeps its own
+        if self._handle is not None:
+            self._handle.remove()
 
-    def before_each(self, then: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        """For `monitor_progress`, which is called before each window; without it nothing is kept.
-
-        Args:
-            then (`Callable[[Tensor], None]`): called with the same progress.
-        """
-
-        def start(progress: Tensor) -> None:
-            self._starts.append(int(progress[0, 0]))
-            then(progress)
-
-        return start
+    @property
+    def words(self) -> list[Word]:
+        """The words of all segments; what a window wrote behind its last segment is left out."""
+        return in_order(self._words)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """The last states of each window, which is encoded again with temperature fallback."""
-        if self._starts:  # else a language is being detected
-            del self._states[len(self._starts) - 1 :]
-            self._states.append(output.last_hidden_state)
+        """The states of the window at hand, which is encoded again with temperature fallback."""
+        self._states = output.last_hidden_state
 
-    def words(self, segments: list[dict], processor: WhisperProcessor, num_samples: int) -> list[Word]:
-        """The words of the segments that `generate` returned.
+    def _take(self, *, seek_outputs: list[Any], time_offset: Tensor, prev_idx: int, **rest: Any) -> tuple[list, int]:
+        rows = [row if isinstance(row, Tensor) else row["sequences"] for row in seek_outputs]
+        segments, frames = self._retrieve(seek_outputs=rows, time_offset=time_offset, prev_idx=prev_idx, **rest)
+        if self._states is not None and segments:
+            self._words += self._words_of(segments, self._states, float(time_offset[prev_idx]))
+        return segments, frames
 
-        Args:
-            segments (`list[dict]`): of the recording; what a window wrote behind its last segment is left out.
-            processor (`WhisperProcessor`): of the model.
-            num_samples (`int`): of the recording, at 16 kHz.
-        """
+    def _words_of(self, segments: list[dict], states: Tensor, start: float) -> list[Word]:
+        """The words of the segments of a window that begins at `start` seconds."""
         begin, end = timestamp_begin(self._model), self._model.generation_config.eos_token_id
-        rate = processor.feature_extractor.hop_length
-        words: list[Word] = []
-        for _, group in groupby(segments, key=lambda segment: id(segment["result"])):
-            parts = list(group)
-            result = parts[0]["result"]
-            row = (result if isinstance(result, Tensor) else result["sequences"]).tolist()
-            first = parts[0]["idxs"][0]
-            tokens = row[first : row.index(end, first)] if end in row[first:] else row[first:]
-            # Skipped windows leave no segment: the start tells which one these come from.
-            frame = round(float(parts[0]["start"]) * SAMPLING_RATE / rate)
-            number = bisect_right(self._starts, frame) - 1
-            offset = self._starts[number] * rate
-            timed = time_tokens(
-                self._model, self._states[number], row[:first], tokens, num_positions(processor, num_samples - offset)
-            )
-            kept = [one for part in parts for one in timed[part["idxs"][0] - first : part["idxs"][1] - first]]
-            language = prefix_language(self._model, row[:first])
-            words += join_words(kept, processor.tokenizer, begin, language, offset / SAMPLING_RATE)
-        return in_order(words)
+        row = segments[0]["result"].tolist()
+        first = segments[0]["idxs"][0]
+        tokens = row[first : row.index(end, first)] if end in row[first:] else row[first:]
+        samples = self._num_samples - round(start * SAMPLING_RATE)
+        timed = time_tokens(self._model, states, row[:first], tokens, num_positions(self._processor, samples))
+        kept = [one for part in segments for one in timed[part["idxs"][0] - first : part["idxs"][1] - first]]
+        language = prefix_language(self._model, row[:first])
+        return join_words(kept, self._processor.tokenizer, begin, language, start)

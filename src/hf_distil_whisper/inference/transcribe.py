@@ -6,9 +6,10 @@ The three ways to transcribe are found here: [`transcribe`], [`transcribe_chunke
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.data.audio import SAMPLING_RATE, audio_duration, load_audio
 from hf_distil_whisper.inference.batches import batches_by_length
 from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.chunked import chunk_statistics, transcribe_chunked
@@ -21,10 +22,18 @@ from hf_distil_whisper.inference.generation import (
     window_seconds,
 )
 from hf_distil_whisper.inference.results import Segment, Transcription, Word, plain_text, segments_of, timed_tokens
-from hf_distil_whisper.inference.sequential import transcribe_sequential
+from hf_distil_whisper.inference.sequential import TemperatureFallback, transcribe_sequential
 from hf_distil_whisper.inference.word_timestamps import alignment_heads, join_words, time_windows
 
-__all__ = ["Segment", "Transcription", "Word", "transcribe", "transcribe_chunked", "transcribe_sequential"]
+__all__ = [
+    "Segment",
+    "TemperatureFallback",
+    "Transcription",
+    "Word",
+    "transcribe",
+    "transcribe_chunked",
+    "transcribe_sequential",
+]
 
 
 def transcribe(
@@ -72,20 +81,19 @@ def transcribe(
 
     Example:
         ```python
-        >>> model, processor = load_model("distil-whisper/distil-small.en"),
-        load_processor("distil-whisper/distil-small.en") >>> transcribe(model, processor, ["one.wav", "two.flac"],
-        batch_size=2)[0].text
+        >>> name = "distil-whisper/distil-small.en"
+        >>> model, processor = load_model(name), load_processor(name)
+        >>> transcribe(model, processor, ["one.wav", "two.flac"], batch_size=2)[0].text
         ```
     """
     if return_timestamps == "word":
         alignment_heads(model)  # none, or wrong ones, fail before the work
-    recordings = [load_audio(one) for one in (audio if isinstance(audio, list) else [audio])]
-    window = window_seconds(processor) * SAMPLING_RATE
-    short = [index for index, samples in enumerate(recordings) if len(samples) <= window]
+    recordings = audio if isinstance(audio, list) else [audio]
+    short = _short_recordings(recordings, window_seconds(processor))
     results: dict[int, Transcription] = {}
-    for batch in batches_by_length([len(recordings[index]) for index in short], batch_size):
-        indices = [short[position] for position in batch]
-        features = window_features(model, processor, [recordings[index] for index in indices])
+    for batch in batches_by_length([len(samples) for samples in short.values()], batch_size):
+        indices = [list(short)[position] for position in batch]
+        features = window_features(model, processor, [short[index] for index in indices])
         states = encode(model, features)
         found = generate_tokens(
             model,
@@ -101,13 +109,13 @@ def transcribe(
             statistics=True,
         )
         for index, sequence in zip(indices, found, strict=True):
-            seconds = len(recordings[index]) / SAMPLING_RATE
+            seconds = len(short[index]) / SAMPLING_RATE
             results[index] = _transcription(
                 sequence, processor, timestamp_begin(model), seconds, bool(return_timestamps)
             )
         if return_timestamps == "word":
             tokens = [sequence.tokens for sequence in found]
-            samples = [len(recordings[index]) for index in indices]
+            samples = [len(short[index]) for index in indices]
             timed = time_windows(model, processor, states, tokens, samples, language=language, task=task)
             for index, (own, spoken) in zip(indices, timed, strict=True):
                 words = join_words(own, processor.tokenizer, timestamp_begin(model), spoken)
@@ -125,6 +133,17 @@ def transcribe(
             word_timestamps=return_timestamps == "word",
         )
     return [results[index] for index in range(len(recordings))]
+
+
+def _short_recordings(recordings: list, window: float) -> dict[int, np.ndarray]:
+    """Samples of those that fit into a window, by number; the others stay where they lie. Each is looked at."""
+    short = {}
+    for index, recording in enumerate(recordings):
+        if audio_duration(recording) <= window + 1:  # a header may be off by a little
+            samples = load_audio(recording)
+            if len(samples) <= window * SAMPLING_RATE:
+                short[index] = samples
+    return short
 
 
 def _transcription(
