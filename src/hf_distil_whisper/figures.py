@@ -145,26 +145,38 @@ def wer_over_latency(models: Mapping[str, tuple[float, float]], baseline: str, w
     figure.savefig(path, dpi=150)
 
 
-def wer_over_chunks(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], path: str | Path) -> None:
+def wer_over_chunks(
+    rows: Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]], path: str | Path
+) -> None:
     """Word error rate of long-form transcription over length or overlap of its chunks: Table 23 as a picture.
 
     Args:
-        panels (`Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]`): what stands along the x axis, with its
-            unit, from top to bottom → label of a line → points of seconds and word error rate as a fraction, in any
-            order.
+        rows (`Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]]`): what stands along the x axis,
+            with its unit, from top to bottom → title of a panel, from left to right → label of a line → points of
+            seconds and word error rate as a fraction, in any order. A label has one look in all panels of a row.
         path (`str` or `Path`): of the PNG or SVG.
     """
-    figure = Figure(figsize=(7, 4 * len(panels)), layout="constrained")
-    drawn = figure.subplots(len(panels), 1, sharey=True, squeeze=False)[:, 0]
-    for axes, (heading, curves) in zip(drawn, panels.items(), strict=True):
+    columns = max(len(panels) for panels in rows.values())
+    figure = Figure(figsize=(2.5 + 4 * columns, 3.5 * len(rows)), layout="constrained")
+    drawn = figure.subplots(len(rows), columns, sharey=True, squeeze=False)
+    for places, (heading, panels) in zip(drawn, rows.items(), strict=True):
+        labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
         styles = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
-        for (label, points), (color, marker) in zip(curves.items(), styles, strict=False):
-            seconds, rates = zip(*sorted(points), strict=True)
-            axes.plot(seconds, [100 * rate for rate in rates], label=label, color=color, marker=marker)
-        axes.set_xticks(sorted({seconds for points in curves.values() for seconds, _ in points}))
-        axes.set_xlabel(heading)
-        _finish(axes, "word error rate / %", columns=2)
-    drawn[0].set_ylim(bottom=0)  # last: it fixes the upper end of all panels too
+        looks = dict(zip(labels, styles, strict=False))
+        lines = {}
+        for axes, (title, curves) in zip(places, panels.items(), strict=True):
+            for label, points in curves.items():
+                seconds, rates = zip(*sorted(points), strict=True)
+                color, marker = looks[label]
+                (lines[label],) = axes.plot(seconds, [100 * rate for rate in rates], color=color, marker=marker)
+            axes.set_title(title)
+            axes.set_xticks(sorted({seconds for points in curves.values() for seconds, _ in points}))
+            axes.set_xlabel(heading)
+            _clear(axes)
+        places[0].set_ylabel("word error rate / %")
+        ordered = [lines[label] for label in labels]
+        places[-1].legend(ordered, labels, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    drawn[0, 0].set_ylim(bottom=0)  # last: it fixes the upper end of all panels too
     figure.savefig(path, dpi=150)
 
 
@@ -218,10 +230,14 @@ def curves_over_steps(curves: Mapping[str, Sequence[tuple[int, float]]], label: 
     figure.savefig(path, dpi=150)
 
 
-def _finish(axes: Axes, label: str, columns: int = 4) -> None:
-    """What all pictures with lines have in common."""
+def _finish(axes: Axes, label: str) -> None:
+    """What all pictures with lines and one panel have in common."""
     axes.set_ylabel(label)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    _clear(axes)
+
+
+def _clear(axes: Axes) -> None:
     axes.grid(axis="y", color=GREY, linewidth=0.5)
     axes.set_axisbelow(True)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -20,6 +20,9 @@ CHUNK_LENGTHS = (30.0, 25.0, 20.0, 15.0, 10.0)
 
 _LENGTH, _STRIDE = "chunk length / s", "stride, shared with each neighbour / s"
 
+Panels = dict[str, dict[str, dict[str, list[tuple[float, float]]]]]
+"""x axis → model → label of a line → points."""
+
 
 @dataclass(frozen=True)
 class ChunkRow:
@@ -172,30 +175,31 @@ def chunk_table(rows: Sequence[ChunkRow]) -> str:
     return "\n".join(lines)
 
 
-def chunk_panels(rows: Sequence[ChunkRow]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def chunk_panels(rows: Sequence[ChunkRow]) -> Panels:
     """What [`wer_over_chunks`] draws: over the length, and over the overlap where strides were chosen.
 
     Args:
         rows (`Sequence[ChunkRow]`): from [`sweep_chunks`].
 
     Returns:
-        `dict[str, dict[str, list[tuple[float, float]]]]`: x axis → model and what is held → seconds and WER. An axis
-            along which only one value was tried is left out, if another is there.
+        `dict[str, dict[str, dict[str, list[tuple[float, float]]]]]`: x axis → model → what is held → seconds and WER;
+            models are the lines of one panel where nothing is held. An axis along which only one value was tried is
+            left out, if another is there.
     """
     if all(row.stride == row.chunk_length / 6 for row in rows):
-        return {_LENGTH: _curves((row.model, row.chunk_length, row.wer) for row in rows)}
+        return {_LENGTH: _curves(("", row.model, row.chunk_length, row.wer) for row in rows)}
     panels = {}
     if len({row.chunk_length for row in rows}) > 1 or len({row.stride for row in rows}) == 1:
-        held = ((f"{row.model}, stride {row.stride:.3g} s", row.chunk_length, row.wer) for row in rows)
+        held = ((row.model, f"stride {row.stride:.3g} s", row.chunk_length, row.wer) for row in rows)
         panels[_LENGTH] = _curves(held)
     if len({row.stride for row in rows}) > 1:
-        held = ((f"{row.model}, chunks of {row.chunk_length:g} s", row.stride, row.wer) for row in rows)
+        held = ((row.model, f"chunks of {row.chunk_length:g} s", row.stride, row.wer) for row in rows)
         panels[_STRIDE] = _curves(held)
     return panels
 
 
-def _curves(points: Iterable[tuple[str, float, float]]) -> dict[str, list[tuple[float, float]]]:
-    curves: dict[str, list[tuple[float, float]]] = {}
-    for label, seconds, wer in points:
-        curves.setdefault(label, []).append((seconds, wer))
+def _curves(points: Iterable[tuple[str, str, float, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for model, label, seconds, wer in points:
+        curves.setdefault(model, {}).setdefault(label, []).append((seconds, wer))
     return curves
