@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hf_distil_whisper.cli.arguments import parse_arguments, setting
+from hf_distil_whisper.cli.long_form import check_method
 from hf_distil_whisper.cli.plans import Plan
 from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.evaluation.benchmarks.long_form_memory import long_form_memory
@@ -39,8 +40,6 @@ class LongFormMemoryArguments:
     def __post_init__(self) -> None:
         if min(self.minutes) < 1 or len(set(self.minutes)) < len(self.minutes):
             raise InputError(f"--minutes: expected different lengths of at least 1, got {self.minutes}")
-        if self.temperature_fallback and self.method == "chunked":
-            raise InputError("--temperature_fallback: belongs to --method sequential, but it is chunked")
         for name, least in (("batch_size", 1), ("rate", 8_000)):
             if getattr(self, name) < least:
                 raise InputError(f"--{name}: expected a whole number of at least {least}, got {getattr(self, name)}")
@@ -71,6 +70,7 @@ def run_long_form_memory(argv: Sequence[str], machine: str) -> None:
     plan = Plan("benchmark long-form-memory")
     plan.single_process()
     plan.listener(args.model_name_or_path, None)
+    check_method(plan, args.method, "method", {}, {"temperature_fallback": args.temperature_fallback})
     lengths = ", ".join(f"{minutes:g}" for minutes in args.minutes)
     way = "window after window" if args.method == "sequential" else f"in chunks, {args.batch_size} a pass"
     way += ", repeated where unlikely" if args.temperature_fallback else ""

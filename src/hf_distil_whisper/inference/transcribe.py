@@ -90,9 +90,9 @@ def transcribe(
         alignment_heads(model)  # none, or wrong ones, fail before the work
     recordings = audio if isinstance(audio, list) else [audio]
     short = _short_recordings(recordings, window_seconds(processor))
-    results: dict[int, Transcription] = {}
+    numbers, results = list(short), dict[int, Transcription]()
     for batch in batches_by_length([len(samples) for samples in short.values()], batch_size):
-        indices = [list(short)[position] for position in batch]
+        indices = [numbers[position] for position in batch]
         features = window_features(model, processor, [short[index] for index in indices])
         states = encode(model, features)
         found = generate_tokens(
