@@ -15,7 +15,7 @@ from typing import Any
 
 from datasets import Dataset
 from muon import Muon, split_parameters
-from scores import digit_wer, print_bounds, score, speedups, table, timestamp_error
+from scores import digit_wer, print_bounds, score, speeds, table, timestamp_error
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
 from hf_distil_whisper import (
@@ -34,6 +34,7 @@ from hf_distil_whisper import (
     pseudo_label_dataset,
     save_checkpoint,
 )
+from hf_distil_whisper.inference.encoder_cache import EncoderCache
 
 HERE = Path(__file__).parent
 CORPUS, TEACHER = HERE / "corpus", HERE / "teacher"
@@ -46,13 +47,20 @@ OPTIMIZER = "Muon (matrices, 2e-3), AdamW (others, 1e-3)"
 SESSION = 10
 """Sentences that a voice of the corpus says in a row."""
 SPEEDS = (0.88, 0.93, 1.08, 1.14)
+WINDOWS: list[tuple[range, dict[str, Any]]] = [
+    (range(0, 5), {"max_duration": 30.0}),
+    (range(5, 15), {"max_duration": 15.0}),
+    (range(15, 16), {"speaker_column": None}),
+]
+"""Which of sixteen sessions fill whole windows, which ones half of them, and which one has a sentence in each."""
 
 
 def training_windows(copies: int) -> Dataset:
     """The training split, joined to windows, with the pauses that the recordings lack at their ends.
 
     A student learns to read from short windows, where there is little to find its way through, much sooner than from
-    full ones; but a long recording consists of full ones. So every third session of ten sentences fills whole windows.
+    full ones; but a long recording consists of full ones. And from windows with one sentence it learns to end after
+    it, which it would not know from windows in which another one follows.
 
     Args:
         copies (`int`): how often everything is said once more, faster or slower, by what are other voices then.
@@ -60,10 +68,9 @@ def training_windows(copies: int) -> Dataset:
     rows = load_source(CORPUS, split="train")
     windows: list[dict] = []
     for copy in range(copies + 1):
-        full = copy % 3
-        for longest, thirds in ((30.0, {full}), (12.0, {0, 1, 2} - {full})):
-            chosen = [number for number in range(len(rows)) if number // SESSION % 3 in thirds]
-            windows += pack_utterances(spoken(rows, chosen, copy), gap=0.3, max_duration=longest)
+        for sessions, joined in WINDOWS:
+            chosen = [number for number in range(len(rows)) if (number // SESSION + 5 * copy) % 16 in sessions]
+            windows += pack_utterances(spoken(rows, chosen, copy), gap=0.3, **joined)
     return Dataset.from_list(windows)
 
 
@@ -150,11 +157,12 @@ def main() -> None:
     save_checkpoint(student, processor, args.output_dir / "student")
     step("4. both are scored, beside the student as it was before")
     models = {"teacher": teacher, "student before": create_student(teacher, decoder_layers=2), "student": student}
+    states = EncoderCache(teacher.model.encoder, teacher.dtype, args.output_dir / "heard")
     scores = {
-        name: score(model, processor, CORPUS, CHUNKS[name], brief=name == "student before")
+        name: score(model, processor, CORPUS, CHUNKS[name], states, brief=name == "student before")
         for name, model in models.items()
     }
-    ratios = speedups(teacher, student, processor, CORPUS)
+    times = speeds(models, processor, CORPUS)
     step("5. saved with its card, and used")
     card = generate_model_card(
         student, name="quickstart-student", teacher="quickstart-teacher", training_args=training,
@@ -168,11 +176,11 @@ def main() -> None:
     row = load_source(CORPUS, split="test")[0]
     heard = recognise({"raw": load_audio(row["audio"]), "sampling_rate": 16_000})
     print(f"said:  {row['text']}\nheard: {heard['text'].strip()}\n")
-    print(table(scores, ratios))
+    print(table(scores, times))
     minutes = (time.perf_counter() - begin) / 60
     human = digit_wer(teacher, processor, args.fsdd) if args.fsdd.exists() else None
     seconds = timestamp_error(teacher, processor, CORPUS)
-    print_bounds(scores, ratios, human, seconds, minutes)
+    print_bounds(scores, times.ratios, human, seconds, minutes)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import math
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from digit_strings import digit_strings
@@ -20,17 +21,30 @@ from hf_distil_whisper import (
     transcribe,
     window_features,
 )
+from hf_distil_whisper.inference.encoder_cache import EncoderCache
+from hf_distil_whisper.inference.generation import generate_once
 
 SETS = {"test": "test", "unseen voices": "test_unseen"}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One row of the table: weights, errors by set, seconds of work a second of audio (short form)."""
+    """One row of the table: weights, and errors by set."""
 
     parameters: int
     errors: dict[str, WordErrors]
-    rtf: float
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """On windows packed to 30 s, batch size 1.
+
+    `rtf` is by model, seconds of work a second of audio at 100 tokens a window; `ratios` says by tokens a window how
+    many times faster the student is.
+    """
+
+    rtf: dict[str, float]
+    ratios: dict[int, float]
 
 
 def score(
@@ -38,38 +52,35 @@ def score(
     processor: WhisperProcessor,
     corpus: Path,
     chunk_length: float,
+    states: EncoderCache,
     brief: bool = False,
 ) -> Scores:
     """Scores a model on the test sets, long recordings in chunks of so many seconds.
 
-    `brief`: on the first 96 rows of each and one long recording.
+    `states` keeps what the encoder that all models share makes of the recordings. `brief`: on the first 96 rows of
+    each and one long recording.
     """
     limit = 96 if brief else None
-    results = {}
+    generate = partial(generate_once, model.eval(), cache=states)
+    errors = {}
     for name, split in SETS.items():
         rows = load_source(corpus, split=split, max_samples=limit)
-        results[name] = evaluate_model(model.eval(), rows, processor, language="en")
-    rtf = sum(result.seconds for result in results.values()) / sum(result.audio_seconds for result in results.values())
+        errors[name] = evaluate_model(model, rows, processor, language="en", generate=generate).errors
     rows = load_source(corpus, split="longform", max_samples=1 if brief else None)
-    results["long form"] = evaluate_long_form(model, rows, processor, chunk_length=chunk_length, language="en")
-    return Scores(model.num_parameters(), {name: result.errors for name, result in results.items()}, rtf)
+    errors["long form"] = evaluate_long_form(model, rows, processor, chunk_length=chunk_length, language="en").errors
+    return Scores(model.num_parameters(), errors)
 
 
-def speedups(
-    teacher: WhisperForConditionalGeneration,
-    student: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
-    corpus: Path,
-) -> dict[int, float]:
-    """Tokens a window → how many times faster the student is, batch size 1, on windows packed to 30 s."""
+def speeds(models: dict[str, WhisperForConditionalGeneration], processor: WhisperProcessor, corpus: Path) -> Speeds:
+    """Times the models in turn; `teacher` and `student` are two of them."""
     rows = load_source(corpus, split="train", max_samples=60)
     windows = [load_audio(row["audio"]) for row in pack_utterances(rows) if row["duration"] > 25][:4]
-    features = window_features(teacher, processor, windows)
-    ratios = {}
-    for tokens in (100, 16):
-        times = measure_latency({"teacher": teacher, "student": student}, features, num_tokens=tokens)
-        ratios[tokens] = times["student"].speedup_over(times["teacher"])
-    return ratios
+    seconds = sum(len(window) for window in windows) / len(windows) / 16_000
+    features = window_features(models["teacher"], processor, windows)
+    many = measure_latency(models, features, num_tokens=100)
+    few = measure_latency({name: models[name] for name in ("teacher", "student")}, features, num_tokens=16)
+    ratios = {tokens: times["student"].speedup_over(times["teacher"]) for tokens, times in ((100, many), (16, few))}
+    return Speeds({name: time.median / seconds for name, time in many.items()}, ratios)
 
 
 def digit_wer(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path) -> float:
@@ -97,15 +108,16 @@ def timestamp_error(model: WhisperForConditionalGeneration, processor: WhisperPr
     return statistics.median(distances) if distances else math.nan
 
 
-def table(scores: dict[str, Scores], ratios: dict[int, float]) -> str:
+def table(scores: dict[str, Scores], speeds: Speeds) -> str:
     """The result as Markdown."""
     names = list(next(iter(scores.values())).errors)
     head = ["", "parameters", *(f"WER {name}" for name in names), "RTF"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for model, row in scores.items():
         rates = [f"{100 * row.errors[name].wer:.1f} %" for name in names]
-        lines.append("| " + " | ".join([model, f"{row.parameters / 1e6:.2f} M", *rates, f"{row.rtf:.3f}"]) + " |")
-    faster = ", ".join(f"{ratio:.1f}× at {tokens} tokens" for tokens, ratio in ratios.items())
+        cells = [model, f"{row.parameters / 1e6:.2f} M", *rates, f"{speeds.rtf[model]:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    faster = ", ".join(f"{ratio:.1f}× at {tokens} tokens" for tokens, ratio in speeds.ratios.items())
     return "\n".join([*lines, "", f"Student against teacher, batch size 1, windows packed to 30 s: {faster}."])
 
 

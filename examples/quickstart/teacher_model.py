@@ -1,7 +1,8 @@
-"""The teacher as it trains: a `WhisperForConditionalGeneration`, two heads for the encoder, guided attention."""
+"""The teacher as it trains: a `WhisperForConditionalGeneration`, heads that are thrown away, guided attention."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from teacher_windows import Window, Word
 from torch import nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 from vocabulary import build_processor, generation_config
+
+from hf_distil_whisper import create_student
 
 READING, WRITING = {0: [0, 1]}, {2: [0], 4: [0], 7: [0, 1]}
 """Layer → heads led to the word of the input token, and to the word that is written next. The first and the last layer
@@ -32,6 +35,7 @@ def teacher_config(tokenizer) -> WhisperConfig:
 
 
 POSITION_SCALE, NEARNESS = 5.0, 1.3
+HEADS = "heads.pt"
 
 
 @torch.no_grad()
@@ -55,29 +59,38 @@ def _look_nearby(encoder: nn.Module) -> None:
 
 
 class Teacher(nn.Module):
-    """The model, its processor and the heads that are thrown away: one spells, one knows whole `words`."""
+    """The model, its processor and what is thrown away: heads that spell and that know whole `words`, and `shallow`.
+
+    That is a second decoder, of two layers. As long as it writes what it hears too, the encoder has to speak so that
+    two layers understand.
+    """
 
     def __init__(self, whisper: WhisperForConditionalGeneration, processor: WhisperProcessor, words: list[str]):
         super().__init__()
         self.whisper, self.processor, self.words = whisper, processor, words
         self.speller = nn.Linear(whisper.config.d_model, BLANK + 1)
         self.reader = nn.Linear(whisper.config.d_model, len(words))
+        self.shallow = create_student(whisper, decoder_layers=2).model.decoder
+        for name in ("embed_tokens", "embed_positions"):
+            setattr(self.shallow, name, getattr(whisper.model.decoder, name))
 
     @classmethod
     def load_or_create(cls, folder: Path, texts: Iterable[str], words: list[str]) -> Teacher:
         """The checkpoint in `folder`, or a new model whose vocabulary is counted on `texts`.
 
-        `words` are those that the encoder's head learns to know; a checkpoint keeps its own.
+        `words` are those that the encoder's head learns to know; a checkpoint keeps its own. One that was exported has
+        lost its heads and gets new ones.
         """
         if (folder / "model.safetensors").exists():
-            heads = torch.load(folder / "heads.pt", weights_only=True)
-            teacher = cls(
-                WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32),
-                WhisperProcessor.from_pretrained(folder),
-                heads["words"],
-            )
-            teacher.speller.load_state_dict(heads["speller"])
-            teacher.reader.load_state_dict(heads["reader"])
+            whisper = WhisperForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+            processor = WhisperProcessor.from_pretrained(folder)
+            if (folder / HEADS).exists():
+                saved = torch.load(folder / HEADS, map_location="cpu", weights_only=True)
+                teacher = cls(whisper, processor, saved.pop("words"))
+                for name, weights in saved.items():
+                    getattr(teacher, name).load_state_dict(weights, strict=False)
+            else:
+                teacher = cls(whisper, processor, words)
         else:
             processor = build_processor(texts)
             teacher = cls(WhisperForConditionalGeneration(teacher_config(processor.tokenizer)), processor, words)
@@ -85,7 +98,9 @@ class Teacher(nn.Module):
             _look_nearby(teacher.whisper.model.encoder)
         teacher.whisper.model.encoder.embed_positions.requires_grad_(False)
         # Two matrix products and a softmax take less time on a CPU than the fused attention, below 30 s.
-        teacher.whisper.set_attn_implementation("eager")
+        implementation = "sdpa" if torch.cuda.is_available() else "eager"
+        for part in (teacher.whisper, teacher.shallow):
+            part.set_attn_implementation(implementation)
         return teacher
 
     def save(self, folder: Path) -> None:
@@ -95,8 +110,10 @@ class Teacher(nn.Module):
         ]
         self.whisper.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        heads = {"words": self.words, "speller": self.speller.state_dict(), "reader": self.reader.state_dict()}
-        torch.save(heads, folder / "heads.pt")
+        heads = {name: getattr(self, name).state_dict() for name in ("speller", "reader", "shallow")}
+        # The embeddings are the model's own.
+        heads["shallow"] = {name: value for name, value in heads["shallow"].items() if not name.startswith("embed")}
+        torch.save({"words": self.words, **heads}, folder / HEADS)
 
     def encode(self, features: torch.Tensor, offset: int = 0) -> torch.Tensor:
         """Encoder states (windows, frames / 2, width) of features (windows, 80, frames).
@@ -133,15 +150,27 @@ class Teacher(nn.Module):
 
 def words_heard(window: Window, words: dict[str, int]) -> torch.Tensor:
     """The index of the word that each position of 20 ms lies in; -100 between words and where a word is unknown."""
-    heard = torch.full((len(window.mel) // 2,), -100)
+    heard = torch.full((len(window.frames.low) // 2,), -100)
     for word in (word for segment in window.segments for word in segment):
-        heard[max(round(word.start / 2), 0) : max(round(word.end / 2), 0)] = words.get(clean(word.text), -100)
+        heard[max(round(word.start / 2), 0) : max(round(word.end / 2), 0)] = words.get(_cleaned(word.text), -100)
     return heard
 
 
+_cleaned = functools.cache(clean)
+
+
+@functools.cache
+def _id(tokenizer, token: str) -> int:
+    return tokenizer.convert_tokens_to_ids(token)
+
+
+@functools.cache
+def _word_ids(tokenizer, word: str) -> list[int]:
+    return tokenizer(" " + word, add_special_tokens=False).input_ids
+
+
 def _time_token(tokenizer, frame: float) -> int:
-    first = tokenizer.convert_tokens_to_ids("<|0.00|>")
-    return first + int(np.clip(round(frame / 2), 0, 1500))
+    return _id(tokenizer, "<|0.00|>") + int(np.clip(round(frame / 2), 0, 1500))
 
 
 def decoder_rows(tokenizer, window: Window, offset: int, rng: np.random.Generator) -> dict[str, list]:
@@ -153,10 +182,10 @@ def decoder_rows(tokenizer, window: Window, offset: int, rng: np.random.Generato
     and for the end right after `<|notimestamps|>` or `<|0.00|>`. A sentence that the end of the window cuts is left to
     the next window where there are timestamps: only its start is told (section 2.3 of the Whisper paper).
     """
-    ids = tokenizer.convert_tokens_to_ids
+    ids = functools.partial(_id, tokenizer)
     stamps = rng.random() < 0.5
     body: list[tuple[int, tuple[float, float] | None]] = []
-    if not window.segments and window.cut_start is None:
+    if window.empty:
         body = [(ids("<|0.00|>") if stamps else ids("<|notimestamps|>"), None)]
     elif stamps:
         body = _timed(tokenizer, window, 2 * offset)
@@ -166,11 +195,11 @@ def decoder_rows(tokenizer, window: Window, offset: int, rng: np.random.Generato
     body.append((tokenizer.eos_token_id, None))
     prompt = []
     if window.previous:
-        previous = tokenizer(" " + window.previous, add_special_tokens=False).input_ids
+        previous = [token for word in window.previous.split() for token in _word_ids(tokenizer, word)]
         prompt = [ids("<|startofprev|>"), *previous[-223:]]
     tokens = [*prompt, ids("<|startoftranscript|>"), *(token for token, _ in body)]
     targets = [-100] * len(prompt) + tokens[len(prompt) + 1 :]
-    if not window.segments and window.cut_start is None:
+    if window.empty:
         targets[len(prompt)] = ids("<|nospeech|>")
     spans = [None] * len(prompt) + [span for _, span in body]
     return {"inputs": tokens[:-1][:448], "targets": targets[:448], "spans": spans[:448]}
@@ -180,7 +209,7 @@ def _spelt(tokenizer, segment: list[Word]) -> list[tuple[int, tuple[float, float
     """Tokens of a sentence, each with the time of its word."""
     pairs: list[tuple[int, tuple[float, float] | None]] = []
     for word in segment:
-        for token in tokenizer(" " + word.text, add_special_tokens=False).input_ids:
+        for token in _word_ids(tokenizer, word.text):
             pairs.append((token, (word.start, word.end)))
     return pairs
 
@@ -200,24 +229,45 @@ def _timed(tokenizer, window: Window, shift: int) -> list[tuple[int, tuple[float
     return pairs
 
 
+def collate_rows(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
+    """`inputs` and `targets`, (windows, tokens), and the encoder positions `reading` and `writing` should look at.
+
+    These are the first and the last one of 20 ms, (windows, tokens, 2), of the word of the input token and of the word
+    that is written next; (0, 0) where nothing is asked.
+    """
+    length = max(len(row["inputs"]) for row in rows)
+    found = {
+        "inputs": torch.tensor([row["inputs"] + [pad] * (length - len(row["inputs"])) for row in rows]),
+        "targets": torch.tensor([row["targets"] + [-100] * (length - len(row["targets"])) for row in rows]),
+    }
+    for name, shift in (("reading", 1), ("writing", 0)):
+        spans = np.zeros((len(rows), length + 1, 2), np.float32)
+        for number, row in enumerate(rows):
+            for place, span in enumerate(row["spans"], start=shift):
+                if span is not None and place < len(row["inputs"]):
+                    spans[number, place] = max(span[0] / 2 - 1, 0), span[1] / 2 + 1
+        found[name] = torch.from_numpy(spans[:, :length].copy())
+    return found
+
+
 def _pass_by(before: torch.Tensor, after: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    return torch.where((torch.rand(len(after)) < shares)[:, None, None], before, after)
+    return torch.where((torch.rand_like(shares) < shares)[:, None, None], before, after)
 
 
 class DecoderLoss:
-    """Cross-entropy of the decoder and the guided heads' loss, over a batch of rows from `decoder_rows`.
+    """Cross-entropy of the decoders and the guided heads' loss, over a batch of rows from `collate_rows`.
 
     Every row passes by each layer between the first and the last one with a probability of its own, `skip` on average
     (stochastic depth, as large-v2 was trained with): so no layer relies on the one before it, and some rows go through
     the whole decoder as others through hardly any of it.
     """
 
-    def __init__(self, teacher: Teacher, skip: float):
+    def __init__(self, teacher: Teacher, skip: float, shallow: bool):
         self.whisper, self.skip, self.seen = teacher.whisper, skip, {}
+        self.shallow = teacher.shallow if shallow else None
         self.shares = torch.zeros(0)
         for layer in self.whisper.model.decoder.layers[1:-1]:
             layer.register_forward_hook(lambda _, inputs, output: _pass_by(inputs[0], output, self.shares))
-        self.pad = teacher.processor.tokenizer.pad_token_id
         for layer in READING | WRITING:
             attention = self.whisper.model.decoder.layers[layer].encoder_attn
             for part in ("q_proj", "k_proj"):
@@ -229,44 +279,33 @@ class DecoderLoss:
 
         return hook
 
-    def __call__(self, states: torch.Tensor, rows: list[dict]) -> dict[str, torch.Tensor]:
-        """Returns `ce`, a mean over the targets, and `guide`, a mean over heads of those over the words."""
-        self.shares = 2 * self.skip * torch.rand(len(rows))
-        length = max(len(row["inputs"]) for row in rows)
-        inputs = torch.tensor([row["inputs"] + [self.pad] * (length - len(row["inputs"])) for row in rows])
-        targets = torch.tensor([row["targets"] + [-100] * (length - len(row["targets"])) for row in rows])
-        hidden = self.whisper.model.decoder(input_ids=inputs, encoder_hidden_states=states, use_cache=False)[0]
-        kept = targets >= 0
-        logits = self.whisper.proj_out(hidden[kept]).float()
-        ce = F.cross_entropy(logits, targets[kept])
-        return {"ce": ce, "guide": self._guide(rows, length)}
+    def __call__(self, states: torch.Tensor, rows: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Returns `ce`, a mean over the targets, `guide`, a mean over heads of those over the words, and `shallow`."""
+        self.shares = 2 * self.skip * torch.rand(len(states), device=states.device)
+        found = {"ce": self._written(self.whisper.model.decoder, states, rows), "guide": self._guide(rows)}
+        if self.shallow is not None:
+            found["shallow"] = self._written(self.shallow, states, rows)
+        return found
 
-    def _guide(self, rows: list[dict], length: int) -> torch.Tensor:
+    def _written(self, decoder: nn.Module, states: torch.Tensor, rows: dict[str, torch.Tensor]) -> torch.Tensor:
+        hidden = decoder(input_ids=rows["inputs"], encoder_hidden_states=states, use_cache=False)[0]
+        kept = rows["targets"] >= 0
+        return F.cross_entropy(self.whisper.proj_out(hidden[kept]).float(), rows["targets"][kept])
+
+    def _guide(self, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         heads = self.whisper.config.decoder_attention_heads
         losses = []
-        for reading, layers in ((True, READING), (False, WRITING)):
-            low, high = self._spans(rows, length, reading)
+        for name, layers in (("reading", READING), ("writing", WRITING)):
+            low, high = rows[name].unbind(-1)
             known = high > 0
             for layer, chosen in layers.items():
                 query, key = self.seen[layer, "q_proj"], self.seen[layer, "k_proj"]
                 width = query.shape[-1] // heads
-                frame = torch.arange(key.shape[1])
+                frame = torch.arange(key.shape[1], device=key.device)
                 inside = (frame >= low[..., None]) & (frame <= high[..., None])
                 for head in chosen:
                     part = slice(head * width, (head + 1) * width)
                     scores = (query[..., part] @ key[..., part].transpose(1, 2)).float() * width**-0.5
                     mass = scores.masked_fill(~inside, -1e9).logsumexp(-1) - scores.logsumexp(-1)
-                    losses.append(-mass[known].mean())
+                    losses.append(-(mass * known).sum() / known.sum().clamp(min=1))
         return torch.stack(losses).mean()
-
-    @staticmethod
-    def _spans(rows: list[dict], length: int, reading: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """First and last encoder position of 20 ms to look at; (0, 0) where nothing is asked."""
-        low, high = torch.zeros(len(rows), length), torch.zeros(len(rows), length)
-        for number, row in enumerate(rows):
-            for place, span in enumerate(row["spans"]):
-                place += reading
-                if span is not None and place < len(row["inputs"]):
-                    low[number, place] = max(span[0] / 2 - 1, 0)
-                    high[number, place] = span[1] / 2 + 1
-        return low, high

@@ -19,13 +19,23 @@
     more --minutes 42 --single 0.25 --skip 0.4 --seed 22
     more --minutes 43 --final_rate 0.25 --single 0.3 --words 0.6 --skip 0.3 --seed 23
     more --minutes 28 --learning_rate 3e-4 --single 0.3 --words 0.6 --skip 0.3 --seed 24
-    python train_teacher.py export --speech runs/speech --output_dir runs/teacher
+    python teacher_speech.py --output_dir runs/speech --hours 10.9 --seed 9000000 --fsdd ../../../shared/speech/fsdd
+    alias train="python train_teacher.py --speech runs/speech --output_dir runs/teacher --bf16"
+    train encoder --frozen --widen 0.01 --minutes 0.4 --learning_rate 4e-3 --workers 8 --lengths 600:256:1
+    train align
+    train words --frozen --minutes 0.3 --learning_rate 4e-3 --workers 8 --lengths 600:256:1
+    train all --shallow 1 --words 0.6 --skip 0.15 --single 0.3 --minutes 6.5 --seed 31 --workers 4 \
+        --lengths 600:256:0.3 3000:128:0.7
+    train export
+
+The last training ran on a GPU (an H200 that two others shared: 1,400 steps), all before it on two cores.
 
 The encoder first learns to spell with a character CTC head that is thrown away afterwards. Its best path gives every
 word a time; a few decoder heads are then led to look at the word that they read or write (a loss on attention, as
 CrisperWhisper uses), without which a decoder takes hours to find its way through 30 s. The same times tell a second
 head which word each frame belongs to: an encoder that only spells sounds leaves it to the decoder to tell words apart,
-and a student's decoder is too small for that. At last all weights train together.
+and a student's decoder is too small for that. At last all weights train together, and a second decoder of two layers
+with them, which is thrown away like the heads: what two layers can read, a student of two layers can learn to read.
 Every stage goes on from the checkpoint of the one before it, and a stopped stage is begun anew. One process a core.
 """
 
@@ -35,6 +45,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -44,15 +55,17 @@ import torch.nn.functional as F
 from muon import BETAS, Muon, split_parameters
 from sentences import sentence
 from teacher_alignment import BLANK, clean, greedy, spell, word_times
-from teacher_model import DecoderLoss, Teacher, decoder_rows, words_heard
-from teacher_windows import SILENCE, Speech, augment, compose, mask, pad_with_zeros, scale
-from torch import nn
+from teacher_model import DecoderLoss, Teacher, collate_rows, decoder_rows, words_heard
+from teacher_render import Renderer, collate
+from teacher_windows import SILENCE, Speech, Window, augment, compose, mask, pad_with_zeros
+from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hf_distil_whisper import save_checkpoint
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTHS = {
     "encoder": [(450, 12, 0.3), (900, 6, 0.4), (1500, 4, 0.3)],
     "words": [(600, 14, 0.6), (3000, 3, 0.4)],
@@ -62,31 +75,28 @@ LENGTHS = {
 
 
 class CtcWindows(IterableDataset):
-    """Endless batches for the encoder: features, place in the 30 s window, characters (and no words, no rows).
+    """Endless batches for the encoder: plans, place in the 30 s window, characters.
 
     The windows stand anywhere in the 30 s only after `widen` minutes: from the start, the encoder would not begin to
     read for very long.
     """
 
-    def __init__(self, speech: Speech, lengths: list[tuple[int, int, float]], widen: float, seed: int):
-        self.speech, self.lengths, self.widen, self.seed = speech, lengths, widen, seed
+    def __init__(self, speech: Speech, args: argparse.Namespace):
+        self.speech, self.args = speech, args
 
     def __iter__(self):
-        common, rng = generators(self.seed)
+        common, rng = generators(self.args.seed)
         begin = time.time()
         while True:
-            length, size = draw_length(self.lengths, common)
-            features, texts = [], []
-            while len(features) < size:
+            length, size = draw_length(self.args.lengths, common)
+            windows = []
+            while len(windows) < size:
                 window = compose(self.speech, rng, length, single=0.2, cut=0.0)
-                if window.cut_start is not None or not window.segments:
-                    continue
-                features.append(scale(mask(augment(window.mel, rng), rng)))
-                texts.append(window.text)
-            wide = min(1.0, (time.time() - begin) / 60 / self.widen)
+                if window.cut_start is None and window.segments:
+                    windows.append(window)
+            wide = min(1.0, (time.time() - begin) / 60 / self.args.widen)
             offset = int(rng.integers(0, int(wide * (3000 - length)) // 2 + 1))
-            spelt = [torch.tensor(spell(text)) for text in texts]
-            yield torch.from_numpy(np.stack(features)), offset, spelt, None, None
+            yield recorded(windows, rng) | {"offset": offset}
 
 
 class DecoderWindows(IterableDataset):
@@ -104,20 +114,33 @@ class DecoderWindows(IterableDataset):
             offset = int(rng.integers(0, (3000 - length) // 2 + 1))
             windows = [compose(self.speech, rng, length, args.single, args.cut, args.previous) for _ in range(size)]
             rows = [decoder_rows(self.tokenizer, window, offset, rng) for window in windows]
-            features = [
-                pad_with_zeros(scale(mask(augment(window.mel, rng, args.augment), rng)), window, rng)
-                for window in windows
-            ]
-            spelt = [torch.tensor(spell(window.text), dtype=torch.long) for window in windows]
-            heard = torch.stack([words_heard(window, self.words) for window in windows])
-            yield torch.from_numpy(np.stack(features)), offset, spelt, heard, rows
+            for window in windows:
+                pad_with_zeros(window, rng)
+            yield recorded(windows, rng, args.augment) | {
+                "offset": offset,
+                "heard": torch.stack([words_heard(window, self.words) for window in windows]),
+                "rows": collate_rows(rows, self.tokenizer.pad_token_id),
+            }
+
+
+def recorded(windows: list[Window], rng: np.random.Generator, share: float = 0.35) -> dict[str, Any]:
+    """What is said in the windows, as `plan`, and the characters of it."""
+    for window in windows:
+        augment(window, rng, share)
+        mask(window, rng)
+    spelt = [spell(window.text) for window in windows]
+    return {
+        "plan": collate(windows),
+        "characters": torch.tensor([letter for letters in spelt for letter in letters], dtype=torch.long),
+        "letters": torch.tensor([len(letters) for letters in spelt]),
+    }
 
 
 def generators(seed: int) -> tuple[np.random.Generator, np.random.Generator]:
-    """One that all processes share, for the length of their windows, and each one's own."""
+    """One that all processes share, for the length of their windows, and each one's own; both of this worker."""
     # From 1 on: a trailing zero does not change a seed, and the first process would draw the same numbers twice.
-    process = 1 + int(os.environ.get("RANK", 0))
-    return np.random.default_rng(seed), np.random.default_rng([seed, process])
+    process, worker = 1 + int(os.environ.get("RANK", 0)), get_worker_info().id
+    return np.random.default_rng([seed, 0, 1 + worker]), np.random.default_rng([seed, process, 1 + worker])
 
 
 def draw_length(lengths: list[tuple[int, int, float]], rng: np.random.Generator) -> tuple[int, int]:
@@ -126,13 +149,18 @@ def draw_length(lengths: list[tuple[int, int, float]], rng: np.random.Generator)
     return length, size
 
 
-def ctc_loss(log_probs: torch.Tensor, targets: list[torch.Tensor]) -> torch.Tensor:
-    """CTC a character. `log_probs`: (windows, frames, characters + 1)."""
-    lengths = torch.tensor([len(target) for target in targets])
-    frames = torch.full((len(targets),), log_probs.shape[1])
-    loss = F.ctc_loss(log_probs.transpose(0, 1), torch.cat(targets), frames, lengths, blank=BLANK, reduction="sum",
+def ctc_loss(log_probs: Tensor, characters: Tensor, letters: Tensor) -> Tensor:
+    """CTC a character.
+
+    Args:
+        log_probs (`Tensor`): (windows, frames, characters + 1).
+        characters (`Tensor`): of all windows, one behind the other.
+        letters (`Tensor`): characters of each window, on the CPU.
+    """
+    frames = torch.full((len(letters),), log_probs.shape[1])
+    loss = F.ctc_loss(log_probs.transpose(0, 1), characters, frames, letters, blank=BLANK, reduction="sum",
                       zero_infinity=True)  # fmt: skip
-    return loss / lengths.sum().clamp(min=1)
+    return loss / letters.sum().clamp(min=1)
 
 
 def schedule(done: float, peak: float, final: float, warm: float = 0.03) -> float:
@@ -148,20 +176,22 @@ class Objective(nn.Module):
     def __init__(self, teacher: Teacher, args: argparse.Namespace):
         super().__init__()
         self.teacher, self.args = teacher, args
-        self.decoder_loss = DecoderLoss(teacher, args.skip)
+        self.decoder_loss = DecoderLoss(teacher, args.skip, shallow=args.shallow > 0)
 
-    def forward(self, batch: tuple) -> dict[str, torch.Tensor]:
+    def forward(self, features: Tensor, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`loss` and its parts, of a batch from `CtcWindows` or `DecoderWindows`."""
-        features, offset, characters, heard, rows = batch
-        states = self.teacher.encode(features, offset)
-        parts = {"ctc": ctc_loss(self.teacher.spell(states), characters)}
-        if self.args.stage == "encoder":
+        args = self.args
+        states = self.teacher.encode(features, batch["offset"])
+        parts = {"ctc": ctc_loss(self.teacher.spell(states), batch["characters"], batch["letters"])}
+        if args.stage == "encoder":
             return {"loss": parts["ctc"], **parts}
-        parts["words"] = self.teacher.read(states, heard)
-        if self.args.stage == "words":
+        parts["words"] = self.teacher.read(states, batch["heard"])
+        if args.stage == "words":
             return {"loss": 0.5 * parts["ctc"] + parts["words"], **parts}
-        parts |= self.decoder_loss(states, rows)
-        loss = parts["ce"] + self.args.guide * parts["guide"] + 0.3 * parts["ctc"] + self.args.words * parts["words"]
+        parts |= self.decoder_loss(states, batch["rows"])
+        loss = parts["ce"] + args.guide * parts["guide"] + 0.3 * parts["ctc"] + args.words * parts["words"]
+        if args.shallow:
+            loss = loss + args.shallow * parts["shallow"]
         return {"loss": loss, **parts}
 
 
@@ -169,12 +199,24 @@ def optimizers(parameters: dict[str, nn.Parameter], learning_rate: float) -> lis
     """Muon for the matrices of the layers, AdamW for all else."""
     hidden, others = split_parameters(parameters.items())
     settings = {"lr": learning_rate, "weight_decay": 0.01}
-    first = (
-        ZeroRedundancyOptimizer(hidden, Muon, parameters_as_bucket_view=False, **settings)
-        if dist.is_initialized()
-        else Muon(hidden, **settings)
-    )
-    return [first, torch.optim.AdamW(others, betas=BETAS, **settings)]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=BETAS, **settings)]
+    if hidden and dist.is_initialized():
+        found.append(ZeroRedundancyOptimizer(hidden, Muon, parameters_as_bucket_view=False, **settings))
+    elif hidden:
+        found.append(Muon(hidden, **settings))
+    return found
+
+
+def on_device(batch: dict[str, Any]) -> dict[str, Any]:
+    """Its tensors there, but for the numbers of letters, which CTC asks for on the CPU."""
+    return {
+        name: on_device(value)
+        if isinstance(value, dict)
+        else value.to(DEVICE, non_blocking=True)
+        if isinstance(value, Tensor) and name != "letters"
+        else value
+        for name, value in batch.items()
+    }
 
 
 def share_done(begin: float, minutes: float) -> float:
@@ -185,9 +227,11 @@ def share_done(begin: float, minutes: float) -> float:
     return float(done)
 
 
-def train(teacher: Teacher, loader: DataLoader, args: argparse.Namespace) -> None:
+def train(teacher: Teacher, speech: Speech, dataset: IterableDataset, args: argparse.Namespace) -> None:
     """Steps until the minutes are over; a line each 50 steps, a checkpoint each 300."""
+    loader = DataLoader(dataset, batch_size=None, num_workers=args.workers, prefetch_factor=4)
     first = not dist.is_initialized() or dist.get_rank() == 0
+    render = Renderer(speech.mel).to(DEVICE)
     objective: nn.Module = Objective(teacher, args)
     if dist.is_initialized():
         objective = DistributedDataParallel(objective, broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -199,8 +243,9 @@ def train(teacher: Teacher, loader: DataLoader, args: argparse.Namespace) -> Non
         if done >= 1:
             break
         rate = schedule(done, args.learning_rate, args.final_rate)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
-            parts = objective(batch)
+        batch = on_device(batch)
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=args.bf16):
+            parts = objective(render(batch["plan"]), batch)
         parts["loss"].backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         for optimizer in steppers:
@@ -210,9 +255,9 @@ def train(teacher: Teacher, loader: DataLoader, args: argparse.Namespace) -> Non
                 optimizer.step()
             optimizer.zero_grad()
         for name, value in parts.items():
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
+            sums[name] = sums.get(name, 0.0) + value.detach()
         if first and step % 50 == 0:
-            means = {name: round(value / 50, 4) for name, value in sums.items()}
+            means = {name: round(float(value) / 50, 4) for name, value in sums.items()}
             print(json.dumps({"step": step, "minutes": round((time.time() - begin) / 60, 1), **means}), flush=True)
             sums = {}
         if first and step % 300 == 0:
@@ -225,7 +270,8 @@ def spell_alone(teacher: Teacher, speech: Speech, row: dict, length: int) -> tor
     """Log-probabilities (frames / 2, characters + 1) of one utterance at the start of `length` frames of silence."""
     mel = np.full((length, 80), SILENCE, dtype=np.float32)
     mel[: row["frames"]] = speech.frames(row)[:length]
-    return teacher.spell(teacher.encode(torch.from_numpy(scale(mel))[None]))[0]
+    features = (np.maximum(mel, mel.max() - 8.0).T + 4.0) / 4.0
+    return teacher.spell(teacher.encode(torch.from_numpy(features)[None].to(DEVICE)))[0].cpu()
 
 
 def character_error_rate(teacher: Teacher, speech: Speech, length: int, count: int) -> float:
@@ -241,15 +287,13 @@ def character_error_rate(teacher: Teacher, speech: Speech, length: int, count: i
 
 def encoder_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> None:
     """CTC on short windows anywhere in the 30 s, and on whole ones; in the stage `words`, whole words beside it."""
-    unused = [teacher.whisper.model.decoder] + ([teacher.reader] if args.stage == "encoder" else [])
-    for module in unused:
-        module.requires_grad_(False)
-    dataset = (
-        CtcWindows(speech, args.lengths, args.widen, args.seed)
-        if args.stage == "encoder"
-        else DecoderWindows(speech, teacher, args)
-    )
-    train(teacher, DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4), args)
+    teacher.shallow.requires_grad_(False)
+    teacher.whisper.model.decoder.requires_grad_(False)
+    teacher.whisper.model.encoder.requires_grad_(not args.frozen)
+    teacher.whisper.model.encoder.embed_positions.requires_grad_(False)
+    teacher.reader.requires_grad_(args.stage == "words")
+    dataset = CtcWindows(speech, args) if args.stage == "encoder" else DecoderWindows(speech, teacher, args)
+    train(teacher, speech, dataset, args)
     teacher.eval()
     print({f"cer_{n / 100:.0f}s": round(character_error_rate(teacher, speech, n, 128), 4) for n in (640, 3000)})
 
@@ -278,8 +322,10 @@ def align_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> N
 
 def all_stage(teacher: Teacher, speech: Speech, args: argparse.Namespace) -> None:
     """Cross-entropy, guided attention and CTC together."""
-    dataset = DecoderWindows(speech, teacher, args)
-    train(teacher, DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=3), args)
+    if not args.shallow:
+        for part in (teacher.shallow.layers, teacher.shallow.layer_norm):
+            part.requires_grad_(False)
+    train(teacher, speech, DecoderWindows(speech, teacher, args), args)
 
 
 def window_length(text: str) -> tuple[int, int, float]:
@@ -310,7 +356,10 @@ def main() -> None:
     parser.add_argument(
         "--skip", type=float, default=0.2, help="average share of middle decoder layers that a row passes by"
     )
-    parser.add_argument("--bf16", action="store_true", help="on cores with AMX: the same cores in half the time")
+    parser.add_argument("--frozen", action="store_true", help="train the heads alone, which an export has lost")
+    parser.add_argument("--shallow", type=float, default=0.0, help="weight of the second decoder, of two layers")
+    parser.add_argument("--bf16", action="store_true", help="on cores with AMX and on GPUs: half the time")
+    parser.add_argument("--workers", type=int, default=1, help="of each process, drawing windows")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.lengths = args.lengths or LENGTHS.get(args.stage)
@@ -322,12 +371,13 @@ def main() -> None:
     speech = Speech(args.speech, timed=args.stage in ("words", "all"))
     rng = random.Random(args.seed)
     teacher = Teacher.load_or_create(args.output_dir, [sentence(rng) for _ in range(30_000)], speech.words())
+    teacher.to(DEVICE)
     if args.stage in ("encoder", "words"):
         encoder_stage(teacher, speech, args)
     elif args.stage == "align":
         align_stage(teacher, speech, args)
     elif args.stage == "export":
-        save_checkpoint(teacher.whisper.half(), teacher.processor, Path(__file__).parent / "teacher")
+        save_checkpoint(teacher.whisper.half().cpu(), teacher.processor, Path(__file__).parent / "teacher")
     else:
         all_stage(teacher, speech, args)
     if dist.is_initialized():

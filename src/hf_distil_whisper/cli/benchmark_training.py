@@ -114,7 +114,9 @@ def run_training(argv: Sequence[str], machine: str) -> None:
     )
     if not plan.settle(dry_run=args.dry_run):
         return
-    teacher = random_whisper(args.shape).to(best_device(), torch.bfloat16 if args.bf16 else torch.float32)
+    # An accelerator draws the weights of large-v3 in a second, a CPU in half a minute.
+    with torch.device(best_device()):
+        teacher = random_whisper(args.shape, torch.bfloat16 if args.bf16 else torch.float32)
     found = measure_training(
         teacher, random_batch(teacher.config, args.batch_size, args.shortest, args.longest),
         decoder_layers=args.decoder_layers, rounds=args.rounds, top_k=args.top_k, bf16=args.bf16,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import load_model, load_processor, module_fingerprint
@@ -36,8 +35,8 @@ from hf_distil_whisper.evaluation.sweeps import (
     write_cell,
 )
 from hf_distil_whisper.figures import wer_by_cell
-from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode_once
-from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens, window_features
+from hf_distil_whisper.inference.encoder_cache import EncoderCache
+from hf_distil_whisper.inference.generation import generate_once, window_features
 from hf_distil_whisper.training.time_budget import limit_time
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 
@@ -261,7 +260,7 @@ def _run_cell(args: SweepArguments, cell: Cell, sets: Mapping[str, Dataset]) -> 
     first = next(iter(sets.values()))
     language = training_args.language
     states = _states_of(student, args) if training_args.freeze_encoder else None
-    generate = None if states is None else partial(_generate_known, student, states, language)
+    generate = None if states is None else partial(generate_once, student, cache=states, language=language)
     score = partial(evaluate_model, student, processor=processor, language=language, generate=generate)
     errors = {name: score(rows).errors for name, rows in sets.items()}
     noisy = {}
@@ -287,13 +286,6 @@ def _states_of(student: WhisperForConditionalGeneration, args: SweepArguments) -
     """What the encoder that cells share makes of the sets: hearing them is most of the time of scoring a student."""
     folder = Path(args.output_dir or "", _STATES, module_fingerprint(student.model.encoder))
     return EncoderCache(student.model.encoder, student.dtype, folder)
-
-
-def _generate_known(
-    student: WhisperForConditionalGeneration, states: EncoderCache, language: str | None, input_features: Tensor
-) -> list[TokenSequence]:
-    known = encode_once(student, input_features, states)
-    return generate_tokens(student, encoder_states=known, language=language)
 
 
 def _training_size(plan: TrainingPlan) -> dict[str, Any]:

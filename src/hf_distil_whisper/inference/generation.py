@@ -26,7 +26,7 @@ from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.features import log_mel
 from hf_distil_whisper.inference.cached_decoder import Assistant
 from hf_distil_whisper.inference.drafts import DraftCounts
-from hf_distil_whisper.inference.encoder_cache import encode
+from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode, encode_once
 from hf_distil_whisper.inference.search import greedy_search
 from hf_distil_whisper.inference.speculative import speculative_search
 from hf_distil_whisper.inference.token_rules import TimestampRules, TokenRules
@@ -272,6 +272,20 @@ def generate_tokens(
         model, states, prefix, [tokens for tokens, _ in found], [truncated for _, truncated in found]
     )
     return [TokenSequence(*row, *score, own) for row, score, own in zip(found, scores, drafts, strict=True)]
+
+
+def generate_once(
+    model: WhisperForConditionalGeneration, input_features: Tensor, cache: EncoderCache, **settings: Any
+) -> list[TokenSequence]:
+    """As [`generate_tokens`], but windows that `cache` knows are not heard again.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): with the cache's encoder and of its dtype.
+        input_features (`Tensor`): log-mel of shape (batch, mel bins, frames).
+        cache ([`EncoderCache`]): gets the states of the other windows.
+        settings: of [`generate_tokens`].
+    """
+    return generate_tokens(model, encoder_states=encode_once(model, input_features, cache), **settings)
 
 
 def _generation_settings(
