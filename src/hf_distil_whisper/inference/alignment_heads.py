@@ -186,7 +186,9 @@ def find_own_heads(model: WhisperForConditionalGeneration, readings: Sequence[Re
     by the share of it that does, and those within a tenth of the best are taken. And it looks at the word to come, as
     the method expects; one that looks at the word just read is as monotone, but late by a word. The model's own
     timestamp tokens, at the ends of segments, tell these: heads that miss them by 0.1 s more than the best one in the
-    median are left out. Alone they could not choose, being few, and right for heads that wander inside a segment.
+    median are left out. Alone they could not choose, being few, and right for heads that wander inside a segment. A
+    recording of one sentence has one such time only, at which every head may be right: a dozen of several sentences
+    tell more than a hundred of those.
 
     Args:
         model (`WhisperForConditionalGeneration`): in eval mode; left as it is.
