@@ -85,7 +85,7 @@ def test_masks_zeros_and_a_telephone_change_what_they_say(scripts, speech) -> No
     plain = alone(scripts.teacher_windows, speech, 1)
     frames = speech.rows[1]["frames"]
     changed = alone(scripts.teacher_windows, speech, 1, gaps=[(10, 20)], bands=[(5, 9)], zero_from=frames)
-    called = alone(scripts.teacher_windows, speech, 1, telephone=2.0)
+    called = alone(scripts.teacher_windows, speech, 1, telephone=True)
     render = scripts.teacher_render.Renderer(speech.mel)
     before, masked, muffled = render(scripts.teacher_render.collate([plain, changed, called]))
     assert masked[:, 10:20].unique().numel() == 1

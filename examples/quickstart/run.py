@@ -157,7 +157,7 @@ def main() -> None:
     save_checkpoint(student, processor, args.output_dir / "student")
     step("4. both are scored, beside the student as it was before")
     models = {"teacher": teacher, "student before": create_student(teacher, decoder_layers=2), "student": student}
-    states = EncoderCache(teacher.model.encoder, teacher.dtype, args.output_dir / "heard")
+    states = EncoderCache(teacher.model.encoder, teacher.dtype)
     scores = {
         name: score(model, processor, CORPUS, CHUNKS[name], states, brief=name == "student before")
         for name, model in models.items()

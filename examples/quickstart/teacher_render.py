@@ -32,14 +32,13 @@ def collate(windows: Sequence[Window]) -> dict[str, Tensor]:
             swell[number] = torch.from_numpy(noise.swell)
             clips[number], rolls[number] = noise.clip, noise.roll
             (hiss if window.empty else below)[number] = noise.level
-    telephone = [torch.inf if one.telephone is None else one.telephone for one in recordings]
     return {
         "low": _stack(window.frames.low for window in windows),
         "part": _stack(window.frames.part for window in windows),
         "fill": _stack(window.frames.fill for window in windows),
         "colour": _stack(one.colour + np.float32(one.level) for one in recordings),
         "warp": torch.tensor([one.warp for one in recordings]),
-        "telephone": torch.tensor(telephone),
+        "telephone": torch.tensor([one.telephone for one in recordings]),
         "clips": clips, "rolls": rolls, "swell": swell, "below": below, "hiss": hiss,
         "gaps": gaps, "bands": bands, "zeros": zeros,
     }  # fmt: skip
@@ -67,8 +66,7 @@ class Renderer(nn.Module):
         mel = self._with_noise(mel, plan).clamp(min=SILENCE)
         masked = plan["gaps"][:, :, None] | plan["bands"][:, None]
         mel = torch.where(masked, mel.mean(dim=(1, 2), keepdim=True), mel)
-        features = (torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
-        return features.masked_fill(plan["zeros"][:, :, None], 0.0).transpose(1, 2).contiguous()
+        return scale(mel).masked_fill(plan["zeros"][:, None], 0.0)
 
     def _joined(self, plan: dict[str, Tensor]) -> Tensor:
         low = plan["low"].clamp(min=0)
@@ -86,6 +84,15 @@ class Renderer(nn.Module):
         return torch.logaddexp(mel * 2.302585, noise * 2.302585) / 2.302585
 
 
+def scale(mel: Tensor) -> Tensor:
+    """Whisper's normalisation: eight decades below the maximum at most, then (x + 4) / 4.
+
+    (windows, frames, 80) → features (windows, 80, frames).
+    """
+    features = (torch.maximum(mel, mel.amax(dim=(1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
+    return features.transpose(1, 2).contiguous()
+
+
 def _warp(mel: Tensor, factors: Tensor) -> Tensor:
     """Moves the bands, each window's by its factor."""
     position = (torch.arange(80, device=mel.device) * factors[:, None]).clamp(0, 79)
@@ -95,10 +102,10 @@ def _warp(mel: Tensor, factors: Tensor) -> Tensor:
     return mel.gather(2, low) * (1 - part) + mel.gather(2, low + 1) * part
 
 
-def _telephone(mel: Tensor, below: Tensor) -> Tensor:
-    """Cuts the upper bands `below` their tenth percentile; where that is infinite, not at all."""
+def _telephone(mel: Tensor, chosen: Tensor) -> Tensor:
+    """Cuts the upper bands of the chosen windows two decades below their tenth percentile."""
     upper = mel[:, :: max(1, mel.shape[1] // 300), UPPER:].flatten(1)
-    ceiling = torch.where(below.isfinite(), upper.quantile(0.1, dim=1) - below, torch.inf)
+    ceiling = torch.where(chosen, upper.quantile(0.1, dim=1) - 2.0, torch.inf)
     return torch.cat([mel[:, :, :UPPER], mel[:, :, UPPER:].minimum(ceiling[:, None, None])], dim=2)
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from teacher_alignment import clean
 
-FRAME = 0.01
 SILENCE = -10.0
 """log10 mel power of digital silence, as Whisper's feature extractor clamps it."""
 NOISES = 32
@@ -68,8 +67,7 @@ class Recording:
     level: float = 0.0
     warp: float = 1.0
     colour: np.ndarray = field(default_factory=lambda: np.zeros(80, np.float32))
-    telephone: float | None = None
-    """How far the upper bands are cut below their tenth percentile."""
+    telephone: bool = False
     noise: Noise | None = None
     gaps: list[tuple[int, int]] = field(default_factory=list)
     bands: list[tuple[int, int]] = field(default_factory=list)
@@ -258,7 +256,7 @@ def augment(window: Window, rng: np.random.Generator, share: float = 0.35) -> No
     recording.colour = np.interp(np.arange(80), np.linspace(0, 79, 6), rng.normal(0, 0.18, 6)).astype(np.float32)
     recording.level = float(rng.uniform(-1.2, 0.6))
     if rng.random() < 0.12:
-        recording.telephone = 2.0
+        recording.telephone = True
     if rng.random() < 0.6 and recording.noise is None:
         recording.noise = _noise(length, float(rng.uniform(1.8, 4.5)), rng)
 
@@ -288,9 +286,8 @@ def pad_with_zeros(window: Window, rng: np.random.Generator, share: float = 0.2)
 
     `generate` fills the last window of a long recording so: with zeros in the scaled features, not in the audio.
     """
-    if rng.random() < share:
+    noise_alone = window.empty and window.recording.noise is not None  # sounds up to the end
+    if rng.random() < share and not noise_alone:
         frames = window.frames
         sounding = np.flatnonzero((frames.low >= 0) | (frames.fill > SILENCE + 0.01))
-        if window.empty and window.recording.noise is not None:
-            return
         window.recording.zero_from = int(sounding[-1]) + 1 if len(sounding) else 0

@@ -56,7 +56,7 @@ from muon import BETAS, Muon, split_parameters
 from sentences import sentence
 from teacher_alignment import BLANK, clean, greedy, spell, word_times
 from teacher_model import DecoderLoss, Teacher, collate_rows, decoder_rows, words_heard
-from teacher_render import Renderer, collate
+from teacher_render import Renderer, collate, scale
 from teacher_windows import SILENCE, Speech, Window, augment, compose, mask, pad_with_zeros
 from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -270,8 +270,8 @@ def spell_alone(teacher: Teacher, speech: Speech, row: dict, length: int) -> tor
     """Log-probabilities (frames / 2, characters + 1) of one utterance at the start of `length` frames of silence."""
     mel = np.full((length, 80), SILENCE, dtype=np.float32)
     mel[: row["frames"]] = speech.frames(row)[:length]
-    features = (np.maximum(mel, mel.max() - 8.0).T + 4.0) / 4.0
-    return teacher.spell(teacher.encode(torch.from_numpy(features)[None].to(DEVICE)))[0].cpu()
+    features = scale(torch.from_numpy(mel)[None].to(DEVICE))
+    return teacher.spell(teacher.encode(features))[0].cpu()
 
 
 def character_error_rate(teacher: Teacher, speech: Speech, length: int, count: int) -> float:
