@@ -89,6 +89,15 @@ def test_an_entry_that_was_not_committed_is_lost_and_nothing_else(tmp_path):
     assert content_key(b"4") not in again
 
 
+def test_an_entry_is_found_before_it_is_committed(tmp_path):
+    """What was just computed would be computed again."""
+    for store in (CacheStore(), CacheStore(tmp_path)):
+        store.add(content_key(b"0"), entry(0))
+        for name, array in entry(0).items():
+            np.testing.assert_array_equal(store.get(content_key(b"0"))[name], array)
+        assert store.get(content_key(b"1")) is None
+
+
 def test_shards_are_committed_when_enough_has_come_together(tmp_path, monkeypatch):
     """One shard for everything would lose everything when the run is killed."""
     monkeypatch.setattr(cache_store, "SHARD_BYTES", 100)

@@ -62,7 +62,7 @@ class RandomWindows(torch.utils.data.Dataset):
             "index": index,
         }
 
-    def variants(self, index: int) -> list[dict[str, Any]]:
+    def variants(self, index: int, epochs: int | None = None) -> list[dict[str, Any]]:
         return [self.label_item(index)]
 
     def audio_key(self, index: int) -> bytes:

@@ -107,7 +107,7 @@ def distil(
     """
     settings = {
         "per_device_train_batch_size": 4,
-        "num_train_epochs": 4,
+        "num_train_epochs": 3,
         "warmup_steps": 60,
         "teacher_cache": "both",
         "teacher_cache_dir": folder / "cache",

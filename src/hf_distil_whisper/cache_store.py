@@ -54,8 +54,8 @@ class _Block(NamedTuple):
 class CacheStore:
     """A mapping from content keys to named arrays that survives the run and is shared by processes.
 
-    Entries are collected and committed in shards of `SHARD_BYTES`; they are found from then on, by other processes
-    after `reload`. Without a folder they stay in memory.
+    Entries are collected and committed in shards of `SHARD_BYTES`, from then on other processes find them after
+    `reload`. Without a folder they stay in memory.
 
     Args:
         folder (`str` or `Path`, *optional*): on a local disk, since shards are memory-mapped.
@@ -97,10 +97,10 @@ class CacheStore:
         return key in self._waiting or self._find(key) is not None
 
     def get(self, key: bytes) -> dict[str, np.ndarray] | None:
-        """The arrays of a committed entry, not to be written to; None if there is no such entry."""
+        """The arrays of an entry, not to be written to; None if there is no such entry."""
         found = self._find(key)
         if found is None:
-            return None
+            return self._waiting.get(key)
         block, entry = self._blocks[found[0]], found[1]
         return {
             name: array[offsets[entry] : offsets[entry + 1]]

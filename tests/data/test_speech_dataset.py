@@ -93,6 +93,15 @@ def test_the_variants_of_a_row_are_all_that_can_be_drawn_and_nothing_else():
     for row, texts in drawn.items():
         assert {read(item) for item in data.variants(row)} == texts
         assert len(data.variants(row)) == len(texts)
+    for epochs in (1, 3, 16):
+        drawn = {row: [] for row in range(12)}
+        for number in range(epochs):
+            data.set_epoch(number)
+            for row, texts in drawn.items():
+                texts.append(read(data.label_item(row)))
+        for row, texts in drawn.items():
+            assert [read(item) for item in data.variants(row, epochs)] == list(dict.fromkeys(texts))
+    assert all(data.variants(row, 17) == data.variants(row) for row in range(12))
     always = samples(timestamp_probability=1.0, condition_on_prev_probability=0.0)
     assert [read(item) for item in always.variants(1)] == [read(always.label_item(1))]
     assert [read(item) for item in samples(train=False).variants(1)] == [read(samples(train=False).label_item(1))]

@@ -12,8 +12,10 @@ from hf_distil_whisper.inference.encoder_cache import EncoderCache, encoder_cach
 from hf_distil_whisper.shards import StaleRunError
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.teacher_cache import (
+    TOKENS_OF_A_WINDOW,
     CacheSettings,
     TeacherCacheDataset,
+    expected_cache_bytes,
     logits_cache_bytes,
 )
 from talking_models import count_encoder_windows
@@ -37,8 +39,8 @@ class TwoVariants(RandomWindows):
     def label_item(self, index: int) -> dict[str, Any]:
         return self._cut(super().label_item(index), self.epoch % 2 == 1)
 
-    def variants(self, index: int) -> list[dict[str, Any]]:
-        return [self._cut(super(TwoVariants, self).label_item(index), cut) for cut in (False, True)]
+    def variants(self, index: int, epochs: int | None = None) -> list[dict[str, Any]]:
+        return [self._cut(super(TwoVariants, self).label_item(index), cut) for cut in (False, True)[:epochs]]
 
 
 def cached(windows, model, *, teacher=None, kind="encoder", dtype=torch.float32, folder=None, top_k=8, part=(0, 1)):
@@ -186,7 +188,7 @@ def test_training_on_states_in_8_bits_loses_little(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("budget", "kept"), [(None, {"states", "ids"}), (1.0, {"states", "ids"}), (4.0e-5, {"ids"}), (1e-6, set())]
+    ("budget", "kept"), [(None, {"states", "ids"}), (1.0, {"states", "ids"}), (2.5e-5, {"ids"}), (1e-6, set())]
 )
 def test_what_the_budget_does_not_allow_is_computed_in_every_epoch(tmp_path, budget, kept, caplog):
     """A full disk after a day of filling is worse than a slower training."""
@@ -200,6 +202,37 @@ def test_what_the_budget_does_not_allow_is_computed_in_every_epoch(tmp_path, bud
     assert ("--teacher_cache_budget" in caplog.text) == (len(kept) < 2)
     with pytest.raises(ValueError, match="--teacher_cache_budget: expected gigabytes above 0"):
         small_args(tmp_path, teacher_cache="both", teacher_cache_budget=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({"max_steps": -1, "num_train_epochs": 1}, 1),
+        ({"max_steps": -1, "num_train_epochs": 1.5}, 2),
+        ({"max_steps": 1}, 1),
+        ({"max_steps": 3}, 2),
+        ({"max_steps": 3, "gradient_accumulation_steps": 2}, 3),
+    ],
+)
+def test_the_teacher_is_asked_about_what_the_epochs_draw(tmp_path, changes, epochs):
+    """A training of one epoch would pay for four variants of each row; one of two would end in its second."""
+    teacher, asked = small_whisper(), []
+
+    class Asked(TwoVariants):
+        def variants(self, index: int, epochs: int | None = None) -> list[dict[str, Any]]:
+            asked.append(epochs)
+            return super().variants(index, epochs)
+
+    trainer = small_trainer(
+        tmp_path, create_student(teacher), teacher, train=Asked(8), teacher_cache="logits", **changes
+    )
+    trainer.train()
+    assert set(asked) == {epochs}
+    assert len(trainer.train_dataset._logits) == 8 * min(epochs, 2)
+    size = logits_cache_bytes(
+        8 * min(epochs, 4) * TOKENS_OF_A_WINDOW, teacher.config, trainer.args.teacher_cache_top_k
+    )
+    assert expected_cache_bytes("logits", 8, teacher.config, torch.float32, trainer.args) == size
 
 
 def test_the_cache_is_filled_once_for_several_runs_of_one_trainer(tmp_path):

@@ -26,6 +26,8 @@ from hf_distil_whisper.data.sources import RowErrors, without_decoder
 
 logger = logging.get_logger(__name__)
 
+MANY_EPOCHS = 16
+"""In so many a row is drawn as nearly everything that it can be drawn as."""
 LABEL_COLUMNS = ("id", "text", "condition_on_prev", "previous_transcript", "truncated", "duration", "language")
 
 
@@ -164,20 +166,26 @@ class SpeechDataset(torch.utils.data.Dataset):
         """The same without `input_features`, for runs that keep the encoder's output."""
         return next(self._label_items(index))
 
-    def variants(self, index: int) -> list[dict[str, Any]]:
-        """All items that a row can be drawn as, as [`label_item`] gives them; none for a row without usable labels."""
-        stamps, prompts = (
-            [value for value, share in ((False, 1 - probability), (True, probability)) if share > 0]
-            for probability in (
-                self._draw.keywords["timestamp_probability"],
-                self._draw.keywords["condition_on_prev_probability"],
+    def variants(self, index: int, epochs: int | None = None) -> list[dict[str, Any]]:
+        """What a row can be drawn as, as [`label_item`] gives it, each once; nothing for a row without usable labels.
+
+        Args:
+            index (`int`): of the row.
+            epochs (`int`, *optional*): only what the first so many draw; all that can be drawn by default, or of more
+                than `MANY_EPOCHS`.
+        """
+        if not self.train:
+            choices = [DrawnVariant(False, False)]
+        elif epochs is None or epochs > MANY_EPOCHS:
+            shares = self._draw.keywords["timestamp_probability"], self._draw.keywords["condition_on_prev_probability"]
+            stamps, prompts = (
+                [drawn for drawn in (False, True) if (share if drawn else 1 - share) > 0] for share in shares
             )
-        )
-        choices = [DrawnVariant(stamp, prompt) for stamp in stamps for prompt in prompts]
+            choices = [DrawnVariant(stamp, prompt) for stamp in stamps for prompt in prompts]
+        else:
+            choices = list(dict.fromkeys(self._draw(self.seed, epoch, index) for epoch in range(epochs)))
         try:
-            items = [
-                self._variant(index, choice) for choice in (choices if self.train else [DrawnVariant(False, False)])
-            ]
+            items = [self._variant(index, choice) for choice in choices]
         except LabelError as error:
             self._lose(index, error)
             return []

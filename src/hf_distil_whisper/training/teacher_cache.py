@@ -1,7 +1,7 @@
 """What the frozen encoder and the teacher say of each training row, computed once: in memory, or in shards on a disk.
 
 Knows both models and a dataset of windows. Labels are still drawn anew in every epoch by that dataset: the teacher is
-asked about all variants that a row can be drawn as. `cache_store` keeps the arrays, `fused_loss` learns from them.
+asked about all variants that a row will be drawn as. `cache_store` keeps the arrays, `fused_loss` learns from them.
 """
 
 import math
@@ -43,6 +43,7 @@ class CacheSettings(NamedTuple):
         temperature (`float`): of the KL divergence.
         folder (`str`, *optional*): on a local disk; None for memory.
         int8 (`bool`, *optional*, defaults to `False`): keep the states in 8 bits; see [`EncoderCache`].
+        epochs (`int`, *optional*): the teacher is asked about what so many epochs draw, by default about all variants.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class CacheSettings(NamedTuple):
     temperature: float
     folder: str | None
     int8: bool = False
+    epochs: int | None = None
 
     @property
     def states(self) -> bool:
@@ -72,8 +74,8 @@ class TeacherCacheDataset(Dataset):
 
     Args:
         dataset (`SpeechDataset`): or any dataset whose items hold `input_features` and the `index` of their row, with
-            methods `label_item(index)` for an item without features, `variants(index)` for all that it can be drawn
-            as, `audio_key(index)` for what its features are made of, and `set_epoch(epoch)`.
+            methods `label_item(index)` for an item without features, `variants(index, epochs)` for what so many epochs
+            draw it as, `audio_key(index)` for what its features are made of, and `set_epoch(epoch)`.
         student (`WhisperForConditionalGeneration`): its frozen encoder is run, on its device.
         teacher (`WhisperForConditionalGeneration`, *optional*): needed for logits.
         settings (`CacheSettings`): what is kept.
@@ -166,7 +168,8 @@ class TeacherCacheDataset(Dataset):
             if kept is None:
                 raise KeyError(
                     f"row {item['index']}: the teacher was not asked about these labels. The cache holds what "
-                    "`variants` gives; expected what the dataset draws to be among them."
+                    "`variants` gives for the epochs that were planned; expected what the dataset draws to be among "
+                    "them. Begin a training of more epochs with a new trainer."
                 )
             item |= {name: torch.from_numpy(_readable(kept[name])) for name in TEACHER_ARRAYS}
         return item
@@ -186,7 +189,9 @@ class TeacherCacheDataset(Dataset):
         return content_key(self._audio_keys[item["index"]], *tokens)
 
     def _is_asked(self, row: int, store: CacheStore) -> bool:
-        return all(self._variant_key(variant) in store for variant in self.dataset.variants(row))
+        return all(
+            self._variant_key(variant) in store for variant in self.dataset.variants(row, self._settings.epochs)
+        )
 
     def _keep_logits(
         self,
@@ -196,7 +201,7 @@ class TeacherCacheDataset(Dataset):
         rows: list[int],
         collator: DataCollatorSpeechSeq2SeqWithPadding,
     ) -> None:
-        variants = [self.dataset.variants(row) for row in rows]
+        variants = [self.dataset.variants(row, self._settings.epochs) for row in rows]
         heard = DynamicCache()  # keys and values of the encoder's states, the same for all variants of a row
         places = list(range(len(rows)))
         for number in range(max(map(len, variants), default=0)):
@@ -257,6 +262,7 @@ def expected_cache_bytes(
     if kind in CACHES_OF_LOGITS:
         shares = (args.timestamp_probability, args.condition_on_prev_probability)
         variants = math.prod(2 if 0 < share < 1 else 1 for share in shares)
+        variants = min(variants, planned_epochs(rows, args))
         size += logits_cache_bytes(rows * variants * TOKENS_OF_A_WINDOW, config, args.teacher_cache_top_k)
     return size
 
@@ -278,13 +284,27 @@ def affordable_cache(rows: int, config: WhisperConfig, dtype: torch.dtype, args:
     return "none"
 
 
+def planned_epochs(rows: int, args: DistillationTrainingArguments) -> int:
+    """How many epochs a training begins at most.
+
+    Args:
+        rows (`int`): drawn in one of them.
+        args (`DistillationTrainingArguments`): its steps or epochs.
+    """
+    if args.max_steps <= 0:
+        return math.ceil(args.num_train_epochs)
+    steps = rows // (args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
+    return math.ceil(args.max_steps / max(steps, 1))
+
+
 def cache_settings(
-    rows: int, config: WhisperConfig, dtype: torch.dtype, args: DistillationTrainingArguments
+    rows: int, epoch_rows: int, config: WhisperConfig, dtype: torch.dtype, args: DistillationTrainingArguments
 ) -> CacheSettings | None:
     """What a training keeps, None for nothing; warns where the budget allows less than it asks for.
 
     Args:
         rows (`int`): as for [`affordable_cache`], and so are the others.
+        epoch_rows (`int`): drawn in an epoch.
         config (`WhisperConfig`): of the student.
         dtype (`torch.dtype`): of the states.
         args (`DistillationTrainingArguments`): what is asked for.
@@ -298,7 +318,10 @@ def cache_settings(
     if kind == "none":
         return None
     int8 = args.teacher_cache_dtype == "int8"
-    return CacheSettings(kind, dtype, args.teacher_cache_top_k, args.temperature, args.teacher_cache_dir, int8)
+    return CacheSettings(
+        kind, dtype, args.teacher_cache_top_k, args.temperature, args.teacher_cache_dir, int8,
+        planned_epochs(epoch_rows, args),
+    )  # fmt: skip
 
 
 def logits_cache_bytes(num_tokens: int, config: WhisperConfig, top_k: int) -> int:

@@ -189,7 +189,8 @@ class DistillationTrainer(PushingTrainer):
         rows = self.train_dataset
         if isinstance(rows, Sized) and not isinstance(rows, TeacherCacheDataset):
             dtype = _MIXED_PRECISION.get(self.args.mixed_precision, self.model.dtype)
-            settings = cache_settings(len(rows), self.model.config, dtype, self.args)
+            epoch_rows = len(epoch_sampler(rows, self.args) or rows)
+            settings = cache_settings(len(rows), epoch_rows, self.model.config, dtype, self.args)
             self.train_dataset = rows if settings is None else self._fill_teacher_cache(settings)
         return super().get_train_dataloader()
 
