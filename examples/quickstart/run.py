@@ -52,7 +52,8 @@ WINDOWS: list[tuple[range, dict[str, Any]]] = [
     (range(5, 15), {"max_duration": 15.0}),
     (range(15, 16), {"speaker_column": None}),
 ]
-"""Which of sixteen sessions fill whole windows, which ones half of them, and which one has a sentence in each."""
+"""Which sessions of a cycle fill whole windows, which ones half of them, and which one has a sentence in each."""
+CYCLE = sum(len(sessions) for sessions, _ in WINDOWS)
 
 
 def training_windows(copies: int) -> Dataset:
@@ -69,7 +70,7 @@ def training_windows(copies: int) -> Dataset:
     windows: list[dict] = []
     for copy in range(copies + 1):
         for sessions, joined in WINDOWS:
-            chosen = [number for number in range(len(rows)) if (number // SESSION + 5 * copy) % 16 in sessions]
+            chosen = [number for number in range(len(rows)) if (number // SESSION + 5 * copy) % CYCLE in sessions]
             windows += pack_utterances(spoken(rows, chosen, copy), gap=0.3, **joined)
     return Dataset.from_list(windows)
 
