@@ -27,8 +27,9 @@ SWEEPS = $(patsubst %/table.md,%,$(foreach name,$(NAMES),$(firstword $(wildcard 
 report: $(BIN)/hf-distil-whisper
 	$(BIN)/hf-distil-whisper report configs/reports/quickstart.yaml $(if $(SWEEPS),--sweeps $(SWEEPS))
 
+# Two at a time, files whole, since tests of one file share what they prepare.
 test: $(BIN)/hf-distil-whisper
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 soak: $(BIN)/hf-distil-whisper
 	SOAK_KILLS=100 $(BIN)/python -m pytest -m slow tests/pseudo_labels/test_labelling_resumed.py

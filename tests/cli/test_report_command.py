@@ -36,15 +36,22 @@ def write_settings(toys: Path, folder: Path, **changes: object) -> str:
     return str(file)
 
 
-def test_a_report_holds_every_section_and_its_pictures(toys: Path, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
+@pytest.fixture(scope="module")
+def made(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a report that has been made, and its settings."""
+    folder = tmp_path_factory.mktemp("made")
+    sweep = folder / "sweep"
     sweep.mkdir()
     (sweep / "table.md").write_text("Threshold (Table 10)\n\n| λ | WER |\n|---|---|\n| 0.1 | 3 |\n")
     (sweep / "wer.png").write_bytes(b"\x89PNG\r\n")
-    (tmp_path / "notes.md").write_text("The student is faster.")
-    settings = write_settings(toys, tmp_path, sweeps=[str(sweep)], notes=str(tmp_path / "notes.md"))
+    (folder / "notes.md").write_text("The student is faster.")
+    settings = write_settings(toys, folder, sweeps=[str(sweep)], notes=str(folder / "notes.md"))
     assert main(["report", settings]) == 0
-    page = (tmp_path / "report" / "report.md").read_text()
+    return folder
+
+
+def test_a_report_holds_every_section_and_its_pictures(made: Path) -> None:
+    page = (made / "report" / "report.md").read_text()
     headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
     assert headings == [
         "Word error rate over latency",
@@ -57,25 +64,23 @@ def test_a_report_holds_every_section_and_its_pictures(toys: Path, tmp_path: Pat
         "How this was made",
     ]
     assert page.count("![") == 3
-    html = (tmp_path / "report" / "report.html").read_text()
+    html = (made / "report" / "report.html").read_text()
     assert html.count("data:image/") == 3
     assert "The student is faster." in html
-    assert f"hf-distil-whisper report {settings}" in page
+    assert f"hf-distil-whisper report {made / 'report.yaml'}" in page
 
 
-def test_a_second_start_measures_nothing_again(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_start_measures_nothing_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of the notes would cost all measurements once more."""
-    settings = write_settings(toys, tmp_path)
-    assert main(["report", settings]) == 0
-    first = (tmp_path / "report" / "report.md").read_text()
+    first = (made / "report" / "report.md").read_text()
 
     def measured_again(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
     for name in ("evaluate_model", "evaluate_long_form", "evaluate_in_noise", "latency_grid", "compare_algorithms"):
         monkeypatch.setattr(report, name, measured_again)
-    assert main(["report", settings]) == 0
-    assert (tmp_path / "report" / "report.md").read_text() == first
+    assert main(["report", str(made / "report.yaml")]) == 0
+    assert (made / "report" / "report.md").read_text() == first
 
 
 def test_a_changed_generation_config_is_measured_anew(
@@ -85,7 +90,7 @@ def test_a_changed_generation_config_is_measured_anew(
     student = tmp_path / "student"
     shutil.copytree(toys / "student", student)
     models = {"teacher": str(toys / "teacher"), "student": str(student)}
-    settings = write_settings(toys, tmp_path, models=models)
+    settings = write_settings(toys, tmp_path, models=models, snrs=[10.0], batch_sizes=[1])
     assert main(["report", settings]) == 0
     config = json.loads((student / "generation_config.json").read_text())
     (student / "generation_config.json").write_text(json.dumps({**config, "chunk_length_s": 15.0}))

@@ -120,7 +120,7 @@ def test_cells_hear_the_sets_once_and_score_as_without_a_cache(
     monkeypatch.setattr(encoder_cache, "encode", counted)
     assert main(["sweep", write_sweep(toys, tmp_path, snrs=[10.0])]) == 0
     rows = load_source(str(toys / "corpus"), split="train")
-    assert sum(heard) == len(rows) + 1 + len(rows)  # seen, new, and seen in noise, by the first cell alone
+    assert sum(heard) == len(rows) + len(rows)  # seen, of which new is one, and seen in noise, by the first cell alone
     folder = tmp_path / "sweep"
     assert not (folder / "states").exists()
     student, processor = load_model(folder / "PL-seed1" / "student"), load_processor(folder / "PL-seed1" / "student")

@@ -157,7 +157,8 @@ def test_steps_go_on_while_a_push_is_under_way_and_the_end_waits_for_it(hub: Hub
         pushing_trainer(tmp_path / "run", pushing, AtStep(5, look), max_steps=5).train()
         assert seen == [True]
     assert pushing.error is None
-    assert hub.repo("alice/toy").history()[0].title == "End of training"
+    # The student of the last step is that of the end: where it was pushed already, there is nothing to commit.
+    assert hub.repo("alice/toy").history()[0].title.startswith(("End of training", "Training in progress, step 5"))
     assert is_complete(hub)
     assert not (tmp_path / "run" / "_push").exists()
 
