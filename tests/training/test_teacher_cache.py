@@ -205,16 +205,18 @@ def test_what_the_budget_does_not_allow_is_computed_in_every_epoch(tmp_path, bud
 
 
 @pytest.mark.parametrize(
-    ("changes", "epochs"),
+    ("changes", "epochs", "expected"),
     [
-        ({"max_steps": -1, "num_train_epochs": 1}, 1),
-        ({"max_steps": -1, "num_train_epochs": 1.5}, 2),
-        ({"max_steps": 1}, 1),
-        ({"max_steps": 3}, 2),
-        ({"max_steps": 3, "gradient_accumulation_steps": 2}, 3),
+        ({"max_steps": -1, "num_train_epochs": 1}, 1, 1.0),
+        ({"max_steps": -1, "num_train_epochs": 1.5}, 2, 1.66),
+        ({"max_steps": 1}, 1, 1.0),
+        ({"max_steps": 3}, 2, 1.66),
+        ({"max_steps": 3, "gradient_accumulation_steps": 2}, 3, 2 * (1 - 0.6**3) + 2 * (1 - 0.9**3)),
+        ({"max_steps": 3, "timestamp_probability": 0.0}, 2, 2 - 0.8**2 - 0.2**2),
+        ({"max_steps": 34}, 17, 4.0),
     ],
 )
-def test_the_teacher_is_asked_about_what_the_epochs_draw(tmp_path, changes, epochs):
+def test_the_teacher_is_asked_about_what_the_epochs_draw(tmp_path, changes, epochs, expected):
     """A training of one epoch would pay for four variants of each row; one of two would end in its second."""
     teacher, asked = small_whisper(), []
 
@@ -229,9 +231,8 @@ def test_the_teacher_is_asked_about_what_the_epochs_draw(tmp_path, changes, epoc
     trainer.train()
     assert set(asked) == {epochs}
     assert len(trainer.train_dataset._logits) == 8 * min(epochs, 2)
-    size = logits_cache_bytes(
-        8 * min(epochs, 4) * TOKENS_OF_A_WINDOW, teacher.config, trainer.args.teacher_cache_top_k
-    )
+    tokens = round(8 * expected * TOKENS_OF_A_WINDOW)
+    size = logits_cache_bytes(tokens, teacher.config, trainer.args.teacher_cache_top_k)
     assert expected_cache_bytes("logits", 8, teacher.config, torch.float32, trainer.args) == size
 
 

@@ -19,6 +19,7 @@ from transformers.utils import logging
 from hf_distil_whisper.cache_store import CacheStore, content_key
 from hf_distil_whisper.checkpoints import weights_fingerprint
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.data.speech_dataset import MANY_EPOCHS
 from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode, encoder_cache_bytes
 from hf_distil_whisper.training.fused_loss import top_k_logits
 from hf_distil_whisper.training.training_args import (
@@ -255,16 +256,22 @@ def expected_cache_bytes(
         rows (`int`): windows to train on.
         config (`WhisperConfig`): of the student.
         dtype (`torch.dtype`): of the states.
-        args (`DistillationTrainingArguments`): the top k, and how many variants of a row can be drawn.
+        args (`DistillationTrainingArguments`): the top k, and how many variants of a row will be drawn.
     """
     int8 = args.teacher_cache_dtype == "int8"
     size = encoder_cache_bytes(rows, config, dtype, int8) if kind in CACHES_OF_STATES else 0
     if kind in CACHES_OF_LOGITS:
-        shares = (args.timestamp_probability, args.condition_on_prev_probability)
-        variants = math.prod(2 if 0 < share < 1 else 1 for share in shares)
-        variants = min(variants, planned_epochs(rows, args))
-        size += logits_cache_bytes(rows * variants * TOKENS_OF_A_WINDOW, config, args.teacher_cache_top_k)
+        variants = _expected_variants(planned_epochs(rows, args), args)
+        size += logits_cache_bytes(round(rows * variants * TOKENS_OF_A_WINDOW), config, args.teacher_cache_top_k)
     return size
+
+
+def _expected_variants(epochs: float, args: DistillationTrainingArguments) -> float:
+    """What a row that has timestamps and a text before it is drawn as in so many epochs, in the mean."""
+    stamps, prompts = args.timestamp_probability, args.condition_on_prev_probability
+    shares = (stamp * prompt for stamp in (stamps, 1 - stamps) for prompt in (prompts, 1 - prompts))
+    draws = math.inf if epochs > MANY_EPOCHS else epochs
+    return sum(1 - (1 - share) ** draws for share in shares)
 
 
 def affordable_cache(rows: int, config: WhisperConfig, dtype: torch.dtype, args: DistillationTrainingArguments) -> str:
