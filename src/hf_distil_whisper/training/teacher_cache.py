@@ -266,7 +266,7 @@ def expected_cache_bytes(
     return size
 
 
-def _expected_variants(epochs: float, args: DistillationTrainingArguments) -> float:
+def _expected_variants(epochs: int, args: DistillationTrainingArguments) -> float:
     """What a row that has timestamps and a text before it is drawn as in so many epochs, in the mean."""
     stamps, prompts = args.timestamp_probability, args.condition_on_prev_probability
     shares = (stamp * prompt for stamp in (stamps, 1 - stamps) for prompt in (prompts, 1 - prompts))

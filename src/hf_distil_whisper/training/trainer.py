@@ -189,7 +189,7 @@ class DistillationTrainer(PushingTrainer):
         rows = self.train_dataset
         if isinstance(rows, Sized) and not isinstance(rows, TeacherCacheDataset):
             dtype = _MIXED_PRECISION.get(self.args.mixed_precision, self.model.dtype)
-            epoch_rows = len(epoch_sampler(rows, self.args) or rows)
+            epoch_rows = min(len(rows), len(getattr(rows, "mixture", None) or rows))
             settings = cache_settings(len(rows), epoch_rows, self.model.config, dtype, self.args)
             self.train_dataset = rows if settings is None else self._fill_teacher_cache(settings)
         return super().get_train_dataloader()
