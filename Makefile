@@ -14,12 +14,16 @@ quickstart: $(BIN)/hf-distil-whisper
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN)/python examples/quickstart/run.py
 
 # Hours; a sweep that was stopped goes on.
-sweeps: $(BIN)/hf-distil-whisper
-	test -f runs/sweeps/chunks/table.md || $(BIN)/hf-distil-whisper evaluate chunks \
+sweeps: $(BIN)/hf-distil-whisper runs/sweeps/chunks/table.md
+	for sweep in configs/sweeps/*.yaml; do $(BIN)/hf-distil-whisper sweep $$sweep || exit; done
+
+# Anew for every student.
+runs/sweeps/chunks/table.md: runs/quickstart/student/model.safetensors | $(BIN)/hf-distil-whisper
+	rm -rf $(@D)
+	$(BIN)/hf-distil-whisper evaluate chunks \
 	    --model_name_or_path runs/quickstart/student --teacher_model_name_or_path examples/quickstart/teacher \
 	    --dataset.path examples/quickstart/corpus --dataset.split longform \
-	    --strides 0 0.5 1 2 --output_dir runs/sweeps/chunks
-	for sweep in configs/sweeps/*.yaml; do $(BIN)/hf-distil-whisper sweep $$sweep || exit; done
+	    --strides 0 0.5 1 2 --output_dir $(@D)
 
 # What `make sweeps` left here, or else what is stored.
 NAMES = $(sort $(notdir $(wildcard runs/sweeps/* docs/report/sweeps/*)))

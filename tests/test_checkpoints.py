@@ -20,6 +20,7 @@ from transformers import (
 
 from hf_distil_whisper.checkpoints import (
     check_compatible,
+    checkpoint_fingerprint,
     load_model,
     load_processor,
     repair_generation_config,
@@ -95,6 +96,21 @@ def test_a_half_precision_checkpoint_is_loaded_in_float32_unless_asked(tmp_path)
     save_checkpoint(toy_whisper().to(torch.float16), toy_processor(), tmp_path)
     assert load_model(tmp_path).dtype == torch.float32
     assert load_model(tmp_path, dtype=torch.float16).dtype == torch.float16
+
+
+def test_files_of_a_checkpoint_tell_other_weights_and_settings_apart(tmp_path):
+    """The same place may hold another model by tomorrow; notes beside it are no part of it."""
+    model = toy_whisper()
+    save_checkpoint(model, toy_processor(), tmp_path / "first")
+    save_checkpoint(model, toy_processor(), tmp_path / "second")
+    first = checkpoint_fingerprint(tmp_path / "first")
+    (tmp_path / "second" / "README.md").write_text("A card.")
+    assert checkpoint_fingerprint(tmp_path / "second") == first
+    model.generation_config.max_length = 40
+    save_checkpoint(model, toy_processor(), tmp_path / "second")
+    settings = checkpoint_fingerprint(tmp_path / "second")
+    save_checkpoint(toy_whisper(seed=1), toy_processor(), tmp_path / "second")
+    assert len({first, settings, checkpoint_fingerprint(tmp_path / "second")}) == 3
 
 
 def test_saving_leaves_the_model_alone_and_repairs_only_the_file(tmp_path):

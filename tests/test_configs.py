@@ -19,7 +19,7 @@ from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments
 from hf_distil_whisper.cli.push import PushArguments
 from hf_distil_whisper.cli.recipes import InputError, load_recipe
 from hf_distil_whisper.cli.report import ReportArguments
-from hf_distil_whisper.cli.sweep import SweepArguments, sweep_cells
+from hf_distil_whisper.cli.sweep_plan import SweepArguments, sweep_cells
 from hf_distil_whisper.cli.training_plan import TrainArguments
 from hf_distil_whisper.cli.transcribe import TranscribeArguments
 from hf_distil_whisper.training.training_args import DistillationTrainingArguments

@@ -6,7 +6,15 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from hf_distil_whisper.figures import MARKERS, OKABE_ITO, curves_over_steps, wer_histogram, wer_over_snr
+from hf_distil_whisper.figures import (
+    MARKERS,
+    OKABE_ITO,
+    curves_over_steps,
+    wer_by_cell,
+    wer_histogram,
+    wer_over_latency,
+    wer_over_snr,
+)
 
 CURVES = {
     "white": {"teacher": {0.0: 0.3, 40.0: 0.1, -10.0: 0.9}, "student": {40.0: 0.11, 0.0: 0.4, -10.0: 1.2}},
@@ -61,6 +69,19 @@ def test_many_models_have_lines_of_their_own(drawn: list[Figure], tmp_path: Path
     assert len(looks) == 56 == len(OKABE_ITO) * len(MARKERS)
 
 
+def test_cells_of_a_sweep_look_the_same_as_without_noise_beside_it(drawn: list[Figure], tmp_path: Path) -> None:
+    """The curves in noise are a panel of their own: on one axis they would flatten the averages."""
+    lines = {"Average": {"frozen": [10.0, 12.0], "trained": [9.0, 9.0]}}
+    noise = {"frozen": {10.0: 0.2, 0.0: 0.5}, "trained": {10.0: 0.3, 0.0: 0.9}}
+    wer_by_cell(lines, "Encoder", tmp_path / "plain.svg")
+    wer_by_cell(lines, "Encoder", tmp_path / "noisy.svg", noise)
+    (plain,), (averages, curves) = drawn[0].axes, drawn[1].axes
+    assert [axes.lines[0].get_ydata() for axes in (plain, averages)] == [pytest.approx([11.0, 9.0])] * 2
+    assert [line.get_ydata() for line in curves.lines] == [pytest.approx([20, 50]), pytest.approx([30, 90])]
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == ["frozen", "trained"]
+    assert curves.get_xlim()[0] > curves.get_xlim()[1]
+
+
 def test_suffix_chooses_the_format(tmp_path: Path) -> None:
     wer_over_snr(CURVES, tmp_path / "noise.png")
     wer_over_snr(CURVES, tmp_path / "noise.svg")
@@ -84,6 +105,20 @@ def test_histogram_marks_what_the_threshold_keeps(drawn: list[Figure], tmp_path:
     assert [colour == to_rgb(OKABE_ITO["blue"]) for colour in colours] == [True, *[False] * 5]
     assert [bar.get_height() for bar in axes.patches] == [3.0, 2.0, 1.0, 0.5, 0.25, 0.1]
     assert axes.get_ylabel() == "hours of audio"
+
+
+def test_the_front_joins_the_models_that_none_beats(drawn: list[Figure], tmp_path: Path) -> None:
+    """A line through a model that is slower and worse than another would recommend it."""
+    models = {"teacher": (1.0, 5.0), "student": (4.0, 6.0), "worse": (3.0, 9.0), "slower": (0.5, 5.0)}
+    wer_over_latency(models, "teacher", "average of all sets", tmp_path / "front.svg")
+    (axes,) = drawn[0].axes
+    front, *points = axes.lines
+    assert list(zip(front.get_xdata(), front.get_ydata(), strict=True)) == [(4.0, 6.0), (1.0, 5.0)]
+    assert [(point.get_xdata()[0], point.get_ydata()[0]) for point in points] == list(models.values())
+    assert [text.get_text() for text in axes.texts] == list(models)
+    assert axes.get_xlabel() == "relative latency: times as fast as teacher"
+    assert axes.get_ylabel() == "word error rate, average of all sets / %"
+    assert axes.get_ylim()[0] == 0
 
 
 def test_curves_of_a_training_stand_over_whole_steps(drawn: list[Figure], tmp_path: Path) -> None:

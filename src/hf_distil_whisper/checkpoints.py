@@ -209,6 +209,23 @@ def module_fingerprint(module: nn.Module, settings: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
+def checkpoint_fingerprint(folder: str | Path) -> str:
+    """Of a checkpoint's files as they lie there: tells another model at the same place without loading it.
+
+    Args:
+        folder (`str` or `Path`): with weights, config and generation config.
+
+    Returns:
+        `str`: 16 hexadecimal digits; not those of [`weights_fingerprint`].
+    """
+    digest = hashlib.sha256()
+    for pattern in ("*.safetensors", "config.json", "generation_config.json"):
+        for path in sorted(Path(folder).glob(pattern)):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
 def check_compatible(
     student: WhisperForConditionalGeneration,
     teacher: WhisperForConditionalGeneration | None,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 OKABE_ITO = {
@@ -67,25 +68,11 @@ def wer_over_snr(curves: Mapping[str, Mapping[str, Mapping[float, float]]], path
     models = list(dict.fromkeys(model for by_model in curves.values() for model in by_model))
     if not models:
         raise ValueError("`curves`: expected word error rates by noise, model and ratio, got none.")
-    colours = list(OKABE_ITO.values())
     figure = Figure(figsize=(2.5 + 4 * len(curves), 4), layout="constrained")
-    lines = {}
+    lines: dict[str, Line2D] = {}
     panels = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
     for axes, (noise, by_model) in zip(panels, curves.items(), strict=True):
-        for model, rates in by_model.items():
-            place, snrs = models.index(model), sorted(rates, reverse=True)
-            (lines[model],) = axes.plot(
-                snrs,
-                [100 * rates[snr] for snr in snrs],
-                color=colours[place % len(colours)],
-                marker=MARKERS[place % len(MARKERS)],
-            )
-        axes.set_title(f"{noise} noise")
-        axes.set_xlabel("signal-to-noise ratio / dB")
-        axes.set_xticks(sorted({snr for rates in by_model.values() for snr in rates}))
-        axes.invert_xaxis()
-        axes.grid(color=GREY, linewidth=0.5)
-        axes.spines[["top", "right"]].set_visible(False)
+        lines |= _noise_panel(axes, noise, by_model, models)
     panels[0].set_ylim(bottom=0)  # last: it fixes the upper end of all panels too
     panels[0].set_ylabel("word error rate / %")
     # Beside the panels: curves that rise from one corner to the other leave no room for many names.
@@ -93,16 +80,42 @@ def wer_over_snr(curves: Mapping[str, Mapping[str, Mapping[float, float]]], path
     figure.savefig(path, dpi=150)
 
 
-def wer_by_cell(lines: Mapping[str, Mapping[str, Sequence[float]]], heading: str, path: str | Path) -> None:
+def _noise_panel(
+    axes: Axes, noise: str, by_model: Mapping[str, Mapping[float, float]], models: Sequence[str]
+) -> dict[str, Line2D]:
+    """Draws the curves of one noise; returns their lines by model. `models` decides how each looks."""
+    looks = dict(zip(models, zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False), strict=False))
+    lines = {}
+    for model, rates in by_model.items():
+        snrs = sorted(rates, reverse=True)
+        color, marker = looks[model]
+        (lines[model],) = axes.plot(snrs, [100 * rates[snr] for snr in snrs], color=color, marker=marker)
+    axes.set_title(f"{noise} noise")
+    axes.set_xlabel("signal-to-noise ratio / dB")
+    axes.set_xticks(sorted({snr for rates in by_model.values() for snr in rates}))
+    axes.invert_xaxis()
+    axes.grid(color=GREY, linewidth=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+    return lines
+
+
+def wer_by_cell(
+    lines: Mapping[str, Mapping[str, Sequence[float]]],
+    heading: str,
+    path: str | Path,
+    white_noise: Mapping[str, Mapping[float, float]] | None = None,
+) -> None:
     """Word error rates of the cells of a sweep: a line through the means, a dot for each seed.
 
     Args:
         lines (`Mapping[str, Mapping[str, Sequence[float]]]`): kind of average → cell → WER in % of each seed.
         heading (`str`): what the cells vary; along the x axis.
         path (`str` or `Path`): of the PNG or SVG.
+        white_noise (`Mapping[str, Mapping[float, float]]`, *optional*): cell → ratio in dB → rate as a fraction; drawn
+            in a second panel, a line for each cell.
     """
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure = Figure(figsize=(13 if white_noise else 7, 3.5), layout="constrained")
+    axes, *beside = figure.subplots(1, 2 if white_noise else 1, squeeze=False)[0]
     for (kind, cells), color, marker in zip(lines.items(), OKABE_ITO.values(), MARKERS, strict=False):
         places = range(len(cells))
         axes.plot(
@@ -114,6 +127,11 @@ def wer_by_cell(lines: Mapping[str, Mapping[str, Sequence[float]]], heading: str
     axes.set_xticks(range(len(cells)), list(cells))
     axes.set_xlabel(heading)
     _finish(axes, "word error rate / %")
+    if white_noise:
+        curves = _noise_panel(beside[0], "white", white_noise, list(cells))
+        beside[0].set_ylim(bottom=0)
+        beside[0].set_ylabel("word error rate / %")
+        beside[0].legend(curves.values(), curves, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.savefig(path, dpi=150)
 
 

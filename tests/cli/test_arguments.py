@@ -1,6 +1,7 @@
 """Dataclasses out of recipes and flags."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from transformers import Seq2SeqTrainingArguments
@@ -11,6 +12,7 @@ from hf_distil_whisper.cli.arguments import (
     as_sources,
     parse_arguments,
     setting,
+    short_names,
     source_setting,
 )
 from hf_distil_whisper.cli.recipes import InputError
@@ -73,6 +75,13 @@ def test_a_recipe_fills_every_kind_of_field(recipe: str) -> None:
 def test_flags_win_over_the_recipe(recipe: str) -> None:
     arguments = parse(recipe, "--language", "de", "--layers", "1", "--pack", "--threshold=0.3")
     assert (arguments.language, arguments.layers, arguments.pack, arguments.threshold) == ("de", [1], True, 0.3)
+
+
+@pytest.mark.parametrize("null", [["--language=null"], ["--language", "null"]])
+def test_null_takes_a_value_of_the_recipe_away(recipe: str, null: list[str]) -> None:
+    """A language called "null" is none that a model knows."""
+    found = parse(recipe, *null, "--train_dataset.wer_threshold", "null", "--threshold", "0.3")
+    assert (found.language, found.train_dataset.wer_threshold, found.threshold) == (None, None, 0.3)
 
 
 def test_a_dotted_flag_replaces_one_key_of_a_dataset(recipe: str) -> None:
@@ -143,3 +152,25 @@ def test_a_dry_run_needs_no_accelerator_for_a_bf16_recipe() -> None:
     """TrainingArguments refuses bf16 where there is no GPU, and a recipe could not be checked on a login node."""
     _, training = parse_arguments(Arguments, Seq2SeqTrainingArguments, argv=["--bf16", "--dry_run"])
     assert training.bf16
+
+
+def test_short_names_are_as_long_as_it_takes_to_tell_places_apart(tmp_path: Path) -> None:
+    """Two models under one name: the second takes the place of the first, and nobody is told."""
+    places = ["openai/whisper-tiny.en", "runs/a/student", "runs/b/student/", "/mnt/a/student", "."]
+    assert short_names(places) == {
+        "whisper-tiny.en": "openai/whisper-tiny.en",
+        "runs/a/student": "runs/a/student",
+        "b/student": "runs/b/student/",
+        "mnt/a/student": "/mnt/a/student",
+        ".": ".",
+    }
+    assert short_names(["teacher", "runs/teacher", "teacher"]) == {
+        "teacher": "teacher",
+        "runs/teacher": "runs/teacher",
+    }
+    files = [str(tmp_path / name) for name in ("pub.flac", "street.wav", "street.flac")]
+    for file in files[1:]:
+        Path(file).touch()
+    assert list(short_names(files[:2])) == ["pub.flac", "street"]  # what is no file keeps all of its name
+    assert list(short_names(files[1:])) == files[1:]
+    assert short_names([]) == {}

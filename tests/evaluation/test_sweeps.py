@@ -10,6 +10,7 @@ from hf_distil_whisper.evaluation.sweeps import (
     averages,
     begin_cell,
     cells_of,
+    noise_rates,
     read_cell,
     sweep_table,
     write_cell,
@@ -69,6 +70,18 @@ def test_latency_and_noise_have_columns_where_they_were_measured() -> None:
     assert "| 2 | 2.0 | 2.3 | 20.0 | 20.0 | 50.0 |" in table or "| 2 | 2.1 | 2.3 | 20.0 | 20.0 | 50.0 |" in table
 
 
+def test_what_a_stream_does_not_know_is_left_open() -> None:
+    """A 0 would claim that nothing was dropped, and that there was no speech."""
+    cells = [result("1", 1, 10, rows=None, rows_dropped=None, hours=None)]
+    assert "| 1 | - | - | 1,200 | 20.0 |" in sweep_table(cells, "Seed", ["dropped", "hours", "steps"])
+
+
+def test_rates_in_noise_are_over_the_seeds_of_a_cell() -> None:
+    seeds = [result("a", seed, 1, noise={"10": WordErrors(100 - 20 * seed, 20 * seed)}) for seed in (1, 2)]
+    assert noise_rates(seeds)["10"].values == pytest.approx((20.0, 40.0))
+    assert noise_rates(seeds)["10"].mean == pytest.approx(30.0)
+
+
 def test_one_seed_has_no_spread() -> None:
     assert Spread((1.25,)).text() == "1.2"
     assert Spread((1.0, 3.0)).text() == "2.0 ± 1.4"
@@ -87,8 +100,15 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
 def test_a_result_of_other_settings_is_refused(tmp_path: Path) -> None:
     """One table would hold students of two different recipes."""
     begin_cell(tmp_path, {"minutes": 1, "recipe": "quickstart"})
-    with pytest.raises(ValueError, match=r"other settings \(minutes\)"):
+    with pytest.raises(ValueError, match=r"other settings or data \(minutes\)"):
         read_cell(tmp_path, {"minutes": 2, "recipe": "quickstart"})
+
+
+def test_the_entry_that_differs_is_named_and_what_is_null_may_be_missing(tmp_path: Path) -> None:
+    begin_cell(tmp_path, {"sets": {"test": {"split": "test", "share": None}, "new": {"rows": "ab"}}, "seed": 1})
+    assert read_cell(tmp_path, {"sets": {"test": {"split": "test"}, "new": {"rows": "ab"}}, "seed": 1}) is None
+    with pytest.raises(ValueError, match=r"\(seed, sets\.new\.rows, sets\.test\.share\)"):
+        read_cell(tmp_path, {"sets": {"test": {"split": "test", "share": 0.5}, "new": {"rows": "cd"}}, "seed": 2})
 
 
 def test_files_that_no_sweep_wrote_are_left_alone(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ settings mean is known by the commands.
 import dataclasses
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,6 +164,30 @@ def as_training_sources(value: Any, flag: str, split: str = "train") -> dict[str
     return sources
 
 
+def short_names(places: Sequence[str]) -> dict[str, str]:
+    """Models and files by what tells them apart in a table: the shortest end of the path that no other one has.
+
+    `runs/tiny` and `noise/pub.flac` are "tiny" and "pub", `runs/a/student` and `runs/b/student` are "a/student" and
+    "b/student". A path that is the end of another one stays whole.
+
+    Args:
+        places (`Sequence[str]`): names on the Hub, folders and files. One that is given twice is one.
+
+    Returns:
+        `dict[str, str]`: place by name, in their order.
+    """
+    ends = {place: _path_ends(place) for place in places}
+    number = Counter(end for of_place in ends.values() for end in of_place)
+    return {next((end for end in ends[place] if number[end] == 1), place): place for place in ends}
+
+
+def _path_ends(place: str) -> list[str]:
+    """The last part of a path, the last two, and so on up to the whole; a file's without its suffix."""
+    path = Path(place)
+    parts = (path.with_suffix("") if path.is_file() else path).parts
+    return [str(Path(*parts[start:])) for start in reversed(range(len(parts)))]
+
+
 def setting(default: Any, help: str) -> Any:
     """Field of an arguments dataclass with its help text."""
     return field(default=default, metadata={"help": help.replace("%", "%%")})
@@ -188,7 +213,7 @@ def parse_arguments(
     """Fills dataclasses from an optional recipe and from flags, which win.
 
     `train distil-large-v3 --max_steps 100 --train_dataset.path corpus` reads `configs/distil-large-v3.yaml`, then
-    replaces two of its values.
+    replaces two of its values; `--lora null` takes one away.
 
     Args:
         types (`type`): dataclasses whose fields are the accepted keys.
@@ -234,7 +259,8 @@ def parse_arguments(
 def _move_dotted_flags(arguments: list[str], settings: dict[str, Any]) -> list[str]:
     """`--eval_datasets.test.split dev` → settings["eval_datasets"]["test"]["split"]; returns the other arguments.
 
-    A plain `--train_dataset corpus` beside `--train_dataset.split dev` moves too: it would overrule the mapping.
+    A plain `--train_dataset corpus` beside `--train_dataset.split dev` moves too: it would overrule the mapping. So
+    does `--lora null`, nothing in place of the recipe's value: no flag's type knows null.
     """
     dotted = {argument[2:].split(".")[0] for argument in arguments if _is_dotted(argument)}
     others: list[str] = []
@@ -243,7 +269,8 @@ def _move_dotted_flags(arguments: list[str], settings: dict[str, Any]) -> list[s
     while queue:
         argument = queue.pop(0)
         name, equals, value = argument.partition("=")
-        if not (_is_dotted(argument) or (name.startswith("--") and name[2:] in dotted)):
+        null = (value if equals else "".join(queue[:1])) == "null"
+        if not (_is_dotted(argument) or (name.startswith("--") and (name[2:] in dotted or null))):
             others.append(argument)
             continue
         if not equals and not queue:

@@ -37,9 +37,9 @@ class CellResult:
         cell (`str`): name of the settings.
         seed (`int`): of the training.
         errors (`dict[str, WordErrors]`): by set.
-        rows (`int`): that were trained on.
-        rows_dropped (`int`): by the filter.
-        hours (`float`): of audio in `rows`.
+        rows (`int`, *optional*): that were trained on; None for a stream, which does not know, as the next two.
+        rows_dropped (`int`, *optional*): by the filter.
+        hours (`float`, *optional*): of audio in `rows`.
         steps (`int`): of the training.
         parameters (`int`): of the student.
         relative_latency (`float`, *optional*): how many times faster than the teacher.
@@ -49,17 +49,19 @@ class CellResult:
     cell: str
     seed: int
     errors: dict[str, WordErrors]
-    rows: int
-    rows_dropped: int
-    hours: float
+    rows: int | None
+    rows_dropped: int | None
+    hours: float | None
     steps: int
     parameters: int
     relative_latency: float | None = None
     noise: dict[str, WordErrors] = field(default_factory=dict)
 
     @property
-    def dropped(self) -> float:
+    def dropped(self) -> float | None:
         """Share of the rows that the filter dropped."""
+        if self.rows is None or self.rows_dropped is None:
+            return None
         return self.rows_dropped / max(self.rows + self.rows_dropped, 1)
 
 
@@ -114,12 +116,10 @@ def read_cell(folder: str | Path, settings: Mapping[str, Any]) -> CellResult | N
             f"{folder} holds files that no sweep wrote ({_CELL} is missing). Choose another --output_dir."
         )
     before = json.loads((folder / _CELL).read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(settings))
-    if before != wanted:
-        differing = sorted(key for key in {*before, *wanted} if before.get(key) != wanted.get(key))
+    if differing := _differing(before, json.loads(json.dumps(settings))):
         raise ValueError(
-            f"{folder} was made with other settings ({', '.join(differing)}): one table would mix both. Choose "
-            "another --output_dir, or delete that folder to have it made anew."
+            f"{folder} was made with other settings or data ({', '.join(differing)}): one table would mix both. "
+            "Choose another --output_dir, or delete that folder to have it made anew."
         )
     if not (folder / _RESULT).is_file():
         return None
@@ -129,6 +129,16 @@ def read_cell(folder: str | Path, settings: Mapping[str, Any]) -> CellResult | N
 
 
 _COUNTS = ("errors", "noise")
+
+
+def _differing(before: Any, wanted: Any, name: str = "") -> list[str]:
+    """Dotted names of the entries that differ; one that is missing is as one that is null."""
+    if isinstance(before, dict) and isinstance(wanted, dict):
+        keys = sorted({*before, *wanted})
+        return [
+            found for key in keys for found in _differing(before.get(key), wanted.get(key), f"{name}.{key}".strip("."))
+        ]
+    return [] if before == wanted else [name]
 
 
 def begin_cell(folder: str | Path, settings: Mapping[str, Any]) -> None:
@@ -190,6 +200,18 @@ def averages(results: Sequence[CellResult], out_of_distribution: Sequence[str]) 
     return {kind: Spread(tuple(100 * macro[kind] for macro in seeds)) for kind in seeds[0]}
 
 
+def noise_rates(results: Sequence[CellResult]) -> dict[str, Spread]:
+    """WER in % in noise, over the seeds of one cell.
+
+    Args:
+        results (`Sequence[CellResult]`): of one cell, one each seed.
+
+    Returns:
+        `dict[str, Spread]`: by the signal-to-noise ratio in dB, as text.
+    """
+    return {snr: Spread(tuple(100 * result.noise[snr].wer for result in results)) for snr in results[0].noise}
+
+
 def sweep_table(
     results: Sequence[CellResult], heading: str, columns: Sequence[str] = (), out_of_distribution: Sequence[str] = ()
 ) -> str:
@@ -204,7 +226,7 @@ def sweep_table(
     lines: list[str] = []
     for name, of_cell in by_cell(results).items():
         figures = averages(of_cell, out_of_distribution)
-        noisy = {snr: Spread(tuple(100 * one.noise[snr].wer for one in of_cell)) for snr in of_cell[0].noise}
+        noisy = noise_rates(of_cell)
         if not lines:
             rates = [f"{kind} WER / %" for kind in figures] + [f"WER at {snr} dB / %" for snr in noisy]
             head = [heading, *(_HEADINGS[column] for column in columns), *rates]
@@ -228,10 +250,12 @@ def by_cell(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
 
 
 def _shown(column: str, results: Sequence[CellResult]) -> str:
+    found = [value for result in results if (value := getattr(result, column)) is not None]
+    if not found:
+        return "-"
     if column == "relative_latency":
-        found = [result.relative_latency for result in results if result.relative_latency is not None]
-        return f"{statistics.median(found):.1f}" if found else "-"
-    mean = statistics.mean(getattr(result, column) for result in results)
+        return f"{statistics.median(found):.1f}"
+    mean = statistics.mean(found)
     if column == "steps":
         return f"{mean:,.0f}"
     return f"{mean * {'dropped': 100, 'hours': 1, 'parameters': 1e-6}[column]:.{2 if column == 'hours' else 1}f}"
