@@ -46,6 +46,18 @@ def test_every_way_is_timed_at_every_batch_size(
     assert "with student, pipeline's own" not in ways["2"]
 
 
+def test_assistants_of_one_name_are_both_timed(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The second took the place of the first, in the table and in the file."""
+    argv = flags(toys, "--batch_sizes", "1", "--repeats", "1", "--samples", "1", "--output_dir", str(tmp_path / "out"))
+    argv.insert(argv.index("--assistants") + 2, write_toy_model(tmp_path / "student", decoder_layers=1))
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    ways = json.loads((tmp_path / "out" / "results.json").read_text())["times"]["utterances"]["1"]
+    for name in (f"{toys.name}/student", f"{tmp_path.name}/student"):
+        assert f"| with {name} |" in said
+        assert ways[f"with {name}"]["num_same"] == 1
+
+
 def test_long_recordings_are_timed_by_both_algorithms(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Long form goes through other loops, with rules of their own."""
     more = ["--batch_sizes", "1", "--repeats", "1", "--long_form_dataset", str(toys / "corpus")]

@@ -5,7 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from hf_distil_whisper.cli.benchmark_early_exit import save_early_exits
 from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.evaluation.early_exit import EarlyExit
+from hf_distil_whisper.evaluation.scoring import EvaluationResult
+from hf_distil_whisper.metrics import WordErrors
 from toy_files import write_toy_corpus, write_toy_model
 
 
@@ -33,7 +37,17 @@ def test_the_sweep_is_printed_and_written(toys: Path, tmp_path: Path, capsys: py
     assert [one["threshold"] for one in results["thresholds"]] == [1.0, 0.5]
     full = results["thresholds"][0]
     assert full["num_layers"] == 4 * full["num_tokens"]
-    assert full["hits"] + full["substitutions"] + full["deletions"] > 0
+    words = full["hits"] + full["substitutions"] + full["deletions"]
+    assert words > 0
+    assert full["wer"] == (words - full["hits"] + full["insertions"]) / words
+
+
+def test_a_rate_without_references_is_none(tmp_path: Path) -> None:
+    """0.0 would be the best model of all."""
+    found = EarlyExit(0.9, 8, 4, 2.0, EvaluationResult(WordErrors(), [], 1.0, 4.0))
+    save_early_exits([found], str(tmp_path))
+    (row,) = json.loads((tmp_path / "results.json").read_text())["thresholds"]
+    assert (row["wer"], row["hits"], row["mean_layers"]) == (None, 0, 2.0)
 
 
 def test_the_papers_sweep_is_the_default(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -136,3 +136,11 @@ def test_the_table_is_laid_out_as_table_20() -> None:
         "|---:|---:|---:|---:|---:|",
         "| 0.9750 | 21.0 | 1.10 | 3.0 | 100 |",
     ]
+
+
+def test_without_references_there_is_no_rate_to_print() -> None:
+    """0.0 % reads as without a fault."""
+    found = EarlyExit(0.975, 2100, 100, 22.0, EvaluationResult(WordErrors(), [], 20.0, 60.0))
+    assert early_exit_table([found]).endswith("| 0.9750 | 21.0 | 1.10 | - | 100 |")
+    invented = EvaluationResult(WordErrors(hits=1, insertions=1), [], 20.0, 60.0)
+    assert early_exit_table([EarlyExit(0.975, 2100, 100, 22.0, invented)]).endswith("| 100.0 | 100 |")

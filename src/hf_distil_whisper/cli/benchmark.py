@@ -4,6 +4,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -54,7 +55,7 @@ class LabellingBenchmarkArguments:
         default_factory=list, metadata={"help": "Labels by beam search too, for example `5`; not by default."}
     )
     language: str = setting("en", "Whose normaliser scores the labels.")
-    dtype: str = setting("float32", "Type of the teacher's weights.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the teacher's weights.")
     dry_run: bool = setting(False, "Check the inputs only.")
 
     def __post_init__(self) -> None:

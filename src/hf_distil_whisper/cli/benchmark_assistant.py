@@ -12,7 +12,14 @@ import numpy as np
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.arguments import (
+    DataSource,
+    as_source,
+    parse_arguments,
+    setting,
+    short_names,
+    source_setting,
+)
 from hf_distil_whisper.cli.loading import load_assistant, load_listener
 from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.cli.recipes import InputError
@@ -183,7 +190,7 @@ def run_assistant(argv: Sequence[str], machine: str) -> None:
     if not plan.settle(dry_run=args.dry_run):
         return
     model, processor = load_listener(args.model_name_or_path or "", args.dtype)
-    pairs = {Path(place).name: load_assistant(place, model) for place in args.assistants}
+    pairs = {short: load_assistant(place, model) for short, place in short_names(args.assistants).items()}
     wholes = {short: whole for short, (whole, _) in pairs.items()}
     assistants = {short: assistant for short, (_, assistant) in pairs.items()}
     parameters = {

@@ -98,7 +98,7 @@ def save_early_exits(found: Sequence[EarlyExit], folder: str, **facts: object) -
             "seconds": one.seconds,
             "full_depth_seconds": one.full_depth_seconds,
             "relative_latency": one.relative_latency,
-            "wer": one.errors.wer,
+            "wer": one.errors.wer if one.errors.num_words else None,
             **asdict(one.errors),
             "unreadable_rows": len(one.result.row_errors),
         }

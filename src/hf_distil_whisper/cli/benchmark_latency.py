@@ -14,6 +14,7 @@ from hf_distil_whisper.cli.arguments import (
     as_training_sources,
     parse_arguments,
     setting,
+    short_names,
     source_setting,
 )
 from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, torch_dtype
@@ -79,11 +80,9 @@ class LatencyBenchmarkArguments:
             raise InputError(f"--caches: expected some of {', '.join(CACHES)}, got {self.caches}")
 
     def models(self) -> dict[str, str]:
-        """Names or paths by the name that stands in the tables: the last part, the whole where that is not enough."""
+        """Names or paths by the name that stands in the tables."""
         teacher = self.teacher_model_name_or_path
-        places = [*([teacher] if teacher else []), self.model_name_or_path or "", *self.other_models]
-        short = [Path(place).name or place for place in places]
-        return {place if short.count(name) > 1 else name: place for name, place in zip(short, places, strict=True)}
+        return short_names([*([teacher] if teacher else []), self.model_name_or_path or "", *self.other_models])
 
 
 def plan_latency(args: LatencyBenchmarkArguments) -> Plan:

@@ -157,11 +157,14 @@ def early_exit_table(found: Sequence[EarlyExit]) -> str:
 
     Args:
         found (`Sequence[EarlyExit]`): from [`evaluate_early_exit`].
+
+    Returns:
+        `str`: Markdown; the WER is "-" where no row has a reference.
     """
     lines = ["| Threshold | Avg. Dec Layers | Rel. Latency | WER / % | tokens |", "|---:|---:|---:|---:|---:|"]
     lines += [
-        f"| {one.threshold:.4f} | {one.mean_layers:.1f} | {one.relative_latency:.2f} | {100 * one.errors.wer:.1f} | "
-        f"{one.num_tokens} |"
+        f"| {one.threshold:.4f} | {one.mean_layers:.1f} | {one.relative_latency:.2f} | "
+        f"{f'{100 * one.errors.wer:.1f}' if one.errors.num_words else '-'} | {one.num_tokens} |"
         for one in found
     ]
     return "\n".join(lines)

@@ -88,6 +88,7 @@ def test_the_command_checks_its_inputs(tmp_path: Path, capsys: pytest.CaptureFix
         ),
         ([], "got 'nothing'"),
         (["label", *flags, "--rows", "0"], "--rows: expected a whole number above 0, got 0"),
+        (["label", *flags, "--dtype", "fp16"], "--dtype: invalid choice: 'fp16' (choose from"),
         (["label", *flags, "--rows", "4000"], "4000 were asked for"),
     ):
         assert main(["benchmark", *argv]) == 2

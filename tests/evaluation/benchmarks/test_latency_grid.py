@@ -1,5 +1,7 @@
 """Latency over batch sizes, attention and caches: the same speech, true lengths, ratios within one setting."""
 
+import os
+import signal
 from typing import Any
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from hf_distil_whisper.evaluation import latency
 from hf_distil_whisper.evaluation.benchmarks import latency_grid as grid
+from hf_distil_whisper.evaluation.benchmarks import pass_memory
 from hf_distil_whisper.evaluation.benchmarks.latency_grid import check_attention, latency_grid
 from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow, latency_table, rtf_table
 from hf_distil_whisper.evaluation.benchmarks.pass_memory import pass_bytes
@@ -119,6 +122,26 @@ def test_memory_on_a_cpu_is_that_of_weights_and_one_pass() -> None:
     assert found is not None
     weights = 4 * sum(weight.numel() for weight in model.parameters())
     assert weights + 1500 * 256 * 4 < found < weights + 200e6
+
+
+def killed(*_: object) -> float:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0
+
+
+def test_times_outlast_a_process_that_is_killed_for_its_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Hours of timing, and then a traceback, since a large model fits once and not twice."""
+    monkeypatch.setattr(pass_memory, "_taken", killed)
+    with caplog.at_level("WARNING", logger="hf_distil_whisper"):
+        (found,) = latency_grid(
+            {"large": talking_whisper(0)}, toy_rows(1), toy_processor(), batch_sizes=[1], num_tokens=1, repeats=1
+        )
+    assert (found.peak_bytes, len(found.seconds)) == (None, 1)
+    assert latency_table([found]).endswith("| - | - |")
+    assert "large at batch size 1: no peak memory. killed: the process ended with -9." in caplog.text
+    assert "`--memory false`" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_distil_whisper.evaluation.benchmarks.own_process import in_own_process
+from hf_distil_whisper.evaluation.benchmarks.own_process import ProcessEndedError, in_own_process
 
 MEGABYTE = 2**20
 
@@ -56,5 +56,5 @@ def test_the_environment_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_process_that_ends_without_a_result_is_an_error() -> None:
-    with pytest.raises(RuntimeError, match="fail: the process ended with 3"):
+    with pytest.raises(ProcessEndedError, match="fail: the process ended with 3"):
         in_own_process(fail)

@@ -22,6 +22,7 @@ from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
 from hf_distil_whisper.data.samples import row_id
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow
+from hf_distil_whisper.evaluation.benchmarks.own_process import ProcessEndedError
 from hf_distil_whisper.evaluation.benchmarks.pass_memory import pass_bytes
 from hf_distil_whisper.evaluation.latency import timed_pass
 from hf_distil_whisper.evaluation.short_form import readable_rows
@@ -77,7 +78,7 @@ def latency_grid(
         repeats (`int`, *optional*, defaults to 3): repetitions over all recordings.
         language (`str`, *optional*): for multilingual models; without it they also spend time on detecting one.
         memory (`bool`, *optional*, defaults to `True`): also measure the peak memory, which on a CPU takes a process
-            and some seconds for every row.
+            and some seconds for every row. A row whose process is killed has none.
 
     Returns:
         `list[LatencyRow]`: by batch size, attention, cache and model.
@@ -152,7 +153,13 @@ class _Contender:
         """With as many tokens as the longest window had."""
         self.model.set_attn_implementation(self.attention)
         size = min(self.batch_size, len(self.windows))
-        self.peak_bytes = pass_bytes(self.model, size, **self._settings(max(1, *self.lengths)))
+        try:
+            self.peak_bytes = pass_bytes(self.model, size, **self._settings(max(1, *self.lengths)))
+        except ProcessEndedError as error:  # the times are worth more than the memory, and measured by now
+            logger.warning(
+                f"{self.name} at batch size {self.batch_size}: no peak memory. {error} That happens where there is no "
+                "room for the model twice. The times stay; `--memory false` leaves the memory out."
+            )
 
     def _settings(self, num_tokens: int | None) -> dict[str, Any]:
         search = partial(greedy_search, static_cache=self.cache == "static")

@@ -13,6 +13,11 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+
+class ProcessEndedError(RuntimeError):
+    """A process ended without a result, as one does that the system kills for its memory."""
+
+
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024), "ARROW_DEFAULT_MEMORY_POOL": "system"}
 """Has glibc and Arrow give buffers back as soon as they are freed: else they keep tens of MB, the more the longer a
 process runs."""
@@ -45,7 +50,7 @@ def in_own_process(measure: Callable[..., float], *arguments: Any) -> tuple[floa
             does what nothing holds any more: the process gives it back.
 
     Raises:
-        RuntimeError: if the process ends without a result, as one does that the system kills for its memory.
+        ProcessEndedError: if the process ends without a result, as one does that the system kills for its memory.
     """
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
@@ -57,7 +62,7 @@ def in_own_process(measure: Callable[..., float], *arguments: Any) -> tuple[floa
         found = receiving.recv()
     except EOFError:
         process.join()
-        raise RuntimeError(f"{measure.__name__.strip('_')}: the process ended with {process.exitcode}.") from None
+        raise ProcessEndedError(f"{measure.__name__.strip('_')}: the process ended with {process.exitcode}.") from None
     process.join()
     return found
 

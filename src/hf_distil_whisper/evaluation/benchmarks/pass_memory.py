@@ -26,6 +26,9 @@ def pass_bytes(model: WhisperForConditionalGeneration, batch_size: int, **settin
 
     Returns:
         `int | None`: None on a device that is neither.
+
+    Raises:
+        ProcessEndedError: if the process is killed, as where memory does not suffice for a second model.
     """
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     if model.device.type == "cuda":
