@@ -28,6 +28,21 @@ def test_table_and_counts_are_written(toys: Path, tmp_path: Path, capsys: pytest
     assert "times as fast as teacher, sequential" in said
 
 
+def test_several_sets_are_shown_one_by_one(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = command(toys)
+    argv[argv.index("--dataset")] = "--dataset.first"
+    assert main([*argv, "--dataset.second", str(toys / "corpus")]) == 0
+    said = capsys.readouterr().out
+    assert "| Dataset | teacher sequential | model sequential | teacher chunked | model chunked |" in said
+    assert [
+        line.split()[1] for line in said.splitlines() if line.startswith(("| first", "| second", "| Average"))
+    ] == [
+        "first",
+        "second",
+        "Average",
+    ]
+
+
 def test_all_problems_are_told_at_once(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["evaluate", "algorithms", "--dataset.path", str(tmp_path / "gone"), "--output_dir", str(toys / "corpus")]
     assert main(argv) == 2

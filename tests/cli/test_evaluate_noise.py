@@ -63,8 +63,8 @@ def test_models_of_one_name_are_told_apart_by_their_paths(toys: Path, capsys: py
     argv = command(toys, "--model_name_or_path", str(toys / "student"), str(toys / "other" / "student"), "--dry_run")
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert f"score {toys / 'student'} in" in said
-    assert f"score {toys / 'other' / 'student'} in" in said
+    assert f"score {toys.name}/student ({toys / 'student'}) in" in said
+    assert f"score other/student ({toys / 'other' / 'student'}) in" in said
     assert "score teacher (" in said
 
 

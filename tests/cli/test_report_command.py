@@ -1,6 +1,7 @@
 """`report` on toys: one page of everything, figures kept between two starts, and what it refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -70,6 +71,30 @@ def test_a_report_holds_every_section_and_its_pictures(made: Path) -> None:
     assert f"hf-distil-whisper report {made / 'report.yaml'}" in page
 
 
+def test_averages_are_over_sets_and_over_words_with_the_robustness(made: Path) -> None:
+    page = (made / "report" / "report.md").read_text()
+    assert re.search(r"\| Average \| \d+\.\d \(\d+\.\d\) \|", page)
+    assert re.search(r"Effective robustness of student, reference seen: [+-]\d+\.\d\d %", page)
+    assert "rows left out of the rates" not in page
+
+
+def test_rows_in_no_rate_are_named(toys: Path, tmp_path: Path) -> None:
+    """A set of which most could not be read would look whole."""
+    corpus = Path(write_toy_corpus(tmp_path / "bad", train=3))
+    rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    (corpus / rows[0]["file_name"]).write_bytes(b"no audio")
+    rows[1]["text"] = ""
+    (corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    bad = {"bad": {"path": str(corpus), "split": "train"}}
+    settings = write_settings(
+        toys, tmp_path, models={"student": str(toys / "student")}, ood_datasets=bad, long_form_datasets=bad,
+        noises=["white"], babble_dataset=None, snrs=[10.0], batch_sizes=[1],
+    )  # fmt: skip
+    assert main(["report", settings]) == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert page.count("  bad: 1 could not be read, 1 without a reference") == 2
+
+
 def test_a_second_start_measures_nothing_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of the notes would cost all measurements once more."""
     first = (made / "report" / "report.md").read_text()
@@ -124,7 +149,12 @@ def test_a_set_without_references_is_refused(toys: Path, tmp_path: Path, capsys:
         ({"models": {"teacher": "nowhere"}}, "--models.teacher: no model at 'nowhere'"),
         ({"reference": "new"}, "'new' is not among eval_datasets: seen"),
         ({"noises": ["pub.wav"]}, "--noises: pub.wav: no such file"),
-        ({"sweeps": ["nowhere"]}, "nowhere holds no table"),
+        ({"reference": "seen", "ood_datasets": {}}, "give ood_datasets too"),
+        ({"dtype": "fp16"}, "fp16"),
+        ({"snrs": [float("inf")]}, "snrs: "),
+        ({"batch_sizes": [0, 4]}, "batch_sizes: expected whole numbers above 0, got [0, 4]"),
+        ({"latency_samples": 0}, "latency_samples: expected whole numbers above 0, got 0"),
+        ({"sweeps": ["nowhere"]}, "nowhere has no table.md"),
         ({"notes": "nowhere.md"}, "there is no file nowhere.md"),
         ({"output_dir": None}, "--output_dir is missing"),
     ],

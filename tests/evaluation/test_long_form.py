@@ -5,13 +5,14 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
 from hf_distil_whisper.evaluation import long_form
 from hf_distil_whisper.evaluation import recordings as recordings_room
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
 from hf_distil_whisper.evaluation.long_form_tables import long_form_summary, long_form_table
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
-from hf_distil_whisper.inference.sequential import StuckTranscriptionError
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError, TemperatureFallback
 from hf_distil_whisper.inference.transcribe import transcribe_chunked, transcribe_sequential
 from hf_distil_whisper.metrics import WordErrors, get_normalizer, repeated_ngrams
 from talking_models import talking_whisper
@@ -65,6 +66,20 @@ def test_stuck_recording_counts_as_missed(monkeypatch: pytest.MonkeyPatch, caplo
     assert result.errors == WordErrors(deletions=4)
     assert [row["truncated"] for row in result.rows] == [True, True]
     assert "does not move on" in caplog.text
+
+
+def test_what_a_row_samples_depends_on_its_id_alone() -> None:
+    """Drawn one after another, texts would hang on the order of models and on the share of a process."""
+    model, audio = talking_whisper(4), toy_audio(20)
+    rows = [{"id": name, "audio": audio, "text": "the fox"} for name in ("a", "b", "c")]
+    options = {"method": "sequential", "temperature_fallback": TemperatureFallback(temperatures=(1.0,))}
+    before = torch.get_rng_state()
+    texts = [row["prediction"] for row in evaluate_long_form(model, rows, toy_processor(), **options).rows]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(set(texts)) == 3  # the same recording each time: it is sampled
+    torch.rand(3)
+    share = evaluate_long_form(model, rows[:0:-1], toy_processor(), **options)
+    assert [row["prediction"] for row in share.rows] == texts[:0:-1]
 
 
 def test_rows_hold_counts_and_rates_that_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Figures of a report that are kept between two starts."""
 
+import json
 from pathlib import Path
 
 from hf_distil_whisper.evaluation.measured import MeasuredFolder, SetScore, score_as_json, score_from_json
@@ -30,7 +31,9 @@ def test_another_model_under_the_same_name_is_measured_anew(tmp_path: Path) -> N
 def test_names_of_models_may_be_those_of_the_hub(tmp_path: Path) -> None:
     """A slash would look for a folder that is not there."""
     assert MeasuredFolder(tmp_path).get("short form, openai/whisper-tiny", {}, lambda: 1) == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["short-form-openai-whisper-tiny.json"]
+    (file,) = tmp_path.iterdir()
+    assert file.name == "short-form-openai-whisper-tiny.json"
+    assert json.loads(file.read_text())["name"] == "short form, openai/whisper-tiny"
 
 
 def test_a_score_survives_its_file(tmp_path: Path) -> None:

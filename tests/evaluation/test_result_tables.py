@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from datasets import Dataset
 
 from hf_distil_whisper.data.sources import RowErrors
@@ -10,7 +11,7 @@ from hf_distil_whisper.evaluation.results import (
     averages_text,
     left_out_text,
     results_table,
-    robustness_text,
+    robustness,
     save_results,
     summarise_results,
 )
@@ -119,7 +120,42 @@ def test_robustness_is_shown_beside_the_teacher() -> None:
         for name, ours, theirs in (("seen", 12, 10), ("also seen", 1, 1), ("new", 30, 20))
     }  # fmt: skip
     groups = {"seen": "in distribution", "also seen": "in distribution", "new": "out of distribution"}
-    lines = robustness_text(results, groups, "seen").splitlines()
+    text = results_table(results, groups, "seen")
+    lines = text[text.index("| Dataset") :].splitlines()
     assert lines[0] == "| Dataset | teacher | model | RER |"
     assert lines[2:4] == ["| seen | 10.0 | 12.0 | 20.0 |", "| new | 20.0 | 30.0 | 50.0 |"]
-    assert lines[-1] == "effective robustness: -8.00 %"
+    assert lines[-1] == "Effective robustness of model, reference seen: -8.00 %"
+
+
+def test_a_set_without_references_costs_no_other_its_robustness(tmp_path: Path) -> None:
+    """Recordings of noise are scored beside sets with texts; hours of scoring would end in an error."""
+    groups = {"read": "in distribution", "silence": "out of distribution", "german": "out of distribution"}
+    german = {"model": scored([("ja", "nein")], "de"), "teacher": scored([("ja", "ja"), ("gut", "nein")], "de")}
+    results = {**{name: RESULTS[name] for name in ("read", "silence")}, "german": german}
+    (found,) = robustness(results, groups, "read").values()
+    assert list(found.model) == ["read", "german"]
+    alone = {name: RESULTS[name] for name in ("read", "silence")}
+    assert robustness(alone, groups | {"german": "long form"}, "read") == {}
+    assert "no effective robustness: neither read nor" in results_table(
+        alone, GROUPS | {"chinese": "long form"}, "read"
+    )
+    save_results(results, str(tmp_path), groups, "read")
+    kept = json.loads((tmp_path / "averages.json").read_text())
+    assert kept["robustness"]["model"]["effective_robustness"] == pytest.approx(found.effective_robustness)
+    assert kept["robustness"]["model"]["relative_error_rates"] == {"read": None, "german": 1.0}
+    assert kept["averages"]["short form"]["teacher"] == {"macro": 0.25, "micro": pytest.approx(1 / 9)}
+
+
+def test_long_recordings_have_their_own_averages_and_tables(tmp_path: Path) -> None:
+    """Tables 17 and 19: in distribution, out of it, and all; Table 8 is the mean of all."""
+    calls = {"model": scored([("a b", "a b")]), "teacher": scored([("a b", "a c")])}
+    results = {"talks": RESULTS["read"], "calls": calls, "songs": RESULTS["silence"]}
+    groups = {"talks": "long form", **dict.fromkeys(("calls", "songs"), "long form out of distribution")}
+    assert averages_text(results, groups).splitlines()[1:] == [
+        "  long form, all sets: model 16.67 (25.00), teacher 25.00 (11.11)",
+    ]
+    save_results(results, str(tmp_path), groups)
+    table = (tmp_path / "long_form.md").read_text()
+    assert "| model | 0 | - | - | - | - |" in table
+    assert "| songs | 5-Dup. | 0 | 0 |\n|  | IER | - | - |" in table
+    assert "|  | WER | 33.3 | 0.0 |" in table

@@ -97,6 +97,15 @@ def test_without_spaces_all_counts_are_of_characters() -> None:
     assert result.orthographic_errors == WordErrors(hits=5, substitutions=1, deletions=1)
 
 
+def test_without_spaces_repeated_runs_are_of_characters() -> None:
+    """Split at white space, a loop of a whole minute is one word, and 5-Dup. says that nothing was made up."""
+    loop = "今天天气很好。" * 4
+    for language, expected in (("zh", 20 - 6), ("en", 0)):  # 24 characters hold 20 runs of five, 6 of them distinct
+        result = score([heard("今天", loop), heard(None, "今天天气 很好")], RowErrors(), 1.0, language=language)
+        assert [row["repeated_5grams"] for row in result.rows] == [expected, 0]
+        assert result.repeated_5grams == expected
+
+
 def test_parts_of_a_set_merge_into_its_result() -> None:
     """Rates averaged over processes weigh a short share like a long one; floats added in another order differ."""
     rows = [heard(*pair, name=str(n), duration=0.1 * (n + 1)) for n, pair in enumerate([*CASES, ("", "uh")])]

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
+from hf_distil_whisper.evaluation.measured import MeasuredFolder
 from hf_distil_whisper.evaluation.results import save_results
 from hf_distil_whisper.evaluation.short_form import evaluate_model
 from hf_distil_whisper.hub.card_results import Evaluation, comparison_rows, eval_result_files, read_evaluation
@@ -50,25 +51,41 @@ def test_a_set_without_references_has_no_rate(tmp_path: Path) -> None:
 def test_figures_of_a_report_are_read(tmp_path: Path) -> None:
     """The report keeps each figure in a file of its own."""
     folder = tmp_path / "measured"
-    folder.mkdir()
     errors = {"hits": 8, "substitutions": 1, "deletions": 1, "insertions": 0}
     score = {"errors": errors, "interval": None, "seconds": 1.0, "audio_seconds": 10.0, "repeated_5grams": 0}
-    for name in ("short-form-student-test", "short-form-teacher-test", "long-form-student-talks"):
-        (folder / f"{name}.json").write_text(json.dumps({"settings": {}, "measured": score}))
+    kept = MeasuredFolder(folder)
+    for name in ("short form, student, test", "short form, teacher, test", "long form, student, my talks"):
+        kept.get(name, {}, lambda: score)
     latency = [
         {"model": "teacher", "batch_size": 1, "relative_latency": 1.0},
         {"model": "student", "batch_size": 1, "relative_latency": 1.75},
         {"model": "student", "batch_size": 4, "relative_latency": 1.5},
     ]
-    (folder / "latency.json").write_text(json.dumps({"settings": {}, "measured": latency}))
+    kept.get("latency", {}, lambda: latency)
     found = read_evaluation(tmp_path)
-    assert found.results == {"test": 0.2, "talks": 0.2}
+    assert found.results == {"test": 0.2, "my talks": 0.2}
     assert found.teacher_results == {"test": 0.2}
-    assert found.groups == {"talks": "long form"}
+    assert found.groups == {"my talks": "long form"}
     assert found.speed == 1.75
     assert ("times as fast, one recording at a time", "1.75", "1.00") in comparison_rows(found)
     with pytest.raises(FileNotFoundError, match="--output_dir"):
         read_evaluation(tmp_path / "nowhere")
+
+
+def test_a_model_whose_name_begins_like_another_is_not_that_one(tmp_path: Path) -> None:
+    """The card of `student` told the other one's rate, of a set `large-test` that there is not."""
+    kept = MeasuredFolder(tmp_path / "measured")
+    for model, wrong in (("student", 3), ("student-large", 1), ("teacher", 0), ("teacher.en", 2)):
+        for kind, data in (("short form", "test"), ("long form", "talks")):
+            errors = {"hits": 10 - wrong, "substitutions": wrong, "deletions": 0, "insertions": 0}
+            score = {"errors": errors, "interval": None, "seconds": 1.0, "audio_seconds": 9.0, "repeated_5grams": 0}
+            kept.get(f"{kind}, {model}, {data}", {}, lambda score=score: score)
+    found = read_evaluation(tmp_path)
+    assert found.results == {"test": 0.3, "talks": 0.3}
+    assert found.teacher_results == {"test": 0.0, "talks": 0.0}
+    assert read_evaluation(tmp_path, student="student-large").results == {"test": 0.1, "talks": 0.1}
+    with pytest.raises(ValueError, match="no set was scored for 'stud'"):
+        read_evaluation(tmp_path, student="stud")
 
 
 def test_what_is_given_wins_over_what_is_read() -> None:

@@ -25,6 +25,7 @@ from hf_distil_whisper.evaluation.processes import evaluate_shared
 from hf_distil_whisper.evaluation.results import (
     IN_DISTRIBUTION,
     LONG_FORM,
+    LONG_FORM_OUTSIDE,
     OUT_OF_DISTRIBUTION,
     TEACHER,
     results_table,
@@ -33,13 +34,13 @@ from hf_distil_whisper.evaluation.results import (
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.evaluation.short_form import evaluate_model
 from hf_distil_whisper.inference.ctc import is_ctc, load_ctc
-from hf_distil_whisper.inference.generation import scoring_language
 from hf_distil_whisper.metrics import get_normalizer
 
 GROUPS = {
     "eval_datasets": IN_DISTRIBUTION,
     "ood_datasets": OUT_OF_DISTRIBUTION,
     "long_form_datasets": LONG_FORM,
+    "ood_long_form_datasets": LONG_FORM_OUTSIDE,
 }
 """Flag that names sets → what they are called in tables."""
 
@@ -56,6 +57,7 @@ class EvaluateArguments:
             the model was trained on ("in distribution").
         ood_datasets (`dict[str, DataSource]`, *optional*): sets of recordings up to 30 s of other kinds.
         long_form_datasets (`dict[str, DataSource]`, *optional*): sets of longer recordings, by name.
+        ood_long_form_datasets (`dict[str, DataSource]`, *optional*): sets of longer recordings of other kinds.
         reference (`str`, *optional*): one of `eval_datasets`; prints how models fare on `ood_datasets` in relation to
             it, beside the teacher (Table 6).
         long_form_method (`str`, *optional*, defaults to `"chunked"`): section 5, or `"sequential"`.
@@ -78,6 +80,7 @@ class EvaluateArguments:
     eval_datasets: dict[str, DataSource] | str | None = source_setting("Recordings up to 30 s: {name: path}.")
     ood_datasets: dict[str, DataSource] | str | None = source_setting("The same, out of distribution.")
     long_form_datasets: dict[str, DataSource] | str | None = source_setting("Longer recordings: {name: path}.")
+    ood_long_form_datasets: dict[str, DataSource] | str | None = source_setting("The same, out of distribution.")
     reference: str | None = setting(None, "Set in distribution that effective robustness refers to.")
     long_form_method: Literal["chunked", "sequential"] = setting("chunked", "How longer recordings are transcribed.")
     temperature_fallback: dict[str, Any] | str | None = fallback_setting()
@@ -92,9 +95,8 @@ class EvaluateArguments:
     def __post_init__(self) -> None:
         self.temperature_fallback = as_fallback(self.temperature_fallback)  # type: ignore[assignment]
         self.other_models = _as_models(self.other_models)
-        self.eval_datasets = as_sources(self.eval_datasets, "eval_datasets")
-        self.ood_datasets = as_sources(self.ood_datasets, "ood_datasets")
-        self.long_form_datasets = as_sources(self.long_form_datasets, "long_form_datasets")
+        for flag in GROUPS:
+            setattr(self, flag, as_sources(getattr(self, flag), flag))
 
     def models(self) -> dict[str, str]:
         """Names or paths to score, by the name in the table."""
@@ -180,7 +182,7 @@ def _check_names(plan: Plan, sets: Sequence[str], models: Sequence[str]) -> None
 
 def _check_models(plan: Plan, args: EvaluateArguments) -> None:
     flags = {"model": "model_name_or_path", TEACHER: "teacher_model_name_or_path"}
-    languages, memory = {}, 0.0
+    whispers, memory = {}, 0.0
     for column, name in args.models().items():
         flag = flags.get(column, f"other_models.{column}")
         config = plan.model_config(name, flag)
@@ -199,16 +201,8 @@ def _check_models(plan: Plan, args: EvaluateArguments) -> None:
             continue
         plan.processor(name, flag)
         memory = max(memory, generation_bytes(model, torch_dtype(args.dtype), args.batch_size))
-        try:
-            languages[column] = scoring_language(model, args.language)
-        except ValueError as error:
-            plan.problems.append(f"--language: {error}")
-    if len(set(languages.values())) > 1 and args.normalizer is None:
-        pairs = ", ".join(f"{column} by {language!r}" for column, language in languages.items())
-        plan.problems.append(
-            f"--language is missing: the models would be normalised differently ({pairs}), so that their rates could "
-            "not be compared. Say which one is spoken, or choose a --normalizer"
-        )
+        whispers[column] = model
+    plan.scoring(whispers, args.language, args.normalizer)
     if memory:
         plan.figures["memory expected"] = gigabytes(memory)
 
@@ -230,7 +224,7 @@ def run_evaluation(args: EvaluateArguments, datasets: Mapping[str, Dataset]) -> 
         evaluate = _ctc_evaluation(args, name) if ctc else _whisper_evaluation(args, name)
         for flag, rows in datasets.items():
             kind, dataset = flag.split(".", 1)
-            heard = partial(evaluate, kind == "long_form_datasets")
+            heard = partial(evaluate, GROUPS[kind] in (LONG_FORM, LONG_FORM_OUTSIDE))
             results.setdefault(dataset, {})[column] = evaluate_shared(rows, heard)
     return results
 
@@ -288,8 +282,8 @@ def run(argv: Sequence[str]) -> None:
         return
     results = run_evaluation(args, plan.datasets)
     if is_main_process():
-        sys.stdout.write(results_table(results, args.groups(), args.reference) + "\n")
         if args.output_dir is not None:
-            save_results(results, args.output_dir, args.groups())
+            save_results(results, args.output_dir, args.groups(), args.reference)
+        sys.stdout.write(results_table(results, args.groups(), args.reference) + "\n")
     # A process that leaves without this may abort with its work done: github.com/pytorch/pytorch/issues/190489
     PartialState().destroy_process_group()

@@ -17,7 +17,12 @@ from hf_distil_whisper.cli.arguments import (
 from hf_distil_whisper.cli.loading import load_listener
 from hf_distil_whisper.cli.plans import Plan, describe_rows
 from hf_distil_whisper.cli.recipes import InputError
-from hf_distil_whisper.evaluation.long_form_algorithms import AlgorithmRow, algorithm_table, compare_algorithms
+from hf_distil_whisper.evaluation.long_form_algorithms import (
+    AlgorithmRow,
+    algorithm_table,
+    algorithms_by_set,
+    compare_algorithms,
+)
 from hf_distil_whisper.metrics import get_normalizer
 
 
@@ -70,11 +75,15 @@ def plan_algorithms(args: EvaluateAlgorithmsArguments) -> Plan:
     """
     plan = Plan("evaluate algorithms")
     plan.single_process()
+    whispers = {}
     for column, name in args.models().items():
         flag = "teacher_model_name_or_path" if column == "teacher" else "model_name_or_path"
-        if plan.model(name, flag) is not None:
+        model = plan.model(name, flag)
+        if model is not None:
+            whispers[column] = model
             plan.processor(name, flag)
             plan.steps.append(f"score and time {column} {name}, sequential and chunked, {args.repeats} times in turn")
+    plan.scoring(whispers, args.language, args.normalizer)
     sources = args.dataset if isinstance(args.dataset, dict) else {}
     for name, source in sources.items() or [("dataset", None)]:
         flag = name if name == "dataset" else f"dataset.{name}"
@@ -92,7 +101,7 @@ def save_algorithms(rows: Mapping[str, Sequence[AlgorithmRow]], table: str, fold
 
     Args:
         rows (`Mapping[str, Sequence[AlgorithmRow]]`): of [`compare_algorithms`], by set.
-        table (`str`): of [`algorithm_table`].
+        table (`str`): of [`algorithm_table`] and [`algorithms_by_set`].
         folder (`str`): made where it is missing.
     """
     target = Path(folder)
@@ -129,6 +138,8 @@ def run_algorithms(argv: Sequence[str]) -> None:
     }  # fmt: skip
     baseline = next(iter(models))
     table = algorithm_table(rows, baseline)
-    sys.stdout.write(f"{table}\n\nRel. Latency: times as fast as {baseline}, sequential. WER / %, mean of the sets.\n")
+    if len(rows) > 1:
+        table += f"\n\n{algorithms_by_set(rows)}"
     if args.output_dir is not None:
         save_algorithms(rows, table, args.output_dir)
+    sys.stdout.write(f"{table}\n\nRel. Latency: times as fast as {baseline}, sequential. WER / %, mean of the sets.\n")

@@ -78,10 +78,13 @@ def plan_chunks(args: EvaluateChunksArguments) -> Plan:
     """
     plan = Plan("evaluate chunks")
     plan.single_process()
+    whispers = {}
     for column, name in args.models().items():
         flag = "teacher_model_name_or_path" if column == "teacher" else "model_name_or_path"
-        if plan.model(name, flag) is None:
+        model = plan.model(name, flag)
+        if model is None:
             continue
+        whispers[column] = model
         processor = plan.processor(name, flag)
         if processor is not None:
             try:
@@ -90,6 +93,7 @@ def plan_chunks(args: EvaluateChunksArguments) -> Plan:
                 plan.problems.append(f"--chunk_lengths, --strides: {error}")
             else:
                 plan.steps.append(f"score {column} {name} in chunks of {len(settings)} lengths and overlaps")
+    plan.scoring(whispers, args.language, args.normalizer)
     rows = plan.source(as_source(args.dataset, "dataset", "test") if args.dataset else None, "dataset", ("text",))
     if rows is not None:
         plan.figures["audio"] = describe_rows(rows)

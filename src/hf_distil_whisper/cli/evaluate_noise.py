@@ -14,7 +14,14 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.arguments import (
+    DataSource,
+    as_source,
+    parse_arguments,
+    setting,
+    short_names,
+    source_setting,
+)
 from hf_distil_whisper.cli.loading import load_listener
 from hf_distil_whisper.cli.plans import Plan, describe_rows, generation_bytes, gigabytes, torch_dtype
 from hf_distil_whisper.cli.recipes import InputError, is_main_process
@@ -101,7 +108,7 @@ class NoiseArguments:
 
     def models(self) -> dict[str, str]:
         """Names or paths to score, by column of the table."""
-        return _short_names(self._places())
+        return short_names(self._places())
 
     def _places(self) -> list[str]:
         teacher = [self.teacher_model_name_or_path] if self.teacher_model_name_or_path else []
@@ -118,12 +125,14 @@ def plan_noise(args: NoiseArguments) -> Plan:
     flags = [("model_name_or_path", name) for name in args.model_name_or_path or [""]]
     if args.teacher_model_name_or_path is not None:
         flags.append(("teacher_model_name_or_path", args.teacher_model_name_or_path))
-    expected = []
+    whispers, expected = {}, []
     for flag, name in flags:
         model = plan.model(name, flag)
         if model is not None:
             plan.processor(name, flag)
             expected.append(generation_bytes(model, torch_dtype(args.dtype), args.batch_size))
+            whispers[name] = model
+    plan.scoring(whispers, args.language, args.normalizer)
     rows = plan.source(as_source(args.dataset, "dataset", "test") if args.dataset else None, "dataset", ("text",))
     if rows is not None:
         plan.figures["audio"] = f"{describe_rows(rows)}, heard {len(args.noises) * len(args.snrs)} times by each model"
@@ -131,7 +140,7 @@ def plan_noise(args: NoiseArguments) -> Plan:
     ratios = ", ".join(f"{snr:g}" for snr in args.snrs)
     for column, name in args.models().items():
         place = "" if column == name else f" ({name})"
-        plan.steps.append(f"score {column}{place} in {', '.join(_short_names(args.noises))} noise at {ratios} dB")
+        plan.steps.append(f"score {column}{place} in {', '.join(short_names(args.noises))} noise at {ratios} dB")
     if args.output_dir is not None:
         plan.output(args.output_dir)
         plan.steps.append(f"write the results and the picture to {args.output_dir}")
@@ -174,7 +183,7 @@ def load_noises(
         seed (`int`, *optional*, defaults to 0): of the babble.
     """
     found: dict[str, str | np.ndarray] = {}
-    for name, place in _short_names(noises).items():
+    for name, place in short_names(noises).items():
         if place == BABBLE and babble_rows is not None:
             found[name] = babble(without_decoder(babble_rows)["audio"], seed=seed)
         else:
@@ -249,7 +258,7 @@ def save_noise_results(args: NoiseArguments, results: Results, folder: str) -> N
     target.mkdir(parents=True, exist_ok=True)
     summary = {
         "models": args.models(),
-        "noises": _short_names(args.noises),
+        "noises": short_names(args.noises),
         "dataset": asdict(as_source(args.dataset, "dataset", "test")),
         "seed": args.seed,
         "wer_by_noise_and_snr": {
@@ -292,9 +301,3 @@ def run_noise(argv: Sequence[str]) -> None:
 def _drawn(result: EvaluationResult) -> float:
     """A rate for the picture; no point where no row has a reference."""
     return result.wer if result.errors.num_words else math.nan
-
-
-def _short_names(places: Sequence[str]) -> dict[str, str]:
-    """Names and paths by what tells them apart in a table: `runs/student` is "student", `noise/pub.flac` "pub"."""
-    short = [(Path(place).stem if Path(place).is_file() else Path(place).name) or place for place in places]
-    return {place if short.count(name) > 1 else name: place for name, place in zip(short, places, strict=True)}

@@ -5,6 +5,7 @@ Every command makes its plan first; `--dry_run` stops after it. Nothing here wri
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from hf_distil_whisper.cli.recipes import InputError, is_main_process
 from hf_distil_whisper.data.durations import mean_duration
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.data.streams import stream_source
-from hf_distil_whisper.inference.generation import resolve_language
+from hf_distil_whisper.inference.generation import resolve_language, scoring_language
 from hf_distil_whisper.shards import RUN, ShardStore
 
 _DATA = "a Hub name, folder, file or URL"
@@ -142,6 +143,26 @@ class Plan:
             except ValueError as error:
                 self.problems.append(f"--language: {error}")
         return model
+
+    def scoring(
+        self,
+        models: Mapping[str, WhisperForConditionalGeneration],
+        language: str | None,
+        normalizer: str | None,
+    ) -> None:
+        """Notes a language that a model does not know, and models whose rates could not be compared."""
+        languages = {}
+        for column, model in models.items():
+            try:
+                languages[column] = scoring_language(model, language)
+            except ValueError as error:
+                self.problems.append(f"--language: {error}")
+        if len(set(languages.values())) > 1 and normalizer is None:
+            pairs = ", ".join(f"{column} by {found!r}" for column, found in languages.items())
+            self.problems.append(
+                f"--language is missing: the models would be normalised differently ({pairs}), so that their rates "
+                "could not be compared. Say which one is spoken, or choose a --normalizer"
+            )
 
     def repository(self, repo_id: str | None) -> None:
         """Notes a name of a repository that is missing or not allowed."""

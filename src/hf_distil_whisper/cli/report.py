@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -24,7 +24,7 @@ from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
 from hf_distil_whisper.evaluation.long_form_algorithms import AlgorithmRow, compare_algorithms
 from hf_distil_whisper.evaluation.measured import MeasuredFolder, SetScore, score_as_json, score_from_json, set_score
-from hf_distil_whisper.evaluation.noise import evaluate_in_noise
+from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
 from hf_distil_whisper.evaluation.report import Section, write_report
 from hf_distil_whisper.evaluation.report_sections import (
     Scores,
@@ -37,7 +37,7 @@ from hf_distil_whisper.evaluation.report_sections import (
 )
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 from hf_distil_whisper.evaluation.short_form import evaluate_model
-from hf_distil_whisper.metrics import WordErrors
+from hf_distil_whisper.metrics import WordErrors, get_normalizer
 
 
 @dataclass
@@ -51,7 +51,8 @@ class ReportArguments:
         eval_datasets (`dict[str, DataSource]`): short recordings in distribution, by name.
         ood_datasets (`dict[str, DataSource]`, *optional*): out of distribution.
         long_form_datasets (`dict[str, DataSource]`, *optional*): long recordings.
-        reference (`str`, *optional*): the set in distribution that effective robustness refers to (Table 6).
+        reference (`str`, *optional*): the set in distribution that effective robustness on `ood_datasets` refers to
+            (Table 6).
         noises (`list[str]`, *optional*): "white", "babble", or files of recorded noise, added to the first set.
         babble_dataset ([`DataSource`], *optional*): recordings that the babble is mixed from, best of other speakers.
         snrs (`list[float]`, *optional*): signal-to-noise ratios in dB.
@@ -62,6 +63,7 @@ class ReportArguments:
         output_dir (`str`): for `report.md`, `report.html`, the pictures, and the figures in `measured`; a figure that
             was measured there with the same models and settings is not measured again.
         language (`str`, *optional*): of the speech, for multilingual models.
+        normalizer (`str`, *optional*): a language, or `"basic"`, in place of the language's own.
         batch_size (`int`, *optional*, defaults to 16): recordings or chunks in one pass, where time is not the point.
         dtype (`str`, *optional*, defaults to `"float32"`): type of the weights.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
@@ -84,8 +86,9 @@ class ReportArguments:
     notes: str | None = setting(None, "Markdown file with what the figures say.")
     output_dir: str | None = setting(None, "Folder of the page, its pictures and figures.")
     language: str | None = setting(None, "Of the speech, for multilingual models.")
+    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
     batch_size: int = setting(16, "Recordings or chunks in one pass.")
-    dtype: str = setting("float32", "Type of the weights.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
     def __post_init__(self) -> None:
@@ -100,6 +103,20 @@ class ReportArguments:
             raise InputError(
                 f"reference: {self.reference!r} is not among eval_datasets: {', '.join(self.eval_datasets or {})}"
             )
+        if self.reference is not None and not self.ood_datasets:
+            raise InputError("reference: is compared with sets out of distribution; give ood_datasets too")
+        counts = {
+            "latency_samples": [self.latency_samples],
+            "batch_sizes": self.batch_sizes,
+            "batch_size": [self.batch_size],
+        }
+        for name, values in counts.items():
+            if not values or min(values) < 1:
+                raise InputError(f"{name}: expected whole numbers above 0, got {getattr(self, name)}")
+        try:
+            self.snrs = check_snrs(self.snrs)
+        except ValueError as error:
+            raise InputError(f"snrs: {error}") from error
         if len(set(short)) < len(short):
             raise InputError("ood_datasets: a set of that name is also in eval_datasets")
 
@@ -113,9 +130,13 @@ def plan_report(args: ReportArguments) -> Plan:
     plan = Plan("report")
     plan.single_process()
     if plan.require(args.models, "models", "at least one, by name"):
+        whispers = {}
         for name, place in dict(args.models or {}).items():  # type: ignore[arg-type]
-            if plan.model(place, f"models.{name}") is not None:
+            model = plan.model(place, f"models.{name}")
+            if model is not None:
+                whispers[name] = model
                 plan.processor(place, f"models.{name}")
+        plan.scoring(whispers, args.language, args.normalizer)
     plan.require(args.eval_datasets, "eval_datasets", "at least one set to score on")
     plan.require(args.output_dir, "output_dir", "the folder of the page")
     for flag in ("eval_datasets", "ood_datasets", "long_form_datasets"):
@@ -125,8 +146,9 @@ def plan_report(args: ReportArguments) -> Plan:
                 plan.figures[f"audio of {name}"] = describe_rows(rows)
     check_noises(plan, args.noises, args.babble_dataset)
     for place in args.sweeps:
-        if not (Path(place) / "table.md").is_file():
-            plan.problems.append(f"--sweeps: {place} holds no table; run `hf-distil-whisper sweep` first")
+        missing = [name for name in ("table.md", "wer.png") if not (Path(place) / name).is_file()]
+        if missing:
+            plan.problems.append(f"--sweeps: {place} has no {missing[0]}; run `hf-distil-whisper sweep` first")
     if args.notes is not None and not Path(args.notes).is_file():
         plan.problems.append(f"--notes: there is no file {args.notes}")
     plan.steps.append(f"measure {', '.join(args.models or {})}: short form, long form, noise and latency")
@@ -196,8 +218,15 @@ def _identity(args: ReportArguments, model: _Loaded, rows: Dataset) -> dict[str,
         "dtype": args.dtype,
         "rows": rows._fingerprint,
         "language": args.language,
+        "normalizer": args.normalizer,
         "batch_size": args.batch_size,
     }
+
+
+def _scoring(args: ReportArguments) -> dict[str, Any]:
+    """How every model is heard and scored."""
+    normalizer = get_normalizer(args.normalizer) if args.normalizer else None
+    return {"language": args.language, "normalizer": normalizer, "batch_size": args.batch_size}
 
 
 def _scores(
@@ -213,10 +242,11 @@ def _scores(
         for data, rows in sets.items():
 
             def measure(one: _Loaded = one, rows: Dataset = rows) -> dict[str, Any]:
-                result = scorer(one.model, rows, one.processor, language=args.language, batch_size=args.batch_size)
+                result = scorer(one.model, rows, one.processor, **_scoring(args))
                 return score_as_json(set_score(result))
 
-            measured = kept.get(f"{kind}, {name}, {data}", _identity(args, one, rows), measure)
+            settings = {**_identity(args, one, rows), "machine": machine()}  # of the real-time factors
+            measured = kept.get(f"{kind}, {name}, {data}", settings, measure)
             found.setdefault(name, {})[data] = score_from_json(measured)
             if not found[name][data].errors.num_words:
                 raise ValueError(
@@ -233,7 +263,7 @@ def _algorithms(
     def measure() -> list[dict[str, Any]]:
         found = compare_algorithms(
             {name: one.model for name, one in models.items()}, rows,
-            {name: one.processor for name, one in models.items()}, batch_size=args.batch_size, language=args.language,
+            {name: one.processor for name, one in models.items()}, **_scoring(args),
         )  # fmt: skip
         return [asdict(row) for row in found]
 
@@ -257,10 +287,7 @@ def _noise(
     for name, one in models.items():
 
         def measure(one: _Loaded = one) -> list[dict[str, int]]:
-            results = evaluate_in_noise(
-                one.model, rows, one.processor, noise=noise, snrs=args.snrs, language=args.language,
-                batch_size=args.batch_size,
-            )  # fmt: skip
+            results = evaluate_in_noise(one.model, rows, one.processor, noise=noise, snrs=args.snrs, **_scoring(args))
             return [asdict(result.errors) for result in results.values()]
 
         sound = noise if isinstance(noise, str) else hashlib.sha256(noise.tobytes()).hexdigest()[:16]
@@ -274,19 +301,20 @@ def _latency(
     args: ReportArguments, kept: MeasuredFolder, models: Mapping[str, _Loaded], rows: Dataset
 ) -> list[LatencyRow]:
     """All models in turn, so that the figure is one: another model or machine means another measurement."""
-    chosen = rows.select(range(min(args.latency_samples, len(rows))))
+    chosen, baseline = rows.select(range(min(args.latency_samples, len(rows)))), next(iter(models))
 
     def measure() -> list[dict[str, Any]]:
         found = latency_grid(
             {name: one.model for name, one in models.items()}, chosen,
             {name: one.processor for name, one in models.items()},
-            teacher=next(iter(models)), batch_sizes=args.batch_sizes, language=args.language,
+            teacher=baseline, batch_sizes=args.batch_sizes, timestamps=[baseline], language=args.language,
         )  # fmt: skip
         return [asdict(row) for row in found]
 
     settings = {
         "models": {name: _identity(args, one, chosen) for name, one in models.items()},
         "batch_sizes": args.batch_sizes,
+        "timestamps": [baseline],
         "machine": machine(),
     }
     return [LatencyRow(**row | {"seconds": tuple(row["seconds"])}) for row in kept.get("latency", settings, measure)]

@@ -4,9 +4,12 @@ Knows which algorithm to run on each recording, and counts what hallucinations l
 `scoring.py`'s.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
@@ -62,6 +65,8 @@ def evaluate_long_form(
         stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds at either side; chunked only.
         batch_size (`int`, *optional*, defaults to 16): chunks per pass; chunked only.
         temperature_fallback (`bool` or [`TemperatureFallback`], *optional*, defaults to `False`): sequential only.
+            What it samples depends on the row's id alone (its number, where it has none): the text is the same for any
+            order of models and choice of rows, and torch's own random numbers go on as if none had been drawn.
         condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): sequential only.
         language (`str`, *optional*): see [`evaluate_model`].
         normalizer (`Callable[[str], str]`, *optional*): see [`evaluate_model`].
@@ -92,14 +97,15 @@ def evaluate_long_form(
                     language=language,
                 )
             else:
-                transcription = transcribe_sequential(
-                    model,
-                    processor,
-                    recording,
-                    language=language,
-                    temperature_fallback=temperature_fallback,
-                    condition_on_prev_tokens=condition_on_prev_tokens,
-                )
+                with _random_numbers_of(name, model.device):
+                    transcription = transcribe_sequential(
+                        model,
+                        processor,
+                        recording,
+                        language=language,
+                        temperature_fallback=temperature_fallback,
+                        condition_on_prev_tokens=condition_on_prev_tokens,
+                    )
         except StuckTranscriptionError as error:
             # The model's failure, not the recording's: it counts as a transcript that lacks every word.
             logger.warning(f"{name}: {error}")
@@ -113,6 +119,14 @@ def evaluate_long_form(
     for scored in result.rows:
         scored |= _rates(scored)
     return result
+
+
+@contextmanager
+def _random_numbers_of(name: str, device: torch.device) -> Iterator[None]:
+    """What is drawn inside depends on a row's id alone, and changes nothing of what is drawn afterwards."""
+    with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
+        torch.manual_seed(zlib.crc32(name.encode()))
+        yield
 
 
 def _rates(row: Mapping[str, Any]) -> dict[str, float | None]:

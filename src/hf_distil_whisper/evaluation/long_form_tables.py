@@ -3,21 +3,28 @@
 Knows results and Markdown; measuring is `long_form.py`'s.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from hf_distil_whisper.evaluation.measured import SetScore
 from hf_distil_whisper.evaluation.scoring import EvaluationResult
 
 Results = Mapping[str, Mapping[str, EvaluationResult]]
 
+
+def _rate(name: str, result: EvaluationResult | SetScore) -> float:
+    return 100 * getattr(result.errors, name) if result.errors.num_words else math.nan
+
+
 METRICS: dict[str, Callable[[EvaluationResult | SetScore], float]] = {
     "5-Dup.": lambda result: result.repeated_5grams,
-    "IER": lambda result: 100 * result.errors.ier,
-    "SER": lambda result: 100 * result.errors.ser,
-    "DER": lambda result: 100 * result.errors.der,
-    "WER": lambda result: 100 * result.errors.wer,
+    "IER": partial(_rate, "ier"),
+    "SER": partial(_rate, "ser"),
+    "DER": partial(_rate, "der"),
+    "WER": partial(_rate, "wer"),
 }
-"""Columns of Table 8 → repeated 5-grams as a number, rates in %."""
+"""Columns of Table 8 → repeated 5-grams as a number, rates in %: not a number where no row has a reference."""
 
 
 def long_form_table(results: Results) -> str:
@@ -27,7 +34,8 @@ def long_form_table(results: Results) -> str:
         results (`Mapping`): of [`evaluate_long_form`] by set, then by model.
 
     Returns:
-        `str`: Markdown; rates in %, "-" where a model has not been scored on a set, or on one of those of an average.
+        `str`: Markdown; rates in %, "-" where a set, or one of those of an average, has no references or was not
+            heard by a model.
     """
     models = _models(results)
     lines = [_row(["Dataset", "Metric", *models]), "|---|---|" + "---:|" * len(models)]
@@ -72,8 +80,10 @@ def shown(metric: str, value: float) -> str:
 
     Args:
         metric (`str`): its name.
-        value (`float`): or a mean of several.
+        value (`float`): or a mean of several; "-" for one that is not a number.
     """
+    if math.isnan(value):
+        return "-"
     return f"{value:.0f}" if metric == "5-Dup." else f"{value:.1f}"
 
 

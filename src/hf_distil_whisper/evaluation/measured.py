@@ -26,6 +26,8 @@ class SetScore:
         seconds (`float`): of work.
         audio_seconds (`float`): of audio.
         repeated_5grams (`int`): over all transcripts.
+        unreadable_rows (`int`, *optional*, defaults to 0): in no figure.
+        empty_references (`int`, *optional*, defaults to 0): rows that are in no rate.
     """
 
     errors: WordErrors
@@ -33,6 +35,8 @@ class SetScore:
     seconds: float
     audio_seconds: float
     repeated_5grams: int
+    unreadable_rows: int = 0
+    empty_references: int = 0
 
     @property
     def rtf(self) -> float:
@@ -46,8 +50,15 @@ def set_score(result: EvaluationResult) -> SetScore:
     Args:
         result (`EvaluationResult`): short or long form.
     """
-    interval = confidence_interval(result)
-    return SetScore(result.errors, interval, result.seconds, result.audio_seconds, result.repeated_5grams)
+    return SetScore(
+        result.errors,
+        confidence_interval(result),
+        result.seconds,
+        result.audio_seconds,
+        result.repeated_5grams,
+        result.unreadable_rows,
+        result.empty_references,
+    )
 
 
 class MeasuredFolder:
@@ -77,7 +88,8 @@ class MeasuredFolder:
         measured = json.loads(json.dumps(measure()))
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps({"settings": settings, "measured": measured}, indent=1) + "\n", encoding="utf-8")
+        content = {"name": name, "settings": settings, "measured": measured}  # the file's name is not exact
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         os.replace(partial, file)
         return measured
 

@@ -11,7 +11,13 @@ from hf_distil_whisper.evaluation.long_form_algorithms import AlgorithmRow, algo
 from hf_distil_whisper.evaluation.long_form_tables import METRICS, shown
 from hf_distil_whisper.evaluation.measured import SetScore
 from hf_distil_whisper.evaluation.report import Section, markdown_table
-from hf_distil_whisper.evaluation.robustness import SetAverages, effective_robustness, set_averages
+from hf_distil_whisper.evaluation.results import left_out_text
+from hf_distil_whisper.evaluation.robustness import (
+    SetAverages,
+    robustness_by_model,
+    robustness_text,
+    set_averages,
+)
 from hf_distil_whisper.figures import wer_over_latency, wer_over_snr
 from hf_distil_whisper.metrics import WordErrors
 
@@ -56,19 +62,20 @@ def short_form_section(scores: Scores, outside: Sequence[str], baseline: str, re
                 "" if score.interval is None else " [{:.1f}, {:.1f}]".format(*(100 * end for end in score.interval))
             )
             rows.setdefault(data, {})[name] = f"{100 * score.errors.wer:.1f}{around}"
-        for kind, mean in _averages(by_set, outside).macro.items():
-            rows.setdefault(kind, {})[name] = f"{100 * mean:.1f}"
-    parts = ["Word error rate / %, with 95 % bootstrap intervals; averages over sets.", markdown_table("set", rows)]
-    parts += [
+        means = _averages(by_set, outside)
+        for kind, mean in means.macro.items():
+            rows.setdefault(kind, {})[name] = f"{100 * mean:.1f} ({100 * means.micro[kind]:.1f})"
+    parts = [
+        "Word error rate / %, with 95 % bootstrap intervals; averages over sets, in brackets over all their words.",
+        markdown_table("set", rows),
         "Words, substitutions, deletions and insertions; real-time factor of the batches.",
         _counts_table(scores),
+        *_left_out(scores),
     ]
-    for name in scores:
-        if reference is not None and name != baseline:
-            errors = [{data: score.errors for data, score in scores[model].items()} for model in (baseline, name)]
-            robustness = effective_robustness(errors[0], errors[1], reference)
-            parts.append(f"Relative error rate of {name} against {baseline}, reference {reference}:")
-            parts.append(robustness.table(baseline, name))
+    if reference is not None:
+        errors = {name: {data: one.errors for data, one in by_set.items()} for name, by_set in scores.items()}
+        found = robustness_by_model(errors, baseline, reference, outside)
+        parts += [f"Relative error rates against {baseline}:", robustness_text(found, baseline)] if found else []
     return Section("Short form", "\n\n".join(parts))
 
 
@@ -89,6 +96,7 @@ def long_form_section(scores: Scores, algorithms: Mapping[str, Sequence[Algorith
     parts = [
         text,
         markdown_table("model", rows),
+        *_left_out(scores),
         "Both algorithms in turn, medians; WER / % averaged over sets (Table 7).",
     ]
     return Section("Long form", "\n\n".join([*parts, algorithm_table(algorithms, baseline)]))
@@ -123,7 +131,7 @@ def latency_section(rows: Sequence[LatencyRow]) -> Section:
     """
     text = (
         "Batch size 1 hears the recordings one by one, larger batches the same speech in overlapping chunks of one "
-        "window (appendix B.2). Medians, the models in turn."
+        "window, where the first model predicts timestamps (appendix B.2). Medians, the models in turn."
     )
     return Section("Latency", "\n\n".join([text, rtf_table(rows), "All of it, line by line:", latency_table(rows)]))
 
@@ -150,6 +158,16 @@ def sweep_sections(folders: Sequence[str | Path], folder: str | Path) -> list[Se
 def _averages(by_set: Mapping[str, SetScore], outside: Sequence[str]) -> SetAverages:
     errors = {data: score.errors for data, score in by_set.items()}
     return set_averages(errors, [data for data in errors if data not in outside])
+
+
+def _left_out(scores: Scores) -> list[str]:
+    """What no rate knows of, as Markdown; nothing where there is nothing."""
+    by_set: dict[str, dict[str, SetScore]] = {}
+    for name, of_model in scores.items():
+        for data, one in of_model.items():
+            by_set.setdefault(data, {})[name] = one
+    text = left_out_text(by_set)
+    return [f"```\n{text}\n```"] if text else []
 
 
 def _counts_table(scores: Scores) -> str:

@@ -4,14 +4,23 @@ Knows results by set and model; percentages are made here, everything else is co
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyarrow.parquet import write_table
 
 from hf_distil_whisper.evaluation.alignment import worst_utterances
-from hf_distil_whisper.evaluation.robustness import effective_robustness, macro_average, micro_average
+from hf_distil_whisper.evaluation.long_form_tables import long_form_summary, long_form_table
+from hf_distil_whisper.evaluation.measured import SetScore
+from hf_distil_whisper.evaluation.robustness import (
+    EffectiveRobustness,
+    macro_average,
+    micro_average,
+    robustness_by_model,
+    robustness_text,
+)
 from hf_distil_whisper.evaluation.scoring import COUNTS, KINDS, EvaluationResult
 from hf_distil_whisper.evaluation.significance import compare_results, confidence_interval
 from hf_distil_whisper.metrics import WordErrors
@@ -22,8 +31,12 @@ Results = Mapping[str, Mapping[str, EvaluationResult]]
 TEACHER = "teacher"
 """The model that all others are tested against."""
 
-IN_DISTRIBUTION, OUT_OF_DISTRIBUTION, LONG_FORM = "in distribution", "out of distribution", "long form"
+IN_DISTRIBUTION, OUT_OF_DISTRIBUTION = "in distribution", "out of distribution"
+LONG_FORM, LONG_FORM_OUTSIDE = "long form", "long form out of distribution"
 """What a set may be."""
+
+ALL_SHORT, ALL_LONG = "short form", "long form, all sets"
+"""Averages over two kinds of sets."""
 
 _WORST = 20
 _HEAD = (
@@ -64,7 +77,7 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None, ref
         results (`Mapping`): from [`run_evaluation`].
         groups (`Mapping[str, str]`, *optional*): what each set is; stands above the sets of a group, and their
             averages below.
-        reference (`str`, *optional*): a set in distribution; adds [`robustness_text`].
+        reference (`str`, *optional*): a set in distribution; adds [`robustness_text`], or says why there is none.
     """
     summary = summarise_results(results, groups)
     names = [name for by_model in summary.values() for name in by_model]
@@ -87,19 +100,21 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None, ref
     if tests:
         lines += ["WER minus the teacher's, on the same utterances (paired bootstrap):", *tests]
     if groups is not None and reference is not None:
-        lines += ["", robustness_text(results, groups, reference)]
+        found = robustness(results, groups, reference)
+        missing = f"no effective robustness: neither {reference} nor a set out of distribution may lack references"
+        lines += ["", robustness_text(found, TEACHER) if found else missing]
     return "\n".join(lines)
 
 
-def left_out_text(results: Results) -> str:
+def left_out_text(results: Mapping[str, Mapping[str, EvaluationResult | SetScore]]) -> str:
     """How many rows of each set are in no rate, and why; nothing where there are none.
 
     Args:
-        results (`Mapping`): from [`run_evaluation`].
+        results (`Mapping`): by set, then by model.
     """
     lines = []
     for dataset, by_model in results.items():
-        counts = {name: (len(one.row_errors), one.empty_references) for name, one in by_model.items()}
+        counts = {name: (one.unreadable_rows, one.empty_references) for name, one in by_model.items()}
         for unread, empty in dict.fromkeys(counts.values()):
             models = [name for name, pair in counts.items() if pair == (unread, empty)]
             which = "" if len(models) == len(counts) else f", {', '.join(models)}"
@@ -110,8 +125,41 @@ def left_out_text(results: Results) -> str:
     return "\n".join([*head, *lines])
 
 
+def averages(results: Results, groups: Mapping[str, str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Averages of the WER by kind of set (Tables 16 and 17), of sets whose references hold words.
+
+    Args:
+        results (`Mapping`): from [`run_evaluation`].
+        groups (`Mapping[str, str]`): what each set is.
+
+    Returns:
+        `dict`: kind → model → `"macro"` (over sets) and `"micro"` (over all their words), fractions; the kinds of
+            which there are several sets.
+    """
+    scored = [name for name, by_model in results.items() if all(one.errors.num_words for one in by_model.values())]
+    kinds = {
+        IN_DISTRIBUTION: (IN_DISTRIBUTION,),
+        OUT_OF_DISTRIBUTION: (OUT_OF_DISTRIBUTION,),
+        ALL_SHORT: (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION),
+        LONG_FORM: (LONG_FORM,),
+        LONG_FORM_OUTSIDE: (LONG_FORM_OUTSIDE,),
+        ALL_LONG: (LONG_FORM, LONG_FORM_OUTSIDE),
+    }
+    if LONG_FORM_OUTSIDE not in groups.values():
+        del kinds[ALL_LONG]
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, members in kinds.items():
+        names = [name for name in scored if groups[name] in members]
+        if len(names) > 1:
+            found[kind] = {
+                model: {"macro": macro_average(errors), "micro": micro_average(errors)}
+                for model, errors in _errors_by_model(results, names).items()
+            }
+    return found
+
+
 def averages_text(results: Results, groups: Mapping[str, str]) -> str:
-    """Averages of the WER in percent by kind of set (Table 16): over sets, and in brackets over all their words.
+    """[`averages`] in percent: over sets, and in brackets over all their words.
 
     Args:
         results (`Mapping`): from [`run_evaluation`].
@@ -120,61 +168,44 @@ def averages_text(results: Results, groups: Mapping[str, str]) -> str:
     Returns:
         `str`: a line for each kind of which there are several sets, models beside each other; else nothing.
     """
-    scored = [name for name, by_model in results.items() if all(one.errors.num_words for one in by_model.values())]
-    kinds = {
-        group: [name for name in scored if groups[name] == group] for group in (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION)
-    }
-    kinds["short form"] = [name for members in kinds.values() for name in members]
-    kinds[LONG_FORM] = [name for name in scored if groups[name] == LONG_FORM]
     lines = []
-    for kind, members in kinds.items():
-        if len(members) > 1:
-            by_model: dict[str, dict[str, WordErrors]] = {}
-            for name in members:
-                for model, result in results[name].items():
-                    by_model.setdefault(model, {})[name] = result.errors
-            rates = [
-                f"{model} {100 * macro_average(errors):.2f} ({100 * micro_average(errors):.2f})"
-                for model, errors in by_model.items()
-            ]
-            lines.append(f"  {kind}: {', '.join(rates)}")
+    for kind, by_model in averages(results, groups).items():
+        rates = [f"{model} {100 * mean['macro']:.2f} ({100 * mean['micro']:.2f})" for model, mean in by_model.items()]
+        lines.append(f"  {kind}: {', '.join(rates)}")
     head = ["average WER % over sets (over all words):"] if lines else []
     return "\n".join([*head, *lines])
 
 
-def robustness_text(results: Results, groups: Mapping[str, str], reference: str) -> str:
-    """Every model beside the teacher on the reference and on the sets out of distribution (Table 6), as Markdown.
+def robustness(results: Results, groups: Mapping[str, str], reference: str) -> dict[str, EffectiveRobustness]:
+    """Every model beside the teacher on the reference and on the sets out of distribution (Table 6).
 
     Args:
         results (`Mapping`): from [`run_evaluation`].
         groups (`Mapping[str, str]`): what each set is.
         reference (`str`): a set in distribution.
 
-    Raises:
-        ValueError: as [`effective_robustness`].
+    Returns:
+        `dict[str, EffectiveRobustness]`: of [`robustness_by_model`].
     """
-    sets = [reference, *(name for name, group in groups.items() if group == OUT_OF_DISTRIBUTION)]
-    tables = []
-    for model in results[reference]:
-        if model != TEACHER:
-            baseline, ours = ({name: results[name][one].errors for name in sets} for one in (TEACHER, model))
-            found = effective_robustness(baseline, ours, reference)
-            tables.append(
-                f"{found.table(TEACHER, model)}\neffective robustness: {100 * found.effective_robustness:+.2f} %"
-            )
-    return "\n\n".join(tables)
+    outside = [name for name, group in groups.items() if group == OUT_OF_DISTRIBUTION]
+    return robustness_by_model(_errors_by_model(results, [reference, *outside]), TEACHER, reference, outside)
 
 
-def save_results(results: Results, folder: str, groups: Mapping[str, str] | None = None) -> None:
+def save_results(
+    results: Results, folder: str, groups: Mapping[str, str] | None = None, reference: str | None = None
+) -> None:
     """Writes what an evaluation found into a folder.
 
     `results.json` holds counts and rates, `<set>.<model>.parquet` the rows (columns of `ROW_FEATURES`; read it with
-    `Dataset.from_parquet`), `<set>.<model>.worst.txt` the rows with the most errors, word by word.
+    `Dataset.from_parquet`), `<set>.<model>.worst.txt` the rows with the most errors, word by word. With `groups`,
+    `averages.json` holds [`averages`] and Table 6 as fractions, and `long_form.md` Tables 8 and 19 where there are
+    long recordings.
 
     Args:
         results (`Mapping`): from [`run_evaluation`].
         folder (`str`): made where it is missing.
         groups (`Mapping[str, str]`, *optional*): what each set is.
+        reference (`str`, *optional*): a set in distribution, for Table 6.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
@@ -185,6 +216,34 @@ def save_results(results: Results, folder: str, groups: Mapping[str, str] | None
             (target / f"{dataset}.{model}.worst.txt").write_text("\n\n".join(worst) + "\n", encoding="utf-8")
     summary = summarise_results(results, groups)
     (target / "results.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if groups is None:
+        return
+    means = {"averages": averages(results, groups), "robustness": _robustness_summary(results, groups, reference)}
+    (target / "averages.json").write_text(json.dumps(means, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    long_form = {name: results[name] for name in results if groups[name] in (LONG_FORM, LONG_FORM_OUTSIDE)}
+    if long_form:
+        tables = f"{long_form_summary(long_form)}\n\n{long_form_table(long_form)}\n"
+        (target / "long_form.md").write_text(tables, encoding="utf-8")
+
+
+def _robustness_summary(results: Results, groups: Mapping[str, str], reference: str | None) -> dict[str, Any]:
+    found = {} if reference is None else robustness(results, groups, reference)
+    return {
+        model: {
+            "reference": one.reference,
+            # Infinite where the teacher makes no errors, which JSON does not know.
+            "relative_error_rates": {
+                name: rate if math.isfinite(rate) else None for name, rate in one.relative_error_rates.items()
+            },
+            "effective_robustness": one.effective_robustness,
+        }
+        for model, one in found.items()
+    }
+
+
+def _errors_by_model(results: Results, sets: Sequence[str]) -> dict[str, dict[str, WordErrors]]:
+    models = next(iter(results.values()))
+    return {model: {name: results[name][model].errors for name in sets} for model in models}
 
 
 def result_summary(result: EvaluationResult) -> dict[str, Any]:
@@ -217,7 +276,7 @@ def result_summary(result: EvaluationResult) -> dict[str, Any]:
         "audio_seconds": result.audio_seconds,
         "rows": len(result.rows),
         "empty_references": result.empty_references,
-        "unreadable_rows": len(result.row_errors),
+        "unreadable_rows": result.unreadable_rows,
     }
 
 

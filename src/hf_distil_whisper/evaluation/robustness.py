@@ -4,7 +4,7 @@ Arithmetic on error counts by set (paper, sections 7.3 and 8.1, Tables 6 and 16)
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_distil_whisper.metrics import WordErrors
@@ -273,6 +273,45 @@ def effective_robustness(
     order = [reference, *(name for name in baseline if name != reference)]
     return EffectiveRobustness(
         reference, {name: baseline[name] for name in order}, {name: model[name] for name in order}
+    )
+
+
+def robustness_by_model(
+    errors: Mapping[str, Mapping[str, WordErrors]], baseline: str, reference: str, outside: Sequence[str]
+) -> dict[str, EffectiveRobustness]:
+    """[`effective_robustness`] of every model but the baseline.
+
+    Args:
+        errors (`Mapping`): by model, then by set.
+        baseline (`str`): one of the models, usually the teacher.
+        reference (`str`): the set in distribution.
+        outside (`Sequence[str]`): the sets out of distribution; those whose references hold no words are left out.
+
+    Returns:
+        `dict[str, EffectiveRobustness]`: by model; empty where the reference or all other sets hold no words.
+    """
+    sets = [name for name in (reference, *outside) if all(by_set[name].num_words for by_set in errors.values())]
+    if sets[:1] != [reference] or len(sets) == 1:
+        return {}
+    chosen = {model: {name: by_set[name] for name in sets} for model, by_set in errors.items()}
+    return {
+        model: effective_robustness(chosen[baseline], by_set, reference)
+        for model, by_set in chosen.items()
+        if model != baseline
+    }
+
+
+def robustness_text(found: Mapping[str, EffectiveRobustness], baseline: str) -> str:
+    """Table 6 of every model, as Markdown, with its effective robustness in percent below.
+
+    Args:
+        found (`Mapping[str, EffectiveRobustness]`): of [`robustness_by_model`].
+        baseline (`str`): heads the baseline's column.
+    """
+    return "\n\n".join(
+        f"{one.table(baseline, model)}\n\nEffective robustness of {model}, reference {one.reference}: "
+        f"{100 * one.effective_robustness:+.2f} %"
+        for model, one in found.items()
     )
 
 

@@ -128,6 +128,11 @@ class EvaluationResult:
         """Of all rows, those without a reference included: "5-Dup." of Table 8."""
         return sum(row["repeated_5grams"] for row in self.rows)
 
+    @property
+    def unreadable_rows(self) -> int:
+        """Rows that are missing in `rows`."""
+        return len(self.row_errors)
+
     def utterance_errors(self) -> list[tuple[str, WordErrors]]:
         """Id and errors of every row with a reference, in order."""
         return [(row["id"], WordErrors(*(row[kind] for kind in KINDS))) for row in self.rows if row["wer"] is not None]
@@ -229,7 +234,7 @@ def _scored(row: Heard, normalize: Callable[[str], str], spaceless: bool) -> dic
         "normalized_prediction": recognised,
         "wer": rate,
         **counts,
-        "repeated_5grams": repeated_ngrams(recognised),
+        "repeated_5grams": repeated_ngrams(" ".join("".join(recognised.split())) if spaceless else recognised),
         "duration": row.duration,
         "truncated": row.truncated,
     }

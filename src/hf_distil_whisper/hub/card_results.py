@@ -4,7 +4,6 @@ Knows rates by set; nothing is measured here, and nothing is said of a set that 
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from hf_distil_whisper.evaluation.measured import score_from_json
-from hf_distil_whisper.evaluation.results import LONG_FORM, TEACHER
+from hf_distil_whisper.evaluation.results import LONG_FORM, LONG_FORM_OUTSIDE, TEACHER
 from hf_distil_whisper.hub.card_text import inline, is_hub_id
 
 RESULTS, MEASURED = "results.json", "measured"
@@ -29,7 +28,8 @@ class Evaluation:
     Args:
         results (`Mapping[str, float]`): WER by set, a fraction.
         teacher_results (`Mapping[str, float]`): the teacher's.
-        groups (`Mapping[str, str]`): what a set is: "in distribution", "out of distribution" or "long form".
+        groups (`Mapping[str, str]`): what a set is: "in distribution", "out of distribution", "long form", or "long
+            form out of distribution".
         rtf (`tuple[float | None, float | None]`): seconds of work per second of short recordings: student, teacher.
         speed (`float`, *optional*): times as fast as the teacher, one recording at a time.
     """
@@ -82,7 +82,10 @@ def read_evaluation(folder: str | Path, *, student: str | None = None, teacher: 
             f"({MEASURED}/), found neither. Run one of them with --output_dir, and name that folder."
         )
     if not found.results:
-        raise ValueError(f"{folder}: no set was scored for {student or 'the student'!r}. Name it as it is there.")
+        raise ValueError(
+            f"{folder}: no set was scored for {student or 'the student'!r}. Name it as it is there, or run `report` "
+            "again if an earlier version made that folder."
+        )
     return found
 
 
@@ -172,7 +175,7 @@ def _of_evaluation(summary: Mapping[str, Mapping[str, dict]], student: str, teac
             rates[model][name] = row["wer"]
             if row.get("group"):
                 groups[name] = row["group"]
-            if row.get("group") != LONG_FORM:
+            if row.get("group") not in (LONG_FORM, LONG_FORM_OUTSIDE):
                 work[model][0] += row["seconds"]
                 work[model][1] += row["audio_seconds"]
     rtf = [seconds / audio if audio else None for seconds, audio in (work[student], work[teacher])]
@@ -182,13 +185,17 @@ def _of_evaluation(summary: Mapping[str, Mapping[str, dict]], student: str, teac
 def _of_report(folder: Path, student: str, teacher: str) -> Evaluation:
     rates: dict[str, dict[str, float]] = {student: {}, teacher: {}}
     groups: dict[str, str] = {}
+    figures = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     for model, found in rates.items():
         for kind in ("short form", LONG_FORM):
-            prefix = re.sub(r"[^\w.-]+", "-", f"{kind}, {model}, ")
-            for file in sorted(folder.glob(f"{prefix}*.json")):
-                score = score_from_json(json.loads(file.read_text(encoding="utf-8"))["measured"])
+            # By the name in the file: that of the file itself cannot tell `student` from the begin of `student-large`.
+            prefix = f"{kind}, {model}, "
+            for figure in figures:
+                if not figure.get("name", "").startswith(prefix):
+                    continue
+                score = score_from_json(figure["measured"])
                 if score.errors.num_words:
-                    name = file.stem.removeprefix(prefix)
+                    name = figure["name"].removeprefix(prefix)
                     found[name] = score.errors.wer
                     groups |= {name: LONG_FORM} if kind == LONG_FORM else {}
     speed = None
