@@ -30,9 +30,9 @@ def main(argv: Sequence[str]) -> None:
     results = run_evaluation(args, plan.datasets)  # the processes that torchrun started share the rows
     if not is_main_process():
         return
-    print(results_table(results, args.groups(), args.reference))
     if args.output_dir is not None:
-        save_results(results, args.output_dir, args.groups())
+        save_results(results, args.output_dir, args.groups(), args.reference)
+    print(results_table(results, args.groups(), args.reference))
 
 
 if __name__ == "__main__":

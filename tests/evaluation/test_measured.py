@@ -32,8 +32,16 @@ def test_names_of_models_may_be_those_of_the_hub(tmp_path: Path) -> None:
     """A slash would look for a folder that is not there."""
     assert MeasuredFolder(tmp_path).get("short form, openai/whisper-tiny", {}, lambda: 1) == 1
     (file,) = tmp_path.iterdir()
-    assert file.name == "short-form-openai-whisper-tiny.json"
+    assert file.name == "short-form__openai-whisper-tiny.json"
     assert json.loads(file.read_text())["name"] == "short form, openai/whisper-tiny"
+
+
+def test_names_that_run_together_have_files_of_their_own(tmp_path: Path) -> None:
+    """Two models and their sets, of which one would be measured again and again in place of the other."""
+    folder = MeasuredFolder(tmp_path)
+    names = ("short form, student, large-test", "short form, student-large, test")
+    assert [folder.get(name, {}, lambda name=name: name) for name in names] == [*names]
+    assert [folder.get(name, {}, lambda: "again") for name in names] == [*names]
 
 
 def test_a_score_survives_its_file(tmp_path: Path) -> None:

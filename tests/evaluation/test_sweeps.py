@@ -111,6 +111,13 @@ def test_the_entry_that_differs_is_named_and_what_is_null_may_be_missing(tmp_pat
         read_cell(tmp_path, {"sets": {"test": {"split": "test", "share": 0.5}, "new": {"rows": "cd"}}, "seed": 2})
 
 
+def test_a_flag_that_becomes_null_makes_another_cell(tmp_path: Path) -> None:
+    """It takes a value of the recipe away, where a flag that is missing leaves it."""
+    begin_cell(tmp_path, {"flags": {}})
+    with pytest.raises(ValueError, match=r"\(flags\.normalizer\)"):
+        read_cell(tmp_path, {"flags": {"normalizer": None}})
+
+
 def test_files_that_no_sweep_wrote_are_left_alone(tmp_path: Path) -> None:
     """An unfinished cell is deleted and made anew: a user's own folder must not be."""
     (tmp_path / "thesis.txt").write_text("mine")

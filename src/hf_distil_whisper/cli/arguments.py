@@ -275,7 +275,8 @@ def _move_dotted_flags(arguments: list[str], settings: dict[str, Any]) -> list[s
             continue
         if not equals and not queue:
             raise InputError(f"{name}: a value must follow")
-        moved.append((name[2:], value if equals else queue.pop(0)))
+        flag, dot, rest = name[2:].partition(".")
+        moved.append((flag.replace("-", "_") + dot + rest, value if equals else queue.pop(0)))
     for name, value in sorted(moved, key=lambda pair: "." in pair[0]):
         *parents, last = name.split(".")
         target = settings
@@ -301,7 +302,9 @@ def _convert(parser: _Parser, settings: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"unknown key {key!r}{nearest(str(key), list(actions))}")
         if isinstance(value, list) and actions[key].nargs == "+":
             tokens += [f"--{key}", *map(str, value)]
-        elif value is None or isinstance(value, list):
+        elif value is None:  # takes a value away: the default holds, which is null for all that may be null
+            converted[key] = actions[key].default
+        elif isinstance(value, list):
             converted[key] = value
         elif isinstance(value, dict):
             converted[key] = json.dumps(value)

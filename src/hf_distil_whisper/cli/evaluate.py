@@ -108,7 +108,7 @@ class EvaluateArguments:
         return {flag: as_sources(getattr(self, flag), flag) for flag in GROUPS}
 
     def groups(self) -> dict[str, str]:
-        """What each set is: "in distribution", "out of distribution" or "long form"."""
+        """What each set is: a value of `GROUPS`."""
         return {name: GROUPS[flag] for flag, sources in self.sources().items() for name in sources}
 
 

@@ -4,7 +4,7 @@ import hashlib
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +61,8 @@ class ReportArguments:
         sweeps (`list[str]`, *optional*): folders that `sweep` has written.
         notes (`str`, *optional*): Markdown file that stands at the end: what the figures say.
         output_dir (`str`): for `report.md`, `report.html`, the pictures, and the figures in `measured`; a figure that
-            was measured there with the same models and settings is not measured again.
+            was measured there with the same models and settings, and on this machine where it is one of time, is not
+            measured again.
         language (`str`, *optional*): of the speech, for multilingual models.
         normalizer (`str`, *optional*): a language, or `"basic"`, in place of the language's own.
         batch_size (`int`, *optional*, defaults to 16): recordings or chunks in one pass, where time is not the point.
@@ -114,7 +115,7 @@ class ReportArguments:
             if not values or min(values) < 1:
                 raise InputError(f"{name}: expected whole numbers above 0, got {getattr(self, name)}")
         try:
-            self.snrs = check_snrs(self.snrs)
+            self.snrs = check_snrs(self.snrs) if self.noises else []
         except ValueError as error:
             raise InputError(f"snrs: {error}") from error
         if len(set(short)) < len(short):
@@ -311,8 +312,9 @@ def _latency(
         )  # fmt: skip
         return [asdict(row) for row in found]
 
+    timed = replace(args, normalizer=None)  # of which no time depends
     settings = {
-        "models": {name: _identity(args, one, chosen) for name, one in models.items()},
+        "models": {name: _identity(timed, one, chosen) for name, one in models.items()},
         "batch_sizes": args.batch_sizes,
         "timestamps": [baseline],
         "machine": machine(),

@@ -101,9 +101,11 @@ def _score(
 ) -> tuple[dict[str, EvaluationResult], dict[float, EvaluationResult]]:
     """What a student makes of the sets, by name, and of the first one in noise, by ratio."""
     states = _states_of(student, args) if training_args.freeze_encoder else None
+    # The language's own is left to the scoring, which counts characters where there is no space between words.
+    named = training_args.normalizer if training_args.normalizer != training_args.language else None
     options: dict[str, Any] = {
         "language": training_args.language,
-        "normalizer": get_normalizer(training_args.normalizer) if training_args.normalizer else None,
+        "normalizer": get_normalizer(named) if named else None,
     }
     if states is not None:
         options["generate"] = partial(generate_once, student, cache=states, language=training_args.language)

@@ -75,11 +75,13 @@ class MeasuredFolder:
         """A figure that was measured with the same settings before, or is measured now and kept.
 
         Args:
-            name (`str`): of the figure.
+            name (`str`): of the figure; its parts, of what kind and of what, are separated by `", "`.
             settings (`Mapping[str, Any]`): all that it depends on, the weights of the model among them.
             measure (`Callable[[], Any]`): gives what JSON can hold.
         """
-        file = self.folder / (re.sub(r"[^\w.-]+", "-", name) + ".json")
+        # Parts apart by what no part has: `student-large` on `test` is not `student` on `large-test`.
+        parts = [re.sub(r"(?:[^\w.-]|_)+", "-", part) for part in name.split(", ")]
+        file = self.folder / ("__".join(parts) + ".json")
         settings = json.loads(json.dumps(settings))
         if file.is_file():
             kept = json.loads(file.read_text(encoding="utf-8"))

@@ -101,7 +101,7 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None, ref
         lines += ["WER minus the teacher's, on the same utterances (paired bootstrap):", *tests]
     if groups is not None and reference is not None:
         found = robustness(results, groups, reference)
-        missing = f"no effective robustness: neither {reference} nor a set out of distribution may lack references"
+        missing = f"no effective robustness: {reference}, or every set out of distribution, has no references"
         lines += ["", robustness_text(found, TEACHER) if found else missing]
     return "\n".join(lines)
 
@@ -242,8 +242,11 @@ def _robustness_summary(results: Results, groups: Mapping[str, str], reference: 
 
 
 def _errors_by_model(results: Results, sets: Sequence[str]) -> dict[str, dict[str, WordErrors]]:
-    models = next(iter(results.values()))
-    return {model: {name: results[name][model].errors for name in sets} for model in models}
+    found: dict[str, dict[str, WordErrors]] = {}
+    for name in sets:
+        for model, result in results[name].items():
+            found.setdefault(model, {})[name] = result.errors
+    return found
 
 
 def result_summary(result: EvaluationResult) -> dict[str, Any]:

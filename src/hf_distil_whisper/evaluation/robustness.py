@@ -288,17 +288,22 @@ def robustness_by_model(
         outside (`Sequence[str]`): the sets out of distribution; those whose references hold no words are left out.
 
     Returns:
-        `dict[str, EffectiveRobustness]`: by model; empty where the reference or all other sets hold no words.
+        `dict[str, EffectiveRobustness]`: by model; without those of which the reference, or every other set, holds no
+            words or was not scored.
     """
-    sets = [name for name in (reference, *outside) if all(by_set[name].num_words for by_set in errors.values())]
-    if sets[:1] != [reference] or len(sets) == 1:
-        return {}
-    chosen = {model: {name: by_set[name] for name in sets} for model, by_set in errors.items()}
-    return {
-        model: effective_robustness(chosen[baseline], by_set, reference)
-        for model, by_set in chosen.items()
-        if model != baseline
-    }
+    found = {}
+    theirs = errors.get(baseline, {})
+    for model, ours in errors.items():
+        sets = [
+            name
+            for name in (reference, *outside)
+            if all(name in of_model and of_model[name].num_words for of_model in (theirs, ours))
+        ]
+        if model != baseline and sets[:1] == [reference] and len(sets) > 1:
+            found[model] = effective_robustness(
+                {name: theirs[name] for name in sets}, {name: ours[name] for name in sets}, reference
+            )
+    return found
 
 
 def robustness_text(found: Mapping[str, EffectiveRobustness], baseline: str) -> str:

@@ -129,16 +129,19 @@ def read_cell(folder: str | Path, settings: Mapping[str, Any]) -> CellResult | N
 
 
 _COUNTS = ("errors", "noise")
+_MISSING = object()
 
 
 def _differing(before: Any, wanted: Any, name: str = "") -> list[str]:
-    """Dotted names of the entries that differ; one that is missing is as one that is null."""
-    if isinstance(before, dict) and isinstance(wanted, dict):
-        keys = sorted({*before, *wanted})
-        return [
-            found for key in keys for found in _differing(before.get(key), wanted.get(key), f"{name}.{key}".strip("."))
-        ]
-    return [] if before == wanted else [name]
+    """Dotted names of the entries that differ; one of a set that is missing is as one that is null."""
+    if not isinstance(before, dict) or not isinstance(wanted, dict):
+        return [] if before == wanted else [name]
+    missing = None if name.startswith("sets") else _MISSING  # in flags null takes a value of the recipe away
+    return [
+        found
+        for key in sorted({*before, *wanted})
+        for found in _differing(before.get(key, missing), wanted.get(key, missing), f"{name}.{key}".strip("."))
+    ]
 
 
 def begin_cell(folder: str | Path, settings: Mapping[str, Any]) -> None:

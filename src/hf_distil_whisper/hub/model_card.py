@@ -102,7 +102,7 @@ def generate_model_card(
         dataset_licenses (`Mapping[str, str]`, *optional*): licences of `datasets`, as far as they are known.
         evaluation ([`Evaluation`], `str` or `Path`, *optional*): scores, or the output folder of
             `hf-distil-whisper evaluate` or `report`; `results` and `teacher_results` win over it.
-        groups (`Mapping[str, str]`, *optional*): what a set is: "in distribution", "out of distribution", "long form".
+        groups (`Mapping[str, str]`, *optional*): what a set is: "in distribution", "long form", ...
         result_sources (`Mapping[str, Mapping]`, *optional*): where a set lies on the Hub: `path`, `config`, `split`,
             `revision`.
         figures (`Mapping[str, str]`, *optional*): captions of pictures, and their files beside the card.

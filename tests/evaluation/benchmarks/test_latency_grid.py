@@ -141,7 +141,19 @@ def test_times_outlast_a_process_that_is_killed_for_its_memory(
     assert (found.peak_bytes, len(found.seconds)) == (None, 1)
     assert latency_table([found]).endswith("| - | - |")
     assert "large at batch size 1: no peak memory. killed: the process ended with -9." in caplog.text
-    assert "`--memory false`" in caplog.text
+    assert "`memory=False`" in caplog.text
+
+
+def failing(*_: object) -> float:
+    os._exit(1)
+
+
+def test_an_error_in_the_process_of_the_memory_is_no_lack_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pass_memory, "_taken", failing)
+    with pytest.raises(RuntimeError, match="failing: the process ended with 1"):
+        latency_grid(
+            {"large": talking_whisper(0)}, toy_rows(1), toy_processor(), batch_sizes=[1], num_tokens=1, repeats=1
+        )
 
 
 @pytest.mark.parametrize(

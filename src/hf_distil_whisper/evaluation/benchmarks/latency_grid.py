@@ -156,9 +156,11 @@ class _Contender:
         try:
             self.peak_bytes = pass_bytes(self.model, size, **self._settings(max(1, *self.lengths)))
         except ProcessEndedError as error:  # the times are worth more than the memory, and measured by now
+            if not error.killed:
+                raise
             logger.warning(
                 f"{self.name} at batch size {self.batch_size}: no peak memory. {error} That happens where there is no "
-                "room for the model twice. The times stay; `--memory false` leaves the memory out."
+                "room for the model twice. The times stay; `memory=False` leaves the memory out."
             )
 
     def _settings(self, num_tokens: int | None) -> dict[str, Any]:

@@ -15,7 +15,16 @@ T = TypeVar("T")
 
 
 class ProcessEndedError(RuntimeError):
-    """A process ended without a result, as one does that the system kills for its memory."""
+    """A process ended without a result, as one does that the system kills for its memory.
+
+    Args:
+        message (`str`): what ended.
+        killed (`bool`): whether by a signal, and not by an error of its own.
+    """
+
+    def __init__(self, message: str, killed: bool):
+        super().__init__(message)
+        self.killed = killed
 
 
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024), "ARROW_DEFAULT_MEMORY_POOL": "system"}
@@ -62,7 +71,8 @@ def in_own_process(measure: Callable[..., float], *arguments: Any) -> tuple[floa
         found = receiving.recv()
     except EOFError:
         process.join()
-        raise ProcessEndedError(f"{measure.__name__.strip('_')}: the process ended with {process.exitcode}.") from None
+        message = f"{measure.__name__.strip('_')}: the process ended with {process.exitcode}."
+        raise ProcessEndedError(message, killed=(process.exitcode or 0) < 0) from None
     process.join()
     return found
 
