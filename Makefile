@@ -25,6 +25,9 @@ runs/sweeps/chunks/table.md: runs/quickstart/student/model.safetensors | $(BIN)/
 	    --dataset.path examples/quickstart/corpus --dataset.split longform \
 	    --strides 0 0.5 1 2 --output_dir $(@D)
 
+runs/quickstart/student/model.safetensors:
+	@echo "make sweeps: $@ is missing, which the sweeps start from: run \`make quickstart\` first" >&2; exit 1
+
 # What `make sweeps` left here, or else what is stored.
 NAMES = $(sort $(notdir $(wildcard runs/sweeps/* docs/report/sweeps/*)))
 SWEEPS = $(patsubst %/table.md,%,$(foreach name,$(NAMES),$(firstword $(wildcard $(addsuffix /$(name)/table.md,runs/sweeps docs/report/sweeps)))))
