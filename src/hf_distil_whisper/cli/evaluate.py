@@ -26,6 +26,7 @@ from hf_distil_whisper.evaluation.results import (
     IN_DISTRIBUTION,
     LONG_FORM,
     LONG_FORM_OUTSIDE,
+    LONG_FORMS,
     OUT_OF_DISTRIBUTION,
     TEACHER,
     results_table,
@@ -224,7 +225,7 @@ def run_evaluation(args: EvaluateArguments, datasets: Mapping[str, Dataset]) -> 
         evaluate = _ctc_evaluation(args, name) if ctc else _whisper_evaluation(args, name)
         for flag, rows in datasets.items():
             kind, dataset = flag.split(".", 1)
-            heard = partial(evaluate, GROUPS[kind] in (LONG_FORM, LONG_FORM_OUTSIDE))
+            heard = partial(evaluate, GROUPS[kind] in LONG_FORMS)
             results.setdefault(dataset, {})[column] = evaluate_shared(rows, heard)
     return results
 

@@ -181,12 +181,13 @@ def save_sweep(args: SweepArguments, results: Sequence[CellResult]) -> str:
     folder.joinpath("table.md").write_text(f"{args.title}\n\n{table}\n\n{', '.join(told)}.\n", encoding="utf-8")
     found = [json.loads(cell.folder.joinpath("result.json").read_text()) for cell in cells[: len(results)]]
     folder.joinpath("results.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    figures = {name: averages(of_cell, outside) for name, of_cell in by_cell(results).items()}
+    trained = by_cell(results)
+    figures = {name: averages(of_cell, outside) for name, of_cell in trained.items()}
     kinds = next(iter(figures.values()))
     lines = {kind: {name: rates[kind].values for name, rates in figures.items()} for kind in kinds}
     noise = {
         name: {float(snr): rate.mean / 100 for snr, rate in noise_rates(of_cell).items()}
-        for name, of_cell in by_cell(results).items()
+        for name, of_cell in trained.items()
     }
     wer_by_cell(lines, args.heading, folder / "wer.png", noise if args.snrs else None)
     return table

@@ -149,9 +149,7 @@ def algorithm_table(rows: Mapping[str, Sequence[AlgorithmRow]], baseline: str) -
     for (model, algorithm), of_pair in by_pair.items():
         speed = seconds[baseline, ALGORITHMS[0]] / seconds[model, algorithm]
         factor = seconds[model, algorithm] / sum(row.audio_seconds for row in of_pair.values())
-        errors = {name: row.errors for name, row in of_pair.items()}
-        scored = all(one.num_words for one in errors.values())
-        wer = f"{100 * macro_average(errors):.1f}" if scored else "-"
+        wer = _shown_average({name: row.errors for name, row in of_pair.items()})
         lines.append(f"| {model} | {algorithm} | {factor:.4f} | {speed:.2f} | {wer} |")
     return "\n".join(lines)
 
@@ -169,10 +167,11 @@ def algorithms_by_set(rows: Mapping[str, Sequence[AlgorithmRow]]) -> str:
     columns = list(next(iter(errors.values())))
     lines = [f"| Dataset | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
     for line, sets in [*((name, [name]) for name in errors), ("Average", list(errors))]:
-        by_column = {column: {name: errors[name][column] for name in sets} for column in columns}
-        cells = [
-            f"{100 * macro_average(found):.1f}" if all(one.num_words for one in found.values()) else "-"
-            for found in by_column.values()
-        ]
+        cells = [_shown_average({name: errors[name][column] for name in sets}) for column in columns]
         lines.append(f"| {line} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _shown_average(errors: Mapping[str, WordErrors]) -> str:
+    """Macro average of sets in %; "-" where one has no references."""
+    return f"{100 * macro_average(errors):.1f}" if all(one.num_words for one in errors.values()) else "-"

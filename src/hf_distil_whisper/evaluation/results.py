@@ -35,6 +35,9 @@ IN_DISTRIBUTION, OUT_OF_DISTRIBUTION = "in distribution", "out of distribution"
 LONG_FORM, LONG_FORM_OUTSIDE = "long form", "long form out of distribution"
 """What a set may be."""
 
+SHORT_FORMS, LONG_FORMS = (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION), (LONG_FORM, LONG_FORM_OUTSIDE)
+"""What is heard in one window, and what in several."""
+
 ALL_SHORT, ALL_LONG = "short form", "long form, all sets"
 """Averages over two kinds of sets."""
 
@@ -140,10 +143,10 @@ def averages(results: Results, groups: Mapping[str, str]) -> dict[str, dict[str,
     kinds = {
         IN_DISTRIBUTION: (IN_DISTRIBUTION,),
         OUT_OF_DISTRIBUTION: (OUT_OF_DISTRIBUTION,),
-        ALL_SHORT: (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION),
+        ALL_SHORT: SHORT_FORMS,
         LONG_FORM: (LONG_FORM,),
         LONG_FORM_OUTSIDE: (LONG_FORM_OUTSIDE,),
-        ALL_LONG: (LONG_FORM, LONG_FORM_OUTSIDE),
+        ALL_LONG: LONG_FORMS,
     }
     if LONG_FORM_OUTSIDE not in groups.values():
         del kinds[ALL_LONG]
@@ -220,7 +223,7 @@ def save_results(
         return
     means = {"averages": averages(results, groups), "robustness": _robustness_summary(results, groups, reference)}
     (target / "averages.json").write_text(json.dumps(means, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    long_form = {name: results[name] for name in results if groups[name] in (LONG_FORM, LONG_FORM_OUTSIDE)}
+    long_form = {name: results[name] for name in results if groups[name] in LONG_FORMS}
     if long_form:
         tables = f"{long_form_summary(long_form)}\n\n{long_form_table(long_form)}\n"
         (target / "long_form.md").write_text(tables, encoding="utf-8")

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from hf_distil_whisper.evaluation.measured import score_from_json
-from hf_distil_whisper.evaluation.results import LONG_FORM, LONG_FORM_OUTSIDE, TEACHER
+from hf_distil_whisper.evaluation.results import LONG_FORM, LONG_FORMS, TEACHER
 from hf_distil_whisper.hub.card_text import inline, is_hub_id
 
 RESULTS, MEASURED = "results.json", "measured"
@@ -175,7 +175,7 @@ def _of_evaluation(summary: Mapping[str, Mapping[str, dict]], student: str, teac
             rates[model][name] = row["wer"]
             if row.get("group"):
                 groups[name] = row["group"]
-            if row.get("group") not in (LONG_FORM, LONG_FORM_OUTSIDE):
+            if row.get("group") not in LONG_FORMS:
                 work[model][0] += row["seconds"]
                 work[model][1] += row["audio_seconds"]
     rtf = [seconds / audio if audio else None for seconds, audio in (work[student], work[teacher])]
