@@ -5,9 +5,12 @@ import errno
 import numpy as np
 import pytest
 
-from hf_distil_whisper import cache_store
-from hf_distil_whisper.cache_store import CacheStore, content_key
-from hf_distil_whisper.shards import StaleRunError
+from hf_distil_whisper.data import array_store as cache_store
+from hf_distil_whisper.data.array_store import (
+    CacheStore,
+    content_key,
+)
+from hf_distil_whisper.data.shards import StaleRunError
 
 
 def entry(number: int) -> dict[str, np.ndarray]:

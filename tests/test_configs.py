@@ -9,20 +9,28 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from hf_distil_whisper.cli.arguments import as_source, parse_arguments
-from hf_distil_whisper.cli.benchmark_latency import LatencyBenchmarkArguments
-from hf_distil_whisper.cli.corpora import Corpus, load_corpora
+from cli_benchmark_latency import LatencyBenchmarkArguments
+from cli_report import ReportArguments
+from cli_sweep_plan import (
+    SweepArguments,
+    sweep_cells,
+)
+from hf_distil_whisper.cli.config import (
+    Corpus,
+    InputError,
+    as_source,
+    load_corpora,
+    load_recipe,
+    parse_arguments,
+)
 from hf_distil_whisper.cli.create_student import CreateStudentArguments
 from hf_distil_whisper.cli.evaluate import EvaluateArguments
 from hf_distil_whisper.cli.filter import FilterArguments
 from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments
 from hf_distil_whisper.cli.push import PushArguments
-from hf_distil_whisper.cli.recipes import InputError, load_recipe
-from hf_distil_whisper.cli.report import ReportArguments
-from hf_distil_whisper.cli.sweep_plan import SweepArguments, sweep_cells
-from hf_distil_whisper.cli.training_plan import TrainArguments
+from hf_distil_whisper.cli.train import TrainArguments
 from hf_distil_whisper.cli.transcribe import TranscribeArguments
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from hf_distil_whisper.training.args import DistillationTrainingArguments
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))

@@ -13,15 +13,14 @@ import hf_distil_whisper
 
 PACKAGE = Path(hf_distil_whisper.__file__).parent
 LEVELS = {
-    "cache_store": 0,
     "checkpoints": 0,
     "figures": 0,
     "metrics": 0,
-    "shards": 0,
     "student": 0,
     "uploads": 0,
     "data": 1,
     "inference": 2,
+    "export": 3,
     "pseudo_labels": 3,
     "training": 3,
     "evaluation": 4,

@@ -57,7 +57,7 @@ def test_a_wheel_offers_every_command_and_recipe(installed: Path) -> None:
     code = (
         "import hf_distil_whisper\n"
         "from hf_distil_whisper.cli.main import COMMANDS, main\n"
-        "from hf_distil_whisper.cli.recipes import find_recipe, recipe_names\n"
+        "from hf_distil_whisper.cli.config import find_recipe, recipe_names\n"
         "print(hf_distil_whisper.__file__, *map(find_recipe, recipe_names()))\n"
         "for command in COMMANDS:\n"
         "    try:\n"

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.shards import MANIFEST, ShardStore, StaleRunError
+from hf_distil_whisper.data.shards import (
+    MANIFEST,
+    ShardStore,
+    StaleRunError,
+)
 
 IDENTITY = {"teacher": "toy", "num_beams": 1}
 

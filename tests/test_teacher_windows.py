@@ -11,7 +11,11 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from hf_distil_whisper import load_audio, load_processor, load_source
+from hf_distil_whisper import (
+    load_audio,
+    load_processor,
+    load_source,
+)
 
 HERE = Path(__file__).parents[1] / "examples" / "quickstart"
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.cache_store import content_key
+from hf_distil_whisper.data.array_store import content_key
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.trainer import DistillationTrainer
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from toy_models import SENTENCES, toy_processor, toy_whisper
 
 

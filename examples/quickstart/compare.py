@@ -31,8 +31,8 @@ from hf_distil_whisper import (
     load_source,
     word_errors,
 )
-from hf_distil_whisper.evaluation.benchmarks.plain_step import plain_loss
 from hf_distil_whisper.metrics import paired_bootstrap_interval
+from plain_step import plain_loss
 
 
 class PlainTrainer(DistillationTrainer):

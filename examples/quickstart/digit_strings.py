@@ -16,7 +16,10 @@ import numpy as np
 import soundfile as sf
 from datasets import Dataset
 
-from hf_distil_whisper import load_audio, load_source
+from hf_distil_whisper import (
+    load_audio,
+    load_source,
+)
 
 RATE = 16_000
 PAUSE = 0.1

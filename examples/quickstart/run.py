@@ -34,7 +34,7 @@ from hf_distil_whisper import (
     pseudo_label_dataset,
     save_checkpoint,
 )
-from hf_distil_whisper.inference.encoder_cache import EncoderCache
+from hf_distil_whisper.inference.encoder import EncoderCache
 
 HERE = Path(__file__).parent
 CORPUS, TEACHER = HERE / "corpus", HERE / "teacher"

@@ -21,7 +21,7 @@ from hf_distil_whisper import (
     transcribe,
     window_features,
 )
-from hf_distil_whisper.inference.encoder_cache import EncoderCache
+from hf_distil_whisper.inference.encoder import EncoderCache
 from hf_distil_whisper.inference.generation import generate_once
 
 SETS = {"test": "test", "unseen voices": "test_unseen"}

@@ -25,7 +25,10 @@ from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
 from voices import DISGUISED_VOICES, EXTRA_VOICES, RATE, RECORDED_VOICES, TRAIN_VOICES, record, render
 
-from hf_distil_whisper import load_audio, load_source
+from hf_distil_whisper import (
+    load_audio,
+    load_source,
+)
 
 OPUS_COMPRESSION = 0.985
 """libsndfile's compression level that gives about 12 kbit/s."""

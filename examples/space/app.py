@@ -8,7 +8,11 @@ import os
 
 import torch
 
-from hf_distil_whisper import build_demo, load_model, load_processor
+from hf_distil_whisper import (
+    build_demo,
+    load_model,
+    load_processor,
+)
 
 STUDENT = os.environ.get("STUDENT_MODEL", "distil-whisper/distil-small.en")
 TEACHER = os.environ.get("TEACHER_MODEL", "openai/whisper-small.en")

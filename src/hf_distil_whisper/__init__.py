@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from hf_distil_whisper.checkpoints import load_model as load_model
     from hf_distil_whisper.checkpoints import load_processor as load_processor
     from hf_distil_whisper.checkpoints import save_checkpoint as save_checkpoint
-    from hf_distil_whisper.cli.arguments import DataSource as DataSource
-    from hf_distil_whisper.cli.arguments import parse_arguments as parse_arguments
+    from hf_distil_whisper.cli.config import DataSource as DataSource
+    from hf_distil_whisper.cli.config import InputError as InputError
+    from hf_distil_whisper.cli.config import is_main_process as is_main_process
+    from hf_distil_whisper.cli.config import parse_arguments as parse_arguments
     from hf_distil_whisper.cli.create_student import CreateStudentArguments as CreateStudentArguments
     from hf_distil_whisper.cli.create_student import plan_student as plan_student
     from hf_distil_whisper.cli.evaluate import EvaluateArguments as EvaluateArguments
@@ -21,81 +23,65 @@ if TYPE_CHECKING:
     from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments as PseudoLabelArguments
     from hf_distil_whisper.cli.pseudo_label import plan_labels as plan_labels
     from hf_distil_whisper.cli.pseudo_label import run_labelling as run_labelling
-    from hf_distil_whisper.cli.recipes import InputError as InputError
-    from hf_distil_whisper.cli.recipes import is_main_process as is_main_process
+    from hf_distil_whisper.cli.train import TrainArguments as TrainArguments
     from hf_distil_whisper.cli.train import build_trainer as build_trainer
     from hf_distil_whisper.cli.train import finish_training as finish_training
-    from hf_distil_whisper.cli.training_plan import TrainArguments as TrainArguments
-    from hf_distil_whisper.cli.training_plan import plan_training as plan_training
+    from hf_distil_whisper.cli.train import plan_training as plan_training
     from hf_distil_whisper.data.audio import AudioError as AudioError
     from hf_distil_whisper.data.audio import audio_blocks as audio_blocks
     from hf_distil_whisper.data.audio import load_audio as load_audio
     from hf_distil_whisper.data.collator import (
         DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding,
     )
+    from hf_distil_whisper.data.dataset import SpeechDataset as SpeechDataset
     from hf_distil_whisper.data.packing import pack_utterances as pack_utterances
     from hf_distil_whisper.data.sources import RowErrors as RowErrors
     from hf_distil_whisper.data.sources import load_source as load_source
-    from hf_distil_whisper.data.speech_dataset import SpeechDataset as SpeechDataset
-    from hf_distil_whisper.data.speech_stream import SpeechStream as SpeechStream
-    from hf_distil_whisper.data.streams import stream_source as stream_source
-    from hf_distil_whisper.evaluation.alignment import align_words as align_words
-    from hf_distil_whisper.evaluation.alignment import alignment_text as alignment_text
-    from hf_distil_whisper.evaluation.alignment import worst_utterances as worst_utterances
-    from hf_distil_whisper.evaluation.benchmarks.latency_grid import latency_grid as latency_grid
-    from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow as LatencyRow
-    from hf_distil_whisper.evaluation.benchmarks.latency_rows import latency_table as latency_table
-    from hf_distil_whisper.evaluation.benchmarks.latency_rows import rtf_table as rtf_table
-    from hf_distil_whisper.evaluation.ctc import evaluate_ctc as evaluate_ctc
+    from hf_distil_whisper.data.sources import stream_source as stream_source
+    from hf_distil_whisper.data.streaming import SpeechStream as SpeechStream
     from hf_distil_whisper.evaluation.demo import build_demo as build_demo
-    from hf_distil_whisper.evaluation.early_exit import EarlyExit as EarlyExit
-    from hf_distil_whisper.evaluation.early_exit import early_exit_table as early_exit_table
-    from hf_distil_whisper.evaluation.early_exit import evaluate_early_exit as evaluate_early_exit
+    from hf_distil_whisper.evaluation.evaluate import EvaluationResult as EvaluationResult
+    from hf_distil_whisper.evaluation.evaluate import evaluate_model as evaluate_model
+    from hf_distil_whisper.evaluation.evaluate import evaluate_shared as evaluate_shared
+    from hf_distil_whisper.evaluation.evaluate import merge_results as merge_results
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
-    from hf_distil_whisper.evaluation.long_form_algorithms import algorithm_table as algorithm_table
-    from hf_distil_whisper.evaluation.long_form_algorithms import compare_algorithms as compare_algorithms
-    from hf_distil_whisper.evaluation.long_form_sweep import chunk_table as chunk_table
-    from hf_distil_whisper.evaluation.long_form_sweep import sweep_chunks as sweep_chunks
-    from hf_distil_whisper.evaluation.long_form_tables import long_form_summary as long_form_summary
-    from hf_distil_whisper.evaluation.long_form_tables import long_form_table as long_form_table
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
     from hf_distil_whisper.evaluation.noise import babble as babble
     from hf_distil_whisper.evaluation.noise import evaluate_in_noise as evaluate_in_noise
-    from hf_distil_whisper.evaluation.processes import evaluate_shared as evaluate_shared
+    from hf_distil_whisper.evaluation.results import align_words as align_words
+    from hf_distil_whisper.evaluation.results import alignment_text as alignment_text
+    from hf_distil_whisper.evaluation.results import effective_robustness as effective_robustness
+    from hf_distil_whisper.evaluation.results import long_form_summary as long_form_summary
+    from hf_distil_whisper.evaluation.results import long_form_table as long_form_table
+    from hf_distil_whisper.evaluation.results import relative_error_rate as relative_error_rate
     from hf_distil_whisper.evaluation.results import results_table as results_table
     from hf_distil_whisper.evaluation.results import save_results as save_results
+    from hf_distil_whisper.evaluation.results import set_averages as set_averages
     from hf_distil_whisper.evaluation.results import summarise_results as summarise_results
-    from hf_distil_whisper.evaluation.robustness import effective_robustness as effective_robustness
-    from hf_distil_whisper.evaluation.robustness import relative_error_rate as relative_error_rate
-    from hf_distil_whisper.evaluation.robustness import set_averages as set_averages
-    from hf_distil_whisper.evaluation.scoring import EvaluationResult as EvaluationResult
-    from hf_distil_whisper.evaluation.scoring import merge_results as merge_results
-    from hf_distil_whisper.evaluation.short_form import evaluate_model as evaluate_model
+    from hf_distil_whisper.evaluation.results import worst_utterances as worst_utterances
     from hf_distil_whisper.evaluation.significance import compare_results as compare_results
     from hf_distil_whisper.evaluation.significance import confidence_interval as confidence_interval
     from hf_distil_whisper.evaluation.word_times import WordTimeErrors as WordTimeErrors
     from hf_distil_whisper.evaluation.word_times import compare_word_times as compare_word_times
+    from hf_distil_whisper.export.ggml import export_ggml as export_ggml
+    from hf_distil_whisper.export.onnx import export_onnx as export_onnx
+    from hf_distil_whisper.hub.callbacks import ModelCardCallback as ModelCardCallback
     from hf_distil_whisper.hub.callbacks import PushCheckpointCallback as PushCheckpointCallback
-    from hf_distil_whisper.hub.card_files import ModelCardCallback as ModelCardCallback
-    from hf_distil_whisper.hub.card_files import save_model_card as save_model_card
-    from hf_distil_whisper.hub.card_results import Evaluation as Evaluation
-    from hf_distil_whisper.hub.card_results import read_evaluation as read_evaluation
+    from hf_distil_whisper.hub.callbacks import SamplePredictionsCallback as SamplePredictionsCallback
+    from hf_distil_whisper.hub.callbacks import save_model_card as save_model_card
+    from hf_distil_whisper.hub.dataset_card import PushedDataset as PushedDataset
+    from hf_distil_whisper.hub.dataset_card import push_dataset as push_dataset
+    from hf_distil_whisper.hub.model_card import Evaluation as Evaluation
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
+    from hf_distil_whisper.hub.model_card import read_evaluation as read_evaluation
     from hf_distil_whisper.hub.push import push_student as push_student
-    from hf_distil_whisper.hub.push_dataset import PushedDataset as PushedDataset
-    from hf_distil_whisper.hub.push_dataset import push_dataset as push_dataset
-    from hf_distil_whisper.hub.sample_predictions import SamplePredictionsCallback as SamplePredictionsCallback
     from hf_distil_whisper.inference.alignment_heads import HeadSearch as HeadSearch
     from hf_distil_whisper.inference.alignment_heads import find_alignment_heads as find_alignment_heads
-    from hf_distil_whisper.inference.assistant import assistant_arguments as assistant_arguments
-    from hf_distil_whisper.inference.assistant import create_assistant as create_assistant
-    from hf_distil_whisper.inference.ctc import load_ctc as load_ctc
-    from hf_distil_whisper.inference.ctc import transcribe_ctc as transcribe_ctc
-    from hf_distil_whisper.inference.export import export_ctranslate2 as export_ctranslate2
-    from hf_distil_whisper.inference.export_ggml import export_ggml as export_ggml
-    from hf_distil_whisper.inference.export_onnx import export_onnx as export_onnx
-    from hf_distil_whisper.inference.generation import window_features as window_features
+    from hf_distil_whisper.inference.ctranslate2 import export_ctranslate2 as export_ctranslate2
+    from hf_distil_whisper.inference.encoder import window_features as window_features
+    from hf_distil_whisper.inference.speculative import assistant_arguments as assistant_arguments
+    from hf_distil_whisper.inference.speculative import create_assistant as create_assistant
     from hf_distil_whisper.inference.transcribe import Segment as Segment
     from hf_distil_whisper.inference.transcribe import TemperatureFallback as TemperatureFallback
     from hf_distil_whisper.inference.transcribe import Transcription as Transcription
@@ -110,75 +96,135 @@ if TYPE_CHECKING:
     from hf_distil_whisper.metrics import get_normalizer as get_normalizer
     from hf_distil_whisper.metrics import repeated_ngrams as repeated_ngrams
     from hf_distil_whisper.metrics import word_errors as word_errors
-    from hf_distil_whisper.pseudo_labels.filter_report import FilterReport as FilterReport
     from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError as EmptyFilterError
+    from hf_distil_whisper.pseudo_labels.filtering import FilterReport as FilterReport
     from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer as filter_by_wer
     from hf_distil_whisper.pseudo_labels.filtering import filter_stream_by_wer as filter_stream_by_wer
     from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset as pseudo_label_dataset
     from hf_distil_whisper.student import create_student as create_student
     from hf_distil_whisper.student import select_layers as select_layers
+    from hf_distil_whisper.training.args import DistillationTrainingArguments as DistillationTrainingArguments
     from hf_distil_whisper.training.fused_loss import DistillationLoss as DistillationLoss
     from hf_distil_whisper.training.fused_loss import fused_distillation_loss as fused_distillation_loss
     from hf_distil_whisper.training.losses import hidden_state_mse_loss as hidden_state_mse_loss
     from hf_distil_whisper.training.losses import kl_divergence_loss as kl_divergence_loss
     from hf_distil_whisper.training.losses import pseudo_label_loss as pseudo_label_loss
     from hf_distil_whisper.training.trainer import DistillationTrainer as DistillationTrainer
-    from hf_distil_whisper.training.training_args import DistillationTrainingArguments as DistillationTrainingArguments
     from hf_distil_whisper.training.validation import WordErrorMetrics as WordErrorMetrics
     from hf_distil_whisper.uploads import PushError as PushError
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "checkpoints": ("load_model", "load_processor", "save_checkpoint"),
-    "cli.arguments": ("DataSource", "parse_arguments"),
-    "cli.create_student": ("CreateStudentArguments", "plan_student"),
-    "cli.evaluate": ("EvaluateArguments", "plan_evaluation", "run_evaluation"),
+    "checkpoints": (
+        "load_model",
+        "load_processor",
+        "save_checkpoint",
+    ),
+    "cli.config": (
+        "DataSource",
+        "InputError",
+        "is_main_process",
+        "parse_arguments",
+    ),
+    "cli.create_student": (
+        "CreateStudentArguments",
+        "plan_student",
+    ),
+    "cli.evaluate": (
+        "EvaluateArguments",
+        "plan_evaluation",
+        "run_evaluation",
+    ),
     "cli.main": ("run_script",),
-    "cli.pseudo_label": ("PseudoLabelArguments", "plan_labels", "run_labelling"),
-    "cli.recipes": ("InputError", "is_main_process"),
-    "cli.train": ("build_trainer", "finish_training"),
-    "cli.training_plan": ("TrainArguments", "plan_training"),
-    "data.audio": ("AudioError", "audio_blocks", "load_audio"),
+    "cli.pseudo_label": (
+        "PseudoLabelArguments",
+        "plan_labels",
+        "run_labelling",
+    ),
+    "cli.train": (
+        "TrainArguments",
+        "build_trainer",
+        "finish_training",
+        "plan_training",
+    ),
+    "data.audio": (
+        "AudioError",
+        "audio_blocks",
+        "load_audio",
+    ),
     "data.collator": ("DataCollatorSpeechSeq2SeqWithPadding",),
+    "data.dataset": ("SpeechDataset",),
     "data.packing": ("pack_utterances",),
-    "data.sources": ("RowErrors", "load_source"),
-    "data.speech_dataset": ("SpeechDataset",),
-    "data.speech_stream": ("SpeechStream",),
-    "data.streams": ("stream_source",),
-    "evaluation.alignment": ("align_words", "alignment_text", "worst_utterances"),
-    "evaluation.benchmarks.latency_grid": ("latency_grid",),
-    "evaluation.benchmarks.latency_rows": ("LatencyRow", "latency_table", "rtf_table"),
-    "evaluation.ctc": ("evaluate_ctc",),
+    "data.sources": (
+        "RowErrors",
+        "load_source",
+        "stream_source",
+    ),
+    "data.streaming": ("SpeechStream",),
     "evaluation.demo": ("build_demo",),
-    "evaluation.early_exit": ("EarlyExit", "early_exit_table", "evaluate_early_exit"),
+    "evaluation.evaluate": (
+        "EvaluationResult",
+        "evaluate_model",
+        "evaluate_shared",
+        "merge_results",
+    ),
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
-    "evaluation.long_form_algorithms": ("algorithm_table", "compare_algorithms"),
-    "evaluation.long_form_sweep": ("chunk_table", "sweep_chunks"),
-    "evaluation.long_form_tables": ("long_form_summary", "long_form_table"),
-    "evaluation.noise": ("add_noise", "babble", "evaluate_in_noise"),
-    "evaluation.processes": ("evaluate_shared",),
-    "evaluation.results": ("results_table", "save_results", "summarise_results"),
-    "evaluation.robustness": ("effective_robustness", "relative_error_rate", "set_averages"),
-    "evaluation.scoring": ("EvaluationResult", "merge_results"),
-    "evaluation.short_form": ("evaluate_model",),
-    "evaluation.significance": ("compare_results", "confidence_interval"),
-    "evaluation.word_times": ("WordTimeErrors", "compare_word_times"),
-    "hub.callbacks": ("PushCheckpointCallback",),
-    "hub.card_files": ("ModelCardCallback", "save_model_card"),
-    "hub.card_results": ("Evaluation", "read_evaluation"),
-    "hub.model_card": ("generate_model_card",),
+    "evaluation.noise": (
+        "add_noise",
+        "babble",
+        "evaluate_in_noise",
+    ),
+    "evaluation.results": (
+        "align_words",
+        "alignment_text",
+        "effective_robustness",
+        "long_form_summary",
+        "long_form_table",
+        "relative_error_rate",
+        "results_table",
+        "save_results",
+        "set_averages",
+        "summarise_results",
+        "worst_utterances",
+    ),
+    "evaluation.significance": (
+        "compare_results",
+        "confidence_interval",
+    ),
+    "evaluation.word_times": (
+        "WordTimeErrors",
+        "compare_word_times",
+    ),
+    "export.ggml": ("export_ggml",),
+    "export.onnx": ("export_onnx",),
+    "hub.callbacks": (
+        "ModelCardCallback",
+        "PushCheckpointCallback",
+        "SamplePredictionsCallback",
+        "save_model_card",
+    ),
+    "hub.dataset_card": (
+        "PushedDataset",
+        "push_dataset",
+    ),
+    "hub.model_card": (
+        "Evaluation",
+        "generate_model_card",
+        "read_evaluation",
+    ),
     "hub.push": ("push_student",),
-    "hub.push_dataset": ("PushedDataset", "push_dataset"),
-    "hub.sample_predictions": ("SamplePredictionsCallback",),
-    "inference.alignment_heads": ("HeadSearch", "find_alignment_heads"),
-    "inference.assistant": ("assistant_arguments", "create_assistant"),
-    "inference.ctc": ("load_ctc", "transcribe_ctc"),
-    "inference.export": ("export_ctranslate2",),
-    "inference.export_ggml": ("export_ggml",),
-    "inference.export_onnx": ("export_onnx",),
-    "inference.generation": ("window_features",),
+    "inference.alignment_heads": (
+        "HeadSearch",
+        "find_alignment_heads",
+    ),
+    "inference.ctranslate2": ("export_ctranslate2",),
+    "inference.encoder": ("window_features",),
+    "inference.speculative": (
+        "assistant_arguments",
+        "create_assistant",
+    ),
     "inference.transcribe": (
         "Segment",
         "TemperatureFallback",
@@ -189,15 +235,36 @@ _MODULES = {
         "transcribe_sequential",
     ),
     "inference.word_timestamps": ("set_alignment_heads",),
-    "metrics": ("WordErrorRate", "WordErrors", "character_errors", "get_normalizer", "repeated_ngrams", "word_errors"),
-    "pseudo_labels.filter_report": ("FilterReport",),
-    "pseudo_labels.filtering": ("EmptyFilterError", "filter_by_wer", "filter_stream_by_wer"),
+    "metrics": (
+        "WordErrorRate",
+        "WordErrors",
+        "character_errors",
+        "get_normalizer",
+        "repeated_ngrams",
+        "word_errors",
+    ),
+    "pseudo_labels.filtering": (
+        "EmptyFilterError",
+        "FilterReport",
+        "filter_by_wer",
+        "filter_stream_by_wer",
+    ),
     "pseudo_labels.labeller": ("pseudo_label_dataset",),
-    "student": ("create_student", "select_layers"),
-    "training.fused_loss": ("DistillationLoss", "fused_distillation_loss"),
-    "training.losses": ("hidden_state_mse_loss", "kl_divergence_loss", "pseudo_label_loss"),
+    "student": (
+        "create_student",
+        "select_layers",
+    ),
+    "training.args": ("DistillationTrainingArguments",),
+    "training.fused_loss": (
+        "DistillationLoss",
+        "fused_distillation_loss",
+    ),
+    "training.losses": (
+        "hidden_state_mse_loss",
+        "kl_divergence_loss",
+        "pseudo_label_loss",
+    ),
     "training.trainer": ("DistillationTrainer",),
-    "training.training_args": ("DistillationTrainingArguments",),
     "training.validation": ("WordErrorMetrics",),
     "uploads": ("PushError",),
 }

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from hf_distil_whisper.checkpoints import load_model, save_checkpoint
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    save_checkpoint,
+)
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.inference.word_timestamps import set_alignment_heads
 from talking_models import talking_whisper

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from transformers import Seq2SeqTrainingArguments
 
-from hf_distil_whisper.cli.arguments import (
+from hf_distil_whisper.cli.config import (
     DataSource,
+    InputError,
     as_source,
     as_sources,
     parse_arguments,
@@ -15,7 +16,6 @@ from hf_distil_whisper.cli.arguments import (
     short_names,
     source_setting,
 )
-from hf_distil_whisper.cli.recipes import InputError
 
 
 @dataclass

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.cli.benchmark_early_exit import save_early_exits
+from cli_benchmark_early_exit import save_early_exits
+from early_exit import EarlyExit
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.evaluation.early_exit import EarlyExit
-from hf_distil_whisper.evaluation.scoring import EvaluationResult
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.metrics import WordErrors
 from toy_files import write_toy_corpus, write_toy_model
 

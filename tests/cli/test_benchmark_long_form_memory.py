@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.cli import benchmark_long_form_memory
+import cli_benchmark_long_form_memory as benchmark_long_form_memory
 from hf_distil_whisper.cli.main import main
 
 

@@ -10,10 +10,13 @@ from huggingface_hub import ModelCard
 from transformers import WhisperForConditionalGeneration, pipeline
 
 from hf_distil_whisper.checkpoints import save_checkpoint
+from hf_distil_whisper.cli.inputs import best_device
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.cli.plans import best_device
 from hf_distil_whisper.cli.pseudo_label import sort_by_speaker
-from hf_distil_whisper.data.audio import encode_flac, load_audio
+from hf_distil_whisper.data.audio import (
+    encode_flac,
+    load_audio,
+)
 from hf_distil_whisper.data.sources import load_source
 from talking_models import multilingual_whisper
 from toy_ctc import write_toy_ctc

@@ -9,11 +9,14 @@ import yaml
 
 from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli import transcribe
-from hf_distil_whisper.cli.long_form import as_fallback
+from hf_distil_whisper.cli.config import InputError
+from hf_distil_whisper.cli.inputs import as_fallback
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.cli.recipes import InputError
 from hf_distil_whisper.evaluation import long_form
-from hf_distil_whisper.inference.transcribe import TemperatureFallback, transcribe_sequential
+from hf_distil_whisper.inference.transcribe import (
+    TemperatureFallback,
+    transcribe_sequential,
+)
 from talking_models import talking_whisper
 from toy_files import write_toy_corpus
 from toy_models import toy_audio, toy_processor

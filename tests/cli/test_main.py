@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.cli.main import COMMANDS, main, run_script
+from hf_distil_whisper.cli.main import (
+    COMMANDS,
+    main,
+    run_script,
+)
 
 SOURCE = Path(__file__).parents[2] / "src"
 

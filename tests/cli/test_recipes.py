@@ -2,7 +2,13 @@
 
 import pytest
 
-from hf_distil_whisper.cli.recipes import InputError, find_recipe, load_recipe, parse_yaml, recipe_names
+from hf_distil_whisper.cli.config import (
+    InputError,
+    find_recipe,
+    load_recipe,
+    parse_yaml,
+    recipe_names,
+)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.cli import report
+import cli_report as report
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.evaluation.scoring import EvaluationResult
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from toy_files import write_toy_corpus
 
 

@@ -10,18 +10,27 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
-from hf_distil_whisper.cli import sweep
-from hf_distil_whisper.cli.arguments import parse_arguments
+import cli_sweep as sweep
+import latency_grid
+from cli_sweep_plan import (
+    SweepArguments,
+    plan_sweep,
+    sweep_cells,
+)
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+)
+from hf_distil_whisper.cli.config import InputError, parse_arguments
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.cli.recipes import InputError
-from hf_distil_whisper.cli.sweep_plan import SweepArguments, plan_sweep, sweep_cells
 from hf_distil_whisper.data.sources import load_source
-from hf_distil_whisper.evaluation.benchmarks import latency_grid
+from hf_distil_whisper.evaluation.evaluate import evaluate_model
 from hf_distil_whisper.evaluation.noise import evaluate_in_noise
-from hf_distil_whisper.evaluation.short_form import evaluate_model
-from hf_distil_whisper.inference import encoder_cache
-from hf_distil_whisper.metrics import WordErrors, get_normalizer
+from hf_distil_whisper.inference import encoder as encoder_cache
+from hf_distil_whisper.metrics import (
+    WordErrors,
+    get_normalizer,
+)
 from toy_files import spoil, write_toy_corpus, write_toy_model
 from toy_models import toy_processor, toy_whisper
 

@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.data.labels import IGNORED, make_labels
+from hf_distil_whisper.data.labels import (
+    IGNORED,
+    make_labels,
+)
 from toy_models import toy_processor, toy_whisper
 
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from hf_distil_whisper.data.content import rows_fingerprint
+from hf_distil_whisper.data.array_store import rows_fingerprint
 from hf_distil_whisper.data.sources import load_source
 from toy_files import write_toy_corpus
 

@@ -6,8 +6,11 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.data.features import log_mel, recording_features
-from hf_distil_whisper.evaluation.benchmarks.own_process import in_own_process
+from hf_distil_whisper.data.features import (
+    log_mel,
+    recording_features,
+)
+from own_process import in_own_process
 from toy_models import toy_audio
 
 

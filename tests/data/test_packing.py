@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from datasets import Audio, Dataset
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac, load_audio
+from hf_distil_whisper.data.audio import (
+    SAMPLING_RATE,
+    encode_flac,
+    load_audio,
+)
 from hf_distil_whisper.data.packing import pack_utterances
-from hf_distil_whisper.data.sources import RowErrors, load_source
+from hf_distil_whisper.data.sources import (
+    RowErrors,
+    load_source,
+)
 from toy_models import toy_rows
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"

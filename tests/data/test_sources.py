@@ -9,8 +9,18 @@ import pytest
 import soundfile
 from datasets import Audio, Dataset, DatasetDict, Features, Value
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac, load_audio
-from hf_distil_whisper.data.sources import PLAIN_AUDIO, RowErrors, load_source, without_decoder
+from hf_distil_whisper.data.audio import (
+    SAMPLING_RATE,
+    AudioError,
+    encode_flac,
+    load_audio,
+)
+from hf_distil_whisper.data.sources import (
+    PLAIN_AUDIO,
+    RowErrors,
+    load_source,
+    without_decoder,
+)
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
 needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="../shared/speech with real recordings is missing")
@@ -309,7 +319,7 @@ def test_the_hub_is_asked_for_the_split_as_it_is_named(monkeypatch: pytest.Monke
             raise ValueError("Unknown split \"nope\". Should be one of ['train.360'].")
         return dataset().cast_column("audio", Audio())
 
-    monkeypatch.setattr("hf_distil_whisper.data.source_files.load_dataset", load_dataset)
+    monkeypatch.setattr("hf_distil_whisper.data.sources.load_dataset", load_dataset)
     rows = load_source("someone/speech", config="clean", split="train.360", revision="abc")
     assert_rows(rows, ["text 0", "text 1", "text 2"])
     assert asked == [("someone/speech", "clean", "train.360", "abc")]

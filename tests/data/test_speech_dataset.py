@@ -11,12 +11,19 @@ import torch
 from datasets import Audio, Dataset
 from torch.utils.data import DataLoader
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac, load_audio
+from hf_distil_whisper.data.audio import (
+    SAMPLING_RATE,
+    encode_flac,
+    load_audio,
+)
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.data.dataset import (
+    SpeechDataset,
+    check_rows,
+)
 from hf_distil_whisper.data.labels import IGNORED
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import load_source
-from hf_distil_whisper.data.speech_dataset import SpeechDataset, check_rows
 from toy_models import toy_audio, toy_processor
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"

@@ -9,8 +9,8 @@ from datasets import Audio, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.data.speech_stream import SpeechStream
-from hf_distil_whisper.data.streams import stream_source
+from hf_distil_whisper.data.sources import stream_source
+from hf_distil_whisper.data.streaming import SpeechStream
 from toy_models import toy_audio
 from toy_training import collate, small_processor
 

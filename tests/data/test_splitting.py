@@ -5,8 +5,12 @@ import time
 import numpy as np
 import pytest
 
-from hf_distil_whisper.data.packing import pack_utterances
-from hf_distil_whisper.data.splitting import TimedText, split_recording, timed_text
+from hf_distil_whisper.data.packing import (
+    TimedText,
+    pack_utterances,
+    split_recording,
+    timed_text,
+)
 
 RATE = 16_000
 

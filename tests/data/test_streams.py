@@ -8,10 +8,16 @@ import pytest
 from datasets import Audio, ClassLabel, Dataset, Value
 from torch.utils.data import DataLoader
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
-from hf_distil_whisper.data.row_index import write_row_index
-from hf_distil_whisper.data.sources import PLAIN_AUDIO, load_source
-from hf_distil_whisper.data.streams import stream_source
+from hf_distil_whisper.data.audio import (
+    SAMPLING_RATE,
+    encode_flac,
+)
+from hf_distil_whisper.data.sources import (
+    PLAIN_AUDIO,
+    load_source,
+    stream_source,
+    write_row_index,
+)
 from toy_files import tar_sample, write_tar, write_toy_corpus
 
 
@@ -111,6 +117,6 @@ def test_the_hub_is_streamed_without_a_download(monkeypatch: pytest.MonkeyPatch)
         assert (name, config, split, revision, streaming) == ("someone/speech", "clean", "test", "abc", True)
         return dataset(3).cast_column("audio", Audio()).to_iterable_dataset()
 
-    monkeypatch.setattr("hf_distil_whisper.data.source_files.load_dataset", load_dataset)
+    monkeypatch.setattr("hf_distil_whisper.data.sources.load_dataset", load_dataset)
     rows = list(stream_source("someone/speech", config="clean", split="test", revision="abc"))
     assert [row["text"] for row in rows] == ["text 0", "text 1", "text 2"]

@@ -6,9 +6,16 @@ from pathlib import Path
 import pytest
 from datasets import Features, Value
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
-from hf_distil_whisper.data.sources import PLAIN_AUDIO, load_source
-from hf_distil_whisper.data.tar_shards import tar_features, tar_rows
+from hf_distil_whisper.data.audio import (
+    SAMPLING_RATE,
+    load_audio,
+)
+from hf_distil_whisper.data.sources import (
+    PLAIN_AUDIO,
+    load_source,
+    tar_features,
+    tar_rows,
+)
 from toy_files import tar_sample, write_tar
 
 

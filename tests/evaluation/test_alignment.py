@@ -3,9 +3,21 @@
 import pytest
 
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.alignment import align_words, alignment_text, worst_utterances
-from hf_distil_whisper.evaluation.scoring import EvaluationResult, Heard, score
-from hf_distil_whisper.metrics import WordErrors, character_errors, word_errors
+from hf_distil_whisper.evaluation.evaluate import (
+    EvaluationResult,
+    Heard,
+    score,
+)
+from hf_distil_whisper.evaluation.results import (
+    align_words,
+    alignment_text,
+    worst_utterances,
+)
+from hf_distil_whisper.metrics import (
+    WordErrors,
+    character_errors,
+    word_errors,
+)
 
 
 def scored(pairs: list[tuple[str | None, str]], language: str = "en") -> EvaluationResult:

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from hf_distil_whisper.evaluation.ctc import evaluate_ctc
+from evaluate_ctc import evaluate_ctc
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_model
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.scoring import EvaluationResult
-from hf_distil_whisper.evaluation.short_form import evaluate_model
 from talking_models import talking_whisper
 from toy_ctc import toy_ctc, toy_ctc_processor
 from toy_models import toy_audio, toy_processor

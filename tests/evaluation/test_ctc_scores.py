@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ctc import transcribe_ctc
+from evaluate_ctc import evaluate_ctc
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.evaluation.ctc import evaluate_ctc
-from hf_distil_whisper.inference.ctc import transcribe_ctc
 from toy_ctc import toy_ctc, toy_ctc_processor
 from toy_models import toy_audio
 

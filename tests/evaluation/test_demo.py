@@ -10,8 +10,20 @@ import pytest
 import soundfile
 
 from hf_distil_whisper.data.audio import AudioError
-from hf_distil_whisper.evaluation.demo import build_demo, columns, heading, heard_samples, message
-from hf_distil_whisper.evaluation.side_by_side import ASSISTED, STUDENT, TEACHER, Attempt, mark_words
+from hf_distil_whisper.evaluation.demo import (
+    build_demo,
+    columns,
+    heading,
+    heard_samples,
+    message,
+)
+from hf_distil_whisper.evaluation.side_by_side import (
+    ASSISTED,
+    STUDENT,
+    TEACHER,
+    Attempt,
+    mark_words,
+)
 from hf_distil_whisper.student import create_student
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor

@@ -9,11 +9,18 @@ import pytest
 import soundfile
 from selenium import webdriver
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+)
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.evaluation.demo import build_demo
-from hf_distil_whisper.evaluation.side_by_side import ASSISTED, STUDENT, TEACHER
+from hf_distil_whisper.evaluation.side_by_side import (
+    ASSISTED,
+    STUDENT,
+    TEACHER,
+)
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.student import create_student
 from toy_models import QUICKSTART

@@ -9,11 +9,22 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, WhisperForConditionalGeneration
 
-from hf_distil_whisper.evaluation import early_exit_search
-from hf_distil_whisper.evaluation.early_exit import EarlyExit, early_exit_table, evaluate_early_exit
-from hf_distil_whisper.evaluation.early_exit_search import EarlyExitSearch, softmax_difference
-from hf_distil_whisper.evaluation.short_form import EvaluationResult, evaluate_model
-from hf_distil_whisper.inference.generation import generate_tokens, window_features
+import early_exit_search
+from early_exit import (
+    EarlyExit,
+    early_exit_table,
+    evaluate_early_exit,
+)
+from early_exit_search import (
+    EarlyExitSearch,
+    softmax_difference,
+)
+from hf_distil_whisper.evaluation.evaluate import (
+    EvaluationResult,
+    evaluate_model,
+)
+from hf_distil_whisper.inference.encoder import window_features
+from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.metrics import WordErrors
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor, toy_rows

@@ -2,17 +2,17 @@
 
 import pytest
 
+import long_form_algorithms
 from evaluation.test_long_form import recordings
-from hf_distil_whisper.evaluation import long_form_algorithms
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.long_form_algorithms import (
+from hf_distil_whisper.metrics import WordErrors
+from long_form_algorithms import (
     AlgorithmRow,
     algorithm_table,
     algorithms_by_set,
     compare_algorithms,
 )
-from hf_distil_whisper.evaluation.scoring import EvaluationResult
-from hf_distil_whisper.metrics import WordErrors
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 

@@ -6,9 +6,14 @@ import pytest
 
 from evaluation.test_long_form import recordings
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.long_form_sweep import ChunkRow, chunk_panels, chunk_table, sweep_chunks
 from hf_distil_whisper.figures import wer_over_chunks
 from hf_distil_whisper.metrics import WordErrors
+from long_form_sweep import (
+    ChunkRow,
+    chunk_panels,
+    chunk_table,
+    sweep_chunks,
+)
 from talking_models import talking_whisper
 from toy_models import toy_processor
 

@@ -3,7 +3,12 @@
 import json
 from pathlib import Path
 
-from hf_distil_whisper.evaluation.measured import MeasuredFolder, SetScore, score_as_json, score_from_json
+from hf_distil_whisper.evaluation.results import (
+    MeasuredFolder,
+    SetScore,
+    score_as_json,
+    score_from_json,
+)
 from hf_distil_whisper.metrics import WordErrors
 
 

@@ -12,9 +12,14 @@ from datasets import Dataset
 
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation import processes
-from hf_distil_whisper.evaluation.processes import evaluate_shared
-from hf_distil_whisper.evaluation.scoring import EvaluationResult, Heard, NothingReadError, score
+from hf_distil_whisper.evaluation import evaluate as processes
+from hf_distil_whisper.evaluation.evaluate import (
+    EvaluationResult,
+    Heard,
+    NothingReadError,
+    evaluate_shared,
+    score,
+)
 from toy_ctc import write_toy_ctc
 from toy_files import spoil, write_toy_corpus, write_toy_model
 

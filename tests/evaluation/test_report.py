@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.evaluation.report import Section, html_page, markdown_table, write_report
 from hf_distil_whisper.figures import wer_over_latency
+from report import (
+    Section,
+    html_page,
+    markdown_table,
+    write_report,
+)
 
 
 def test_the_html_holds_its_pictures_and_its_tables(tmp_path: Path) -> None:

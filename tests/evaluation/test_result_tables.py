@@ -7,6 +7,14 @@ import pytest
 from datasets import Dataset
 
 from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.evaluation.evaluate import (
+    COUNTS,
+    KINDS,
+    ROW_FEATURES,
+    EvaluationResult,
+    Heard,
+    score,
+)
 from hf_distil_whisper.evaluation.results import (
     averages,
     averages_text,
@@ -16,7 +24,6 @@ from hf_distil_whisper.evaluation.results import (
     save_results,
     summarise_results,
 )
-from hf_distil_whisper.evaluation.scoring import COUNTS, KINDS, ROW_FEATURES, EvaluationResult, Heard, score
 from hf_distil_whisper.metrics import WordErrors
 
 

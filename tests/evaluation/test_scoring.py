@@ -9,7 +9,7 @@ from pyarrow.parquet import write_table
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.scoring import (
+from hf_distil_whisper.evaluation.evaluate import (
     COUNTS,
     KINDS,
     ROW_FEATURES,

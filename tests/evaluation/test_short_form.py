@@ -5,10 +5,17 @@ from datasets import Dataset
 
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.scoring import Heard, score
-from hf_distil_whisper.evaluation.short_form import evaluate_model
+from hf_distil_whisper.evaluation.evaluate import (
+    Heard,
+    evaluate_model,
+    score,
+)
 from hf_distil_whisper.inference.transcribe import transcribe
-from hf_distil_whisper.metrics import WordErrors, get_normalizer, word_errors
+from hf_distil_whisper.metrics import (
+    WordErrors,
+    get_normalizer,
+    word_errors,
+)
 from talking_models import multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor
 

@@ -4,9 +4,19 @@ import numpy as np
 import pytest
 
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.scoring import EvaluationResult, Heard, score
-from hf_distil_whisper.evaluation.significance import compare_results, confidence_interval
-from hf_distil_whisper.metrics import WordErrors, bootstrap_interval
+from hf_distil_whisper.evaluation.evaluate import (
+    EvaluationResult,
+    Heard,
+    score,
+)
+from hf_distil_whisper.evaluation.significance import (
+    compare_results,
+    confidence_interval,
+)
+from hf_distil_whisper.metrics import (
+    WordErrors,
+    bootstrap_interval,
+)
 
 
 def scored(wrong: dict[str, int], words: int = 10) -> EvaluationResult:

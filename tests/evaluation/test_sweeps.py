@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.evaluation.sweeps import (
+from hf_distil_whisper.metrics import WordErrors
+from sweeps import (
     CellResult,
     Spread,
     averages,
@@ -15,7 +16,6 @@ from hf_distil_whisper.evaluation.sweeps import (
     sweep_table,
     write_cell,
 )
-from hf_distil_whisper.metrics import WordErrors
 
 
 def result(cell: str, seed: int, errors: int, **changes: object) -> CellResult:

@@ -3,8 +3,12 @@
 import pytest
 
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.word_times import WordTimeErrors, compare_word_times, pair_words
-from hf_distil_whisper.inference.results import Word
+from hf_distil_whisper.evaluation.word_times import (
+    WordTimeErrors,
+    compare_word_times,
+    pair_words,
+)
+from hf_distil_whisper.inference.output import Word
 from hf_distil_whisper.inference.word_timestamps import set_alignment_heads
 from talking_models import talking_whisper
 from toy_models import toy_processor, toy_rows

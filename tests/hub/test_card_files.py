@@ -8,8 +8,8 @@ import yaml
 from huggingface_hub import HfApi, ModelCard
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_distil_whisper.hub import card_files
-from hf_distil_whisper.hub.card_files import (
+from hf_distil_whisper.hub import callbacks as card_files
+from hf_distil_whisper.hub.callbacks import (
     CARD_FILES,
     ModelCardCallback,
     loss_curves,
@@ -17,8 +17,14 @@ from hf_distil_whisper.hub.card_files import (
     teacher_facts,
     word_error_curves,
 )
-from hf_distil_whisper.hub.card_text import check_card, find_license, inline, public_name, public_url
-from hf_distil_whisper.hub.model_card import generate_model_card
+from hf_distil_whisper.hub.model_card import (
+    check_card,
+    find_license,
+    generate_model_card,
+    inline,
+    public_name,
+    public_url,
+)
 from hub_server import ALICE, HubServer
 from toy_files import write_toy_model
 from toy_models import toy_whisper

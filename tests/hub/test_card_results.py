@@ -7,11 +7,15 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard, parse_eval_result_entries
 
-from hf_distil_whisper.evaluation.measured import MeasuredFolder
-from hf_distil_whisper.evaluation.results import save_results
-from hf_distil_whisper.evaluation.short_form import evaluate_model
-from hf_distil_whisper.hub.card_results import Evaluation, comparison_rows, eval_result_files, read_evaluation
-from hf_distil_whisper.hub.model_card import generate_model_card
+from hf_distil_whisper.evaluation.evaluate import evaluate_model
+from hf_distil_whisper.evaluation.results import MeasuredFolder, save_results
+from hf_distil_whisper.hub.model_card import (
+    Evaluation,
+    comparison_rows,
+    eval_result_files,
+    generate_model_card,
+    read_evaluation,
+)
 from toy_models import toy_processor, toy_rows, toy_whisper
 
 REPORT = Path(__file__).parents[2] / "docs" / "report"

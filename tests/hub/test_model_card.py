@@ -8,11 +8,12 @@ import soundfile
 from huggingface_hub import ModelCard
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_distil_whisper.hub.card_files import ModelCardCallback, latest_word_errors
-from hf_distil_whisper.hub.card_results import Evaluation
-from hf_distil_whisper.hub.card_text import versions
-from hf_distil_whisper.hub.model_card import generate_model_card
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from hf_distil_whisper.hub.callbacks import (
+    ModelCardCallback,
+    latest_word_errors,
+)
+from hf_distil_whisper.hub.model_card import Evaluation, generate_model_card, versions
+from hf_distil_whisper.training.args import DistillationTrainingArguments
 from toy_files import write_toy_model
 from toy_models import toy_audio, toy_whisper
 

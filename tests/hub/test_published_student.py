@@ -9,9 +9,12 @@ from huggingface_hub import ModelCard
 from transformers import pipeline
 
 from hf_distil_whisper import uploads
-from hf_distil_whisper.checkpoints import load_model, load_processor
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+)
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.inference.assistant import create_assistant
+from hf_distil_whisper.inference.speculative import create_assistant
 from hf_distil_whisper.inference.transcribe import transcribe
 from hub_server import HubServer
 from toy_files import write_toy_corpus, write_toy_model

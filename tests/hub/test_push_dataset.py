@@ -19,12 +19,18 @@ from huggingface_hub.errors import HfHubHTTPError
 from hf_distil_whisper import uploads
 from hf_distil_whisper.cli import push_dataset as command
 from hf_distil_whisper.cli.filter import run as run_filter
-from hf_distil_whisper.data.audio import encode_flac, load_audio
-from hf_distil_whisper.data.sources import RowErrors, load_source
-from hf_distil_whisper.data.streams import stream_source
-from hf_distil_whisper.hub.push_dataset import push_dataset
+from hf_distil_whisper.data.audio import (
+    encode_flac,
+    load_audio,
+)
+from hf_distil_whisper.data.shards import ShardStore
+from hf_distil_whisper.data.sources import (
+    RowErrors,
+    load_source,
+    stream_source,
+)
+from hf_distil_whisper.hub.dataset_card import push_dataset
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
-from hf_distil_whisper.shards import ShardStore
 from hub_server import ALICE, HubServer
 from toy_models import SENTENCES, toy_audio, toy_processor, toy_whisper
 

@@ -20,8 +20,15 @@ from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.hub.callbacks import PushCheckpointCallback
 from hf_distil_whisper.hub.push import push_student
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.background_pushes import BackgroundPushes, Snapshot
-from hf_distil_whisper.uploads import PushError, Repository, redact
+from hf_distil_whisper.training.background_pushes import (
+    BackgroundPushes,
+    Snapshot,
+)
+from hf_distil_whisper.uploads import (
+    PushError,
+    Repository,
+    redact,
+)
 from hub_server import ALICE, READER, HubServer
 from hub_store import Blob
 from toy_training import small_args, small_processor, small_whisper

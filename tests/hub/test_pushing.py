@@ -11,10 +11,13 @@ from safetensors.torch import load
 from toy_pushes import STUDENT, StopAt, pushing_trainer
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
-from hf_distil_whisper.checkpoints import load_model, load_processor, save_checkpoint
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+    save_checkpoint,
+)
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.hub.callbacks import PushCheckpointCallback
-from hf_distil_whisper.hub.card_files import ModelCardCallback
+from hf_distil_whisper.hub.callbacks import ModelCardCallback, PushCheckpointCallback
 from hf_distil_whisper.hub.push import push_student
 from hf_distil_whisper.student import create_student
 from hub_server import ALICE, HubServer
@@ -166,7 +169,10 @@ def test_weights_of_another_layout_are_removed_in_the_same_commit(hub: HubServer
 
 def test_a_checkpoint_of_the_hub_is_gone_on_with_on_a_fresh_machine(hub: HubServer, tmp_path: Path) -> None:
     """Another order of rows, or an optimizer that starts anew, shows nowhere but in a worse student."""
-    from hf_distil_whisper.hub.resume import fetch_checkpoint, find_checkpoint
+    from hf_distil_whisper.hub.resume import (
+        fetch_checkpoint,
+        find_checkpoint,
+    )
 
     whole = pushing_trainer(tmp_path / "whole", max_steps=6)
     whole.train()

@@ -10,9 +10,15 @@ from typing import Any
 import pytest
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
-from hf_distil_whisper.hub.card_files import ModelCardCallback
-from hf_distil_whisper.hub.sample_predictions import SAMPLES_FILE, SamplePredictionsCallback, compare, samples_table
-from hf_distil_whisper.hub.trackers import log_table, run_url
+from hf_distil_whisper.hub.callbacks import (
+    SAMPLES_FILE,
+    ModelCardCallback,
+    SamplePredictionsCallback,
+    compare,
+    log_table,
+    run_url,
+    samples_table,
+)
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.validation import WordErrorMetrics
@@ -181,7 +187,7 @@ def test_nothing_is_sent_unless_it_was_asked_for(tmp_path: Path, monkeypatch: py
 def test_no_tracker_is_imported() -> None:
     """Importing one of them can start threads, and costs a second."""
     code = (
-        "import sys, hf_distil_whisper.hub.sample_predictions, hf_distil_whisper.hub.card_files; "
+        "import sys, hf_distil_whisper.hub.callbacks, hf_distil_whisper.hub.callbacks; "
         "print([name for name in ('wandb', 'trackio', 'tensorboard', 'tensorboardX') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,15 +6,30 @@ import numpy as np
 import pytest
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, pipeline
 
-from hf_distil_whisper.checkpoints import load_model, load_processor, save_checkpoint
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+    save_checkpoint,
+)
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.packing import pack_utterances
-from hf_distil_whisper.data.sources import RowErrors, load_source
-from hf_distil_whisper.evaluation.word_times import compare_word_times, pair_words
+from hf_distil_whisper.data.sources import (
+    RowErrors,
+    load_source,
+)
+from hf_distil_whisper.evaluation.word_times import (
+    compare_word_times,
+    pair_words,
+)
 from hf_distil_whisper.inference import alignment_heads as module
-from hf_distil_whisper.inference.alignment_heads import find_alignment_heads, find_own_heads, read_rows, teacher_heads
-from hf_distil_whisper.inference.export import export_ctranslate2
-from hf_distil_whisper.inference.results import Word
+from hf_distil_whisper.inference.alignment_heads import (
+    find_alignment_heads,
+    find_own_heads,
+    read_rows,
+    teacher_heads,
+)
+from hf_distil_whisper.inference.ctranslate2 import export_ctranslate2
+from hf_distil_whisper.inference.output import Word
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.inference.word_timestamps import set_alignment_heads
 from hf_distil_whisper.student import create_student

@@ -6,8 +6,15 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration, pipeline
 
-from hf_distil_whisper.inference.assistant import added_parameters, assistant_arguments, create_assistant
-from hf_distil_whisper.inference.transcribe import transcribe, transcribe_chunked
+from hf_distil_whisper.inference.speculative import (
+    added_parameters,
+    assistant_arguments,
+    create_assistant,
+)
+from hf_distil_whisper.inference.transcribe import (
+    transcribe,
+    transcribe_chunked,
+)
 from talking_models import count_encoder_windows, talking_whisper
 from toy_models import toy_audio, toy_processor, toy_whisper
 

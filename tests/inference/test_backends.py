@@ -9,11 +9,10 @@ from datasets import Dataset
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.inference import export
-from hf_distil_whisper.inference.backends import Ctranslate2Generator
-from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.export import export_ctranslate2
-from hf_distil_whisper.inference.generation import generate_tokens, window_features
+from hf_distil_whisper.inference import ctranslate2 as export
+from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator, export_ctranslate2
+from hf_distil_whisper.inference.encoder import encode, window_features
+from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
 from talking_models import multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor

@@ -7,10 +7,21 @@ import numpy as np
 import pytest
 from transformers.models.whisper.tokenization_whisper import _find_longest_common_sequence
 
-from hf_distil_whisper.data.audio import AudioError, audio_blocks, encode_flac, load_audio
+from hf_distil_whisper.data.audio import (
+    AudioError,
+    audio_blocks,
+    encode_flac,
+    load_audio,
+)
 from hf_distil_whisper.inference import chunked
-from hf_distil_whisper.inference.chunked import Chunk, cut_chunks, join_spans, transcribe_chunked
-from hf_distil_whisper.inference.generation import TokenSequence, timestamp_begin
+from hf_distil_whisper.inference.chunked import (
+    Chunk,
+    cut_chunks,
+    join_spans,
+    transcribe_chunked,
+)
+from hf_distil_whisper.inference.generation import TokenSequence
+from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.inference.transcribe import transcribe
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor

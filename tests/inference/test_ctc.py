@@ -7,7 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, Wav2Vec2Model, pipeline
 
-from hf_distil_whisper.inference.ctc import is_ctc, load_ctc, transcribe_ctc
+from ctc import (
+    is_ctc,
+    load_ctc,
+    transcribe_ctc,
+)
 from toy_ctc import toy_ctc, toy_ctc_processor, write_toy_ctc
 from toy_files import write_toy_model
 from toy_models import toy_audio

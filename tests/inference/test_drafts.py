@@ -2,7 +2,12 @@
 
 import pytest
 
-from hf_distil_whisper.inference.drafts import DraftCounts, DraftLength, best_draft_length, tokens_per_check
+from hf_distil_whisper.inference.speculative import (
+    DraftCounts,
+    DraftLength,
+    best_draft_length,
+    tokens_per_check,
+)
 
 
 def test_tokens_per_check_by_hand() -> None:

@@ -9,13 +9,16 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.checkpoints import load_model
-from hf_distil_whisper.inference.backends import Ctranslate2Generator
-from hf_distil_whisper.inference.export import export_ctranslate2
-from hf_distil_whisper.inference.export_ggml import export_ggml
-from hf_distil_whisper.inference.export_onnx import export_onnx
-from hf_distil_whisper.inference.generation import generate_tokens, window_features
-from hf_distil_whisper.inference.results import plain_text
-from hf_distil_whisper.training.lora import LoraSettings, LoraStudent
+from hf_distil_whisper.export.ggml import export_ggml
+from hf_distil_whisper.export.onnx import export_onnx
+from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator, export_ctranslate2
+from hf_distil_whisper.inference.encoder import window_features
+from hf_distil_whisper.inference.generation import generate_tokens
+from hf_distil_whisper.inference.output import plain_text
+from hf_distil_whisper.training.lora import (
+    LoraSettings,
+    LoraStudent,
+)
 from official_models import official_whisper
 from talking_models import multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor

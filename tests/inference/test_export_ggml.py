@@ -9,15 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from hf_distil_whisper.inference.export_ggml import GGML_FILE, check_ggml, export_ggml, pack_q5_0, pack_q8_0
-from hf_distil_whisper.inference.generation import (
+from hf_distil_whisper.export.ggml import (
+    GGML_FILE,
+    GgmlGenerator,
+    check_ggml,
+    export_ggml,
+    pack_q5_0,
+    pack_q8_0,
+)
+from hf_distil_whisper.inference.encoder import window_features
+from hf_distil_whisper.inference.generation import generate_tokens
+from hf_distil_whisper.inference.prompt import (
     decoder_prefix,
-    generate_tokens,
     is_multilingual,
     language_token,
-    window_features,
 )
-from hf_distil_whisper.inference.run_ggml import GgmlGenerator
 from official_models import WHISPER_FILES, official_whisper
 from toy_models import toy_audio, toy_whisper
 

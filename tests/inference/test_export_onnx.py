@@ -11,11 +11,15 @@ import pytest
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.inference import export_onnx as module
-from hf_distil_whisper.inference.export_onnx import cache_names, export_onnx
-from hf_distil_whisper.inference.generation import generate_tokens, window_features
-from hf_distil_whisper.inference.onnx_merge import SWITCH
-from hf_distil_whisper.inference.run_onnx import OnnxGenerator
+from hf_distil_whisper.export import onnx as module
+from hf_distil_whisper.export.onnx import (
+    SWITCH,
+    OnnxGenerator,
+    cache_names,
+    export_onnx,
+)
+from hf_distil_whisper.inference.encoder import window_features
+from hf_distil_whisper.inference.generation import generate_tokens
 from talking_models import multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor
 

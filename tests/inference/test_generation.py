@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.inference.batches import batches_by_length
-from hf_distil_whisper.inference.generation import (
-    generate_tokens,
+from hf_distil_whisper.inference.dataset import batches_by_length
+from hf_distil_whisper.inference.encoder import window_features
+from hf_distil_whisper.inference.generation import generate_tokens
+from hf_distil_whisper.inference.prompt import (
     languages_of,
     max_generated_tokens,
     resolve_language,
     scoring_language,
     timestamp_begin,
-    window_features,
 )
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor, toy_whisper

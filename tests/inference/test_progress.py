@@ -3,7 +3,7 @@
 import pytest
 from transformers.utils import logging
 
-from hf_distil_whisper.inference.progress import AudioProgress
+from hf_distil_whisper.inference.dataset import AudioProgress
 
 
 def run_through(progress: AudioProgress) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hf_distil_whisper.inference.results import (
+from hf_distil_whisper.inference.output import (
     Segment,
     compression_ratio,
     plain_text,

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLo
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_distil_whisper.inference.search import greedy_search
+from hf_distil_whisper.inference.decoder import greedy_search
 from talking_models import talking_whisper
 
 

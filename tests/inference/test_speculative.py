@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.inference.assistant import create_assistant
-from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.generation import token_rules, window_features
-from hf_distil_whisper.inference.search import greedy_search
-from hf_distil_whisper.inference.speculative import speculative_search
+from hf_distil_whisper.inference.decoder import greedy_search
+from hf_distil_whisper.inference.encoder import encode, window_features
+from hf_distil_whisper.inference.generation import token_rules
+from hf_distil_whisper.inference.speculative import create_assistant, speculative_search
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 

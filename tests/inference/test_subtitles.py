@@ -6,8 +6,14 @@ from itertools import pairwise
 
 import pytest
 
-from hf_distil_whisper.inference.results import Segment, Transcription, TranscriptionStatistics
-from hf_distil_whisper.inference.subtitles import to_json, to_srt, to_vtt
+from hf_distil_whisper.inference.output import (
+    Segment,
+    Transcription,
+    TranscriptionStatistics,
+    to_json,
+    to_srt,
+    to_vtt,
+)
 
 
 def spoken(*segments: tuple[float, float, str]) -> Transcription:

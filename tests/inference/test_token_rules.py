@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers import WhisperTimeStampLogitsProcessor
 
-from hf_distil_whisper.inference.token_rules import TimestampRules, TokenRules
+from hf_distil_whisper.inference.decoder import (
+    TimestampRules,
+    TokenRules,
+)
 
 VOCAB, END, FIRST, BEGIN = 40, 20, 25, 2
 

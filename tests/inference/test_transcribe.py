@@ -8,7 +8,10 @@ import soundfile
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import AudioError, load_audio
+from hf_distil_whisper.data.audio import (
+    AudioError,
+    load_audio,
+)
 from hf_distil_whisper.inference import transcribe as transcribe_module
 from hf_distil_whisper.inference.sequential import transcribe_sequential
 from hf_distil_whisper.inference.transcribe import transcribe

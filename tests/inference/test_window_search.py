@@ -9,7 +9,10 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from hf_distil_whisper.inference.window_search import rules_of, window_search
+from hf_distil_whisper.inference.speculative import (
+    rules_of,
+    window_search,
+)
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 

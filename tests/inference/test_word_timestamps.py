@@ -11,11 +11,9 @@ from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.generation_whisper import _dynamic_time_warping, _median_filter
 
 from hf_distil_whisper.inference.chunked import transcribe_chunked
-from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.generation import window_features
-from hf_distil_whisper.inference.results import Word
+from hf_distil_whisper.inference.encoder import encode, window_features
+from hf_distil_whisper.inference.output import Word, to_json
 from hf_distil_whisper.inference.sequential import transcribe_sequential
-from hf_distil_whisper.inference.subtitles import to_json
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.inference.word_timestamps import (
     TimedToken,

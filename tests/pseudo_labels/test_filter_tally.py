@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from hf_distil_whisper.pseudo_labels.filter_report import NUM_WORST, PAPER_THRESHOLDS
-from hf_distil_whisper.pseudo_labels.filter_tally import FilterTally, JudgedRow
-from hf_distil_whisper.pseudo_labels.row_rules import REASONS
+from hf_distil_whisper.pseudo_labels.filtering import (
+    NUM_WORST,
+    PAPER_THRESHOLDS,
+    REASONS,
+    FilterTally,
+    JudgedRow,
+)
 
 ROWS = 500
 

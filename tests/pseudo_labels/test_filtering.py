@@ -6,15 +6,14 @@ import pytest
 import soundfile
 from datasets import Dataset
 
-from hf_distil_whisper.data.row_index import write_row_index
-from hf_distil_whisper.data.sources import load_source
+from hf_distil_whisper.data.sources import load_source, write_row_index
 from hf_distil_whisper.pseudo_labels.filtering import (
     EmptyFilterError,
+    RowRules,
     filter_by_wer,
     filter_stream_by_wer,
     passing_rows,
 )
-from hf_distil_whisper.pseudo_labels.row_rules import RowRules
 from toy_models import toy_audio
 
 TEN_WORDS = "the quick brown fox jumps over a very lazy dog"

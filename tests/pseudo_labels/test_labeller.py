@@ -10,18 +10,27 @@ from datasets import Audio, Dataset
 
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.data.dataset import SpeechDataset
 from hf_distil_whisper.data.labels import make_labels
 from hf_distil_whisper.data.packing import pack_utterances
-from hf_distil_whisper.data.sources import RowErrors, load_source
-from hf_distil_whisper.data.speech_dataset import SpeechDataset
-from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.generation import timestamp_begin
-from hf_distil_whisper.inference.results import timestamped_text
+from hf_distil_whisper.data.sources import (
+    RowErrors,
+    load_source,
+)
+from hf_distil_whisper.inference.encoder import encode
+from hf_distil_whisper.inference.output import timestamped_text
+from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.inference.transcribe import transcribe
-from hf_distil_whisper.metrics import get_normalizer, word_errors
+from hf_distil_whisper.metrics import (
+    get_normalizer,
+    word_errors,
+)
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
+from hf_distil_whisper.training.teacher_cache import (
+    CacheSettings,
+    TeacherCacheDataset,
+)
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor
 

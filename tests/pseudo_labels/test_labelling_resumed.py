@@ -13,10 +13,16 @@ from datasets import Dataset
 
 from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.data.sources import RowErrors, load_source
+from hf_distil_whisper.data.shards import (
+    ShardStore,
+    StaleRunError,
+)
+from hf_distil_whisper.data.sources import (
+    RowErrors,
+    load_source,
+)
 from hf_distil_whisper.pseudo_labels import labeller
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
-from hf_distil_whisper.shards import ShardStore, StaleRunError
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 

@@ -5,11 +5,17 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, IterableDataset
 
-from hf_distil_whisper.data.sources import RowErrors, load_source
-from hf_distil_whisper.data.streams import stream_source
+from hf_distil_whisper.data.shards import (
+    ShardStore,
+    StaleRunError,
+)
+from hf_distil_whisper.data.sources import (
+    RowErrors,
+    load_source,
+    stream_source,
+)
 from hf_distil_whisper.pseudo_labels import labeller
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
-from hf_distil_whisper.shards import ShardStore, StaleRunError
 from talking_models import talking_whisper
 from toy_files import tar_sample, write_tar
 from toy_models import toy_processor

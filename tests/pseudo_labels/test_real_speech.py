@@ -6,8 +6,14 @@ import pytest
 from datasets import Dataset
 
 from hf_distil_whisper.data.packing import pack_utterances
-from hf_distil_whisper.data.sources import RowErrors, load_source
-from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError, filter_by_wer
+from hf_distil_whisper.data.sources import (
+    RowErrors,
+    load_source,
+)
+from hf_distil_whisper.pseudo_labels.filtering import (
+    EmptyFilterError,
+    filter_by_wer,
+)
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
 from talking_models import talking_whisper
 from toy_models import toy_processor

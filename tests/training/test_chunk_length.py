@@ -6,12 +6,18 @@ import pytest
 from datasets import Dataset, IterableDataset
 from transformers import pipeline
 
-from hf_distil_whisper.checkpoints import load_model, save_checkpoint
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    save_checkpoint,
+)
 from hf_distil_whisper.data.audio import encode_flac
+from hf_distil_whisper.data.dataset import SpeechDataset
 from hf_distil_whisper.data.mixture import Mixture
-from hf_distil_whisper.data.speech_dataset import SpeechDataset
-from hf_distil_whisper.data.speech_stream import SpeechStream
-from hf_distil_whisper.inference.chunk_length import chunk_length_after, default_chunk_length
+from hf_distil_whisper.data.streaming import SpeechStream
+from hf_distil_whisper.inference.chunked import (
+    chunk_length_after,
+    default_chunk_length,
+)
 from hf_distil_whisper.inference.transcribe import transcribe_chunked
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer

@@ -7,7 +7,10 @@ from transformers import EvalPrediction, TrainerCallback
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.metrics import errors_in_language
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.losses import kl_divergence_loss, pseudo_label_loss
+from hf_distil_whisper.training.losses import (
+    kl_divergence_loss,
+    pseudo_label_loss,
+)
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.validation import WordErrorMetrics
 from talking_models import count_encoder_windows

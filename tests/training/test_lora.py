@@ -11,8 +11,8 @@ from transformers import TrainerCallback
 
 from hf_distil_whisper.checkpoints import load_model
 from hf_distil_whisper.student import create_student
+from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.lora import lora_settings
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 from toy_training import RandomWindows, collate, logged, small_processor, small_trainer, small_whisper
 
 

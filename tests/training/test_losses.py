@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 
-from hf_distil_whisper.training.fused_loss import distillation_token_losses, fused_distillation_loss
-from hf_distil_whisper.training.losses import hidden_state_mse_loss, kl_divergence_loss, pseudo_label_loss
+from hf_distil_whisper.training.fused_loss import (
+    distillation_token_losses,
+    fused_distillation_loss,
+)
+from hf_distil_whisper.training.losses import (
+    hidden_state_mse_loss,
+    kl_divergence_loss,
+    pseudo_label_loss,
+)
 
 VOCAB, WIDTH, TEACHER_WIDTH = 23, 6, 10
 

@@ -9,11 +9,15 @@ import torch
 from datasets import Dataset
 
 from hf_distil_whisper.data.audio import encode_flac
+from hf_distil_whisper.data.dataset import SpeechDataset
 from hf_distil_whisper.data.mixture import Mixture
-from hf_distil_whisper.data.speech_dataset import SpeechDataset
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.sampling import MIXTURE_FILE, EpochSampler, epoch_sampler
-from hf_distil_whisper.training.trainer import DistillationTrainer
+from hf_distil_whisper.training.trainer import (
+    MIXTURE_FILE,
+    DistillationTrainer,
+    EpochSampler,
+    epoch_sampler,
+)
 from toy_models import toy_audio
 from toy_training import small_args, small_processor, small_whisper
 

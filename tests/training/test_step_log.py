@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.step_log import StepLog
+from hf_distil_whisper.training.trainer import StepLog
 from toy_training import RandomWindows, logged, small_trainer, small_whisper
 
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from hf_distil_whisper.inference.encoder_cache import EncoderCache, encoder_cache_bytes
-from hf_distil_whisper.shards import StaleRunError
+from hf_distil_whisper.data.shards import StaleRunError
+from hf_distil_whisper.inference.encoder import (
+    EncoderCache,
+    encoder_cache_bytes,
+)
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.teacher_cache import (
     TOKENS_OF_A_WINDOW,

@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.training.time_budget import TimeBudgetCallback, limit_time
+from time_budget import (
+    TimeBudgetCallback,
+    limit_time,
+)
 from toy_training import logged, small_trainer, small_whisper
 
 

@@ -7,9 +7,13 @@ import torch
 
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.losses import hidden_state_mse_loss, kl_divergence_loss, pseudo_label_loss
-from hf_distil_whisper.training.pairing import same_encoder
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from hf_distil_whisper.training.args import DistillationTrainingArguments
+from hf_distil_whisper.training.losses import (
+    hidden_state_mse_loss,
+    kl_divergence_loss,
+    pseudo_label_loss,
+)
+from hf_distil_whisper.training.trainer import same_encoder
 from toy_training import RandomWindows, collate, logged, small_processor, small_trainer, small_whisper
 
 

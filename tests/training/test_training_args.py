@@ -5,7 +5,10 @@ import dataclasses
 import pytest
 from transformers import HfArgumentParser
 
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments, check_output_dir
+from hf_distil_whisper.training.args import (
+    DistillationTrainingArguments,
+    check_output_dir,
+)
 
 
 def arguments(tmp_path, **changes) -> DistillationTrainingArguments:

@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+)
 from hf_distil_whisper.student import create_student
 from toy_training import RandomWindows, small_processor, small_trainer, small_whisper
 

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalG
 from hf_distil_whisper.checkpoints import load_processor
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.data.speech_dataset import SpeechDataset
+from hf_distil_whisper.data.dataset import SpeechDataset
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from toy_models import toy_audio, toy_processor, toy_whisper

@@ -9,14 +9,36 @@ from typing import Literal
 
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor, save_generation_config
-from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, torch_dtype
-from hf_distil_whisper.cli.recipes import InputError
+from hf_distil_whisper.checkpoints import (
+    check_compatible,
+    load_model,
+    load_processor,
+    save_generation_config,
+)
+from hf_distil_whisper.cli.config import (
+    DataSource,
+    InputError,
+    as_source,
+    parse_arguments,
+    setting,
+    source_setting,
+)
+from hf_distil_whisper.cli.inputs import (
+    Plan,
+    best_device,
+    describe_rows,
+    torch_dtype,
+)
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.word_times import WordTimeErrors, compare_word_times
-from hf_distil_whisper.inference.alignment_heads import HeadSearch, find_alignment_heads
-from hf_distil_whisper.inference.generation import resolve_language
+from hf_distil_whisper.evaluation.word_times import (
+    WordTimeErrors,
+    compare_word_times,
+)
+from hf_distil_whisper.inference.alignment_heads import (
+    HeadSearch,
+    find_alignment_heads,
+)
+from hf_distil_whisper.inference.prompt import resolve_language
 from hf_distil_whisper.inference.word_timestamps import set_alignment_heads
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.plans import Plan
-from hf_distil_whisper.pseudo_labels.audit import audit_labels, audit_table
+from hf_distil_whisper.cli.config import (
+    DataSource,
+    as_source,
+    parse_arguments,
+    setting,
+    source_setting,
+)
+from hf_distil_whisper.cli.inputs import Plan
+from hf_distil_whisper.pseudo_labels.audit import (
+    audit_labels,
+    audit_table,
+)
 from hf_distil_whisper.pseudo_labels.filtering import passing_rows
 
 

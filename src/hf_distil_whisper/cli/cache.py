@@ -5,12 +5,18 @@ from collections.abc import Sequence
 
 from accelerate import PartialState
 
-from hf_distil_whisper.cli.arguments import parse_arguments
-from hf_distil_whisper.cli.recipes import InputError, is_main_process
-from hf_distil_whisper.cli.train import build_trainer
-from hf_distil_whisper.cli.training_plan import TrainArguments, plan_training
+from hf_distil_whisper.cli.config import (
+    InputError,
+    is_main_process,
+    parse_arguments,
+)
+from hf_distil_whisper.cli.train import (
+    TrainArguments,
+    build_trainer,
+    plan_training,
+)
+from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.teacher_cache import TeacherCacheDataset
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 
 
 def run(argv: Sequence[str]) -> None:

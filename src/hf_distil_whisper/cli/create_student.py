@@ -6,10 +6,22 @@ from typing import Any
 
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.checkpoints import load_processor, save_checkpoint
-from hf_distil_whisper.cli.arguments import parse_arguments, setting
-from hf_distil_whisper.cli.plans import Plan, gigabytes
-from hf_distil_whisper.student import create_student, select_layers
+from hf_distil_whisper.checkpoints import (
+    load_processor,
+    save_checkpoint,
+)
+from hf_distil_whisper.cli.config import (
+    parse_arguments,
+    setting,
+)
+from hf_distil_whisper.cli.inputs import (
+    Plan,
+    gigabytes,
+)
+from hf_distil_whisper.student import (
+    create_student,
+    select_layers,
+)
 
 
 @dataclass

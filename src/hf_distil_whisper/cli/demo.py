@@ -5,11 +5,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
-from hf_distil_whisper.cli.arguments import parse_arguments, setting
-from hf_distil_whisper.cli.plans import Plan, best_device, generation_bytes, gigabytes, torch_dtype
-from hf_distil_whisper.evaluation.demo import build_demo, import_gradio
-from hf_distil_whisper.inference.generation import resolve_language
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+)
+from hf_distil_whisper.cli.config import (
+    parse_arguments,
+    setting,
+)
+from hf_distil_whisper.cli.inputs import (
+    Plan,
+    best_device,
+    generation_bytes,
+    gigabytes,
+    torch_dtype,
+)
+from hf_distil_whisper.evaluation.demo import (
+    build_demo,
+    import_gradio,
+)
+from hf_distil_whisper.inference.prompt import resolve_language
 
 
 @dataclass

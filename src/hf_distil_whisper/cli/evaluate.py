@@ -9,19 +9,30 @@ from typing import Any, Literal
 
 from accelerate import PartialState
 from datasets import Dataset
-from transformers import AutoConfig
 
-from hf_distil_whisper.cli.arguments import DataSource, as_sources, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.evaluate_algorithms import run_algorithms
-from hf_distil_whisper.cli.evaluate_chunks import run_chunks
-from hf_distil_whisper.cli.evaluate_noise import run_noise
-from hf_distil_whisper.cli.loading import load_listener
-from hf_distil_whisper.cli.long_form import as_fallback, check_method, fallback_setting
-from hf_distil_whisper.cli.plans import Plan, best_device, describe_rows, generation_bytes, gigabytes, torch_dtype
-from hf_distil_whisper.cli.recipes import InputError, is_main_process, parse_yaml
-from hf_distil_whisper.evaluation.ctc import evaluate_ctc
+from hf_distil_whisper.cli.config import (
+    DataSource,
+    InputError,
+    as_sources,
+    is_main_process,
+    parse_arguments,
+    parse_yaml,
+    setting,
+    source_setting,
+)
+from hf_distil_whisper.cli.inputs import (
+    Plan,
+    as_fallback,
+    check_method,
+    describe_rows,
+    fallback_setting,
+    generation_bytes,
+    gigabytes,
+    load_listener,
+    torch_dtype,
+)
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_model, evaluate_shared
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.processes import evaluate_shared
 from hf_distil_whisper.evaluation.results import (
     IN_DISTRIBUTION,
     LONG_FORM,
@@ -32,9 +43,6 @@ from hf_distil_whisper.evaluation.results import (
     results_table,
     save_results,
 )
-from hf_distil_whisper.evaluation.scoring import EvaluationResult
-from hf_distil_whisper.evaluation.short_form import evaluate_model
-from hf_distil_whisper.inference.ctc import is_ctc, load_ctc
 from hf_distil_whisper.metrics import get_normalizer
 
 GROUPS = {
@@ -186,17 +194,6 @@ def _check_models(plan: Plan, args: EvaluateArguments) -> None:
     whispers, memory = {}, 0.0
     for column, name in args.models().items():
         flag = flags.get(column, f"other_models.{column}")
-        config = plan.model_config(name, flag)
-        if config is None:
-            continue
-        if is_ctc(config):
-            plan.ctc_processor(name, flag)
-            if args.language is None and args.normalizer is None:
-                plan.problems.append(
-                    f"--language is missing: {name!r} is a CTC model, which does not say it, and the normaliser hangs "
-                    "on it. Say it, or choose a --normalizer"
-                )
-            continue
         model = plan.model(name, flag)
         if model is None:
             continue
@@ -221,8 +218,7 @@ def run_evaluation(args: EvaluateArguments, datasets: Mapping[str, Dataset]) -> 
     """
     results: dict[str, dict[str, EvaluationResult]] = {}
     for column, name in args.models().items():
-        ctc = is_ctc(AutoConfig.from_pretrained(name))
-        evaluate = _ctc_evaluation(args, name) if ctc else _whisper_evaluation(args, name)
+        evaluate = _whisper_evaluation(args, name)
         for flag, rows in datasets.items():
             kind, dataset = flag.split(".", 1)
             heard = partial(evaluate, GROUPS[kind] in LONG_FORMS)
@@ -254,29 +250,12 @@ def _whisper_evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, D
     return evaluate
 
 
-def _ctc_evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset], EvaluationResult]:
-    model, processor = load_ctc(name, dtype=torch_dtype(args.dtype))
-    model.to(best_device())
-    normalizer = get_normalizer(args.normalizer) if args.normalizer else None
-
-    def evaluate(_: bool, rows: Dataset) -> EvaluationResult:
-        return evaluate_ctc(model, rows, processor, language=args.language or "basic", normalizer=normalizer)
-
-    return evaluate
-
-
 def run(argv: Sequence[str]) -> None:
     """Entry point of the command.
 
     Args:
-        argv (`Sequence[str]`): a recipe, then flags; or `noise`, `chunks` or `algorithms` and its flags.
+        argv (`Sequence[str]`): a recipe, then flags.
     """
-    others = {"noise": run_noise, "chunks": run_chunks, "algorithms": run_algorithms}
-    if argv and argv[0] in others:
-        others[argv[0]](argv[1:])
-        return
-    if argv and argv[0] in ("-h", "--help"):
-        sys.stdout.write("".join(f"Also: hf-distil-whisper evaluate {name} --help\n" for name in others))
     (args,) = parse_arguments(EvaluateArguments, argv=argv, command="hf-distil-whisper evaluate")
     plan = plan_evaluation(args)
     if not plan.settle(dry_run=args.dry_run):

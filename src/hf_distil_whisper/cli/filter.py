@@ -7,12 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.plans import Plan, source_arguments
-from hf_distil_whisper.data.row_index import write_row_index
+from hf_distil_whisper.cli.config import (
+    DataSource,
+    as_source,
+    parse_arguments,
+    setting,
+    source_setting,
+)
+from hf_distil_whisper.cli.inputs import (
+    Plan,
+    source_arguments,
+)
+from hf_distil_whisper.data.sources import write_row_index
 from hf_distil_whisper.figures import wer_histogram
-from hf_distil_whisper.pseudo_labels.filtering import passing_rows
-from hf_distil_whisper.pseudo_labels.row_rules import RowRules
+from hf_distil_whisper.pseudo_labels.filtering import RowRules, passing_rows
 
 
 @dataclass

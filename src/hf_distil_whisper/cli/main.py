@@ -9,19 +9,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from hf_distil_whisper.cli.recipes import is_main_process, nearest, recipe_names
+from hf_distil_whisper.cli.config import (
+    is_main_process,
+    nearest,
+    recipe_names,
+)
 
 COMMANDS = {
     "create-student": ("copy spaced layers of a teacher into a smaller Whisper", "create_student"),
     "pseudo-label": ("transcribe a dataset with the teacher", "pseudo_label"),
     "filter": ("keep the rows whose transcript agrees with the reference text", "filter"),
     "audit": ("hold kept and dropped pseudo-labels against the ground truth", "audit"),
-    "cache": ("ask encoder and teacher once about every row of a training to come", "cache"),
+    "cache": ("precompute encoder outputs and teacher logits for a training", "cache"),
     "train": ("distil a student on labelled speech, or fine-tune it without a teacher", "train"),
     "evaluate": ("score one model, or a student beside its teacher, on test sets", "evaluate"),
-    "sweep": ("train and score a student for every cell of a grid, for the paper's tables", "sweep"),
-    "benchmark": ("measure how fast this machine labels, trains and transcribes, as ratios", "benchmark"),
-    "report": ("measure a set of models on everything and draw it on one page", "report"),
     "align-heads": ("find the heads of a student that tell when each word is said", "align_heads"),
     "export": ("write a model for CTranslate2, whisper.cpp or ONNX and compare the texts", "export"),
     "transcribe": ("write down what is said in audio files of any length", "transcribe"),

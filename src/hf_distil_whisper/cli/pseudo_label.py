@@ -9,9 +9,19 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
-from hf_distil_whisper.cli.arguments import DataSource, as_source, parse_arguments, setting, source_setting
-from hf_distil_whisper.cli.plans import (
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+)
+from hf_distil_whisper.cli.config import (
+    DataSource,
+    as_source,
+    is_main_process,
+    parse_arguments,
+    setting,
+    source_setting,
+)
+from hf_distil_whisper.cli.inputs import (
     FLAC_BYTES_PER_HOUR,
     Plan,
     best_device,
@@ -21,8 +31,7 @@ from hf_distil_whisper.cli.plans import (
     hours_of_audio,
     torch_dtype,
 )
-from hf_distil_whisper.cli.recipes import is_main_process
-from hf_distil_whisper.inference.encoder_cache import encoder_cache_bytes
+from hf_distil_whisper.inference.encoder import encoder_cache_bytes
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
 
 

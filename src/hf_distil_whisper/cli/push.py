@@ -4,10 +4,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_distil_whisper.cli.arguments import parse_arguments, setting
-from hf_distil_whisper.cli.plans import Plan
-from hf_distil_whisper.hub.push import check_folder, push_student
-from hf_distil_whisper.uploads import missing_files, student_files
+from hf_distil_whisper.cli.config import (
+    parse_arguments,
+    setting,
+)
+from hf_distil_whisper.cli.inputs import Plan
+from hf_distil_whisper.hub.push import (
+    check_folder,
+    push_student,
+)
+from hf_distil_whisper.uploads import (
+    missing_files,
+    student_files,
+)
 
 
 @dataclass

@@ -5,12 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_distil_whisper.cli.arguments import parse_arguments, setting
-from hf_distil_whisper.cli.plans import Plan
-from hf_distil_whisper.cli.recipes import InputError, parse_yaml
-from hf_distil_whisper.hub.labelled_source import open_labelled
-from hf_distil_whisper.hub.push_dataset import push_dataset
-from hf_distil_whisper.uploads import PushError, reason
+from hf_distil_whisper.cli.config import (
+    InputError,
+    parse_arguments,
+    parse_yaml,
+    setting,
+)
+from hf_distil_whisper.cli.inputs import Plan
+from hf_distil_whisper.hub.dataset_card import open_labelled, push_dataset
+from hf_distil_whisper.uploads import (
+    PushError,
+    reason,
+)
 
 
 @dataclass

@@ -9,15 +9,36 @@ from typing import Any, Literal
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.cli.arguments import parse_arguments, setting
-from hf_distil_whisper.cli.loading import load_assistant, load_listener
-from hf_distil_whisper.cli.long_form import as_fallback, check_method, fallback_setting
-from hf_distil_whisper.cli.plans import Plan
+from hf_distil_whisper.cli.config import (
+    parse_arguments,
+    setting,
+)
+from hf_distil_whisper.cli.inputs import (
+    Plan,
+    as_fallback,
+    check_method,
+    fallback_setting,
+    load_assistant,
+    load_listener,
+)
 from hf_distil_whisper.data.audio import AudioError
-from hf_distil_whisper.inference.cached_decoder import Assistant
-from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
-from hf_distil_whisper.inference.subtitles import to_json, to_srt, to_vtt
-from hf_distil_whisper.inference.transcribe import Segment, Transcription, Word, transcribe, transcribe_chunked
+from hf_distil_whisper.inference.decoder import Assistant
+from hf_distil_whisper.inference.output import (
+    to_json,
+    to_srt,
+    to_vtt,
+)
+from hf_distil_whisper.inference.sequential import (
+    StuckTranscriptionError,
+    transcribe_sequential,
+)
+from hf_distil_whisper.inference.transcribe import (
+    Segment,
+    Transcription,
+    Word,
+    transcribe,
+    transcribe_chunked,
+)
 from hf_distil_whisper.inference.word_timestamps import alignment_heads
 
 

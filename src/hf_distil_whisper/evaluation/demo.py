@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import READABLE, AudioError, load_audio
+from hf_distil_whisper.data.audio import (
+    READABLE,
+    AudioError,
+    load_audio,
+)
 from hf_distil_whisper.evaluation.side_by_side import (
     STUDENT,
     TEACHER,

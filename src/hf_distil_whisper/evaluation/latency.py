@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
+from hf_distil_whisper.inference.decoder import greedy_search
 from hf_distil_whisper.inference.generation import generate_tokens
-from hf_distil_whisper.inference.search import greedy_search
 
 
 @dataclass(frozen=True)

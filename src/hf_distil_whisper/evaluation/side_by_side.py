@@ -14,13 +14,16 @@ import numpy as np
 from transformers import PreTrainedModel, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.evaluation.alignment import align_words
 from hf_distil_whisper.evaluation.latency import synchronise
-from hf_distil_whisper.inference.assistant import create_assistant
-from hf_distil_whisper.inference.generation import is_multilingual
+from hf_distil_whisper.evaluation.results import align_words
+from hf_distil_whisper.inference.prompt import is_multilingual
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
+from hf_distil_whisper.inference.speculative import create_assistant
 from hf_distil_whisper.inference.transcribe import transcribe
-from hf_distil_whisper.metrics import get_normalizer, is_written_without_spaces
+from hf_distil_whisper.metrics import (
+    get_normalizer,
+    is_written_without_spaces,
+)
 
 TEACHER, STUDENT, ASSISTED = "Teacher", "Student", "Teacher, assisted by the student"
 

@@ -5,7 +5,7 @@ Knows results and pairs their rows by id; the draws are `metrics.py`'s.
 
 from dataclasses import dataclass
 
-from hf_distil_whisper.evaluation.scoring import EvaluationResult
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.metrics import (
     WordErrors,
     bootstrap_interval,

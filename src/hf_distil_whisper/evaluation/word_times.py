@@ -10,10 +10,20 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import check_compatible
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.inference.alignment_heads import NEAR_SECONDS, Reading, read_rows, teacher_heads
-from hf_distil_whisper.inference.generation import timestamp_begin
-from hf_distil_whisper.inference.results import Word
-from hf_distil_whisper.inference.word_timestamps import alignment_heads, join_words, prefix_language, time_tokens
+from hf_distil_whisper.inference.alignment_heads import (
+    NEAR_SECONDS,
+    Reading,
+    read_rows,
+    teacher_heads,
+)
+from hf_distil_whisper.inference.output import Word
+from hf_distil_whisper.inference.prompt import timestamp_begin
+from hf_distil_whisper.inference.word_timestamps import (
+    alignment_heads,
+    join_words,
+    prefix_language,
+    time_tokens,
+)
 
 
 @dataclass(frozen=True)

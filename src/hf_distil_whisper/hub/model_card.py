@@ -5,26 +5,412 @@ beside the weights, with its pictures, is `card_files`' business.
 """
 
 import json
+import platform
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
-from huggingface_hub import ModelCard, ModelCardData
-from transformers import TrainingArguments, WhisperConfig, WhisperForConditionalGeneration
-
-from hf_distil_whisper.hub.card_results import Evaluation, comparison_rows, eval_results, read_evaluation
-from hf_distil_whisper.hub.card_text import (
-    card_table,
-    inline,
-    is_hub_id,
-    public_name,
-    public_url,
-    versions,
-    without_tokens,
+import yaml
+from huggingface_hub import (
+    EvalResult,
+    EvalResultEntry,
+    ModelCard,
+    ModelCardData,
+    RepoCard,
+    eval_result_entries_to_yaml,
+    hf_hub_download,
+    try_to_load_from_cache,
 )
-from hf_distil_whisper.inference.generation import is_multilingual
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import TrainingArguments, WhisperConfig, WhisperForConditionalGeneration
+from transformers.utils import logging
+
+from hf_distil_whisper.evaluation.results import (
+    LONG_FORM,
+    LONG_FORMS,
+    TEACHER,
+    score_from_json,
+)
+from hf_distil_whisper.inference.prompt import is_multilingual
+
+logger = logging.get_logger(__name__)
+
+_PACKAGES = ("hf-distil-whisper", "torch", "transformers", "accelerate", "datasets", "huggingface-hub")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
+_CARD_SECONDS = 10.0
+"""How long a server may take to answer before a card is written without what it would have said."""
+
+RepoType = Literal["model", "dataset"]
+
+
+class Markdown(str):
+    """A cell that is marked up already: [`card_table`] leaves it as it is."""
+
+
+def inline(text: object) -> str:
+    r"""A value within a sentence or a table's cell: one line, and no markup of its own.
+
+    Args:
+        text (`object`): a name, number or setting.
+
+    Example:
+        ```python
+        >>> inline("a|b\n<i>")
+        'a\\|b &lt;i&gt;'
+        ```
+    """
+    line = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([|`*\[\]\\])", r"\\\1", line)
+
+
+def card_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A Markdown table whose cells may hold anything.
+
+    Args:
+        columns (`Sequence[str]`): headings.
+        rows (`Sequence[Sequence[object]]`): as long as the headings; None and "" are empty cells, [`Markdown`] ones
+            stay as they are.
+    """
+    cells = [
+        ["" if value is None else value if isinstance(value, Markdown) else inline(value) for value in row]
+        for row in rows
+    ]
+    lines = ["| " + " | ".join(map(inline, columns)) + " |", "|---" * len(columns) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in cells])
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name may stand in the metadata: `owner/name`, and no folder of this machine."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1 and not name.startswith(".") and not Path(name).exists()
+
+
+def public_name(name_or_path: str) -> str:
+    """What a model or data set is called elsewhere: a folder by its last part, a URL without user and query.
+
+    Args:
+        name_or_path (`str`): Hub id, folder, file or URL.
+    """
+    if "://" in name_or_path:
+        parts = urlsplit(name_or_path)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path.resolve().name
+    # A folder of another machine, or one that is gone, is no more public for that.
+    foreign = name_or_path.startswith(("/", "~", ".")) or "\\" in name_or_path
+    return re.split(r"[/\\]", name_or_path.rstrip("/\\"))[-1] if foreign else name_or_path
+
+
+def public_url(url: str) -> str:
+    """A link as it may stand on a card: http or https, without user, query and fragment; "" for anything else.
+
+    Args:
+        url (`str`): of a run, for example.
+    """
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.netloc or re.search(r"[\s<>()\[\]]", url.strip()):
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def without_tokens(text: str) -> str:
+    """The same without anything that looks like a token of the Hub: the last line of defence, for every card."""
+    return _TOKEN.sub("hf_…", text)
+
+
+def front_matter(data: Mapping[str, object]) -> str:
+    """Metadata between their two lines, entries without a value left out."""
+    kept = {key: value for key, value in data.items() if value is not None}
+    return "---\n" + yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=1000) + "---\n"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a training does, as far as they are installed."""
+    found = {"Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def find_license(name_or_path: str, repo_type: RepoType = "model", revision: str | None = None) -> str | None:
+    """The licence that a model or data set says of itself, in its card's metadata.
+
+    Args:
+        name_or_path (`str`): Hub id, or a folder with a README.md.
+        repo_type (`str`, *optional*, defaults to `"model"`): or `"dataset"`.
+        revision (`str`, *optional*): of the Hub repository.
+
+    Returns:
+        `str`, *optional*: an identifier such as "mit". None where none is told or no server answers: a card leaves it
+            out then, it never guesses.
+    """
+    path = Path(name_or_path).expanduser() / "README.md"
+    if not path.is_file():
+        if not is_hub_id(name_or_path):
+            return None
+        try:
+            path = Path(
+                hf_hub_download(
+                    name_or_path, "README.md", repo_type=repo_type, revision=revision, etag_timeout=_CARD_SECONDS
+                )
+            )
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            # Only the kind of the error: its text may hold the address with all its parts.
+            logger.warning(f"The licence of {name_or_path} is not known ({type(error).__name__}); give it by hand.")
+            return None
+    try:
+        told = RepoCard.load(path, ignore_metadata_errors=True).data.get("license")
+    except (ValueError, OSError, yaml.YAMLError):
+        return None
+    return told if isinstance(told, str) else None
+
+
+def cached_revision(name: str) -> str | None:
+    """The commit of a model of the Hub that this machine loaded, from its cache; None for a folder.
+
+    Args:
+        name (`str`): Hub id.
+    """
+    if not is_hub_id(name):
+        return None
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent.name if isinstance(found, str) else None
+
+
+def check_card(card: RepoCard, repo_type: RepoType = "model") -> str | None:
+    """Asks the Hub whether it takes a card's metadata, before anything is uploaded with it.
+
+    Never raises: what is wrong, or that no server answered, is logged as a warning.
+
+    Args:
+        card ([`~huggingface_hub.RepoCard`]): to be checked.
+        repo_type (`str`, *optional*, defaults to `"model"`): or `"dataset"`.
+
+    Returns:
+        `str`, *optional*: what the server has against the card; None where it takes it or did not answer.
+    """
+    try:
+        card.validate(repo_type=repo_type)
+    except ValueError as error:
+        message = without_tokens(str(error))
+        logger.warning(f"The Hub does not take the metadata of this card: {message}")
+        return message
+    except Exception as error:  # no server, a refused connection, a proxy's page: of any HTTP library's own kinds
+        logger.warning(f"The card's metadata could not be checked, no answer from the Hub ({type(error).__name__}).")
+    return None
+
+
+RESULTS, MEASURED = "results.json", "measured"
+"""What an evaluation and a report leave in their folder."""
+
+_TASK = "automatic-speech-recognition"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A student's scores, and its teacher's on the same sets.
+
+    Args:
+        results (`Mapping[str, float]`): WER by set, a fraction.
+        teacher_results (`Mapping[str, float]`): the teacher's.
+        groups (`Mapping[str, str]`): what a set is: "in distribution", "out of distribution", "long form", or "long
+            form out of distribution".
+        rtf (`tuple[float | None, float | None]`): seconds of work per second of short recordings: student, teacher.
+        speed (`float`, *optional*): times as fast as the teacher, one recording at a time.
+    """
+
+    results: Mapping[str, float] = field(default_factory=dict)
+    teacher_results: Mapping[str, float] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    rtf: tuple[float | None, float | None] = (None, None)
+    speed: float | None = None
+
+    def merged(
+        self,
+        results: Mapping[str, float] | None,
+        teacher_results: Mapping[str, float] | None,
+        groups: Mapping[str, str] | None,
+    ) -> "Evaluation":
+        """The same with what is known besides; what is given wins."""
+        return replace(
+            self,
+            results={**self.results, **(results or {})},
+            teacher_results={**self.teacher_results, **(teacher_results or {})},
+            groups={**self.groups, **(groups or {})},
+        )
+
+
+def read_evaluation(folder: str | Path, *, student: str | None = None, teacher: str = TEACHER) -> Evaluation:
+    """Reads the scores that `hf-distil-whisper evaluate --output_dir` or `report` wrote.
+
+    Args:
+        folder (`str` or `Path`): the output folder of one of them.
+        student (`str`, *optional*): its name there; by default `"model"` in an evaluation, `"student"` in a report.
+        teacher (`str`, *optional*, defaults to `"teacher"`): its name there. It may be missing.
+
+    Returns:
+        [`Evaluation`]: sets without a reference, which have no rate, are left out. A report does not tell which of
+            its short sets are out of distribution.
+
+    Raises:
+        FileNotFoundError: if the folder holds neither.
+        ValueError: if no set was scored for the student.
+    """
+    folder = Path(folder)
+    if (folder / RESULTS).is_file():
+        found = _of_evaluation(json.loads((folder / RESULTS).read_text(encoding="utf-8")), student or "model", teacher)
+    elif (folder / MEASURED).is_dir():
+        found = _of_report(folder / MEASURED, student or "student", teacher)
+    else:
+        raise FileNotFoundError(
+            f"{folder}: expected the output folder of `hf-distil-whisper evaluate` ({RESULTS}) or `report` "
+            f"({MEASURED}/), found neither. Run one of them with --output_dir, and name that folder."
+        )
+    if not found.results:
+        raise ValueError(
+            f"{folder}: no set was scored for {student or 'the student'!r}. Name it as it is there, or run `report` "
+            "again if an earlier version made that folder."
+        )
+    return found
+
+
+def comparison_rows(scores: Evaluation) -> list[tuple[str, str, str]]:
+    """Rows of the table of student and teacher: what, the student's figure, the teacher's.
+
+    Args:
+        scores ([`Evaluation`]): may be empty.
+    """
+    rows = []
+    for name in [*scores.results, *(name for name in scores.teacher_results if name not in scores.results)]:
+        group = scores.groups.get(name)
+        label = f"WER %, {name}" + (f" ({group})" if group else "")
+        rows.append((label, _percent(scores.results.get(name)), _percent(scores.teacher_results.get(name))))
+    if any(scores.rtf):
+        figures = ["" if rtf is None else f"{rtf:.4f}" for rtf in scores.rtf]
+        rows.append(("real-time factor, seconds of work per second of speech", figures[0], figures[1]))
+    if scores.speed is not None:
+        rows.append(("times as fast, one recording at a time", f"{scores.speed:.2f}", "1.00"))
+    return rows
+
+
+def eval_results(results: Mapping[str, float], sources: Mapping[str, Mapping[str, Any]]) -> list[EvalResult]:
+    """Entries of the `model-index` in the card's metadata.
+
+    Args:
+        results (`Mapping[str, float]`): WER by set.
+        sources (`Mapping[str, Mapping]`): by set, its Hub data set as `path`, with `config`, `split` and `revision`
+            where there are some. A set without one is named by its name alone.
+    """
+    found = []
+    for name, wer in results.items():
+        source = _hub_source(sources.get(name))
+        found.append(
+            EvalResult(
+                task_type=_TASK,
+                dataset_type=source.get("path") or inline(name),
+                dataset_name=inline(name),
+                dataset_config=source.get("config"),
+                dataset_split=source.get("split"),
+                dataset_revision=source.get("revision"),
+                metric_type="wer",
+                metric_name="WER",
+                metric_value=round(100 * wer, 2),
+            )
+        )
+    return found
+
+
+def eval_result_files(
+    results: Mapping[str, float], sources: Mapping[str, Mapping[str, Any]], date: str | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Contents of `.eval_results/<file>.yaml`, for the sets that lie on the Hub: the others have no leaderboard.
+
+    Args:
+        results (`Mapping[str, float]`): WER by set.
+        sources (`Mapping[str, Mapping]`): as in [`eval_results`].
+        date (`str`, *optional*): of the evaluation, ISO 8601; by default the Hub takes that of the commit.
+
+    Returns:
+        `dict[str, list[dict]]`: by file name, one file a data set.
+    """
+    entries: dict[str, list[EvalResultEntry]] = {}
+    for name, wer in results.items():
+        source = _hub_source(sources.get(name))
+        if source:
+            entry = EvalResultEntry(
+                dataset_id=source["path"],
+                task_id=source.get("config") or "default",
+                value=round(100 * wer, 2),
+                dataset_revision=source.get("revision"),
+                date=date,
+                notes=f"word error rate in %, split {source.get('split') or 'test'}, greedy, normalised text",
+            )
+            entries.setdefault(source["path"].replace("/", "--") + ".yaml", []).append(entry)
+    return {file: eval_result_entries_to_yaml(found) for file, found in entries.items()}
+
+
+def _of_evaluation(summary: Mapping[str, Mapping[str, dict]], student: str, teacher: str) -> Evaluation:
+    rates: dict[str, dict[str, float]] = {student: {}, teacher: {}}
+    groups, work = {}, {student: [0.0, 0.0], teacher: [0.0, 0.0]}
+    for name, by_model in summary.items():
+        for model in rates:
+            row = by_model.get(model)
+            if row is None or row["wer"] is None:
+                continue
+            rates[model][name] = row["wer"]
+            if row.get("group"):
+                groups[name] = row["group"]
+            if row.get("group") not in LONG_FORMS:
+                work[model][0] += row["seconds"]
+                work[model][1] += row["audio_seconds"]
+    rtf = [seconds / audio if audio else None for seconds, audio in (work[student], work[teacher])]
+    return Evaluation(rates[student], rates[teacher], groups, (rtf[0], rtf[1]))
+
+
+def _of_report(folder: Path, student: str, teacher: str) -> Evaluation:
+    rates: dict[str, dict[str, float]] = {student: {}, teacher: {}}
+    groups: dict[str, str] = {}
+    figures = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    for model, found in rates.items():
+        for kind in ("short form", LONG_FORM):
+            # By the name in the file: that of the file itself cannot tell `student` from the begin of `student-large`.
+            prefix = f"{kind}, {model}, "
+            for figure in figures:
+                if not figure.get("name", "").startswith(prefix):
+                    continue
+                score = score_from_json(figure["measured"])
+                if score.errors.num_words:
+                    name = figure["name"].removeprefix(prefix)
+                    found[name] = score.errors.wer
+                    groups |= {name: LONG_FORM} if kind == LONG_FORM else {}
+    speed = None
+    if (folder / "latency.json").is_file():
+        rows = json.loads((folder / "latency.json").read_text(encoding="utf-8"))["measured"]
+        alone = [row for row in rows if row["model"] == student and row["batch_size"] == 1]
+        speed = alone[0]["relative_latency"] if alone and rows[0]["model"] == teacher else None
+    return Evaluation(rates[student], rates[teacher], groups, speed=speed)
+
+
+def _hub_source(source: Mapping[str, Any] | None) -> dict[str, Any]:
+    return dict(source) if source and is_hub_id(str(source.get("path", ""))) else {}
+
+
+def _percent(wer: float | None) -> str:
+    return "" if wer is None else f"{100 * wer:.2f}"
+
 
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
 

@@ -7,7 +7,12 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, is_offline_mode
 
-from hf_distil_whisper.checkpoints import load_model, load_processor, save_generation_config, save_processor
+from hf_distil_whisper.checkpoints import (
+    load_model,
+    load_processor,
+    save_generation_config,
+    save_processor,
+)
 from hf_distil_whisper.hub.model_card import generate_model_card
 from hf_distil_whisper.uploads import (
     PushError,

@@ -17,18 +17,20 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import check_compatible
-from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
+from hf_distil_whisper.data.audio import (
+    SAMPLING_RATE,
+    load_audio,
+)
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.generation import (
-    generate_tokens,
+from hf_distil_whisper.inference.dataset import generate_rows
+from hf_distil_whisper.inference.encoder import encode, window_features
+from hf_distil_whisper.inference.generation import generate_tokens
+from hf_distil_whisper.inference.output import TIME_PRECISION
+from hf_distil_whisper.inference.prompt import (
     prefix_tokens,
     resolve_languages,
     timestamp_begin,
-    window_features,
 )
-from hf_distil_whisper.inference.results import TIME_PRECISION
-from hf_distil_whisper.inference.rows import generate_rows
 from hf_distil_whisper.inference.word_timestamps import (
     alignment_heads,
     alignment_maps,

@@ -9,27 +9,34 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessorList,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-)
+from transformers import GenerationConfig, LogitsProcessorList, WhisperForConditionalGeneration
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.data.features import log_mel
-from hf_distil_whisper.inference.cached_decoder import Assistant
-from hf_distil_whisper.inference.drafts import DraftCounts
-from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode, encode_once
-from hf_distil_whisper.inference.search import greedy_search
-from hf_distil_whisper.inference.speculative import speculative_search
-from hf_distil_whisper.inference.token_rules import TimestampRules, TokenRules
+from hf_distil_whisper.inference.decoder import (
+    Assistant,
+    TimestampRules,
+    TokenRules,
+    greedy_search,
+)
+from hf_distil_whisper.inference.encoder import (
+    EncoderCache,
+    encode,
+    encode_once,
+)
+from hf_distil_whisper.inference.prompt import (
+    _generation_entry,
+    max_generated_tokens,
+    prefix_tokens,
+    resolve_languages,
+    timestamp_begin,
+)
+from hf_distil_whisper.inference.speculative import (
+    DraftCounts,
+    speculative_search,
+)
 
 
 @dataclass(frozen=True)
@@ -50,127 +57,6 @@ class TokenSequence:
     mean_log_prob: float | None = None
     no_speech_prob: float | None = None
     drafts: DraftCounts | None = None
-
-
-def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
-    """Whether the model's prefix names a language and a task (the English-only checkpoints have neither)."""
-    return bool(model.generation_config.to_dict().get("is_multilingual", False))
-
-
-def timestamp_begin(model: WhisperForConditionalGeneration) -> int:
-    """The id of `<|0.00|>`: every id from there on is a time, in steps of 0.02 s."""
-    return _generation_entry(model, "no_timestamps_token_id") + 1
-
-
-def _generation_entry(model: WhisperForConditionalGeneration, name: str) -> Any:
-    entries = model.generation_config.to_dict()
-    if entries.get(name) is None:
-        raise ValueError(
-            f"The model's generation_config has no `{name}`, which Whisper needs to generate. Take "
-            "generation_config.json from the checkpoint that the model was made from (`model.generation_config = "
-            "GenerationConfig.from_pretrained(...)`)."
-        )
-    return entries[name]
-
-
-def resolve_language(
-    model: WhisperForConditionalGeneration, language: str | None, task: str = "transcribe"
-) -> str | None:
-    """Turns a language's name or code into the code that the model's prefix takes.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): decides which languages there are.
-        language (`str`, *optional*): code ("de"), name ("german") or token ("<|de|>"). None: English for an
-            English-only model, else detected per window by the model.
-        task (`str`, *optional*, defaults to `"transcribe"`): or "translate" (into English).
-
-    Returns:
-        `str | None`: the code; None for English-only models, whose prefix has no language, and where it is to be
-        detected.
-
-    Raises:
-        ValueError: for a language or a task that the model does not know.
-    """
-    if task not in ("transcribe", "translate"):
-        raise ValueError(f"`task` is {task!r}, expected 'transcribe' or 'translate'.")
-    code = None
-    if language is not None:
-        code = language.lower().strip("<|>")
-        code = TO_LANGUAGE_CODE.get(code, code)
-    if not is_multilingual(model):
-        if code not in (None, "en") or task != "transcribe":
-            raise ValueError(
-                f"The model is English-only, so language={language!r} with task={task!r} is out of its reach. Leave "
-                "both out, or take a multilingual checkpoint."
-            )
-        return None
-    languages = _generation_entry(model, "lang_to_id")
-    if code is not None and f"<|{code}|>" not in languages:
-        known = ", ".join(token.strip("<|>") for token in languages)
-        raise ValueError(f"`language` is {language!r}, expected one of those that the model was trained on: {known}.")
-    return code
-
-
-def resolve_languages(
-    model: WhisperForConditionalGeneration, language: str | Sequence[str | None] | None, task: str, count: int
-) -> list[str | None]:
-    """[`resolve_language`] for each of `count` windows, which have one language in common or one each."""
-    if language is None or isinstance(language, str):
-        return [resolve_language(model, language, task)] * count
-    if len(language) != count:
-        raise ValueError(f"`language`: expected one for each of {count} windows, got {len(language)}.")
-    return [resolve_language(model, own, task) for own in language]
-
-
-def languages_of(model: WhisperForConditionalGeneration, decoder_input_ids: Tensor) -> list[str | None]:
-    """The languages that decoder inputs of shape (batch, length) name; None where they name none."""
-    start = _generation_entry(model, "decoder_start_token_id")
-    codes = {}
-    if is_multilingual(model):
-        codes = {token: name.strip("<|>") for name, token in _generation_entry(model, "lang_to_id").items()}
-    rows = decoder_input_ids.tolist()
-    return [codes.get(row[row.index(start) + 1]) if start in row[:-1] else None for row in rows]
-
-
-def scoring_language(model: WhisperForConditionalGeneration, language: str | None) -> str:
-    """The language whose normaliser is to score the model's texts: "basic" where it is detected window by window."""
-    return resolve_language(model, language) or ("basic" if is_multilingual(model) else "en")
-
-
-def prefix_length(model: WhisperForConditionalGeneration, return_timestamps: bool) -> int:
-    """Tokens before the transcript: `<|startoftranscript|>`, language and task, `<|notimestamps|>`."""
-    return 1 + 2 * is_multilingual(model) + (not return_timestamps)
-
-
-def max_generated_tokens(model: WhisperForConditionalGeneration, return_timestamps: bool) -> int:
-    """The most tokens that a window may give: what the generation config's `max_length` leaves behind the prefix.
-
-    Prefix and transcript together never exceed the decoder's `max_target_positions` (448 in all published models).
-    """
-    positions = model.config.max_target_positions
-    longest = model.generation_config.max_length or positions
-    return min(longest, positions) - prefix_length(model, return_timestamps)
-
-
-def window_seconds(processor: WhisperProcessor) -> float:
-    """Length of the encoder's window in seconds: 30 for all published models."""
-    return processor.feature_extractor.n_samples / SAMPLING_RATE
-
-
-def window_features(
-    model: WhisperForConditionalGeneration, processor: WhisperProcessor, recordings: Sequence[np.ndarray]
-) -> Tensor:
-    """Log-mel features of recordings of up to one window, padded with silence to the window.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): the features come in its dtype and on its device.
-        processor (`WhisperProcessor`): holds the feature extractor.
-        recordings (`Sequence[np.ndarray]`): float32 mono at 16 kHz.
-
-    Returns:
-        `Tensor`: (batch, mel bins, frames).
-    """
-    return log_mel(processor.feature_extractor, recordings).to(model.device, model.dtype)
 
 
 @torch.inference_mode()
@@ -322,59 +208,6 @@ def token_rules(model: WhisperForConditionalGeneration, begin: int, return_times
         always += range(first, model.config.vocab_size)
     at_begin = settings.begin_suppress_tokens or []
     return TokenRules(always, at_begin, begin, model.config.vocab_size, model.device, timestamps)
-
-
-def decoder_prefix(
-    model: WhisperForConditionalGeneration, language_id: int | None, task: str, return_timestamps: bool
-) -> list[int]:
-    """The decoder's first tokens, as many as [`prefix_length`] says.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): names them in its generation config.
-        language_id (`int`, *optional*): token of the language; None for English-only models.
-        task (`str`): "transcribe" or "translate".
-        return_timestamps (`bool`): without them, `<|notimestamps|>` comes last.
-    """
-    prefix = [_generation_entry(model, "decoder_start_token_id")]
-    if language_id is not None:
-        prefix += [language_id, _generation_entry(model, "task_to_id")[task]]
-    if not return_timestamps:
-        prefix.append(_generation_entry(model, "no_timestamps_token_id"))
-    return prefix
-
-
-def language_token(model: WhisperForConditionalGeneration, code: str) -> int:
-    """The token of a language that [`resolve_language`] has found."""
-    return _generation_entry(model, "lang_to_id")[f"<|{code}|>"]
-
-
-def language_tokens(
-    model: WhisperForConditionalGeneration, codes: Sequence[str | None], detect: Callable[[], list[int]]
-) -> list[int | None]:
-    """The tokens of windows' languages; None for English-only models.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): names them in its generation config.
-        codes (`Sequence[str | None]`): from [`resolve_languages`].
-        detect (`Callable[[], list[int]]`): what the model hears in all windows; called where a code is missing.
-    """
-    tokens = [None if code is None else language_token(model, code) for code in codes]
-    heard = detect() if is_multilingual(model) and None in tokens else tokens
-    return [own if told is None else told for told, own in zip(tokens, heard, strict=True)]
-
-
-def prefix_tokens(
-    model: WhisperForConditionalGeneration,
-    states: Tensor,
-    codes: Sequence[str | None],
-    task: str,
-    return_timestamps: bool,
-) -> Tensor:
-    """The decoder's first tokens, (batch, prefix), with the language of each window, which is detected where None."""
-    heard = BaseModelOutput(states)
-    languages = language_tokens(model, codes, lambda: model.detect_language(encoder_outputs=heard).tolist())
-    rows = [decoder_prefix(model, language, task, return_timestamps) for language in languages]
-    return torch.tensor(rows, device=states.device)
 
 
 def cut_at_end(row: list[int], end: int) -> tuple[list[int], bool]:

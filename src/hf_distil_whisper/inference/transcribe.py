@@ -9,21 +9,44 @@ from typing import Literal
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, audio_duration, load_audio
-from hf_distil_whisper.inference.batches import batches_by_length
-from hf_distil_whisper.inference.cached_decoder import Assistant
-from hf_distil_whisper.inference.chunked import chunk_statistics, transcribe_chunked
-from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.inference.generation import (
-    TokenSequence,
-    generate_tokens,
-    timestamp_begin,
+from hf_distil_whisper.data.audio import (
+    SAMPLING_RATE,
+    audio_duration,
+    load_audio,
+)
+from hf_distil_whisper.inference.chunked import (
+    chunk_statistics,
+    transcribe_chunked,
+)
+from hf_distil_whisper.inference.dataset import batches_by_length
+from hf_distil_whisper.inference.decoder import Assistant
+from hf_distil_whisper.inference.encoder import (
+    encode,
     window_features,
     window_seconds,
 )
-from hf_distil_whisper.inference.results import Segment, Transcription, Word, plain_text, segments_of, timed_tokens
-from hf_distil_whisper.inference.sequential import TemperatureFallback, transcribe_sequential
-from hf_distil_whisper.inference.word_timestamps import alignment_heads, join_words, time_windows
+from hf_distil_whisper.inference.generation import (
+    TokenSequence,
+    generate_tokens,
+)
+from hf_distil_whisper.inference.output import (
+    Segment,
+    Transcription,
+    Word,
+    plain_text,
+    segments_of,
+    timed_tokens,
+)
+from hf_distil_whisper.inference.prompt import timestamp_begin
+from hf_distil_whisper.inference.sequential import (
+    TemperatureFallback,
+    transcribe_sequential,
+)
+from hf_distil_whisper.inference.word_timestamps import (
+    alignment_heads,
+    join_words,
+    time_windows,
+)
 
 __all__ = [
     "Segment",

@@ -22,8 +22,15 @@ from transformers.models.whisper.tokenization_whisper import LANGUAGES
 # included; `tests/inference/test_word_timestamps.py` holds both side by side.
 from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words as combine_tokens_into_words
 
-from hf_distil_whisper.inference.generation import languages_of, prefix_tokens, resolve_languages
-from hf_distil_whisper.inference.results import TIME_PRECISION, Word
+from hf_distil_whisper.inference.output import (
+    TIME_PRECISION,
+    Word,
+)
+from hf_distil_whisper.inference.prompt import (
+    languages_of,
+    prefix_tokens,
+    resolve_languages,
+)
 
 Heads = Sequence[tuple[int, int]]
 

@@ -4,8 +4,10 @@ Knows transcripts and references; where they come from is the labeller's busines
 `filter_report.py`.
 """
 
+import heapq
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple
@@ -14,14 +16,328 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import AudioError, audio_duration
+from hf_distil_whisper.data.audio import (
+    AudioError,
+    audio_duration,
+)
 from hf_distil_whisper.data.labels import plain_text
-from hf_distil_whisper.data.row_index import select_rows
-from hf_distil_whisper.data.sources import without_decoder
-from hf_distil_whisper.metrics import WordErrors, errors_in_language, get_normalizer
-from hf_distil_whisper.pseudo_labels.filter_report import FilterReport
-from hf_distil_whisper.pseudo_labels.filter_tally import FilterTally, JudgedRow
-from hf_distil_whisper.pseudo_labels.row_rules import UNREFERENCED, RowRules, broken_rule
+from hf_distil_whisper.data.sources import (
+    select_rows,
+    without_decoder,
+)
+from hf_distil_whisper.inference.output import compression_ratio
+from hf_distil_whisper.metrics import (
+    Normalizer,
+    WordErrors,
+    errors_in_language,
+    get_normalizer,
+    repeated_ngrams,
+)
+
+REASONS = ("wer", "truncated", "repetition", "capitals", "log_prob")
+"""Why a row is dropped, in the order in which they are asked for."""
+
+
+@dataclass(frozen=True)
+class RowRules:
+    """Bounds on a pseudo-label; None and False ask for nothing.
+
+    Args:
+        drop_truncated (`bool`, *optional*, defaults to `False`): labels whose length ran out before their end.
+        max_compression_ratio (`float`, *optional*): above it, phrases repeat: see [`compression_ratio`]. 2.4 is what
+            OpenAI's Whisper decodes anew at.
+        max_repeated_ngrams (`int`, *optional*): runs of five words that occur again, see [`repeated_ngrams`].
+        drop_all_capitals (`bool`, *optional*, defaults to `False`): labels of two words or more without small letters,
+            in scripts that have them: corpora of subtitles teach a teacher to shout.
+        min_mean_log_prob (`float`, *optional*): below it, the teacher was guessing. -1.0 in OpenAI's Whisper.
+    """
+
+    drop_truncated: bool = False
+    max_compression_ratio: float | None = None
+    max_repeated_ngrams: int | None = None
+    drop_all_capitals: bool = False
+    min_mean_log_prob: float | None = None
+
+
+UNREFERENCED = RowRules(drop_truncated=True, max_compression_ratio=2.4, min_mean_log_prob=-1.0)
+"""Asked of rows without a reference in any case, with the thresholds at which OpenAI's Whisper decodes anew."""
+
+
+def broken_rule(
+    rules: RowRules, text: str, truncated: bool, mean_log_prob: float | None, normalizer: Normalizer
+) -> str | None:
+    """The first of `REASONS` that speaks against a label, or None.
+
+    Args:
+        rules ([`RowRules`]): what is asked for.
+        text (`str`): the label, plain.
+        truncated (`bool`): whether its length ran out.
+        mean_log_prob (`float`, *optional*): None where it is not known; the label then passes.
+        normalizer (`Normalizer`): before repeated words are counted.
+    """
+    if rules.drop_truncated and truncated:
+        return "truncated"
+    if rules.max_compression_ratio is not None and compression_ratio(text) > rules.max_compression_ratio:
+        return "repetition"
+    if rules.max_repeated_ngrams is not None and repeated_ngrams(normalizer(text)) > rules.max_repeated_ngrams:
+        return "repetition"
+    # `isupper` is false for scripts without case, which the reference scripts dropped whole.
+    if rules.drop_all_capitals and text.isupper() and len(text.split()) > 1:
+        return "capitals"
+    if rules.min_mean_log_prob is not None and mean_log_prob is not None and mean_log_prob < rules.min_mean_log_prob:
+        return "log_prob"
+    return None
+
+
+PAPER_THRESHOLDS = (1.0, 0.8, 0.4, 0.2, 0.15, 0.1, 0.05)
+"""The values of λ in Table 10."""
+
+NUM_WORST = 10
+"""Rows listed in the report at either side of the threshold."""
+
+HISTOGRAM_STEP = 0.05
+"""Width of a bin of `FilterReport.histogram`, in word error rate; the last bin holds all of 100 % and more."""
+
+
+class ThresholdEffect(NamedTuple):
+    """What a threshold would leave.
+
+    Args:
+        share_dropped (`float`): of all rows, 0 to 1.
+        hours_kept (`float`): hours of audio.
+    """
+
+    share_dropped: float
+    hours_kept: float
+
+
+@dataclass(frozen=True)
+class CorpusStatistics:
+    """The columns of Table 13.
+
+    Args:
+        rows (`int`): recordings.
+        hours (`float`): of audio.
+        speakers (`int`, *optional*): None where they are not known.
+        mean_seconds (`float`): of a recording.
+        mean_words (`float`, *optional*): of a reference; None where there are none.
+    """
+
+    rows: int = 0
+    hours: float = 0.0
+    speakers: int | None = None
+    mean_seconds: float = 0.0
+    mean_words: float | None = None
+
+    def line(self) -> str:
+        """The same as text."""
+        speakers = "unknown speakers" if self.speakers is None else f"{self.speakers} speakers"
+        words = "" if self.mean_words is None else f", {self.mean_words:.1f} words"
+        return f"{self.rows} rows, {self.hours:.3f} h, {speakers}, mean {self.mean_seconds:.1f} s{words}"
+
+
+@dataclass(frozen=True)
+class FilterReport:
+    """What the filter kept and dropped, and what other thresholds would have.
+
+    Args:
+        kept (`int`): rows.
+        dropped (`int`): rows.
+        hours_kept (`float`): hours of audio; 0 where the data set tells no durations.
+        hours_dropped (`float`): hours of audio.
+        by_threshold (`dict[float, ThresholdEffect]`): for the values of Table 10 and the one used.
+        worst_kept (`list[dict]`): id, wer, reference, prediction; highest word error rate first.
+        worst_dropped (`list[dict]`): the same.
+        threshold (`float`): the λ used, a fraction.
+        unjudged (`int`): kept rows without a reference.
+        truncated (`int`): dropped rows without a reference, their transcript cut off or missing.
+        by_reason (`dict[str, int]`): dropped rows by what spoke against them first, see `REASONS`.
+        histogram (`list[float]`): hours in each bin of `HISTOGRAM_STEP` of word error rate, 0 to 100 % and more.
+        before (`CorpusStatistics`): of all rows.
+        after (`CorpusStatistics`): of those kept.
+    """
+
+    kept: int
+    dropped: int
+    hours_kept: float
+    hours_dropped: float
+    by_threshold: dict[float, ThresholdEffect]
+    worst_kept: list[dict] = field(default_factory=list)
+    worst_dropped: list[dict] = field(default_factory=list)
+    threshold: float = 0.1
+    unjudged: int = 0
+    truncated: int = 0
+    by_reason: dict[str, int] = field(default_factory=dict)
+    histogram: list[float] = field(default_factory=list)
+    before: CorpusStatistics = CorpusStatistics()
+    after: CorpusStatistics = CorpusStatistics()
+
+    def table(self) -> str:
+        """The thresholds as text: λ, share dropped, hours kept; the one used is marked."""
+        lines = ["      λ   dropped   hours kept"]
+        for threshold, effect in sorted(self.by_threshold.items(), reverse=True):
+            mark = "  <- used" if threshold == self.threshold else ""
+            lines.append(f"{threshold:7.1%}  {effect.share_dropped:7.1%}  {effect.hours_kept:10.3f}{mark}")
+        total = self.kept + self.dropped
+        lines.append(f"{self.kept} of {total} rows kept, {self.hours_kept:.3f} of {self._hours():.3f} h")
+        if self.unjudged or self.truncated:
+            lines.append(
+                f"{self.unjudged} rows without a reference kept unjudged, {self.truncated} dropped as cut off"
+            )
+        counts = self.by_reason | {"wer": 0, "truncated": self.by_reason.get("truncated", 0) - self.truncated}
+        if others := {reason: count for reason, count in counts.items() if count}:
+            lines.append("dropped by other rules: " + ", ".join(f"{count} {name}" for name, count in others.items()))
+        return "\n".join(lines)
+
+    def _hours(self) -> float:
+        return self.hours_kept + self.hours_dropped
+
+
+class JudgedRow(NamedTuple):
+    """A row and what the filter thinks of it.
+
+    Args:
+        number (`int`): in the data set.
+        id (`str`): how the report names it.
+        reference (`str`, *optional*): None where there is none.
+        prediction (`str`): plain transcript.
+        wer (`float`, *optional*): None without a reference.
+        against (`str`, *optional*): which of `REASONS` speaks against it, whatever its word error rate.
+        hours (`float`): of audio.
+        speaker (`str`, *optional*): None where it is not known.
+    """
+
+    number: int
+    id: str
+    reference: str | None
+    prediction: str
+    wer: float | None
+    against: str | None
+    hours: float = 0.0
+    speaker: str | None = None
+
+    def passes(self, threshold: float) -> bool:
+        """Whether a threshold leaves it."""
+        return self.against is None and (self.wer is None or self.wer <= threshold)
+
+    def told(self) -> dict[str, Any]:
+        """Its line among the worst rows of a report."""
+        return {"id": self.id, "wer": self.wer, "reference": self.reference, "prediction": self.prediction}
+
+
+class FilterTally:
+    """Counts, sums and the few worst rows of those that were added so far.
+
+    Args:
+        threshold (`float`): λ of the filter.
+        has_speakers (`bool`): whether the data set names them.
+    """
+
+    def __init__(self, threshold: float, has_speakers: bool):
+        self.best: JudgedRow | None = None
+        """The one with the lowest word error rate, whether kept or not."""
+        self._threshold = threshold
+        self._before, self._after = _Corpus(has_speakers), _Corpus(has_speakers)
+        self._left = {value: _Left() for value in sorted({*PAPER_THRESHOLDS, threshold}, reverse=True)}
+        self._worst: dict[bool, list[tuple[float, int, JudgedRow]]] = {True: [], False: []}
+        self._by_reason = dict.fromkeys(REASONS, 0)
+        self._histogram = [0.0] * (round(1 / HISTOGRAM_STEP) + 1)
+        self._unjudged = self._truncated = 0
+        self._hours_dropped = 0.0
+
+    def add(self, row: JudgedRow) -> bool:
+        """Counts a row; says whether it is kept."""
+        kept = row.passes(self._threshold)
+        self._before.add(row)
+        if kept:
+            self._after.add(row)
+        else:
+            self._hours_dropped += row.hours
+            self._by_reason[row.against or "wer"] += 1
+        for threshold, left in self._left.items():
+            if row.passes(threshold):
+                left.rows += 1
+                left.hours += row.hours
+        if row.wer is None:
+            self._unjudged += kept
+            self._truncated += row.against == "truncated"
+        else:
+            self._add_rate(row, row.wer, kept)
+        return kept
+
+    def _add_rate(self, row: JudgedRow, wer: float, kept: bool) -> None:
+        # Rounded, since a rate of 0.15 lies on the border of two bins and neither side of it.
+        self._histogram[min(int(round(wer / HISTOGRAM_STEP, 6)), len(self._histogram) - 1)] += row.hours
+        worst = self._worst[kept]
+        heapq.heappush(worst, (wer, -row.number, row))  # of equal ones the first
+        if len(worst) > NUM_WORST:
+            heapq.heappop(worst)
+        if self.best is None or self.best.wer is None or wer < self.best.wer:
+            self.best = row
+
+    def report(self) -> FilterReport:
+        """What was found in all rows added."""
+        rows = self._before.rows
+        before, after = self._before.statistics(), self._after.statistics()
+        return FilterReport(
+            kept=after.rows,
+            dropped=rows - after.rows,
+            hours_kept=after.hours,
+            hours_dropped=self._hours_dropped,
+            by_threshold={
+                value: ThresholdEffect(1 - left.rows / max(rows, 1), left.hours) for value, left in self._left.items()
+            },
+            worst_kept=_told(self._worst[True]),
+            worst_dropped=_told(self._worst[False]),
+            threshold=self._threshold,
+            unjudged=self._unjudged,
+            truncated=self._truncated,
+            by_reason=self._by_reason,
+            histogram=self._histogram,
+            before=before,
+            after=after,
+        )
+
+
+@dataclass
+class _Left:
+    """What a threshold leaves."""
+
+    rows: int = 0
+    hours: float = 0.0
+
+
+@dataclass
+class _Corpus:
+    has_speakers: bool
+    rows: int = 0
+    hours: float = 0.0
+    references: int = 0
+    words: int = 0
+    speakers: set[str] = field(default_factory=set)
+
+    def add(self, row: JudgedRow) -> None:
+        self.rows += 1
+        self.hours += row.hours
+        if row.reference is not None:
+            self.references += 1
+            self.words += len(row.reference.split())
+        if row.speaker is not None:
+            self.speakers.add(row.speaker)
+
+    def statistics(self) -> CorpusStatistics:
+        return CorpusStatistics(
+            rows=self.rows,
+            hours=self.hours,
+            speakers=len(self.speakers) if self.has_speakers else None,
+            mean_seconds=3600 * self.hours / max(self.rows, 1),
+            mean_words=self.words / self.references if self.references else None,
+        )
+
+
+def _told(worst: Sequence[tuple[float, int, JudgedRow]]) -> list[dict[str, Any]]:
+    return [row.told() for _, _, row in sorted(worst, reverse=True)]
+
 
 logger = logging.get_logger(__name__)
 

@@ -5,38 +5,260 @@ in `label_columns.py`, `filtering.py` decides which rows are good enough.
 """
 
 import hashlib
+import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import weights_fingerprint
-from hf_distil_whisper.data.content import extractor_settings, recording_key
-from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
-from hf_distil_whisper.data.samples import row_id
-from hf_distil_whisper.data.sources import ROWS_FILE, RowErrors, load_shards, without_decoder
-from hf_distil_whisper.inference.backends import BACKENDS, Ctranslate2Generator
-from hf_distil_whisper.inference.encoder_cache import STATES_DTYPES, EncoderCache
+from hf_distil_whisper.data.array_store import (
+    extractor_settings,
+    recording_key,
+)
+from hf_distil_whisper.data.dataset import row_id
+from hf_distil_whisper.data.packing import (
+    PACKED_FEATURES,
+    pack_utterances,
+)
+from hf_distil_whisper.data.shards import ShardStore
+from hf_distil_whisper.data.sources import (
+    END_OF_FILE,
+    ROWS_FILE,
+    RowErrors,
+    load_shards,
+    without_decoder,
+)
+from hf_distil_whisper.inference.ctranslate2 import (
+    BACKENDS,
+    Ctranslate2Generator,
+)
+from hf_distil_whisper.inference.dataset import (
+    AudioProgress,
+    RowTokens,
+    generate_rows,
+)
+from hf_distil_whisper.inference.encoder import (
+    STATES_DTYPES,
+    EncoderCache,
+)
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
     generate_tokens,
+)
+from hf_distil_whisper.inference.output import (
+    compression_ratio,
+    plain_text,
+    timestamped_text,
+)
+from hf_distil_whisper.inference.prompt import (
     resolve_language,
     scoring_language,
     timestamp_begin,
 )
-from hf_distil_whisper.inference.progress import AudioProgress
-from hf_distil_whisper.inference.rows import generate_rows
-from hf_distil_whisper.pseudo_labels.blocks import blocks_missing, check_ids, own_blocks
-from hf_distil_whisper.pseudo_labels.label_columns import with_labels
-from hf_distil_whisper.shards import ShardStore
+from hf_distil_whisper.metrics import get_normalizer
+from hf_distil_whisper.pseudo_labels.filtering import row_errors
+
+
+class Block(NamedTuple):
+    """Rows that are labelled and committed together.
+
+    Args:
+        name (`str`): of their shard; shards sorted by name are in the order of the source.
+        rows (`Dataset`): in their order.
+    """
+
+    name: str
+    rows: Dataset
+
+
+def own_blocks(
+    dataset: Dataset | IterableDataset, store: ShardStore, rows_per_shard: int, progress: AudioProgress
+) -> Iterator[Block]:
+    """The blocks of this process that are not labelled yet, or in which no row could be read before.
+
+    Of a data set the processes take turns at the blocks, of a stream at its files, so that none reads another's audio.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): the source.
+        store (`ShardStore`): of the labels.
+        rows_per_shard (`int`): rows of a block.
+        progress ([`AudioProgress`]): told of what is passed over.
+    """
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if isinstance(dataset, IterableDataset):
+        yield from _blocks_of_files(
+            dataset, store, rows_per_shard, range(rank, dataset.num_shards, processes), progress
+        )
+        return
+    done = {shard.name for shard in store.shards() if shard.info["rows"]}
+    for number, start in enumerate(range(0, len(dataset), rows_per_shard)):
+        rows = dataset.select(range(start, min(start + rows_per_shard, len(dataset))))
+        if _name(start) in done:
+            progress.skip(len(rows))
+        elif number % processes == rank:
+            store.remove(_name(start))
+            yield Block(_name(start), rows)
+
+
+def blocks_missing(dataset: Dataset | IterableDataset, rows_per_shard: int, there: set[str]) -> int:
+    """How many blocks of a data set, or files of a stream, are not labelled to their end.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): the source.
+        rows_per_shard (`int`): rows of a block.
+        there (`set[str]`): names of the shards.
+    """
+    if isinstance(dataset, IterableDataset):
+        return dataset.num_shards - sum(name.endswith(END_OF_FILE) for name in there)
+    return len({_name(start) for start in range(0, len(dataset), rows_per_shard)} - there)
+
+
+def check_ids(rows: Dataset) -> None:
+    """Raises a `ValueError` if an id stands for several rows: their labels could not be told apart."""
+    if "id" not in rows.column_names:
+        return
+    counts = Counter(rows["id"])
+    if twice := [str(name) for name, count in counts.items() if count > 1]:
+        raise ValueError(
+            f"{len(twice)} ids stand for several rows, {', '.join(twice[:3])} among them: labels could not be "
+            "told apart. Name a column of unique ids with `id_column` when loading."
+        )
+
+
+def _blocks_of_files(
+    stream: IterableDataset, store: ShardStore, rows_per_shard: int, files: range, progress: AudioProgress
+) -> Iterator[Block]:
+    done = {shard.name: shard.info for shard in store.shards() if shard.info["rows"] or not shard.info["source_rows"]}
+    for file in files:
+        start, ended = 0, False
+        while not ended and (name := next((name for name in _names(file, start) if name in done), None)):
+            start, ended = start + done[name]["source_rows"], name.endswith(END_OF_FILE)
+        progress.skip(start)
+        if not ended:
+            rows = iter(stream.shard(num_shards=stream.num_shards, index=file).skip(start))
+            for number, block, last in _cut(rows, rows_per_shard):
+                name = _names(file, start + number)[last]
+                for unfinished in _names(file, start + number):
+                    store.remove(unfinished)
+                yield Block(name, _as_dataset(block, stream))
+
+
+def _cut(rows: Iterator[dict], size: int) -> Iterator[tuple[int, list[dict], bool]]:
+    """Blocks of rows with the number of their first one, and whether it is the last block. Reads one row ahead."""
+    number, first = 0, next(rows, None)
+    last = False
+    while not last:
+        block = [] if first is None else [first, *islice(rows, size - 1)]
+        first = next(rows, None)
+        last = first is None
+        yield number, block, last
+        number += len(block)
+
+
+def _as_dataset(rows: list[dict], stream: IterableDataset) -> Dataset:
+    dataset = Dataset.from_list(rows, features=stream.features) if rows else Dataset.from_dict({})
+    check_ids(dataset)
+    return dataset
+
+
+def _name(start: int) -> str:
+    return f"{start:010d}"
+
+
+def _names(file: int, start: int) -> tuple[str, str]:
+    """Of a block of a stream, and of the same as the last one of its file."""
+    name = f"{file:06d}-{start:010d}"
+    return name, name + END_OF_FILE
+
+
+LABEL_FEATURES = Features(
+    {
+        "whisper_transcript": Value("string"),
+        "duration": Value("float64"),
+        "truncated": Value("bool"),
+        "mean_log_prob": Value("float64"),
+        "no_speech_prob": Value("float64"),
+        "compression_ratio": Value("float64"),
+        "previous_transcript": Value("string"),
+    }
+)
+"""The columns that labelling adds to every row."""
+
+ERROR_FEATURES = Features(
+    {"wer": Value("float64")} | {name: Value("int64") for name in ("hits", "substitutions", "deletions", "insertions")}
+)
+"""Those that it adds where there is a `text` column; null without text, and where nothing of it is spoken."""
+
+
+def with_labels(dataset: Dataset, found: RowTokens, processor: WhisperProcessor, begin: int, language: str) -> Dataset:
+    """The labelled rows, in order, with their new columns; labels of an earlier run are replaced.
+
+    Args:
+        dataset (`Dataset`): rows that were given to the teacher.
+        found (`RowTokens`): what it wrote.
+        processor (`WhisperProcessor`): of the teacher.
+        begin (`int`): the first timestamp token.
+        language (`str`): whose normaliser scores the rows whose column `language` says none.
+    """
+    rows = list(found.sequences)
+    texts = {row: plain_text(found.sequences[row].tokens, processor.tokenizer, begin) for row in rows}
+    columns: dict[str, list] = {
+        "whisper_transcript": [
+            timestamped_text(found.sequences[row].tokens, processor.tokenizer, begin) for row in rows
+        ],
+        "duration": [found.durations[row] for row in rows],
+        "truncated": [found.sequences[row].truncated for row in rows],
+        "mean_log_prob": [found.sequences[row].mean_log_prob for row in rows],
+        "no_speech_prob": [found.sequences[row].no_speech_prob for row in rows],
+        "compression_ratio": [compression_ratio(texts[row]) for row in rows],
+        "previous_transcript": _previous_transcripts(dataset, found, texts),
+    }
+    features = dict(LABEL_FEATURES)
+    if "text" in dataset.column_names:
+        known = dataset.select_columns([name for name in ("text", "language") if name in dataset.column_names])
+        told = known.select(rows)[:]
+        languages = [own or language for own in told.get("language", [None] * len(rows))]
+        columns |= _errors(told["text"], [texts[row] for row in rows], languages)
+        features |= ERROR_FEATURES
+    labels = Dataset.from_dict(columns, features=Features(features))
+    source = dataset.remove_columns([name for name in columns if name in dataset.column_names])
+    return concatenate_datasets([source.select(rows), labels], axis=1)
+
+
+def _errors(references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]) -> dict[str, list]:
+    """Rate and counts by row; a reference of nothing but punctuation has none."""
+    spoken = [
+        reference if reference and get_normalizer(language)(reference) else None
+        for reference, language in zip(references, languages, strict=True)
+    ]
+    found = row_errors(spoken, predictions, languages)
+    return {name: [None if errors is None else getattr(errors, name) for errors in found] for name in ERROR_FEATURES}
+
+
+def _previous_transcripts(dataset: Dataset, found: RowTokens, texts: dict[int, str]) -> list[str | None]:
+    """The prompt of each labelled row: what was said right before it, and nothing where that is not known."""
+    if "condition_on_prev" not in dataset.column_names:
+        return [None] * len(texts)
+    continues = dataset.select_columns(["condition_on_prev"])["condition_on_prev"]
+    previous = []
+    for row in texts:
+        before = row - 1
+        known = before in texts and not found.sequences[before].truncated
+        # Packing writes booleans, the reference scripts the prompt's token ids, or null where nothing came before.
+        previous.append(texts[before] or None if continues[row] and known else None)
+    return previous
+
 
 logger = logging.get_logger(__name__)
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo
 
-from hf_distil_whisper.uploads import Repository, by_hand, folder_files, push_files, reason, try_to_push
+from hf_distil_whisper.uploads import (
+    Repository,
+    by_hand,
+    folder_files,
+    push_files,
+    reason,
+    try_to_push,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -25,9 +25,21 @@ from transformers import (
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
-from hf_distil_whisper.checkpoints import save_generation_config, save_processor
-from hf_distil_whisper.training.background_pushes import BackgroundPushes, Snapshot
-from hf_distil_whisper.uploads import Repository, by_hand, folder_files, missing_files, student_files
+from hf_distil_whisper.checkpoints import (
+    save_generation_config,
+    save_processor,
+)
+from hf_distil_whisper.training.background_pushes import (
+    BackgroundPushes,
+    Snapshot,
+)
+from hf_distil_whisper.uploads import (
+    Repository,
+    by_hand,
+    folder_files,
+    missing_files,
+    student_files,
+)
 
 logger = logging.getLogger(__name__)
 

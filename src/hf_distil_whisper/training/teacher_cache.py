@@ -16,17 +16,27 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig, WhisperForConditionalGeneration
 from transformers.utils import logging
 
-from hf_distil_whisper.cache_store import CacheStore, content_key
 from hf_distil_whisper.checkpoints import weights_fingerprint
-from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.data.speech_dataset import MANY_EPOCHS
-from hf_distil_whisper.inference.encoder_cache import EncoderCache, encode, encoder_cache_bytes
-from hf_distil_whisper.training.fused_loss import top_k_logits
-from hf_distil_whisper.training.training_args import (
+from hf_distil_whisper.data.array_store import (
+    CacheStore,
+    content_key,
+)
+from hf_distil_whisper.data.collator import (
+    TEACHER_ARRAYS,
+    DataCollatorSpeechSeq2SeqWithPadding,
+)
+from hf_distil_whisper.data.dataset import MANY_EPOCHS
+from hf_distil_whisper.inference.encoder import (
+    EncoderCache,
+    encode,
+    encoder_cache_bytes,
+)
+from hf_distil_whisper.training.args import (
     CACHES_OF_LOGITS,
     CACHES_OF_STATES,
     DistillationTrainingArguments,
 )
+from hf_distil_whisper.training.fused_loss import top_k_logits
 
 logger = logging.get_logger(__name__)
 

@@ -4,41 +4,70 @@ Knows both models and one batch at a time: who runs which encoder, what is lost,
 `losses`, the data in `data`. The notes on upstream behaviour refer to transformers 5.
 """
 
-from collections.abc import Callable, Sized
-from contextlib import AbstractContextManager
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sized
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     TrainerCallback,
     TrainerControl,
+    TrainerState,
+    TrainingArguments,
     WhisperForConditionalGeneration,
     WhisperProcessor,
 )
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqModelOutput
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.utils import logging
 
-from hf_distil_whisper.checkpoints import check_compatible, save_generation_config, save_processor
-from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.inference.encoder_cache import encode
-from hf_distil_whisper.training.batch_losses import batch_losses, check_finite, row_losses
-from hf_distil_whisper.training.callbacks import KeepTokenIdsCallback, early_stopping
-from hf_distil_whisper.training.chunk_length import chunk_length_callbacks
-from hf_distil_whisper.training.fused_loss import TopKLogits
+from hf_distil_whisper.checkpoints import (
+    check_compatible,
+    save_generation_config,
+    save_processor,
+)
+from hf_distil_whisper.data.collator import (
+    TEACHER_ARRAYS,
+    DataCollatorSpeechSeq2SeqWithPadding,
+)
+from hf_distil_whisper.data.dataset import SpeechDataset
+from hf_distil_whisper.data.mixture import Mixture
+from hf_distil_whisper.data.streaming import SpeechStream
+from hf_distil_whisper.inference.chunked import (
+    CHUNK_LENGTH_ENTRY,
+    chunk_length_after,
+)
+from hf_distil_whisper.inference.encoder import encode
+from hf_distil_whisper.training.args import DistillationTrainingArguments
+from hf_distil_whisper.training.fused_loss import (
+    TopKLogits,
+    distillation_token_losses,
+    fused_distillation_loss,
+    top_k_distillation_loss,
+)
 from hf_distil_whisper.training.lora import lora_student
-from hf_distil_whisper.training.losses import IGNORE_INDEX
-from hf_distil_whisper.training.pairing import TeacherOutput, as_forward, check_pair, freeze, same_encoder
+from hf_distil_whisper.training.losses import (
+    IGNORE_INDEX,
+    hidden_state_mse_loss,
+)
 from hf_distil_whisper.training.pushing import PushingTrainer
-from hf_distil_whisper.training.sampling import check_mixture, epoch_sampler, mixture_callbacks
-from hf_distil_whisper.training.step_log import StepLog
-from hf_distil_whisper.training.streaming import stream_reader
-from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset, cache_settings
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
+from hf_distil_whisper.training.teacher_cache import (
+    CacheSettings,
+    TeacherCacheDataset,
+    cache_settings,
+)
 from hf_distil_whisper.training.validation import (
     PARTS,
     LossSums,
@@ -47,7 +76,579 @@ from hf_distil_whisper.training.validation import (
     generate_tokens_of,
 )
 
+
+class TeacherOutput(NamedTuple):
+    """What the teacher says of a batch; all None without a teacher.
+
+    A teacher that was asked beforehand, by a cache, only says `kept`.
+
+    Args:
+        states (`Tensor`, *optional*): last decoder states, (batch, length, width).
+        head (`Tensor`, *optional*): weight of the language-model head, (vocab, width).
+        hidden_states (`tuple[Tensor, ...]`, *optional*): of all decoder layers, where MSE asks for them.
+        kept (`TopKLogits`, *optional*): its likeliest tokens at each label that counts.
+    """
+
+    states: Tensor | None = None
+    head: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    kept: TopKLogits | None = None
+
+
+def batch_losses(
+    student: Seq2SeqModelOutput,
+    head: Tensor,
+    teacher: TeacherOutput,
+    labels: Tensor,
+    args: DistillationTrainingArguments,
+) -> tuple[Tensor, Tensor]:
+    """The loss of equation 12 and its parts, for training.
+
+    Args:
+        student (`Seq2SeqModelOutput`): last decoder states, (batch, length, width), and all where MSE asks for them.
+        head (`Tensor`): weight of the student's language-model head.
+        teacher (`TeacherOutput`): for the same decoder inputs.
+        labels (`Tensor`): (batch, length), -100 where nothing counts.
+        args (`DistillationTrainingArguments`): weights and temperature.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: the loss, and without gradient KL, PL and MSE, (3,): sums over the batch's tokens.
+    """
+    settings: dict[str, Any] = {
+        "temperature": args.temperature,
+        "kl_weight": args.kl_weight,
+        "pl_weight": args.pl_weight,
+        "chunk_size": args.loss_chunk_size,
+        "reduction": "sum",
+    }
+    ours = student.last_hidden_state, head
+    if teacher.kept is not None:
+        fused = top_k_distillation_loss(*ours, teacher.kept, labels, **settings)
+    else:
+        fused = fused_distillation_loss(*ours, teacher.states, teacher.head, labels, **settings)
+    loss, mse = fused.loss, torch.zeros_like(fused.kl)
+    if teacher.hidden_states is not None:
+        mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="sum")
+        loss = loss + args.mse_weight * mse
+    return loss, torch.stack([fused.kl, fused.pl, mse.detach()])
+
+
+def row_losses(
+    student: Seq2SeqModelOutput,
+    head: Tensor,
+    teacher: TeacherOutput,
+    labels: Tensor,
+    args: DistillationTrainingArguments,
+) -> Tensor:
+    """Loss at temperature 1, KL, PL, MSE and the number of tokens of each row, for evaluation.
+
+    Args:
+        student (`Seq2SeqModelOutput`): as for [`batch_losses`], and so are the others.
+        head (`Tensor`): weight of the student's language-model head.
+        teacher (`TeacherOutput`): for the same decoder inputs.
+        labels (`Tensor`): (batch, length).
+        args (`DistillationTrainingArguments`): weights.
+
+    Returns:
+        `Tensor`: (batch, 5), sums over the row's tokens.
+    """
+    kl, pl = distillation_token_losses(
+        student.last_hidden_state,
+        head,
+        teacher.states,
+        teacher.head,
+        labels,
+        temperature=1.0,
+        chunk_size=args.loss_chunk_size,
+    )
+    mse = torch.zeros_like(pl)
+    if teacher.hidden_states is not None:
+        mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="none")
+    loss = args.kl_weight * kl + args.pl_weight * pl + args.mse_weight * mse
+    return torch.stack([values.sum(1) for values in (loss, kl, pl, mse, (labels != IGNORE_INDEX).to(pl))], dim=1)
+
+
+def check_finite(parts: Tensor) -> None:
+    """Stops a training before the gradients of a broken batch destroy the student's weights.
+
+    Args:
+        parts (`Tensor`): KL, PL and MSE, (3,). Waits for the device, as the Trainer's own check of the loss does.
+
+    Raises:
+        ValueError: if one is not a finite number.
+    """
+    kl, pl, mse = parts.tolist()
+    if not math.isfinite(pl):
+        raise ValueError(
+            f"The cross-entropy of student and labels is {pl}: the student's weights or states are no numbers any "
+            "more. Go on from an earlier checkpoint with a lower --learning_rate, or with --bf16 instead of --fp16."
+        )
+    if not math.isfinite(kl + mse):
+        raise ValueError(
+            f"The teacher's states are no numbers (KL {kl}, MSE {mse}) and would destroy the student's weights. Half "
+            "precision may be too narrow for it: set --bf16 instead of --fp16. If it is the same without, its "
+            "checkpoint is damaged: score it alone with `hf-distil-whisper evaluate`."
+        )
+
+
+class StepLog:
+    """Adds up over the steps between two logs.
+
+    Args:
+        device (`torch.device`): of the sums: nothing is read from an accelerator before it is logged.
+    """
+
+    def __init__(self, device: torch.device):
+        self._sums = torch.zeros(len(PARTS), device=device)
+        self._steps = 0
+        self._waited = 0.0
+        self._notes: dict[str, float] = {}
+        self._begin: float | None = None
+
+    def add(self, parts: torch.Tensor, ends_step: bool) -> None:
+        """Adds the parts of one batch.
+
+        Args:
+            parts (`torch.Tensor` of shape `(3,)`): in the order of `PARTS`.
+            ends_step (`bool`): whether it is the last batch of an accumulated one.
+        """
+        self._sums += parts
+        self._steps += int(ends_step)
+
+    def note(self, **values: float) -> None:
+        """Adds what was measured once to the next log."""
+        self._notes |= values
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the fetching of batches."""
+        begin = time.perf_counter()
+        if self._begin is None:  # the first batch: what came before, such as the filling of a cache, is no training
+            self._begin = begin
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means since the last call, and a new beginning; to be called by every process.
+
+        Returns:
+            `dict[str, float]`: the parts by name, a mean over steps and processes, and `data_wait`: the share of the
+            time, from 0 to 1, that this process waited for batches; then what was noted. Empty without a step.
+        """
+        if not self._steps or self._begin is None:
+            return {}
+        means = (accelerator.reduce(self._sums, reduction="mean") / self._steps).tolist()
+        now = time.perf_counter()
+        taken = dict(zip(PARTS, means, strict=True)) | {"data_wait": self._waited / (now - self._begin)} | self._notes
+        self._sums.zero_()
+        self._notes = {}
+        self._steps, self._waited, self._begin = 0, 0.0, now
+        return taken
+
+
+class AverageEarlyStoppingCallback(EarlyStoppingCallback):
+    """Early stopping on a metric that only exists after all validation sets, such as `eval_macro_wer`.
+
+    The Trainer reports each set by itself first; those reports do not hold the metric and are passed over.
+
+    Args:
+        early_stopping_patience (`int`, *optional*, defaults to 1): evaluations without a better metric before the end.
+        early_stopping_threshold (`float`, *optional*, defaults to 0.0): how much better it has to be.
+    """
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        """Counts an evaluation if it holds `metric_for_best_model`."""
+        name = str(args.metric_for_best_model)
+        if (name if name.startswith("eval_") else f"eval_{name}") in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
+
+
+def early_stopping(args: DistillationTrainingArguments) -> list[TrainerCallback]:
+    """What ends a training early, where the arguments ask for it."""
+    if args.early_stopping_patience is None:
+        return []
+    return [AverageEarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold)]
+
+
+class KeepTokenIdsCallback(TrainerCallback):
+    """Puts back the token ids that `Trainer.train` replaces by those of the tokenizer.
+
+    Whisper's tokenizers begin a sentence with `<|endoftext|>`, the configs of English-only models with
+    `<|startoftranscript|>`: a saved student would differ from its teacher for no reason.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the student, before training.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration):
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        configs = (model.config, model.generation_config)
+        self.kept = [(config, name, getattr(config, name)) for config in configs for name in names]
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Restores the ids, before the first step and the first checkpoint."""
+        for config, name, value in self.kept:
+            setattr(config, name, value)
+
+
+class ChunkLengthCallback(TrainerCallback):
+    """Writes `chunk_length_s` into the student's generation config, from where it gets into every checkpoint.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the student.
+        rows ([`SpeechDataset`] or [`SpeechStream`]): to train on.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration, rows: SpeechDataset | SpeechStream):
+        self.model, self.rows = model, rows
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Goes by the mean duration of the rows as they are drawn; where that is not known, nothing is written."""
+        mean = self.rows.mean_duration()
+        if mean is not None:
+            setattr(self.model.generation_config, CHUNK_LENGTH_ENTRY, chunk_length_after(mean))
+
+
+def chunk_length_callbacks(model: WhisperForConditionalGeneration, dataset: Dataset | None) -> list[TrainerCallback]:
+    """The callback, where the training rows are of a kind that tells durations."""
+    rows = dataset if isinstance(dataset, SpeechStream) else speech_rows(dataset)
+    return [] if rows is None else [ChunkLengthCallback(model, rows)]
+
+
+GROUP_BATCHES = 50
+"""Batches whose rows are sorted by length together, as in transformers' `LengthGroupedSampler`."""
+MIXTURE_FILE = "mixture.json"
+
+
+class EpochSampler(Sampler[int]):
+    """Rows of the dataset's epoch in an order that its seed and the epoch decide, the same in every process.
+
+    Has no `set_epoch`: accelerate would call that of the sampler in place of the dataset's in several processes.
+
+    Args:
+        dataset ([`SpeechDataset`]): tells its epoch, its mixture and the length of its texts.
+        group_size (`int`, *optional*): rows of a step of all processes; rows of like length are drawn together then.
+    """
+
+    def __init__(self, dataset: SpeechDataset, group_size: int | None = None):
+        self.dataset, self.group_size = dataset, group_size
+        self.mixture = dataset.mixture or Mixture(("rows",), (len(dataset),), (1.0,), seed=dataset.seed)
+        self._lengths = dataset.text_lengths() if group_size is not None else None
+
+    def __len__(self) -> int:
+        return len(self.mixture)
+
+    def __iter__(self) -> Iterator[int]:
+        rows = self.mixture.rows(self.dataset.epoch)
+        if self.group_size is not None and self._lengths is not None:
+            random = np.random.default_rng((self.dataset.seed, self.dataset.epoch))
+            rows = _grouped(rows, self._lengths[rows], self.group_size, random)
+        return iter(rows.tolist())
+
+
+def epoch_sampler(dataset: Dataset | None, args: TrainingArguments) -> EpochSampler | None:
+    """The sampler that a training needs, or None where the Trainer's own does.
+
+    Args:
+        dataset (`Dataset`): to train on.
+        args (`TrainingArguments`): how to sample, and how many rows make a step.
+    """
+    rows = speech_rows(dataset)
+    if rows is None or args.train_sampling_strategy not in ("random", "group_by_length"):
+        return None
+    if args.train_sampling_strategy == "group_by_length":
+        return EpochSampler(rows, args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+    return EpochSampler(rows) if rows.mixture is not None else None
+
+
+class MixtureCallback(TrainerCallback):
+    """Keeps with every checkpoint of which sources the training was mixed."""
+
+    def __init__(self, mixture: Mixture):
+        self.mixture = mixture
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes it beside the checkpoint."""
+        if state.is_world_process_zero:
+            folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+            (folder / MIXTURE_FILE).write_text(json.dumps(self.mixture.state(), indent=2), encoding="utf-8")
+
+
+def mixture_callbacks(dataset: Dataset | None) -> list[TrainerCallback]:
+    """What a training on a mixture keeps beside its checkpoints."""
+    mixture = _mixture_of(dataset)
+    return [] if mixture is None else [MixtureCallback(mixture)]
+
+
+def check_mixture(dataset: Dataset | None, checkpoint: str) -> None:
+    """Refuses to go on with other sources than those of a checkpoint.
+
+    Args:
+        dataset (`Dataset`): to train on.
+        checkpoint (`str`): folder.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    mixture, file = _mixture_of(dataset), Path(checkpoint, MIXTURE_FILE)
+    if mixture is not None and file.is_file():
+        mixture.check_same(json.loads(file.read_text(encoding="utf-8")))
+
+
+def speech_rows(dataset: Dataset | None) -> SpeechDataset | None:
+    """The rows of recordings behind a training's dataset, cached or not; None where they are none."""
+    rows = dataset.dataset if isinstance(dataset, TeacherCacheDataset) else dataset
+    return rows if isinstance(rows, SpeechDataset) else None
+
+
+def _mixture_of(dataset: Dataset | None) -> Mixture | None:
+    rows = speech_rows(dataset)
+    return None if rows is None else rows.mixture
+
+
+def _grouped(rows: np.ndarray, lengths: np.ndarray, group_size: int, random: np.random.Generator) -> np.ndarray:
+    """Rows of like length in every step; the steps in a random order, but the longest first and a short one last."""
+    steps: list[np.ndarray] = []
+    for begin in range(0, len(rows), GROUP_BATCHES * group_size):
+        order = begin + np.argsort(-lengths[begin : begin + GROUP_BATCHES * group_size], kind="stable")
+        steps += np.split(order, range(group_size, len(order), group_size))
+    whole = [step for step in steps if len(step) == group_size]
+    random.shuffle(whole)
+    if whole:  # what does not fit into the memory is to fail at once and not after hours
+        longest = max(range(len(whole)), key=lambda number: lengths[whole[number][0]])
+        whole[0], whole[longest] = whole[longest], whole[0]
+    return rows[np.concatenate(whole + [step for step in steps if len(step) < group_size])]
+
+
+logger = logging.get_logger(__name__)
+
+_ENCODER_SHAPE = (
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "activation_function",
+    "num_mel_bins",
+    "max_source_positions",
+)
+
+
+def check_pair(
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration | None,
+    args: DistillationTrainingArguments,
+) -> None:
+    """Makes sure that the settings ask nothing of the two models that they cannot give.
+
+    Args:
+        student (`WhisperForConditionalGeneration`): the model to train.
+        teacher (`WhisperForConditionalGeneration`, *optional*): None to train on labels alone.
+        args (`DistillationTrainingArguments`): weights of the losses, and what is frozen.
+
+    Raises:
+        ValueError: names the flag or argument to change.
+    """
+    for name, model in (("model", student), ("teacher_model", teacher)):
+        if model is not None and not isinstance(model, WhisperForConditionalGeneration):
+            raise ValueError(f"{name}: expected a WhisperForConditionalGeneration, got {type(model).__name__}.")
+    if teacher is student:
+        raise ValueError(
+            "model and teacher_model are the same object: freezing the teacher would freeze the student. Make the "
+            "student with create_student, or pass copy.deepcopy(model) as teacher_model."
+        )
+    if teacher is None and (args.kl_weight > 0 or args.mse_weight > 0):
+        raise ValueError(
+            f"There is no teacher_model, but --kl_weight is {args.kl_weight} and --mse_weight {args.mse_weight}: both "
+            "compare with a teacher. Pass one, or set both to 0 to train on the labels alone."
+        )
+    if teacher is not None and args.mse_weight > 0 and student.config.d_model != teacher.config.d_model:
+        raise ValueError(
+            f"--mse_weight is {args.mse_weight}, but the student's states are {student.config.d_model} wide and the "
+            f"teacher's {teacher.config.d_model}: states of different width cannot be compared. Set --mse_weight 0; "
+            "KL and pseudo-labels work with any width."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process sees {args.n_gpu} GPUs and would split each batch between them (DataParallel), which is not "
+            "supported. Start one process per GPU: accelerate launch or torchrun --nproc_per_node."
+        )
+    if args.freeze_encoder and student.config.apply_spec_augment:
+        logger.warning(
+            "The student's config asks for SpecAugment (apply_spec_augment), which has no effect on a frozen encoder: "
+            "the teacher would see masked speech too. Set --freeze_encoder false to use it."
+        )
+
+
+def freeze(student: WhisperForConditionalGeneration, args: DistillationTrainingArguments) -> list[nn.Module]:
+    """Takes the gradients from the parts that `args` freeze.
+
+    Returns:
+        `list[nn.Module]`: those to keep in eval mode, so that nothing is dropped in what cannot adapt to it.
+    """
+    frozen: list[nn.Module] = []
+    if args.freeze_encoder:
+        frozen.append(student.model.encoder)
+    if args.freeze_decoder:
+        frozen.append(student.model.decoder)
+    for part in frozen:
+        part.requires_grad_(False)
+    if args.freeze_embed_positions:
+        student.model.decoder.embed_positions.requires_grad_(False)
+    student.proj_out.requires_grad_(True)  # the head, tied to the token embeddings, is always trained
+    return frozen
+
+
+def same_encoder(student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration) -> bool:
+    """Whether both encoders give the same states: same shape and, weight by weight, same numbers.
+
+    Weights of different precision are compared in the lower one: a teacher in half precision has the encoder of the
+    float32 student that was made from it.
+
+    Args:
+        student (`WhisperForConditionalGeneration`): one of the models.
+        teacher (`WhisperForConditionalGeneration`): the other one; may lie on another device.
+    """
+    if any(getattr(student.config, name) != getattr(teacher.config, name) for name in _ENCODER_SHAPE):
+        return False
+    ours, theirs = student.model.encoder.state_dict(), teacher.model.encoder.state_dict()
+    return ours.keys() == theirs.keys() and all(_same(weight, theirs[name]) for name, weight in ours.items())
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    lower = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
+    return torch.equal(ours.to(lower), theirs.to(ours.device, lower))
+
+
+@contextmanager
+def as_forward(module: nn.Module, function: Callable) -> Iterator[None]:
+    """Lets whatever is wrapped around `module` run `function` as its forward pass.
+
+    DDP, FSDP and the like only take care of gradients and weights inside the wrapped forward pass. The module's own
+    one would form the logits of all tokens, which the fused loss avoids.
+
+    Args:
+        module (`nn.Module`): inside the wrapper, or not wrapped at all.
+        function (`Callable`): gets the wrapper's arguments.
+    """
+    before = vars(module).get("forward")
+    module.forward = function
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:  # mixed precision puts its own forward pass there
+            module.forward = before
+
+
 _MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+IDENTITY_FILE = "streams.json"
+"""Which streams a checkpoint's places are in."""
+
+
+class StreamReader(TrainerCallback):
+    """Opens the batches of a stream for one process and writes its place into every checkpoint.
+
+    Args:
+        stream ([`SpeechStream`]): the samples.
+    """
+
+    def __init__(self, stream: SpeechStream):
+        self.stream = stream
+        self.loader: StatefulDataLoader | None = None
+        self._place: dict[str, Any] | None = None
+
+    def open(self, args: TrainingArguments, collate: Callable) -> StatefulDataLoader:
+        """The batches of this process, without end; from the place of a checkpoint, after [`resume`].
+
+        Args:
+            args (`TrainingArguments`): processes, workers and batch size.
+            collate (`Callable`): makes a batch of samples.
+        """
+        self._assign(args)
+        args.ignore_data_skip = True  # workers go on by themselves
+        self.loader = StatefulDataLoader(
+            self.stream,
+            batch_size=args.train_batch_size,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            pin_memory=args.dataloader_pin_memory and torch.accelerator.is_available(),
+        )
+        if self._place is not None:
+            self.loader.load_state_dict(self._place)
+        return self.loader
+
+    def resume(self, args: TrainingArguments, checkpoint: str) -> None:
+        """Goes on from a checkpoint, in the loader that is open or in the next one.
+
+        Args:
+            args (`TrainingArguments`): processes and workers.
+            checkpoint (`str`): folder.
+
+        Raises:
+            ValueError: where it holds no place in streams, or one in others.
+        """
+        self._assign(args)
+        identity, place = Path(checkpoint, IDENTITY_FILE), self._file(checkpoint)
+        if not identity.is_file():
+            raise ValueError(
+                f"--resume_from_checkpoint: {checkpoint} holds no {IDENTITY_FILE}, so it is not of a training on "
+                "streams. Begin a new training in another `output_dir`."
+            )
+        self.stream.check_same(json.loads(identity.read_text(encoding="utf-8")))
+        self._place = torch.load(place, weights_only=True)
+        if self.loader is not None:
+            self.loader.load_state_dict(self._place)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Writes this process's place beside the checkpoint, and what the streams are."""
+        if self.loader is None:
+            return
+        folder = Path(str(args.output_dir), f"checkpoint-{state.global_step}")
+        torch.save(self.loader.state_dict(), self._file(folder))
+        if state.is_world_process_zero:
+            (folder / IDENTITY_FILE).write_text(json.dumps(self.stream.identity(), indent=2), encoding="utf-8")
+
+    def _assign(self, args: TrainingArguments) -> None:
+        self.stream.assign(args.process_index, args.world_size, args.dataloader_num_workers)
+
+    def _file(self, folder: str | Path) -> Path:
+        return Path(folder, f"stream-{self.stream.process}.pt")
+
+
+def stream_reader(dataset: Dataset | None, args: DistillationTrainingArguments) -> StreamReader | None:
+    """What reads the training samples, where they are a stream.
+
+    Args:
+        dataset (`Dataset`): to train on.
+        args (`DistillationTrainingArguments`): checked against it.
+
+    Raises:
+        ValueError: where a setting needs rows that can be counted.
+    """
+    if dataset is not None and not isinstance(dataset, Sized) and args.teacher_cache != "none":
+        raise ValueError(
+            f"--teacher_cache {args.teacher_cache} keeps what is computed for each of the training rows, but a stream "
+            "has no rows to come back to. Set it to none, or load the rows without streaming."
+        )
+    if not isinstance(dataset, SpeechStream):
+        return None
+    if args.max_steps < 1:
+        raise ValueError(f"--max_steps: a stream has no end, expected the number of steps, got {args.max_steps}.")
+    return StreamReader(dataset)
 
 
 class DistillationTrainer(PushingTrainer):

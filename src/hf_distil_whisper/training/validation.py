@@ -12,17 +12,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.inference.generation import (
-    generate_tokens,
+from hf_distil_whisper.inference.generation import generate_tokens
+from hf_distil_whisper.inference.output import plain_text
+from hf_distil_whisper.inference.prompt import (
     languages_of,
     max_generated_tokens,
     prefix_length,
     scoring_language,
 )
-from hf_distil_whisper.inference.results import plain_text
-from hf_distil_whisper.metrics import errors_in_language, get_normalizer
+from hf_distil_whisper.metrics import (
+    errors_in_language,
+    get_normalizer,
+)
+from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.losses import IGNORE_INDEX
-from hf_distil_whisper.training.training_args import DistillationTrainingArguments
 
 PARTS = ("kl", "pl", "mse")
 """Of the loss, in the order of all sums of them."""

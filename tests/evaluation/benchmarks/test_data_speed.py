@@ -2,9 +2,12 @@
 
 import pytest
 
-from hf_distil_whisper.cli.benchmark import data_table
+from cli_benchmark import data_table
+from data_speed import (
+    StepSpeed,
+    measure_data,
+)
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.evaluation.benchmarks.data_speed import StepSpeed, measure_data
 
 
 def test_every_step_is_measured_on_all_rows() -> None:

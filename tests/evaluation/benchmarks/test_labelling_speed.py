@@ -5,17 +5,17 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from hf_distil_whisper.cli import benchmark
+import cli_benchmark as benchmark
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.evaluation.benchmarks.labelling_speed import (
+from hf_distil_whisper.inference import ctranslate2 as export
+from hf_distil_whisper.metrics import WordErrors
+from labelling_speed import (
     PLAIN,
     LabellingSpeed,
     measure_labelling,
     mixed_recordings,
 )
-from hf_distil_whisper.inference import export
-from hf_distil_whisper.metrics import WordErrors
 from talking_models import talking_whisper
 from toy_files import write_toy_corpus, write_toy_model
 from toy_models import toy_audio, toy_processor

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+import latency_grid as grid
+import pass_memory
 from hf_distil_whisper.evaluation import latency
-from hf_distil_whisper.evaluation.benchmarks import latency_grid as grid
-from hf_distil_whisper.evaluation.benchmarks import pass_memory
-from hf_distil_whisper.evaluation.benchmarks.latency_grid import check_attention, latency_grid
-from hf_distil_whisper.evaluation.benchmarks.latency_rows import LatencyRow, latency_table, rtf_table
-from hf_distil_whisper.evaluation.benchmarks.pass_memory import pass_bytes
 from hf_distil_whisper.inference.generation import generate_tokens
+from latency_grid import (
+    check_attention,
+    latency_grid,
+)
+from latency_rows import (
+    LatencyRow,
+    latency_table,
+    rtf_table,
+)
+from pass_memory import pass_bytes
 from talking_models import count_encoder_windows, talking_whisper
 from toy_models import toy_audio, toy_processor, toy_rows
 

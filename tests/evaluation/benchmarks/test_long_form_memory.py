@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.evaluation.benchmarks.long_form_memory import long_form_memory
+from long_form_memory import long_form_memory
 from toy_files import write_toy_model
 
 

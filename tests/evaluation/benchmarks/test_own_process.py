@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_distil_whisper.evaluation.benchmarks.own_process import ProcessEndedError, in_own_process
+from own_process import (
+    ProcessEndedError,
+    in_own_process,
+)
 
 MEGABYTE = 2**20
 

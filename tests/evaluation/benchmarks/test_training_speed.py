@@ -3,11 +3,19 @@
 import pytest
 import torch
 
-from hf_distil_whisper.cli.benchmark_training import training_table
+from cli_benchmark_training import training_table
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.evaluation.benchmarks.loss_memory import loss_memory
-from hf_distil_whisper.evaluation.benchmarks.plain_step import padded, plain_loss
-from hf_distil_whisper.evaluation.benchmarks.training_speed import (
+from hf_distil_whisper.student import create_student
+from hf_distil_whisper.training.losses import (
+    kl_divergence_loss,
+    pseudo_label_loss,
+)
+from loss_memory import loss_memory
+from plain_step import (
+    padded,
+    plain_loss,
+)
+from training_speed import (
     CACHED_BOTH,
     CACHED_STATES,
     EXACT,
@@ -20,8 +28,6 @@ from hf_distil_whisper.evaluation.benchmarks.training_speed import (
     random_batch,
     random_whisper,
 )
-from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.losses import kl_divergence_loss, pseudo_label_loss
 
 SMALL = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 3, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
 SMALL |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_source_positions": 100}
