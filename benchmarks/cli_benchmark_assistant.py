@@ -25,6 +25,7 @@ from assisted_latency import (
     runtime_way,
     ways_table,
 )
+from figures import latency_over_draft_length
 from hf_distil_whisper.cli.config import (
     DataSource,
     InputError,
@@ -47,7 +48,6 @@ from hf_distil_whisper.data.audio import (
 )
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.figures import latency_over_draft_length
 from hf_distil_whisper.inference.ctranslate2 import import_ctranslate2
 from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.encoder import window_seconds

@@ -14,7 +14,6 @@ import hf_distil_whisper
 PACKAGE = Path(hf_distil_whisper.__file__).parent
 LEVELS = {
     "checkpoints": 0,
-    "figures": 0,
     "metrics": 0,
     "student": 0,
     "uploads": 0,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from figures import wer_over_chunks
 from hf_distil_whisper.cli.config import (
     DataSource,
     as_source,
@@ -19,7 +20,6 @@ from hf_distil_whisper.cli.inputs import (
     describe_rows,
     load_listener,
 )
-from hf_distil_whisper.figures import wer_over_chunks
 from hf_distil_whisper.inference.encoder import window_seconds
 from hf_distil_whisper.metrics import get_normalizer
 from long_form_sweep import (

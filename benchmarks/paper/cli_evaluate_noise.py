@@ -14,6 +14,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from figures import wer_over_snr
 from hf_distil_whisper.cli.config import (
     DataSource,
     InputError,
@@ -49,7 +50,6 @@ from hf_distil_whisper.evaluation.results import (
     left_out_text,
     result_summary,
 )
-from hf_distil_whisper.figures import wer_over_snr
 from hf_distil_whisper.metrics import get_normalizer
 
 Results = dict[str, dict[float, dict[str, EvaluationResult]]]

@@ -19,6 +19,7 @@ from cli_sweep_plan import (
     plan_sweep,
     sweep_cells,
 )
+from figures import wer_by_cell
 from hf_distil_whisper.checkpoints import (
     load_model,
     load_processor,
@@ -34,7 +35,6 @@ from hf_distil_whisper.cli.train import (
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_model
 from hf_distil_whisper.evaluation.noise import evaluate_in_noise
-from hf_distil_whisper.figures import wer_by_cell
 from hf_distil_whisper.inference.encoder import EncoderCache
 from hf_distil_whisper.inference.generation import generate_once
 from hf_distil_whisper.metrics import get_normalizer

@@ -6,6 +6,10 @@ Knows measured figures and how they are shown; nothing is measured here.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from figures import (
+    wer_over_latency,
+    wer_over_snr,
+)
 from hf_distil_whisper.evaluation.results import (
     METRICS,
     SetAverages,
@@ -15,10 +19,6 @@ from hf_distil_whisper.evaluation.results import (
     robustness_text,
     set_averages,
     shown,
-)
-from hf_distil_whisper.figures import (
-    wer_over_latency,
-    wer_over_snr,
 )
 from hf_distil_whisper.metrics import WordErrors
 from latency_rows import (

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from evaluation.test_long_form import recordings
+from figures import wer_over_chunks
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.figures import wer_over_chunks
 from hf_distil_whisper.metrics import WordErrors
 from long_form_sweep import (
     ChunkRow,

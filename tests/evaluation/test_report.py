@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.figures import wer_over_latency
+from figures import wer_over_latency
 from report import (
     Section,
     html_page,

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import yaml
 from huggingface_hub import HfApi, ModelCard
+from matplotlib.figure import Figure
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_distil_whisper.hub import callbacks as card_files
 from hf_distil_whisper.hub.callbacks import (
     CARD_FILES,
     ModelCardCallback,
+    curves_over_steps,
     loss_curves,
     save_model_card,
     teacher_facts,
@@ -176,3 +178,16 @@ def test_a_card_is_checked_without_ever_failing(hub: HubServer) -> None:
     assert "license" in str(check_card(wrong))
     hub.stop()
     assert check_card(wrong) is None
+
+
+def test_curves_of_a_training_stand_over_whole_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Step 1.5 does not exist; and a validation that started later must not be drawn from the first step."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    curves_over_steps({"training": [(1, 3.0), (4, 2.0)], "test": [(2, 2.5)]}, "loss per token", tmp_path / "loss.png")
+    axes = figures[0].axes[0]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 4], [2]]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    assert axes.get_ylim()[0] == 0
+    with pytest.raises(ValueError, match="got none"):
+        curves_over_steps({}, "loss", tmp_path / "none.png")

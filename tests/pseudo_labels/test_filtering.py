@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import soundfile
 from datasets import Dataset
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 
 from hf_distil_whisper.data.sources import load_source, write_row_index
 from hf_distil_whisper.pseudo_labels.filtering import (
@@ -13,6 +15,7 @@ from hf_distil_whisper.pseudo_labels.filtering import (
     filter_by_wer,
     filter_stream_by_wer,
     passing_rows,
+    wer_histogram,
 )
 from toy_models import toy_audio
 
@@ -217,3 +220,14 @@ def test_a_row_index_is_a_source_until_its_rows_change(tmp_path: Path) -> None:
     write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 4, kept)
     with pytest.raises(ValueError, match=r"among 4 rows.*has 3 now.*Filter it again"):
         load_source(tmp_path / "kept")
+
+
+def test_histogram_marks_the_bins_that_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A bin that the threshold cuts through does not pass whole."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    wer_histogram([3.0, 2.0, 1.0, 0.5, 0.25, 0.1], 0.25, tmp_path / "hours.svg")
+    axes = figures[0].axes[0]
+    assert [to_hex(bar.get_facecolor()) == "#0072b2" for bar in axes.patches] == [True, *[False] * 5]
+    assert [bar.get_height() for bar in axes.patches] == [3.0, 2.0, 1.0, 0.5, 0.25, 0.1]
+    assert axes.get_ylabel() == "hours of audio"

@@ -19,8 +19,7 @@ from hf_distil_whisper.cli.inputs import (
     source_arguments,
 )
 from hf_distil_whisper.data.sources import write_row_index
-from hf_distil_whisper.figures import wer_histogram
-from hf_distil_whisper.pseudo_labels.filtering import RowRules, passing_rows
+from hf_distil_whisper.pseudo_labels.filtering import RowRules, passing_rows, wer_histogram
 
 
 @dataclass

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ import numpy as np
 import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from transformers import (
     AutoConfig,
     EvalPrediction,
@@ -30,7 +33,6 @@ from hf_distil_whisper.evaluation.results import (
     AlignedWord,
     align_words,
 )
-from hf_distil_whisper.figures import curves_over_steps
 from hf_distil_whisper.hub.model_card import (
     Evaluation,
     Markdown,
@@ -340,6 +342,40 @@ def draw_curves(log_history: Sequence[Mapping[str, Any]], folder: str | Path) ->
             curves_over_steps(curves, label, picture)
             found[f"{label.partition(' / ')[0]} over training steps".capitalize()] = file
     return found
+
+
+# Colours that all common kinds of colour blindness distinguish (Okabe and Ito, 2008).
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+
+def curves_over_steps(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, path: str | Path) -> None:
+    """Draws what a training logged over its steps: losses, or word error rates in %.
+
+    Args:
+        curves (`Mapping[str, Sequence[tuple[int, float]]]`): by name, points of step and value in their order.
+        label (`str`): of the y axis, which starts at 0.
+        path (`str` or `Path`): of the PNG or SVG.
+
+    Raises:
+        ValueError: without a curve.
+    """
+    if not any(curves.values()):
+        raise ValueError("`curves`: expected values by step, got none.")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, points), color, marker in zip(curves.items(), cycle(_COLOURS), cycle("osD^vPX*"), strict=False):
+        steps, values = zip(*points, strict=True)
+        # A marker on every one of thousands of points would hide the line.
+        axes.plot(steps, values, label=name, color=color, marker=marker, markevery=max(1, len(points) // 20))
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("training step")
+    axes.set_ylabel(label)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    axes.grid(axis="y", color="#c9c9c9", linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
 
 
 def _replace(path: Path, text: str) -> None:

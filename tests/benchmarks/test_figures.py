@@ -6,12 +6,10 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from hf_distil_whisper.figures import (
+from figures import (
     MARKERS,
     OKABE_ITO,
-    curves_over_steps,
     wer_by_cell,
-    wer_histogram,
     wer_over_latency,
     wer_over_snr,
 )
@@ -97,16 +95,6 @@ def test_palette_is_that_of_okabe_and_ito() -> None:
     assert [tuple(round(255 * part) for part in to_rgb(colour)) for colour in OKABE_ITO.values()] == published
 
 
-def test_histogram_marks_what_the_threshold_keeps(drawn: list[Figure], tmp_path: Path) -> None:
-    """A bin that the threshold cuts through is not kept whole."""
-    wer_histogram([3.0, 2.0, 1.0, 0.5, 0.25, 0.1], 0.2, tmp_path / "hours.svg")
-    axes = drawn[0].axes[0]
-    colours = [bar.get_facecolor()[:3] for bar in axes.patches]
-    assert [colour == to_rgb(OKABE_ITO["blue"]) for colour in colours] == [True, *[False] * 5]
-    assert [bar.get_height() for bar in axes.patches] == [3.0, 2.0, 1.0, 0.5, 0.25, 0.1]
-    assert axes.get_ylabel() == "hours of audio"
-
-
 def test_the_front_joins_the_models_that_none_beats(drawn: list[Figure], tmp_path: Path) -> None:
     """A line through a model that is slower and worse than another would recommend it."""
     models = {"teacher": (1.0, 5.0), "student": (4.0, 6.0), "worse": (3.0, 9.0), "slower": (0.5, 5.0)}
@@ -119,14 +107,3 @@ def test_the_front_joins_the_models_that_none_beats(drawn: list[Figure], tmp_pat
     assert axes.get_xlabel() == "relative latency: times as fast as teacher"
     assert axes.get_ylabel() == "word error rate, average of all sets / %"
     assert axes.get_ylim()[0] == 0
-
-
-def test_curves_of_a_training_stand_over_whole_steps(drawn: list[Figure], tmp_path: Path) -> None:
-    """Step 1.5 does not exist; and a validation that began later must not be drawn from the first step."""
-    curves_over_steps({"training": [(1, 3.0), (4, 2.0)], "test": [(2, 2.5)]}, "loss per token", tmp_path / "loss.png")
-    axes = drawn[0].axes[0]
-    assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 4], [2]]
-    assert all(float(tick).is_integer() for tick in axes.get_xticks())
-    assert axes.get_ylim()[0] == 0
-    with pytest.raises(ValueError, match="got none"):
-        curves_over_steps({}, "loss", tmp_path / "none.png")

@@ -1,4 +1,4 @@
-"""Every picture that the library draws: numbers in, a PNG or SVG out. Knows no models and no data sets."""
+"""The pictures of the benchmarks, as PNG or SVG: noise, sweeps, latency, chunks and draft lengths."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -7,7 +7,6 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 OKABE_ITO = {
     "blue": "#0072b2",
@@ -26,32 +25,6 @@ GREY = "#c9c9c9"
 
 MARKERS = "osD^vPX*"
 """In the order of use; their number and that of the colours have no common divisor, so that 56 lines differ."""
-
-
-def wer_histogram(hours: Sequence[float], threshold: float, path: str | Path) -> None:
-    """Hours of audio over the word error rate of their pseudo-labels, with the threshold of the filter.
-
-    Args:
-        hours (`Sequence[float]`): in bins of equal width from 0 to 100 %; the last one holds all of 100 % and more.
-        threshold (`float`): λ as a fraction.
-        path (`str` or `Path`): of the PNG.
-    """
-    width = 100 / (len(hours) - 1)
-    left = [width * place for place in range(len(hours))]
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    kept = [start + width <= 100 * threshold + 1e-6 for start in left]
-    axes.bar(
-        left, hours, width=0.92 * width, align="edge", color=[OKABE_ITO["blue"] if inside else GREY for inside in kept]
-    )
-    axes.axvline(100 * threshold, color=OKABE_ITO["vermilion"], label=f"λ = {threshold:.0%}")
-    ticks = [*range(0, 100, 20), 100]
-    axes.set_xticks(ticks, [*map(str, ticks[:-1]), "≥ 100"])
-    axes.set_xlabel("word error rate of the pseudo-label / %")
-    axes.set_ylabel("hours of audio")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
 
 
 def wer_over_snr(curves: Mapping[str, Mapping[str, Mapping[float, float]]], path: str | Path) -> None:
@@ -218,33 +191,6 @@ def latency_over_draft_length(
     axes.set_ylim(bottom=0)
     axes.set_xlabel("tokens drafted at a time; dashed: chosen by the acceptance")
     _finish(axes, "times as fast as the model alone")
-    figure.savefig(path, dpi=150)
-
-
-def curves_over_steps(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, path: str | Path) -> None:
-    """What a training logged over its steps: losses, or word error rates in %.
-
-    Args:
-        curves (`Mapping[str, Sequence[tuple[int, float]]]`): by name, points of step and value in their order.
-        label (`str`): of the y axis, which begins at 0.
-        path (`str` or `Path`): of the PNG or SVG.
-
-    Raises:
-        ValueError: without a curve.
-    """
-    if not any(curves.values()):
-        raise ValueError("`curves`: expected values by step, got none.")
-    figure = Figure(figsize=(7, 3.5), layout="constrained")
-    axes = figure.add_subplot()
-    styles = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
-    for (name, points), (color, marker) in zip(curves.items(), styles, strict=False):
-        steps, values = zip(*points, strict=True)
-        # A marker on every one of thousands of points would hide the line.
-        axes.plot(steps, values, label=name, color=color, marker=marker, markevery=max(1, len(points) // 20))
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("training step")
-    _finish(axes, label)
     figure.savefig(path, dpi=150)
 
 
