@@ -28,16 +28,15 @@ if TYPE_CHECKING:
     from hf_distil_whisper.cli.train import finish_training as finish_training
     from hf_distil_whisper.cli.train import plan_training as plan_training
     from hf_distil_whisper.data.audio import AudioError as AudioError
-    from hf_distil_whisper.data.audio import audio_blocks as audio_blocks
     from hf_distil_whisper.data.audio import load_audio as load_audio
     from hf_distil_whisper.data.collator import (
         DataCollatorSpeechSeq2SeqWithPadding as DataCollatorSpeechSeq2SeqWithPadding,
     )
     from hf_distil_whisper.data.dataset import SpeechDataset as SpeechDataset
     from hf_distil_whisper.data.packing import pack_utterances as pack_utterances
+    from hf_distil_whisper.data.sources import Columns as Columns
     from hf_distil_whisper.data.sources import RowErrors as RowErrors
     from hf_distil_whisper.data.sources import load_source as load_source
-    from hf_distil_whisper.data.sources import stream_source as stream_source
     from hf_distil_whisper.data.streaming import SpeechStream as SpeechStream
     from hf_distil_whisper.evaluation.demo import build_demo as build_demo
     from hf_distil_whisper.evaluation.evaluate import EvaluationResult as EvaluationResult
@@ -150,16 +149,15 @@ _MODULES = {
     ),
     "data.audio": (
         "AudioError",
-        "audio_blocks",
         "load_audio",
     ),
     "data.collator": ("DataCollatorSpeechSeq2SeqWithPadding",),
     "data.dataset": ("SpeechDataset",),
     "data.packing": ("pack_utterances",),
     "data.sources": (
+        "Columns",
         "RowErrors",
         "load_source",
-        "stream_source",
     ),
     "data.streaming": ("SpeechStream",),
     "evaluation.demo": ("build_demo",),

@@ -1,70 +1,92 @@
-"""Every kind of source ends in the same columns; what is missing is named."""
+"""Every kind of source gives the same columns, as rows and as stream; what is missing is named."""
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from datasets import Audio, Dataset, DatasetDict, Features, Value
+from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
+from torch.utils.data import DataLoader
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    AudioError,
-    encode_flac,
-    load_audio,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac, load_audio
 from hf_distil_whisper.data.sources import (
     PLAIN_AUDIO,
+    Columns,
     RowErrors,
     load_source,
+    tar_features,
+    tar_rows,
     without_decoder,
+    write_row_index,
 )
+from toy_files import tar_sample, write_tar, write_toy_corpus
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
 needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="../shared/speech with real recordings is missing")
+rows_and_stream = pytest.mark.parametrize("streaming", [False, True], ids=["rows", "stream"])
 
 
-def recording(seconds: float = 0.1) -> bytes:
-    return encode_flac(np.full(int(SAMPLING_RATE * seconds), 0.25, dtype=np.float32))
+def recording(level: float = 0.25) -> bytes:
+    return encode_flac(np.full(SAMPLING_RATE // 10, level, dtype=np.float32))
 
 
 def dataset(count: int = 3, **columns: list) -> Dataset:
-    audio = [{"bytes": recording(), "path": f"{row}.flac"} for row in range(count)]
+    levels = np.linspace(0.1, 0.9, count, dtype=np.float32)
+    audio = [{"bytes": recording(level), "path": f"{row}.flac"} for row, level in enumerate(levels)]
     return Dataset.from_dict({"audio": audio, "text": [f"text {row}" for row in range(count)], **columns})
+
+
+def saved(folder: Path, count: int = 3, **columns: list) -> Path:
+    dataset(count, **columns).save_to_disk(folder)
+    return folder
 
 
 def assert_rows(rows: Dataset, texts: list[str | None]) -> None:
     """The columns are as promised, and the audio decodes through the package's own decoder."""
     assert list(rows["text"]) == texts
     assert rows.features["audio"] == PLAIN_AUDIO
-    assert rows.features["id"] == Value("string")
-    assert rows.features["text"] == Value("string")
+    assert rows.features["id"] == rows.features["text"] == Value("string")
     assert all(len(load_audio(row["audio"])) == SAMPLING_RATE // 10 for row in rows)
     assert len(set(rows["id"])) == len(rows)
 
 
-def write_metadata(folder: Path, rows: list[dict], kind: str = "jsonl") -> Path:
+def write_lines(file: Path, rows: list[dict]) -> Path:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def write_metadata(folder: Path, rows: list[dict], kind: str = "jsonl") -> None:
     """Writes the recordings too."""
-    folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         file = folder / row["file_name"]
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(recording())
-    target = folder / f"metadata.{kind}"
     if kind == "jsonl":
-        target.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    else:
-        with target.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-    return target
+        write_lines(folder / "metadata.jsonl", rows)
+        return
+    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_parquet(folder: Path, files: int = 3, rows: int = 4) -> Path:
+    folder.mkdir()
+    whole = dataset(files * rows)
+    for number in range(files):
+        part = whole.select(range(number * rows, (number + 1) * rows)).cast_column("audio", Audio(decode=False))
+        part.to_parquet(folder / f"train-{number:05d}-of-{files:05d}.parquet")
+    return folder
+
+
+# Saved data sets
 
 
 @pytest.mark.parametrize("decode", [None, False, True])
-def test_saved_folders_of_one_or_several_splits_are_read(tmp_path: Path, decode: bool | None):
+def test_saved_folders_of_one_or_several_splits_are_read(tmp_path: Path, decode: bool | None) -> None:
     """An `Audio` feature that stays one makes the first `map` fail where torchcodec does not load."""
     train = dataset() if decode is None else dataset().cast_column("audio", Audio(decode=decode))
     DatasetDict({"train.360": train, "test": train.select(range(1))}).save_to_disk(tmp_path / "splits")
@@ -76,16 +98,37 @@ def test_saved_folders_of_one_or_several_splits_are_read(tmp_path: Path, decode:
     assert rows.map(lambda row: {"length": len(row["text"])})["length"] == [6, 6, 6]
 
 
-def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path):
+def test_the_labelled_data_of_the_reference_scripts_is_read_as_it_is(tmp_path: Path) -> None:
+    """Special tokens in the transcripts and lists of token ids as prompts are what people already have on the Hub."""
+    transcripts = ["<|startoftranscript|><|0.00|> One.<|1.00|><|endoftext|>", None]
+    labelled = dataset(2, whisper_transcript=transcripts, condition_on_prev=[None, [50360, 1, 2]])
+    labelled.cast_column("audio", Audio()).save_to_disk(tmp_path)
+    rows = load_source(tmp_path)
+    assert list(rows["whisper_transcript"]) == transcripts
+    assert list(rows["condition_on_prev"]) == [None, [50360, 1, 2]]
+
+
+def test_audio_as_strings_and_arrays_in_saved_data(tmp_path: Path) -> None:
+    """Data sets of paths and of arrays are read too; the decoder takes both."""
+    (tmp_path / "a.flac").write_bytes(recording())
+    assert_rows(load_source(saved(tmp_path / "paths", 1, audio=[str(tmp_path / "a.flac")])), ["text 0"])
+    array = {"array": np.full(800, 0.25).tolist(), "sampling_rate": 8_000}
+    assert len(load_audio(load_source(saved(tmp_path / "arrays", 1, audio=[array]))[0]["audio"])) == 1600
+
+
+# Splits
+
+
+def test_a_split_that_is_missing_is_named_with_those_that_exist(tmp_path: Path) -> None:
     """Renaming 'train.360' to 'train-360' cost users a KeyError after all GPU hours were spent."""
     DatasetDict({"train.360": dataset(), "dev": dataset()}).save_to_disk(tmp_path / "splits")
-    dataset().save_to_disk(tmp_path / "one")
+    saved(tmp_path / "one")
     (tmp_path / "parquet").mkdir()
     dataset().to_parquet(tmp_path / "parquet" / "train-00000-of-00001.parquet")
     write_metadata(tmp_path / "column", [{"file_name": "a.flac", "text": "a", "split": "dev"}])
     write_metadata(tmp_path / "folders" / "dev", [{"file_name": "a.flac", "text": "a"}])
     write_metadata(tmp_path / "none", [{"file_name": "a.flac", "text": "a"}])
-    for source, there in (
+    for source, existing in (
         ("splits", "train.360, dev"),
         ("one", "train"),
         ("parquet", "train"),
@@ -94,62 +137,26 @@ def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path: Path):
         ("folders", "dev"),
         ("none", "train"),
     ):
-        with pytest.raises(ValueError, match=f"no split 'test'; there is {there}. Set `split`"):
+        with pytest.raises(ValueError, match=f"no split 'test'; there is {existing}. Set `split`"):
             load_source(tmp_path / source, split="test")
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_folder_with_metadata_gives_absolute_paths_and_all_columns(tmp_path: Path, kind: str):
-    """Paths relative to the metadata are lost as soon as another working directory reads the rows."""
-    rows = [
-        {"file_name": "clips/a.flac", "text": "null", "speaker": "s1", "locale": "en"},
-        {"file_name": "clips/b.flac", "text": "a, b", "speaker": "s1", "locale": "en"},
-    ]
-    write_metadata(tmp_path, rows, kind)
-    found = load_source(tmp_path)
-    # pandas would take the spoken word "null" for a missing text.
-    assert_rows(found, ["null", "a, b"])
-    assert list(found["speaker"]) == ["s1", "s1"]
-    assert list(found["locale"]) == ["en", "en"]
-    assert list(found["file_name"]) == ["clips/a.flac", "clips/b.flac"]
-    assert [row["path"] for row in found["audio"]] == [str(tmp_path / "clips/a.flac"), str(tmp_path / "clips/b.flac")]
-    assert list(load_source(tmp_path, id_column="file_name")["id"]) == ["clips/a.flac", "clips/b.flac"]
-
-
-def test_splits_of_metadata_come_from_a_column_or_from_folders(tmp_path: Path):
+def test_splits_of_metadata_come_from_a_column_or_from_folders(tmp_path: Path) -> None:
     """Reading all rows for every split would train on the test set."""
-    write_metadata(
-        tmp_path / "column",
-        [{"file_name": f"{name}.flac", "text": name, "split": name} for name in ("train", "test")],
-    )
-    write_metadata(tmp_path / "prefix", [{"file_name": f"{name}/a.flac", "text": name} for name in ("train", "test")])
-    for name in ("train", "test"):
-        write_metadata(tmp_path / "folders" / name, [{"file_name": "a.flac", "text": name}])
+    splits = ("train", "test")
+    write_metadata(tmp_path / "column", [{"file_name": f"{s}.flac", "text": s, "split": s} for s in splits])
+    write_metadata(tmp_path / "prefix", [{"file_name": f"{s}/a.flac", "text": s} for s in splits])
+    for split in splits:
+        write_metadata(tmp_path / "folders" / split, [{"file_name": "a.flac", "text": split}])
     for source in ("column", "prefix", "folders"):
-        for split in ("train", "test"):
+        for split in splits:
             assert_rows(load_source(tmp_path / source, split=split), [split])
 
 
-def test_a_manifest_with_its_own_column_names_is_read(tmp_path: Path):
-    """Common Voice calls them path and sentence; U+2028 in a text is no end of a line."""
-    (tmp_path / "a.flac").write_bytes(recording())
-    rows = [
-        {"path": "a.flac", "sentence": "one\u2028two", "client_id": 7},
-        {"path": str(tmp_path / "a.flac"), "sentence": "three", "client_id": 7, "note": "absolute"},
-    ]
-    manifest = tmp_path / "clips.jsonl"
-    manifest.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n\n" for row in rows), encoding="utf-8")
-    found = load_source(manifest, audio_column="path", text_column="sentence", speaker_column="client_id")
-    assert_rows(found, ["one\u2028two", "three"])
-    assert list(found["speaker"]) == [7, 7]
-    assert list(found["note"]) == [None, "absolute"]
-
-
 @pytest.mark.parametrize(
-    "layout",
-    ["data/{}-00000-of-00001.parquet", "{}-00000-of-00001.parquet", "{}/0000.parquet", "{}.parquet"],
+    "layout", ["data/{}-00000-of-00001.parquet", "{}-00000-of-00001.parquet", "{}/0000.parquet", "{}.parquet"]
 )
-def test_parquet_is_found_in_the_layouts_of_load_dataset(tmp_path: Path, layout: str):
+def test_parquet_is_read_in_the_layouts_of_load_dataset(tmp_path: Path, layout: str) -> None:
     """What `load_dataset` reads, `load_source` has to read too, with the shards in order."""
     for split in ("train", "test"):
         file = tmp_path / layout.format(split)
@@ -162,7 +169,7 @@ def test_parquet_is_found_in_the_layouts_of_load_dataset(tmp_path: Path, layout:
     assert list(load_source(tmp_path / layout.format("test"))["name"]) == ["test"]
 
 
-def test_shards_and_configurations_of_parquet(tmp_path: Path):
+def test_shards_and_configurations_of_parquet(tmp_path: Path) -> None:
     """Without its configuration named, a folder of two languages would be read as one."""
     for config in ("en", "de"):
         (tmp_path / config).mkdir()
@@ -173,47 +180,72 @@ def test_shards_and_configurations_of_parquet(tmp_path: Path):
         load_source(tmp_path)
 
 
-def test_the_labelled_data_of_the_reference_scripts_is_read_as_it_is(tmp_path: Path):
-    """Special tokens in the transcripts and lists of token ids as prompts are what people already have on the Hub."""
-    labelled = dataset(
-        2,
-        whisper_transcript=["<|startoftranscript|><|0.00|> One.<|1.00|><|endoftext|>", None],
-        condition_on_prev=[None, [50360, 1, 2]],
-    ).cast_column("audio", Audio())
-    labelled.save_to_disk(tmp_path)
-    rows = load_source(tmp_path)
-    assert rows[0]["whisper_transcript"] == "<|startoftranscript|><|0.00|> One.<|1.00|><|endoftext|>"
-    assert list(rows["condition_on_prev"]) == [None, [50360, 1, 2]]
+# Metadata and manifests
 
 
-def test_columns_are_renamed_and_ids_made_where_they_are_missing(tmp_path: Path):
-    """Integer ids and texts would break every message and every normaliser that follows."""
-    saved = dataset(3, sentence=[1, None, 3], key=[10, None, 12])
-    saved.save_to_disk(tmp_path)
-    rows = load_source(tmp_path, text_column="sentence", id_column="key", max_samples=2)
-    assert_rows(rows, ["1", None])
-    assert list(rows["id"]) == ["10", "train-000001"]
-    assert "sentence" not in rows.column_names
-    assert list(load_source(tmp_path)["id"]) == ["train-000000", "train-000001", "train-000002"]
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_a_folder_with_metadata_gives_absolute_paths_and_all_columns(tmp_path: Path, kind: str) -> None:
+    """Paths relative to the metadata are lost as soon as another working directory reads the rows."""
+    rows = [
+        {"file_name": "clips/a.flac", "text": "null", "speaker": "s1", "locale": "en"},
+        {"file_name": "clips/b.flac", "text": "a, b", "speaker": "s1", "locale": "en"},
+    ]
+    write_metadata(tmp_path, rows, kind)
+    loaded = load_source(tmp_path)
+    # pandas would take the spoken word "null" for a missing text.
+    assert_rows(loaded, ["null", "a, b"])
+    assert list(loaded["speaker"]) == ["s1", "s1"]
+    assert list(loaded["locale"]) == ["en", "en"]
+    assert list(loaded["file_name"]) == ["clips/a.flac", "clips/b.flac"]
+    assert [audio["path"] for audio in loaded["audio"]] == [str(tmp_path / row["file_name"]) for row in rows]
+    assert list(load_source(tmp_path, id_column="file_name")["id"]) == ["clips/a.flac", "clips/b.flac"]
 
 
-def test_recordings_without_transcripts_need_no_text_column(tmp_path: Path):
-    """Labelling audio alone must not demand the texts that it is about to write."""
-    dataset().remove_columns("text").save_to_disk(tmp_path)
-    assert load_source(tmp_path, text_column=None).column_names == ["audio", "id"]
-    with pytest.raises(ValueError, match=r"no column 'text' \(`text_column`\); there are audio.*to be None"):
-        load_source(tmp_path)
+def test_a_manifest_with_other_column_names_is_read(tmp_path: Path) -> None:
+    """Common Voice calls them path and sentence; U+2028 in a text is no end of a line."""
+    (tmp_path / "a.flac").write_bytes(recording())
+    rows = [
+        {"path": "a.flac", "sentence": "one\u2028two", "client_id": 7},
+        {"path": str(tmp_path / "a.flac"), "sentence": "three", "client_id": 7, "note": "absolute"},
+    ]
+    manifest = write_lines(tmp_path / "clips.jsonl", rows)
+    loaded = load_source(manifest, columns=Columns(audio="path", text="sentence", speaker="client_id"))
+    assert_rows(loaded, ["one\u2028two", "three"])
+    assert list(loaded["speaker"]) == [7, 7]
+    assert list(loaded["note"]) == [None, "absolute"]
 
 
-@pytest.mark.parametrize("option", ["audio_column", "text_column", "speaker_column", "id_column"])
-def test_a_missing_column_is_named_with_its_option_and_those_that_exist(tmp_path: Path, option: str):
-    """'KeyError: sentence' does not say which of four options is wrong."""
-    dataset().save_to_disk(tmp_path)
-    with pytest.raises(ValueError, match=rf"no column 'nope' \(`{option}`\); there are audio, text"):
-        load_source(tmp_path, **{option: "nope"})
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"audio": "a.wav", "text": "a"}\n{"audio": \n', r"m\.jsonl, line 2: expected one JSON object"),
+        ('["a.wav"]\n', r"m\.jsonl, line 1: expected a JSON object"),
+        ('{"wav": "a.wav", "text": "a"}\n', r"`audio_column`\) or 'file_name', got the columns \['wav', 'text'\]"),
+        (
+            '{"audio": "a.wav", "text": "a"}\n{"audio": "b.wav", "text": 5}\n',
+            r"m\.jsonl: column 'text' holds values of different kinds",
+        ),
+    ],
+)
+def test_broken_metadata_is_named_by_file_and_line(tmp_path: Path, content: str, message: str) -> None:
+    """A parser's message without the line costs a search through a million of them."""
+    (tmp_path / "m.jsonl").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        load_source(tmp_path / "m.jsonl")
 
 
-def test_missing_paths_and_empty_sources_are_refused(tmp_path: Path):
+def test_a_row_without_its_recording_is_loaded_and_fails_alone(tmp_path: Path) -> None:
+    """Text without audio has to cost its row where it is decoded, not the loading of all others."""
+    (tmp_path / "a.flac").write_bytes(recording())
+    rows = [{"audio": "a.flac", "text": "a"}, {"audio": None, "text": "b"}, {"audio": "gone.flac", "text": "c"}]
+    loaded = load_source(write_lines(tmp_path / "m.jsonl", rows))
+    assert len(load_audio(loaded[0]["audio"])) == 1600
+    for row, message in ((1, "got nothing"), (2, "no such audio file")):
+        with pytest.raises(AudioError, match=message):
+            load_audio(loaded[row]["audio"])
+
+
+def test_missing_paths_and_empty_sources_are_refused(tmp_path: Path) -> None:
     """A training on 0 rows ends after 0 steps with exit code 0."""
     for name in (tmp_path / "gone", "./gone", "gone.jsonl", "a/b/c"):
         with pytest.raises(FileNotFoundError, match="no such folder or file"):
@@ -221,63 +253,85 @@ def test_missing_paths_and_empty_sources_are_refused(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="neither a folder or file here nor"):
         load_source("nobody/no-such-data")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"empty\.jsonl, split 'train': 0 rows"):
-        load_source(tmp_path / "empty.jsonl")
     dataset().select([]).save_to_disk(tmp_path / "rows")
-    with pytest.raises(ValueError, match="0 rows"):
-        load_source(tmp_path / "rows")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ValueError, match="expected a folder of `save_to_disk`"):
-        load_source(tmp_path / "folder")
     (tmp_path / "a.wav").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"got \.wav"):
-        load_source(tmp_path / "a.wav")
-    with pytest.raises(ValueError, match="`revision` is for data sets on the Hub"):
-        load_source(tmp_path / "folder", revision="main")
-    with pytest.raises(ValueError, match="max_samples"):
-        load_source(tmp_path / "rows", max_samples=0)
+    for name, options, message in (
+        ("empty.jsonl", {}, r"empty\.jsonl, split 'train': 0 rows"),
+        ("rows", {}, "0 rows"),
+        ("rows", {"streaming": True}, "0 rows"),
+        ("folder", {}, "expected a folder of `save_to_disk`"),
+        ("a.wav", {}, r"got \.wav"),
+        ("folder", {"revision": "main"}, "`revision` is for data sets on the Hub"),
+        ("rows", {"max_samples": 0}, "max_samples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_source(tmp_path / name, **options)
 
 
-def test_broken_metadata_is_named_by_file_and_line(tmp_path: Path):
-    """A parser's message without the line costs a search through a million of them."""
-    manifest = tmp_path / "m.jsonl"
-    manifest.write_text('{"audio": "a.wav", "text": "a"}\n{"audio": \n')
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 2: expected one JSON object"):
-        load_source(manifest)
-    manifest.write_text('["a.wav"]\n')
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 1: expected a JSON object"):
-        load_source(manifest)
-    manifest.write_text('{"wav": "a.wav", "text": "a"}\n')
-    with pytest.raises(ValueError, match=r"`audio_column`\) or 'file_name', got the columns \['wav', 'text'\]"):
-        load_source(manifest)
-    manifest.write_text('{"audio": "a.wav", "text": "a"}\n{"audio": "b.wav", "text": 5}\n')
-    with pytest.raises(ValueError, match=r"m\.jsonl: column 'text' holds values of different kinds"):
-        load_source(manifest)
+# Columns
 
 
-def test_a_row_without_its_recording_is_loaded_and_fails_alone(tmp_path: Path):
-    """Text without audio has to cost its row where it is decoded, not the loading of all others."""
-    (tmp_path / "a.flac").write_bytes(recording())
-    rows = [{"audio": "a.flac", "text": "a"}, {"audio": None, "text": "b"}, {"audio": "gone.flac", "text": "c"}]
-    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = load_source(tmp_path / "m.jsonl")
-    assert len(load_audio(found[0]["audio"])) == 1600
-    for row, message in ((1, "got nothing"), (2, "no such audio file")):
-        with pytest.raises(AudioError, match=message):
-            load_audio(found[row]["audio"])
+def test_columns_are_renamed_and_ids_made_where_they_are_missing(tmp_path: Path) -> None:
+    """Integer ids and texts would break every message and every normaliser that follows."""
+    saved(tmp_path, 3, sentence=[1, None, 3], key=[10, None, 12])
+    rows = load_source(tmp_path, text_column="sentence", id_column="key", max_samples=2)
+    assert_rows(rows, ["1", None])
+    assert list(rows["id"]) == ["10", "train-000001"]
+    assert "sentence" not in rows.column_names
+    assert list(load_source(tmp_path)["id"]) == ["train-000000", "train-000001", "train-000002"]
 
 
-def test_audio_as_strings_and_arrays_in_saved_data(tmp_path: Path):
-    """Data sets of paths and of arrays are read too; the decoder knows both."""
-    (tmp_path / "a.flac").write_bytes(recording())
-    Dataset.from_dict({"audio": [str(tmp_path / "a.flac")], "text": ["a"]}).save_to_disk(tmp_path / "paths")
-    assert_rows(load_source(tmp_path / "paths"), ["a"])
-    array = {"array": np.full(800, 0.25).tolist(), "sampling_rate": 8_000}
-    Dataset.from_dict({"audio": [array], "text": ["a"]}).save_to_disk(tmp_path / "arrays")
-    assert len(load_audio(load_source(tmp_path / "arrays")[0]["audio"])) == 1600
+def test_recordings_without_transcripts_need_no_text_column(tmp_path: Path) -> None:
+    """Labelling audio alone must not demand the texts that it is about to write."""
+    dataset().remove_columns("text").save_to_disk(tmp_path)
+    assert load_source(tmp_path, text_column=None).column_names == ["audio", "id"]
+    with pytest.raises(ValueError, match=r"no column 'text' \(`text_column`\); there are audio.*to be None"):
+        load_source(tmp_path)
 
 
-def test_without_decoder_lets_rows_be_read_where_torchcodec_is_missing():
+@rows_and_stream
+@pytest.mark.parametrize("option", ["audio_column", "text_column", "speaker_column", "id_column"])
+def test_a_missing_column_is_named_with_its_option_and_those_that_exist(
+    tmp_path: Path, option: str, streaming: bool
+) -> None:
+    """'KeyError: sentence' does not say which of four options is wrong."""
+    with pytest.raises(ValueError, match=rf"no column 'nope' \(`{option}`\); there are audio, text"):
+        load_source(saved(tmp_path), streaming=streaming, **{option: "nope"})
+
+
+@rows_and_stream
+def test_columns_are_named_by_an_object_or_by_keywords(tmp_path: Path, streaming: bool) -> None:
+    saved(tmp_path, 3, sentence=["a", "b", "c"], who=["x", "y", "z"])
+    for names in (
+        {"columns": Columns(text="sentence", speaker="who")},
+        {"text_column": "sentence", "speaker_column": "who"},
+        {"columns": Columns(text="sentence"), "speaker_column": "who"},
+    ):
+        rows = load_source(tmp_path, max_samples=2, streaming=streaming, **names)
+        assert [(row["text"], row["speaker"]) for row in rows] == [("a", "x"), ("b", "y")]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'words_column'; the columns are audio_column, "):
+        load_source(tmp_path, streaming=streaming, words_column="who")
+
+
+@rows_and_stream
+def test_the_language_of_each_row_is_a_text(tmp_path: Path, streaming: bool) -> None:
+    """Corpora store it under many names, some as indices of a class."""
+    rows = dataset(3, lang=[1, 0, None]).cast_column("lang", ClassLabel(names=["de", "english"]))
+    rows.save_to_disk(tmp_path)
+    loaded = load_source(tmp_path, language_column="lang", streaming=streaming)
+    assert loaded.features["language"] == Value("string")
+    assert [row["language"] for row in loaded] == ["english", "de", None]
+
+
+def test_texts_and_ids_that_are_numbers_become_strings_in_a_stream(tmp_path: Path) -> None:
+    rows = [{"file_name": "a.wav", "text": 12, "id": 7}, {"file_name": "b.wav", "text": 3}]
+    write_lines(tmp_path / "metadata.jsonl", rows)
+    stream = load_source(tmp_path, streaming=True)
+    assert [(row["text"], len(row["id"])) for row in stream] == [("12", 1), ("3", 16)]
+
+
+def test_without_decoder_lets_rows_be_read_where_torchcodec_is_missing() -> None:
     """Reading a row of an `Audio` feature would import torchcodec, which fails beside a CPU torch."""
     decoding = dataset().cast_column("audio", Audio()).select([2, 0])
     assert set(without_decoder(decoding)[0]["audio"]) == {"bytes", "path"}
@@ -285,7 +339,7 @@ def test_without_decoder_lets_rows_be_read_where_torchcodec_is_missing():
     assert without_decoder(plain) is plain
 
 
-def test_row_errors_are_counted_and_listed():
+def test_row_errors_are_counted_and_listed() -> None:
     """A count alone cannot be acted on, and a list of a million rows cannot be read."""
     errors = RowErrors()
     assert (len(errors), errors.summary()) == (0, "")
@@ -298,7 +352,7 @@ def test_row_errors_are_counted_and_listed():
 
 @needs_speech
 @pytest.mark.parametrize(("folder", "split", "count"), [("fsdd", "test", 180), ("librispeech", "train", 60)])
-def test_real_recordings_load_with_their_columns(folder: str, split: str, count: int):
+def test_real_recordings_load_with_their_columns(folder: str, split: str, count: int) -> None:
     """Splits by column (fsdd) and none at all (librispeech), as people's own folders are."""
     rows = load_source(SPEECH / folder, split=split)
     assert len(rows) == count
@@ -308,20 +362,166 @@ def test_real_recordings_load_with_their_columns(folder: str, split: str, count:
     assert soundfile.info(rows[0]["audio"]["path"]).samplerate == (8_000 if folder == "fsdd" else 16_000)
 
 
-def test_the_hub_is_asked_for_the_split_as_it_is_named(monkeypatch: pytest.MonkeyPatch):
-    """Nothing may come between the user's split, configuration, revision and `load_dataset`, nor its message."""
-    asked = []
+# The Hub
 
-    def load_dataset(name: str, config: str | None, *, split: str, revision: str | None, streaming: bool) -> Dataset:
-        assert not streaming
-        asked.append((name, config, split, revision))
+
+@rows_and_stream
+def test_the_hub_is_asked_for_the_split_as_it_is_named(monkeypatch: pytest.MonkeyPatch, streaming: bool) -> None:
+    """Nothing may come between the user's split, configuration, revision and `load_dataset`, nor its message."""
+    requests = []
+
+    def load_dataset(name: str, config: str | None, *, split: str, revision: str | None, streaming: bool) -> object:
+        requests.append((name, config, split, revision, streaming))
         if split == "nope":
             raise ValueError("Unknown split \"nope\". Should be one of ['train.360'].")
-        return dataset().cast_column("audio", Audio())
+        rows = dataset().cast_column("audio", Audio())
+        return rows.to_iterable_dataset() if streaming else rows
 
     monkeypatch.setattr("hf_distil_whisper.data.sources.load_dataset", load_dataset)
-    rows = load_source("someone/speech", config="clean", split="train.360", revision="abc")
-    assert_rows(rows, ["text 0", "text 1", "text 2"])
-    assert asked == [("someone/speech", "clean", "train.360", "abc")]
+    options = {"config": "clean", "revision": "abc", "streaming": streaming}
+    rows = load_source("someone/speech", split="train.360", **options)
+    assert [row["text"] for row in rows] == ["text 0", "text 1", "text 2"]
+    assert rows.features["audio"] == PLAIN_AUDIO
+    assert requests == [("someone/speech", "clean", "train.360", "abc", streaming)]
     with pytest.raises(ValueError, match=r"someone/speech .*`split` 'nope'.*Should be one of \['train\.360'\]"):
-        load_source("someone/speech", split="nope")
+        load_source("someone/speech", split="nope", **options)
+
+
+# Streams
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar", "saved", "index", "corpus"])
+def test_streams_of_every_kind_hold_the_rows_of_the_data_set(tmp_path: Path, kind: str) -> None:
+    if kind == "parquet":
+        write_parquet(tmp_path / kind)
+    elif kind == "tar":
+        for n in range(2):
+            write_tar(tmp_path / kind / f"train-{n:05d}.tar", tar_sample(str(n), f"text {n}", {"speaker": "a"}))
+    elif kind == "corpus":
+        write_toy_corpus(tmp_path / kind)
+    else:
+        saved(tmp_path / "saved", 5, id=[f"row {row}" for row in range(5)])
+        write_row_index(tmp_path / "index", {"name_or_path": str(tmp_path / "saved")}, 5, [0, 3])
+    stream, rows = load_source(tmp_path / kind, streaming=True), load_source(tmp_path / kind)
+    assert stream.features is not None
+    assert (stream.features["audio"], stream.features["id"]) == (PLAIN_AUDIO, Value("string"))
+    streamed = list(stream)
+    assert [row["text"] for row in streamed] == list(rows["text"])
+    assert [row["audio"] for row in streamed] == list(rows["audio"])
+    assert len({row["id"] for row in streamed}) == len(streamed)
+
+
+def test_workers_share_the_files_and_each_row_comes_once(tmp_path: Path) -> None:
+    """A loader whose workers do not share a stream gives every row as often as there are workers."""
+    stream = load_source(write_parquet(tmp_path / "parquet"), streaming=True)
+    assert stream.num_shards == 3
+    texts = [row["text"][0] for row in DataLoader(stream.select_columns(["text"]), num_workers=2)]
+    assert sorted(texts) == sorted(f"text {row}" for row in range(12))
+
+
+def test_a_stream_goes_on_where_its_state_was_taken(tmp_path: Path) -> None:
+    stream = load_source(write_parquet(tmp_path / "parquet"), streaming=True)
+    whole = [row["id"] for row in stream]
+    rows = iter(stream)
+    for _ in range(5):
+        next(rows)
+    again = load_source(tmp_path / "parquet", streaming=True)
+    again.load_state_dict(stream.state_dict())
+    assert [row["id"] for row in again] == whole[5:]
+
+
+@rows_and_stream
+def test_urls_with_wildcards_lead_to_files(tmp_path: Path, streaming: bool) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"train-{number}.tar", tar_sample(str(number), f"text {number}"))
+    rows = load_source(f"file://{tmp_path}/train-*.tar", streaming=streaming)
+    assert [row["text"] for row in rows] == ["text 0", "text 1"]
+    with pytest.raises(FileNotFoundError, match="no such files"):
+        load_source(f"file://{tmp_path}/none-*.tar", streaming=streaming)
+
+
+# Tar archives
+
+
+def test_samples_of_an_archive_become_rows_with_the_fields_of_their_json(tmp_path: Path) -> None:
+    """One of them has no text: the `webdataset` builder refuses such an archive."""
+    samples = {**tar_sample("x/1", "Été", {"speaker": "a", "words": [1]}), **tar_sample("x/2", None)}
+    file = write_tar(tmp_path / "a.tar", samples)
+    rows = list(tar_rows([file]))
+    expected = [("x/1", "Été", "a"), ("x/2", None, None)]
+    assert [(row["id"], row.get("text"), row.get("speaker")) for row in rows] == expected
+    assert rows[0]["audio"]["path"] == "x/1.flac"
+    assert len(load_audio(rows[1]["audio"])) == SAMPLING_RATE // 10
+    features = tar_features([file])
+    strings = {name: Value("string") for name in ("id", "text", "speaker")}
+    assert features == Features({**strings, "audio": PLAIN_AUDIO, "words": features["words"]})
+
+
+def test_a_text_file_wins_over_the_field_of_that_name(tmp_path: Path) -> None:
+    """Whichever file comes later would decide otherwise."""
+    first = tar_sample("1", "file", {"text": "field"})
+    turned = dict(reversed(tar_sample("2", "file", {"text": "field"}).items()))
+    assert [row["text"] for row in tar_rows([write_tar(tmp_path / "a.tar", first | turned)])] == ["file", "file"]
+
+
+def test_a_key_ends_at_the_first_dot(tmp_path: Path) -> None:
+    files = {"a.b/1.16k.flac": tar_sample("1")["1.flac"], "a.b/1.txt": b"yes"}
+    (row,) = tar_rows([write_tar(tmp_path / "a.tar", files)])
+    assert (row["id"], row["text"], row["audio"]["path"]) == ("a.b/1", "yes", "a.b/1.16k.flac")
+
+
+def test_an_archive_that_was_cut_short_is_refused_by_name(tmp_path: Path) -> None:
+    """`datasets` says only that an error occurred while generating the dataset, `tarfile` nothing at all."""
+    file = write_tar(tmp_path / "a.tar", {**tar_sample("1"), **tar_sample("2")})
+    os.truncate(file, os.path.getsize(file) - 10_240 + 700)
+    with pytest.raises(ValueError, match=r"a\.tar: no sound tar archive"):
+        list(tar_rows([file]))
+    samples = [tar_sample(f"{number:03d}") for number in range(40)]
+    file = write_tar(tmp_path / "a.tar", {name: content for files in samples for name, content in files.items()})
+    os.truncate(file, 30 * os.path.getsize(file) // 40 + 700)  # behind the samples that the features are read from
+    with pytest.raises(ValueError, match=r"a\.tar: no sound tar archive"):
+        load_source(file)
+    Path(file).write_bytes(b"this is no archive" * 100)
+    with pytest.raises(ValueError, match="Copy it again"):
+        load_source(file)
+
+
+def test_a_cut_within_a_header_and_an_archive_behind_another_are_noticed(tmp_path: Path) -> None:
+    """Both look like the end of an archive to `tarfile`, and to the `webdataset` builder that uses it."""
+    first, second = (Path(write_tar(tmp_path / f"{key}.tar", tar_sample(key))) for key in "12")
+    whole = first.read_bytes()
+    content = len(whole.rstrip(b"\0"))
+    (tmp_path / "cut.tar").write_bytes(whole[: -(-content // 512) * 512] + b"2.flac")
+    (tmp_path / "both.tar").write_bytes(whole + bytes(20_480) + second.read_bytes())
+    for name, message in (("cut", "its end is missing"), ("both", "a second archive follows")):
+        with pytest.raises(ValueError, match=message):
+            list(tar_rows([str(tmp_path / f"{name}.tar")]))
+
+
+def test_archives_without_audio_or_with_other_json_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected samples with audio"):
+        tar_features([write_tar(tmp_path / "a.tar", {"1.txt": b"text"})])
+    for content, message in ((b"[]", r"1.json: expected a JSON object"), (b"{", r"1.json: expected JSON, got")):
+        with pytest.raises(ValueError, match=message):
+            list(tar_rows([write_tar(tmp_path / "b.tar", {"1.json": content})]))
+
+
+def test_a_folder_of_archives_is_a_source_with_splits(tmp_path: Path) -> None:
+    for number in range(2):
+        write_tar(tmp_path / f"train-{number:05d}.tar", tar_sample(f"{number}", f"train {number}", {"speaker": "a"}))
+    write_tar(tmp_path / "test-00000.tar", tar_sample("9", "test", {"speaker": "b"}))
+    train = load_source(tmp_path, split="train")
+    assert list(train["text"]) == ["train 0", "train 1"]
+    assert train.features["audio"] == PLAIN_AUDIO
+    assert list(load_source(tmp_path, split="test")["speaker"]) == ["b"]
+    with pytest.raises(ValueError, match="no split 'dev'; there is test, train"):
+        load_source(tmp_path, split="dev")
+
+
+def test_an_archive_that_was_rewritten_is_read_again(tmp_path: Path) -> None:
+    """The cache of `datasets` identifies a generator by the names of its files."""
+    for text in ("old", "new"):
+        file = write_tar(tmp_path / "a.tar", tar_sample("1", text))
+        if text == "new":
+            os.utime(file, ns=(1, 1))
+        assert list(load_source(file)["text"]) == [text]

@@ -9,7 +9,7 @@ from datasets import Audio, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.data.sources import stream_source
+from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.data.streaming import SpeechStream
 from toy_models import toy_audio
 from toy_training import collate, small_processor
@@ -31,7 +31,9 @@ def write_source(folder: Path, files: int, rows: int, name: str = "row", bad: tu
 
 def speech(sources: dict[str, str], **changes: object) -> SpeechStream:
     settings = {"shuffle_buffer": 3, **changes}
-    return SpeechStream({name: stream_source(path) for name, path in sources.items()}, small_processor(), **settings)
+    return SpeechStream(
+        {name: load_source(path, streaming=True) for name, path in sources.items()}, small_processor(), **settings
+    )
 
 
 def text_of(sample: dict) -> str:
@@ -107,7 +109,7 @@ def test_variants_are_drawn_anew_in_each_pass(tmp_path: Path) -> None:
     columns = {"id": ["a"], "audio": audio, "whisper_transcript": ["<|0.00|> a<|0.10|>"]}
     rows = Dataset.from_dict(columns).cast_column("audio", Audio(decode=False))
     rows.to_parquet(folder / "train.parquet")
-    stream = SpeechStream({"a": stream_source(folder, text_column=None)}, small_processor())
+    stream = SpeechStream({"a": load_source(folder, text_column=None, streaming=True)}, small_processor())
     lengths = Counter(len(sample["labels"]) for sample in islice(stream, 40))
     assert len(lengths) == 2
     assert min(lengths.values()) > 8

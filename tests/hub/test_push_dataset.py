@@ -27,7 +27,6 @@ from hf_distil_whisper.data.shards import ShardStore
 from hf_distil_whisper.data.sources import (
     RowErrors,
     load_source,
-    stream_source,
 )
 from hf_distil_whisper.hub.dataset_card import push_dataset
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
@@ -89,7 +88,7 @@ def test_a_pushed_data_set_is_streamed_back_as_it_was(hub: HubServer, tmp_path: 
     assert [row["whisper_transcript"] for row in rows] == there["whisper_transcript"]
     for row, ours in zip(rows, there, strict=True):
         np.testing.assert_array_equal(load_audio(row["audio"]), load_audio(ours["audio"]))
-    again = list(stream_source("alice/labels"))
+    again = list(load_source("alice/labels", streaming=True))
     assert [row["id"] for row in again] == [f"row-{number}" for number in range(10)]
     assert again[0]["audio"]["bytes"] == there[0]["audio"]["bytes"]
 

@@ -12,7 +12,6 @@ from hf_distil_whisper.data.shards import (
 from hf_distil_whisper.data.sources import (
     RowErrors,
     load_source,
-    stream_source,
 )
 from hf_distil_whisper.pseudo_labels import labeller
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
@@ -35,7 +34,7 @@ def archives(tmp_path: Path) -> Path:
 
 def label(archives: Path | IterableDataset, folder: Path, **changes) -> Dataset:
     settings = {"rows_per_shard": 2, "max_new_tokens": 8, "return_timestamps": False} | changes
-    stream = stream_source(archives) if isinstance(archives, Path) else archives
+    stream = load_source(archives, streaming=True) if isinstance(archives, Path) else archives
     return pseudo_label_dataset(stream, talking_whisper(4), toy_processor(), output_dir=folder, **settings)
 
 
@@ -116,7 +115,7 @@ def test_another_stream_is_refused(archives: Path, tmp_path: Path) -> None:
 
 
 def test_an_archive_that_breaks_off_keeps_what_was_labelled(archives: Path, tmp_path: Path) -> None:
-    stream, broken = stream_source(archives), archives / "train-2.tar"
+    stream, broken = load_source(archives, streaming=True), archives / "train-2.tar"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole.rstrip(b"\0")) // 2])
     with pytest.raises(ValueError, match=r"train-2\.tar: no sound tar archive"):

@@ -41,7 +41,6 @@ from hf_distil_whisper.data.shards import (
 from hf_distil_whisper.data.sources import (
     load_source,
     mean_duration,
-    stream_source,
 )
 from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.prompt import (
@@ -218,7 +217,7 @@ class Plan:
             self.problems.append(f"--{flag}.share: a stream does not know its number of rows; leave it out")
             return None
         try:
-            rows = stream_source(**source_arguments(source))
+            rows = load_source(**source_arguments(source), streaming=True)
         except (OSError, ValueError) as error:
             self.problems.append(f"--{flag}: {error}")
             return None

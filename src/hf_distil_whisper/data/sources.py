@@ -1,6 +1,10 @@
-"""How long the recordings of a data set are, without decoding them."""
+"""Loads recordings from folders, manifests, Parquet, Arrow and tar files, URLs and the Hub.
+
+Whatever they come from, rows and streams have the same columns.
+"""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,7 +13,6 @@ import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
@@ -25,213 +28,243 @@ from datasets.table import InMemoryTable
 from pyarrow.dataset import ParquetFragmentScanOptions
 from tqdm.auto import tqdm
 
-from hf_distil_whisper.data.audio import (
-    AudioError,
-    audio_duration,
-)
-from hf_distil_whisper.data.shards import (
-    RUN,
-    ShardStore,
-)
+from hf_distil_whisper.data.audio import AudioError, audio_duration
+from hf_distil_whisper.data.shards import RUN, ShardStore
 
-AUDIO_SUFFIXES = ("wav", "flac", "mp3", "ogg", "opus", "oga")
+Rows = TypeVar("Rows", Dataset, IterableDataset)
+
 PLAIN_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 """The feature of the audio column: what `datasets` stores for `Audio`, without its decoder."""
-_PROBES = 20
-
-
-def tar_rows(files: list[str], columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
-    """The samples of several archives, one after the other; only one sample is in memory at a time.
-
-    Args:
-        files (`list[str]`): paths or URLs.
-        columns (`tuple[str, ...]`, *optional*): which columns each row has, `None` where a sample lacks one.
-
-    Yields:
-        `dict`: `id` (what the names of its files begin with), `audio` (`{"bytes", "path"}`), `text` (of a `.txt`
-        file) and every field of a `.json` file. Files of other kinds are passed over.
-
-    Raises:
-        ValueError: if an archive is damaged or cut short, or a `.json` file in it holds no JSON object.
-    """
-    for file in files:
-        for row in _samples(file):
-            yield row if columns is None else {name: row.get(name) for name in columns}
-
-
-def tar_features(files: list[str]) -> Features:
-    """The columns of the rows, by a look at the first samples; fields that only later samples have are left out.
-
-    Args:
-        files (`list[str]`): paths or URLs.
-
-    Raises:
-        ValueError: as [`tar_rows`], and if there is no audio in these samples.
-    """
-    rows = list(islice(tar_rows(files), _PROBES))
-    if not any("audio" in row for row in rows):
-        raise ValueError(
-            f"{files[0]}: expected samples with audio (.{', .'.join(AUDIO_SUFFIXES)}), found none in the first "
-            f"{len(rows)}. Names must be alike up to the first dot: 0001.flac, 0001.txt, 0001.json."
-        )
-    features: dict[str, Any] = {"id": Value("string"), "audio": PLAIN_AUDIO}
-    for name in dict.fromkeys(name for row in rows for name in row):
-        if name not in features:
-            found = pa.array([row.get(name) for row in rows])
-            known = found if found.type != pa.null() else found.cast(pa.string())
-            features[name] = Features.from_arrow_schema(pa.schema([(name, known.type)]))[name]
-    return Features(features)
-
-
-def _samples(file: str) -> Iterator[dict[str, Any]]:
-    try:
-        with fsspec.open(file, "rb") as raw:
-            stream = _Watched(raw)
-            with tarfile.open(fileobj=cast(Any, stream), mode="r|") as archive:
-                row: dict[str, Any] = {}
-                for member in archive:
-                    content = archive.extractfile(member)
-                    if content is None:
-                        continue  # a folder or a link
-                    key, suffix = _split_name(member.name)
-                    if row and row["id"] != key:
-                        yield row
-                        row = {}
-                    row.setdefault("id", key)
-                    _add(row, suffix, content.read(), f"{file}, {member.name}")
-                if row:
-                    yield row
-            stream.check_end()
-    except tarfile.TarError as error:
-        raise ValueError(f"{file}: no sound tar archive ({error}). Was it copied whole? Copy it again.") from error
-
-
-class _Watched:
-    """A stream that knows what came last: `tarfile` takes an archive that is cut within a header for a whole one."""
-
-    def __init__(self, stream: Any):
-        self.stream, self.last = stream, b""
-
-    def read(self, size: int = -1) -> bytes:
-        content: bytes = self.stream.read(size)
-        self.last = (self.last + content)[-2 * tarfile.BLOCKSIZE :]
-        return content
-
-    def check_end(self) -> None:
-        """Raises if the two empty blocks at the end are missing, or something follows them."""
-        follows = False
-        while rest := self.read(1 << 20):
-            follows |= any(rest)
-        if follows:
-            raise tarfile.ReadError("a second archive follows the first one in this file")
-        if any(self.last) or len(self.last) < 2 * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("its end is missing")
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """`"train/0001.16k.flac"` → `("train/0001", "16k.flac")`, as WebDataset has it."""
-    folder, base = posixpath.split(name)
-    key, _, suffix = base.partition(".")
-    return posixpath.join(folder, key), suffix.lower()
-
-
-def _add(row: dict[str, Any], suffix: str, content: bytes, where: str) -> None:
-    if suffix.rpartition(".")[2] in AUDIO_SUFFIXES:
-        row["audio"] = {"bytes": content, "path": f"{row['id']}.{suffix}"}
-    elif suffix == "txt":
-        row["text"] = content.decode("utf-8", errors="replace").strip()
-    elif suffix == "json":
-        fields = _read_json(content, where)
-        row |= {name: value for name, value in fields.items() if name not in row}
-
-
-def _read_json(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected JSON, got {content[:60]!r} ({error}).") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {content[:60]!r}.")
-    return fields
-
-
-INDEX, ROWS = "row_index.json", "rows.npy"
-
-
-def write_row_index(
-    folder: str | Path, source: Mapping[str, Any], num_rows: int, rows: Sequence[int] | np.ndarray
-) -> None:
-    """Writes a choice of rows.
-
-    Args:
-        folder (`str` or `Path`): is created; [`load_source`] reads it as a data set.
-        source (`Mapping`): arguments of [`load_source`] by name, `name_or_path` among them; a path is made absolute.
-        num_rows (`int`): of the data set, to notice when it has changed.
-        rows (`Sequence[int]`): numbers of the chosen rows.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    place = str(source["name_or_path"])
-    if Path(place).expanduser().exists():
-        place = str(Path(place).expanduser().resolve())
-    np.save(folder / ROWS, np.asarray(rows, dtype=np.int64))
-    facts = {"source": {**source, "name_or_path": place}, "num_rows": num_rows}
-    (folder / INDEX).write_text(json.dumps(facts, indent=2), encoding="utf-8")  # last: it makes the folder an index
-
-
-def read_row_index(folder: str | Path) -> tuple[dict[str, Any], int]:
-    """The data set that an index was made of: arguments of [`load_source`], and how many rows it had."""
-    facts = json.loads(Path(folder, INDEX).read_text(encoding="utf-8"))
-    return facts["source"], facts["num_rows"]
-
-
-def choose_rows(folder: str | Path, dataset: Dataset) -> Dataset:
-    """The chosen rows of a data set that was loaded as [`read_row_index`] says.
-
-    Raises:
-        ValueError: if the data set has another number of rows than when they were chosen.
-    """
-    source, num_rows = read_row_index(folder)
-    if len(dataset) != num_rows:
-        raise ValueError(
-            f"{folder} holds a choice among {num_rows} rows of {source['name_or_path']}, which has {len(dataset)} "
-            "now: the numbers would name other rows. Filter it again."
-        )
-    return select_rows(dataset, np.load(Path(folder, ROWS), mmap_mode="r"))
-
-
-def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
-    """`dataset.select(rows)`, which makes a list of the numbers, 85 bytes a row; here they stay where they are.
-
-    Args:
-        dataset (`Dataset`): any.
-        rows (`np.ndarray`): int64; a mapped file stays one.
-    """
-    if dataset._indices is not None or not len(rows):
-        return dataset.select(rows)
-    table = InMemoryTable(pa.table({"indices": pa.array(rows.view(np.uint64))}))
-    return Dataset(
-        dataset.data,
-        dataset.info,
-        dataset.split,
-        indices_table=table,
-        fingerprint=Hasher.hash([dataset._fingerprint, sha256(rows.data).hexdigest()]),
-    )
-
-
+AUDIO_SUFFIXES = ("wav", "flac", "mp3", "ogg", "opus", "oga")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
-SPLIT_FOLDERS = ("train", "validation", "valid", "val", "dev", "test")
 MANIFESTS = (".jsonl", ".csv")
 SHARD_SUFFIXES = (".parquet", ".arrow", ".tar")
 """Files whose rows hold their audio."""
-_STRETCH = 1000
-"""Rows that a cache reads at once."""
+SPLIT_FOLDERS = ("train", "validation", "valid", "val", "dev", "test")
+INDEX, ROWS = "row_index.json", "rows.npy"
+"""Files of a row index: the data set that the rows were chosen from, and their indices."""
+ROWS_FILE = "rows.parquet"
+"""The rows of a labelled shard."""
+END_OF_FILE = "-end"
+"""Suffix of the name of the shard that holds the last rows of a stream's file."""
+STREAM_SHARDS = 64
+"""Shards that a data set without files is split into when it is streamed."""
+PROBES = 200
+"""Rows whose headers are read to estimate a mean duration."""
 
 
-def load_from_hub(
-    name: str, split: str, config: str | None, revision: str | None, streaming: bool = False
+@dataclass
+class RowErrors:
+    """Rows that were left out, each with its reason: a bad row costs that row and never the run.
+
+    Args:
+        rows (`list[tuple[str, str]]`, *optional*): pairs of row id and message.
+    """
+
+    rows: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, row: object, message: object) -> None:
+        """Adds a row that was left out and the reason."""
+        self.rows.append((str(row), str(message)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self.rows)
+
+    def summary(self, limit: int = 20) -> str:
+        """The count and the first `limit` rows as text, for the end of a run. Empty if no row was left out."""
+        if not self.rows:
+            return ""
+        lines = [f"{len(self)} row{'s' if len(self) > 1 else ''} left out:"]
+        # Messages that start with the row's id (as those about audio do) need it no second time.
+        lines += [
+            f"  {message}" if message.startswith(row) else f"  {row}: {message}" for row, message in self.rows[:limit]
+        ]
+        if len(self) > limit:
+            lines.append(f"  ... and {len(self) - limit} more")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names that the columns have in a data set. [`load_source`] renames them to the names of these fields.
+
+    Args:
+        audio (`str`, *optional*, defaults to `"audio"`): the recording.
+        text (`str`, *optional*, defaults to `"text"`): its transcript; `None` for recordings without transcripts.
+        speaker (`str`, *optional*): by default the column `speaker`, if there is one.
+        recording (`str`, *optional*): what an utterance was cut from; by default the column `recording`, if there is
+            one.
+        language (`str`, *optional*): code or name of the language of each row, null where it is not known; by default
+            the column `language`, if there is one. Labelling, filter and training use it row by row.
+        id (`str`, *optional*): by default the column `id`, else split and row number.
+    """
+
+    audio: str = "audio"
+    text: str | None = "text"
+    speaker: str | None = None
+    recording: str | None = None
+    language: str | None = None
+    id: str | None = None
+
+
+@overload
+def load_source(
+    name_or_path: str | Path,
+    *,
+    split: str = ...,
+    config: str | None = ...,
+    revision: str | None = ...,
+    columns: Columns | None = ...,
+    max_samples: int | None = ...,
+    streaming: Literal[False] = ...,
+    **column_names: str | None,
+) -> Dataset: ...
+
+
+@overload
+def load_source(
+    name_or_path: str | Path,
+    *,
+    split: str = ...,
+    config: str | None = ...,
+    revision: str | None = ...,
+    columns: Columns | None = ...,
+    max_samples: int | None = ...,
+    streaming: Literal[True],
+    **column_names: str | None,
+) -> IterableDataset: ...
+
+
+def load_source(
+    name_or_path: str | Path,
+    *,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    columns: Columns | None = None,
+    max_samples: int | None = None,
+    streaming: bool = False,
+    **column_names: str | None,
 ) -> Dataset | IterableDataset:
-    """A split of a data set on the Hub, downloaded whole or read as it comes."""
+    """Loads one split of recordings and renames its columns to the names that the rest of the library uses.
+
+    Args:
+        name_or_path (`str` or `Path`):
+            A folder or URL written by [`pseudo_label_dataset`]; one written by the command `filter`; a folder written
+            by `save_to_disk`; a folder with `metadata.jsonl` or `metadata.csv` (column `file_name`; splits by a column
+            `split` or by sub-folders); Parquet, Arrow or tar files in the layout of WebDataset: one, a folder of them,
+            or a URL with wildcards; a `.jsonl` or `.csv` manifest with paths; or a data set on the Hub.
+        split (`str`, *optional*, defaults to `"train"`): name of the split, unchanged; several joined by `+`. Where
+            nothing is split, everything is `"train"`.
+        config (`str`, *optional*): configuration of a data set on the Hub, or sub-folder with Parquet, Arrow or tar.
+        revision (`str`, *optional*): of a data set on the Hub.
+        columns ([`Columns`], *optional*): names of the columns in the data set.
+        max_samples (`int`, *optional*): only the first `max_samples` rows; by default all.
+        streaming (`bool`, *optional*, defaults to `False`): whether to return a stream: nothing is downloaded or
+            copied before it is read. Rows without an id are named after their audio, since a stream has no row
+            numbers.
+        **column_names (`str`, *optional*): fields of [`Columns`] as keywords, such as `text_column="sentence"`.
+
+    Returns:
+        `Dataset` or `IterableDataset`: `id` (string), `audio` (`{"bytes", "path"}`, not decoded), `text` (string or
+        null), `speaker`, `recording` and `language` if known, and every other column as it was. Columns renamed to one
+        of these replace a column that had the name before. The labelled data sets of the reference scripts
+        (`whisper_transcript`, `condition_on_prev`) are read as they are. The shards of a stream are the files of the
+        source; processes and workers share them.
+
+    Raises:
+        FileNotFoundError: if there is neither such a path nor such a data set.
+        ValueError: for a missing split, configuration or column (the message lists those that exist) and for 0 rows.
+
+    Example:
+        ```python
+        >>> load_source("my_recordings", split="train", text_column="sentence")
+        >>> next(iter(load_source("s3://speech/train-*.tar", streaming=True)))["text"]
+        ```
+    """
+    if max_samples is not None and max_samples < 1:
+        raise ValueError(f"max_samples: expected a number of rows of at least 1, got {max_samples}.")
+    columns = _merge_column_names(columns or Columns(), column_names)
+    parts: list[Any] = []
+    for name in split.split("+"):
+        where = f"{name_or_path}, split {name!r}"
+        rows = _open_split(name_or_path, name, config, revision, columns.audio, streaming)
+        if isinstance(rows, Dataset) and not len(rows):
+            raise ValueError(f"{where}: 0 rows; expected at least one. Check the path, the split and what made it.")
+        if streaming:
+            parts.append(_standard_stream(rows, columns, where))
+        else:
+            parts.append(_standard_rows(cast(Dataset, rows), columns, where, name))
+    joined = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+    if max_samples is None:
+        return joined
+    return joined.take(max_samples if streaming else min(max_samples, len(joined)))
+
+
+def _merge_column_names(columns: Columns, names: Mapping[str, str | None]) -> Columns:
+    options = {f"{column.name}_column": column.name for column in dataclasses.fields(Columns)}
+    for name in names:
+        if name not in options:
+            raise TypeError(
+                f"load_source() got an unexpected keyword argument {name!r}; the columns are {', '.join(options)}."
+            )
+    changes: dict[str, Any] = {options[name]: column for name, column in names.items()}
+    return dataclasses.replace(columns, **changes)
+
+
+# From a name or path to one split, with the columns as they are
+
+
+def _open_split(
+    name_or_path: str | Path, split: str, config: str | None, revision: str | None, audio_column: str, streaming: bool
+) -> Dataset | IterableDataset:
+    """One split as it is stored; with `streaming` a stream where the rows hold their audio and need no index."""
+    path = Path(name_or_path).expanduser()
+    remote = "://" in str(name_or_path)
+    if (path / INDEX).is_file():
+        if split != "train":
+            raise _no_split(path, split, ["train"])
+        return _load_row_index(path)
+    if (remote and path.suffix not in SHARD_SUFFIXES) or (path / RUN).is_file():
+        store = ShardStore(name_or_path)
+        if store.identity() is None:
+            raise FileNotFoundError(f"{name_or_path}: no labelled shards there. Correct the path of the data set.")
+        if split != "train":
+            raise _no_split(path, split, ["train"])
+        return _stream_files(shard_files(store), split) if streaming else load_shards(store)
+    if not path.exists() and not remote:
+        return _load_from_hub(str(name_or_path), split, config, revision, streaming)
+    if revision is not None:
+        raise ValueError(f"{path}: `revision` is for data sets on the Hub, this one is a path.")
+    if path.is_dir() and config is None:
+        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+            return _load_saved(path, split)
+        for file in METADATA_FILES:
+            if (path / file).exists():
+                return _load_metadata(path / file, split, audio_column)
+        by_split = {file.parent.name: file for name in METADATA_FILES for file in sorted(path.glob(f"*/{name}"))}
+        if by_split and split not in by_split:
+            raise _no_split(path, split, by_split)
+        if by_split:
+            return _load_metadata(by_split[split], None, audio_column)
+    if path.suffix in MANIFESTS:
+        return _load_metadata(path, split, audio_column)
+    files = _find_files(name_or_path if remote else path, split, config)
+    return _stream_files(files, split) if streaming else _read_files(files, split)
+
+
+def _no_split(where: Path, split: str, names: Iterable[object]) -> ValueError:
+    return ValueError(
+        f"{where}: no split {split!r}; there is {', '.join(map(str, names))}. Set `split` to one of them."
+    )
+
+
+def _load_from_hub(
+    name: str, split: str, config: str | None, revision: str | None, streaming: bool
+) -> Dataset | IterableDataset:
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in MANIFESTS + SHARD_SUFFIXES:
         raise FileNotFoundError(f"{name}: no such folder or file. Correct the path of the data set.")
     try:
@@ -244,79 +277,116 @@ def load_from_hub(
         raise ValueError(f"{name} (`config` {config!r}, `split` {split!r}): {error}") from error
 
 
-def load_saved(path: Path, split: str) -> Dataset:
-    """A split of what `save_to_disk` has written, of one data set or of several."""
+def _load_saved(path: Path, split: str) -> Dataset:
+    """A split of what `save_to_disk` has written, of a `Dataset` or `DatasetDict`."""
     folder = path
     if (path / "dataset_dict.json").exists():
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if split not in splits:
-            raise no_split(path, split, splits)
+            raise _no_split(path, split, splits)
         folder = path / split
-    # `load_from_disk` has nothing to say about 0 rows but an IndexError.
+    # `load_from_disk` raises a bare IndexError for 0 rows.
     if not json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
         return Dataset.from_dict({})
     saved = Dataset.load_from_disk(str(folder))
-    # One data set without siblings is what the default split means, whatever it was called when it was saved.
+    # A data set without siblings is what the default split means, whatever it was called when it was saved.
     if folder == path and split not in ("train", str(saved.split)):
-        raise no_split(path, split, ["train" if saved.split is None else str(saved.split)])
+        raise _no_split(path, split, ["train" if saved.split is None else str(saved.split)])
     return saved
 
 
-def load_metadata(file: Path, split: str, audio_column: str, whole_file: bool) -> Dataset:
-    """Rows of a `metadata.*` file or a manifest, with absolute paths; relative ones begin at the file's folder."""
+# Metadata and manifests
+
+
+def _load_metadata(file: Path, split: str | None, audio_column: str) -> Dataset:
+    """Rows of a `metadata.*` file or manifest, of all splits if `split` is None; paths are relative to its folder."""
     rows = _read_csv(file) if file.suffix == ".csv" else _read_jsonl(file)
     columns = list(dict.fromkeys(column for row in rows for column in row))
     if not rows:
         return Dataset.from_dict({})
-    source = audio_column if audio_column in columns else "file_name"
-    if source not in columns:
+    path_column = audio_column if audio_column in columns else "file_name"
+    if path_column not in columns:
         raise ValueError(
             f"{file}: expected the path of each recording in a column {audio_column!r} (`audio_column`) or "
             f"'file_name', got the columns {columns}."
         )
-    if not whole_file:
-        rows = _rows_of_split(file, rows, split, source)
+    if split is not None:
+        rows = _rows_of_split(file, rows, split, path_column)
     table = {}
     for column in columns:
         if column != audio_column:
-            table[column] = _arrow(file, column, [row.get(column) for row in rows])
-    paths = [absolute_path(row.get(source), file.parent) for row in rows]
-    storage = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    table[audio_column] = pa.array([{"bytes": None, "path": path} for path in paths], storage)
+            try:
+                table[column] = pa.array([row.get(column) for row in rows])
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise ValueError(f"{file}: column {column!r} holds values of different kinds: {error}.") from error
+    audio = [{"bytes": None, "path": _absolute_path(row.get(path_column), file.parent)} for row in rows]
+    table[audio_column] = pa.array(audio, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     return Dataset.from_dict(table)
 
 
-def _rows_of_split(file: Path, rows: list[dict], split: str, source: str) -> list[dict]:
+def _rows_of_split(file: Path, rows: list[dict], split: str, path_column: str) -> list[dict]:
+    """By the column `split`, else by the first folder of the paths if all of them are called like splits."""
     if any("split" in row for row in rows):
         names = [row.get("split") for row in rows]
     else:
-        names = [Path(str(row.get(source))).parts[0] for row in rows]
+        names = [Path(str(row.get(path_column))).parts[0] for row in rows]
         if not set(names) <= set(SPLIT_FOLDERS):
             names = ["train"] * len(rows)
     if split not in names:
-        raise no_split(file, split, sorted({str(name) for name in names}))
+        raise _no_split(file, split, sorted({str(name) for name in names}))
     return [row for row, name in zip(rows, names, strict=True) if name == split]
 
 
-def find_shards(name_or_path: str | Path, split: str, config: str | None = None) -> list[str]:
-    """The Parquet, Arrow or tar files of a split: of a folder, one file, or a URL that may hold wildcards.
+def _read_jsonl(file: Path) -> list[dict]:
+    # Not `splitlines`, which also splits at the line separators (U+2028) that a transcript may hold.
+    lines = enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1)
+    return [
+        _parse_json_object(line, f"{file}, line {number}", "one JSON object per line")
+        for number, line in lines
+        if line.strip()
+    ]
 
-    Args:
-        name_or_path (`str` or `Path`): where they are.
-        split (`str`): by the files' names (`test-00000-of-00002.parquet`, `test-00000.tar`) or folders; else "train".
-        config (`str`, *optional*): sub-folder.
 
-    Raises:
-        FileNotFoundError: if a URL leads to nothing.
-        ValueError: if there are no such files, several kinds of them, or none of that split.
+def _read_csv(file: Path) -> list[dict]:
+    # Not pandas, which takes a spoken "null" or "NA" for a missing text.
+    with file.open(newline="", encoding="utf-8-sig") as handle:
+        return [
+            {key: value or None for key, value in row.items() if key is not None} for row in csv.DictReader(handle)
+        ]
+
+
+def _parse_json_object(content: str | bytes, where: str, expected: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected {expected}, got {content[:60]!r} ({error}).") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: expected a JSON object, got {content[:60]!r}.")
+    return value
+
+
+def _absolute_path(value: object, folder: Path) -> str | None:
+    if isinstance(value, dict):
+        value = value.get("path")
+    return os.path.abspath(folder / value) if isinstance(value, str) and value else None
+
+
+# Parquet, Arrow and tar files
+
+
+def _find_files(name_or_path: str | Path, split: str, config: str | None) -> list[str]:
+    """Files of a split, by their names (`test-00000-of-00002.parquet`, `test-00000.tar`) or folders.
+
+    `datasets` finds files by patterns too, but renames splits ("dev" to "validation") and joins what it does not know,
+    such as folders of two configurations, to one "train".
     """
     by_split: dict[str, list[str]] = {}
     configs = set()
     root = Path(name_or_path) if config is None else Path(name_or_path, config)
     if "://" in str(name_or_path):
-        filesystem, path = fsspec.core.url_to_fs(str(name_or_path))
-        for file in sorted(filesystem.glob(path)):
-            by_split.setdefault(_split_of(Path(file)), []).append(filesystem.unstrip_protocol(file))
+        filesystem, pattern = fsspec.core.url_to_fs(str(name_or_path))
+        for path in sorted(filesystem.glob(pattern)):
+            by_split.setdefault(_split_of(Path(path)), []).append(filesystem.unstrip_protocol(path))
         if not by_split:
             raise FileNotFoundError(f"{name_or_path}: no such files. Correct the URL of the data set.")
     elif root.is_file():
@@ -327,7 +397,8 @@ def find_shards(name_or_path: str | Path, split: str, config: str | None = None)
             )
         by_split = {name: [str(root)] for name in {"train", _split_of(root)}}
     else:
-        for file in sorted(file for suffix in SHARD_SUFFIXES for file in _in_folder(root, suffix)):
+        patterns = [folder + suffix for suffix in SHARD_SUFFIXES for folder in ("*", "*/*")]
+        for file in sorted(file for pattern in patterns for file in root.glob(pattern)):
             name, folder = _split_of(file), file.parent.name
             if file.parent == root or folder in ("data", name):
                 by_split.setdefault(name, []).append(str(file))
@@ -336,273 +407,286 @@ def find_shards(name_or_path: str | Path, split: str, config: str | None = None)
             else:
                 by_split.setdefault(folder, []).append(str(file))
     if not by_split:
-        there = f"it has the configurations {sorted(configs)}: set `config`" if configs else "there is nothing of that"
+        hint = f"it has the configurations {sorted(configs)}: set `config`" if configs else "there is nothing of that"
         raise ValueError(
             f"{root}: expected a folder of `save_to_disk`, a metadata.jsonl or metadata.csv (one for all or one for "
-            f"each split's sub-folder), or {', '.join(SHARD_SUFFIXES)} files; {there}."
+            f"each split's sub-folder), or {', '.join(SHARD_SUFFIXES)} files; {hint}."
         )
     if split not in by_split:
-        raise no_split(root, split, sorted(by_split))
+        raise _no_split(root, split, sorted(by_split))
     kinds = sorted({Path(file).suffix for file in by_split[split]})
     if len(kinds) > 1:
         raise ValueError(f"{root}, split {split!r}: files of several kinds ({', '.join(kinds)}); expected one kind.")
     return by_split[split]
 
 
-def read_parquet(files: list[str], split: str = "train") -> Dataset:
-    """The rows of Parquet files, copied into the library's cache once.
-
-    Every stretch of rows in that cache costs 5 KB of memory for as long as it is open; the library's own stretches of
-    100 rows with audio would make that half a gigabyte for ten million rows.
-    """
-    options = ParquetFragmentScanOptions(pre_buffer=False)
-    return Dataset.from_parquet(files, split=split, writer_batch_size=_STRETCH, fragment_scan_options=options)
+def _split_of(file: Path) -> str:
+    """`train-00000-of-00002` → `train`, `test_003` → `test`; without such a name, `train`."""
+    if sharded := re.fullmatch(r"(.+?)-\d+-of-\d+.*", file.stem):
+        return sharded[1]
+    name = re.sub(r"[-_.]\d+$", "", file.stem)
+    return name if name in SPLIT_FOLDERS else "train"
 
 
-def read_shards(files: list[str], split: str) -> Dataset:
-    """The rows of Parquet or tar files, copied into the library's cache once, or of Arrow files as they lie there."""
+def _read_files(files: list[str], split: str) -> Dataset:
+    """Rows of Parquet or tar files, copied into the cache of `datasets` once, or of Arrow files, memory-mapped."""
     suffix = Path(files[0]).suffix
     if suffix == ".arrow":
         return concatenate_datasets([Dataset.from_file(file) for file in files])
-    if suffix == ".parquet":
-        return read_parquet(files, split)
-    # The cache knows a generator by its arguments; archives of the same names may hold something else by now.
-    state = [
-        file if "://" in file else f"{file} {os.stat(file).st_size} {os.stat(file).st_mtime_ns}" for file in files
-    ]
+    return _read_parquet(files, split) if suffix == ".parquet" else _read_tar(files, split)
+
+
+def _read_parquet(files: list[str], split: str = "train") -> Dataset:
+    # Every record batch of the cache costs 5 KB of memory for as long as it is open: with 100 rows each, the default
+    # for audio, ten million rows would take half a gigabyte.
+    options = ParquetFragmentScanOptions(pre_buffer=False)
+    return Dataset.from_parquet(files, split=split, writer_batch_size=1000, fragment_scan_options=options)
+
+
+def _read_tar(files: list[str], split: str) -> Dataset:
     features = tar_features(files)
+    # The cache identifies a generator by its arguments, and archives of the same names may have been rewritten.
+    state = [repr(features)]
+    for file in files:
+        state.append(file if "://" in file else f"{file} {os.stat(file).st_size} {os.stat(file).st_mtime_ns}")
     try:
         return Dataset.from_generator(
             tar_rows,
             features=features,
             gen_kwargs={"files": files, "columns": (*features,)},
             split=split,
-            fingerprint=hashlib.sha256("\n".join([*state, repr(features)]).encode()).hexdigest()[:16],
+            fingerprint=hashlib.sha256("\n".join(state).encode()).hexdigest()[:16],
         )
-    except DatasetGenerationError as error:
+    except DatasetGenerationError as error:  # hides the message that names the archive
         raise ValueError(str(error.__cause__)) from error
 
 
-def stream_shards(files: list[str], split: str) -> IterableDataset:
-    """The rows of Parquet, Arrow or tar files, one after the other; nothing is copied. Each file is a shard."""
+def _stream_files(files: list[str], split: str) -> IterableDataset:
+    """Rows of Parquet, Arrow or tar files, one after the other; nothing is copied. Each file is a shard."""
     suffix = Path(files[0]).suffix
     if suffix != ".tar":
-        kind = {".arrow": "arrow", ".parquet": "parquet"}[suffix]
-        return load_dataset(kind, data_files={split: files}, split=split, streaming=True)
+        return load_dataset(suffix.removeprefix("."), data_files={split: files}, split=split, streaming=True)
     features = tar_features(files)
     return IterableDataset.from_generator(
         tar_rows, features=features, gen_kwargs={"files": files, "columns": (*features,)}, split=split
     )
 
 
-def _in_folder(root: Path, suffix: str) -> list[Path]:
-    return [*root.glob(f"*{suffix}"), *root.glob(f"*/*{suffix}")]
+def tar_rows(files: list[str], columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
+    """Samples of archives in the layout of WebDataset, one after the other; only one is in memory at a time.
 
-
-def _split_of(file: Path) -> str:
-    """`train-00000-of-00002` → `train`, `test_003` → `test`; without such a name, `train`."""
-    sharded = re.fullmatch(r"(.+?)-\d+-of-\d+.*", file.stem)
-    if sharded:
-        return sharded[1]
-    name = re.sub(r"[-_.]\d+$", "", file.stem)
-    return name if name in SPLIT_FOLDERS else "train"
-
-
-def no_split(where: Path, split: str, names: Any) -> ValueError:
-    """What to raise for a split that is not there."""
-    return ValueError(
-        f"{where}: no split {split!r}; there is {', '.join(map(str, names))}. Set `split` to one of them."
-    )
-
-
-# Reading of metadata
-
-
-def _read_jsonl(file: Path) -> list[dict]:
-    rows = []
-    # Not by `splitlines`: it also splits at the line separators (U+2028) that a transcript may hold.
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{file}, line {number}: expected one JSON object per line, got {line[:60]!r} ({error})."
-            ) from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{file}, line {number}: expected a JSON object, got {line[:60]!r}.")
-        rows.append(row)
-    return rows
-
-
-def _read_csv(file: Path) -> list[dict]:
-    # Not by pandas: it takes a spoken "null" or "NA" for a missing text.
-    with file.open(newline="", encoding="utf-8-sig") as handle:
-        return [
-            {key: value or None for key, value in row.items() if key is not None} for row in csv.DictReader(handle)
-        ]
-
-
-def _arrow(file: Path, column: str, values: list) -> pa.Array:
-    try:
-        return pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise ValueError(f"{file}: column {column!r} holds values of different kinds: {error}.") from error
-
-
-def absolute_path(value: object, folder: Path) -> str | None:
-    """Where a recording lies that metadata name in relation to their folder."""
-    if isinstance(value, dict):
-        value = value.get("path")
-    return os.path.abspath(folder / value) if isinstance(value, str) and value else None
-
-
-Rows = TypeVar("Rows", Dataset, IterableDataset)
-
-ROWS_FILE = "rows.parquet"
-"""The rows of a shard, as labelling writes them."""
-END_OF_FILE = "-end"
-"""With what the name of a shard ends that holds the last rows of a stream's file."""
-
-
-@dataclass
-class RowErrors:
-    """The rows that were left out, each with its reason: a bad row costs that row and never the run.
+    The `webdataset` builder of `datasets` refuses archives where one of the first samples has no text, and takes one
+    that is cut within a header for a whole one.
 
     Args:
-        rows (`list[tuple[str, str]]`, *optional*): pairs of row id and message.
-    """
+        files (`list[str]`): paths or URLs.
+        columns (`tuple[str, ...]`, *optional*): which columns each row has, `None` where a sample lacks one.
 
-    rows: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, row: object, message: object) -> None:
-        """Notes that a row was left out."""
-        self.rows.append((str(row), str(message)))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self.rows)
-
-    def summary(self, limit: int = 20) -> str:
-        """A text with the count and the first `limit` rows, for the end of a run. Empty if no row was left out."""
-        if not self.rows:
-            return ""
-        lines = [f"{len(self)} row{'s' if len(self) > 1 else ''} left out:"]
-        # Messages that begin with the row's name (as those about audio do) need it no second time.
-        lines += [
-            f"  {message}" if message.startswith(row) else f"  {row}: {message}" for row, message in self.rows[:limit]
-        ]
-        if len(self) > limit:
-            lines.append(f"  ... and {len(self) - limit} more")
-        return "\n".join(lines)
-
-
-def load_source(
-    name_or_path: str | Path,
-    *,
-    split: str = "train",
-    config: str | None = None,
-    revision: str | None = None,
-    audio_column: str = "audio",
-    text_column: str | None = "text",
-    speaker_column: str | None = None,
-    recording_column: str | None = None,
-    language_column: str | None = None,
-    id_column: str | None = None,
-    max_samples: int | None = None,
-) -> Dataset:
-    """Loads one split of recordings and gives its columns the names that the rest of the library uses.
-
-    Args:
-        name_or_path (`str` or `Path`):
-            A folder or URL that [`pseudo_label_dataset`] has filled; one that the command `filter` has written; a
-            folder written by `save_to_disk`; a folder with
-            `metadata.jsonl` or `metadata.csv` (column `file_name`; splits by a column `split` or by sub-folders);
-            Parquet, Arrow or tar files ([`tar_rows`]): one, a folder of them, or a URL with wildcards; a `.jsonl` or
-            `.csv` manifest with paths; or a data set on the Hub.
-        split (`str`, *optional*, defaults to `"train"`): its name, unchanged; several joined by `+`. Where nothing is
-            split, everything is `"train"`.
-        config (`str`, *optional*): configuration of a data set on the Hub, or sub-folder with Parquet, Arrow or tar.
-        revision (`str`, *optional*): of a data set on the Hub.
-        audio_column (`str`, *optional*, defaults to `"audio"`): becomes `audio`.
-        text_column (`str`, *optional*, defaults to `"text"`): becomes `text`; `None` for recordings without
-            transcripts.
-        speaker_column (`str`, *optional*): becomes `speaker`; by default the column of that name, if there is one.
-        recording_column (`str`, *optional*): what an utterance was cut from; becomes `recording`, by default the
-            column of that name, if there is one.
-        language_column (`str`, *optional*): code or name of the language that each row is in, null where it is not
-            known; becomes `language`, by default the column of that name, if there is one. Labelling, filter and
-            training go by it row by row.
-        id_column (`str`, *optional*): becomes `id`; by default the column of that name, else split and row number.
-        max_samples (`int`, *optional*): the first so many rows; by default all.
-
-    Returns:
-        `Dataset`: `id` (string), `audio` (`{"bytes", "path"}`, not decoded), `text` (string or null), `speaker`,
-        `recording` and `language` if known, and every other column as it was. Columns renamed to one of these replace
-        a column that had the name before. The labelled data sets of the reference scripts (`whisper_transcript`,
-        `condition_on_prev`) are read as they are.
+    Yields:
+        `dict`: `id` (the common prefix of the names of its files), `audio` (`{"bytes", "path"}`), `text` (of a `.txt`
+        file) and every field of a `.json` file. Other files are skipped.
 
     Raises:
-        FileNotFoundError: if there is neither such a path nor such a data set.
-        ValueError: for a missing split, configuration or column (the message names those that exist) and for 0 rows.
-
-    Example:
-        ```python
-        >>> load_source("my_recordings", split="train", text_column="sentence")
-        ```
+        ValueError: if an archive is damaged or truncated, or a `.json` file in it holds no JSON object.
     """
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples: expected a number of rows of at least 1, got {max_samples}.")
-    names = {
-        "audio": audio_column,
-        "speaker": speaker_column,
-        "recording": recording_column,
-        "language": language_column,
-        "id": id_column,
-    }
-    parts = []
-    for name in split.split("+"):
-        dataset = open_split(name_or_path, name, config, revision, audio_column)
-        where = f"{name_or_path}, split {name!r}"
-        if not len(dataset):
-            raise ValueError(f"{where}: 0 rows; expected at least one. Check the path, the split and what made it.")
-        dataset = _plain_audio(name_columns(dataset, {**names, "text": text_column}, where))
-        for column in ("text",) * (text_column is not None) + ("language",) * ("language" in dataset.column_names):
-            dataset = _as_strings(dataset, column)
-        parts.append(_with_ids(dataset, name))
-    dataset = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    return dataset if max_samples is None else dataset.select(range(min(max_samples, len(dataset))))
+    for file in files:
+        try:
+            for row in _tar_samples(file):
+                yield row if columns is None else {name: row.get(name) for name in columns}
+        except tarfile.TarError as error:
+            raise ValueError(f"{file}: no sound tar archive ({error}). Was it copied whole? Copy it again.") from error
+
+
+def tar_features(files: list[str]) -> Features:
+    """Features of [`tar_rows`], inferred from the first 20 samples; fields that only later ones have are left out.
+
+    Args:
+        files (`list[str]`): paths or URLs.
+
+    Raises:
+        ValueError: as [`tar_rows`], and if there is no audio in these samples.
+    """
+    rows = list(islice(tar_rows(files), 20))
+    if not any("audio" in row for row in rows):
+        raise ValueError(
+            f"{files[0]}: expected samples with audio (.{', .'.join(AUDIO_SUFFIXES)}), found none in the first "
+            f"{len(rows)}. Names must be alike up to the first dot: 0001.flac, 0001.txt, 0001.json."
+        )
+    features: dict[str, Any] = {"id": Value("string"), "audio": PLAIN_AUDIO}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        if name not in features:
+            values = pa.array([row.get(name) for row in rows])
+            kind = pa.string() if values.type == pa.null() else values.type
+            features[name] = Features.from_arrow_schema(pa.schema([(name, kind)]))[name]
+    return Features(features)
+
+
+def _tar_samples(file: str) -> Iterator[dict[str, Any]]:
+    with fsspec.open(file, "rb") as raw:
+        stream = _EndCheckingStream(raw)
+        with tarfile.open(fileobj=cast(Any, stream), mode="r|") as archive:
+            row: dict[str, Any] = {}
+            for member in archive:
+                content = archive.extractfile(member)
+                if content is None:
+                    continue  # a folder or a link
+                # "train/0001.16k.flac" → "train/0001" and "16k.flac", as WebDataset has it
+                folder, base = posixpath.split(member.name)
+                key, _, suffix = base.partition(".")
+                key = posixpath.join(folder, key)
+                if row and row["id"] != key:
+                    yield row
+                    row = {}
+                row.setdefault("id", key)
+                _add_tar_member(row, suffix.lower(), content.read(), f"{file}, {member.name}")
+            if row:
+                yield row
+        stream.check_end()
+
+
+def _add_tar_member(row: dict[str, Any], suffix: str, content: bytes, where: str) -> None:
+    if suffix.rpartition(".")[2] in AUDIO_SUFFIXES:
+        row["audio"] = {"bytes": content, "path": f"{row['id']}.{suffix}"}
+    elif suffix == "txt":
+        row["text"] = content.decode("utf-8", errors="replace").strip()
+    elif suffix == "json":
+        fields = _parse_json_object(content, where, "JSON")
+        row |= {name: value for name, value in fields.items() if name not in row}
+
+
+class _EndCheckingStream:
+    """Remembers the last two blocks, since `tarfile` takes an archive that is cut within a header for a whole one."""
+
+    def __init__(self, stream: Any):
+        self.stream, self.tail = stream, b""
+
+    def read(self, size: int = -1) -> bytes:
+        content: bytes = self.stream.read(size)
+        self.tail = (self.tail + content)[-2 * tarfile.BLOCKSIZE :]
+        return content
+
+    def check_end(self) -> None:
+        """Raises if the two empty blocks at the end are missing, or something follows them."""
+        is_followed = False
+        while rest := self.read(1 << 20):
+            is_followed |= any(rest)
+        if is_followed:
+            raise tarfile.ReadError("a second archive follows the first one in this file")
+        if any(self.tail) or len(self.tail) < 2 * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("its end is missing")
+
+
+# Labelled shards
 
 
 def load_shards(store: ShardStore) -> Dataset:
     """The labelled rows of all shards, in the order of their source.
 
     Args:
-        store ([`ShardStore`]): that [`pseudo_label_dataset`] has filled.
+        store ([`ShardStore`]): written by [`pseudo_label_dataset`].
 
     Raises:
-        ValueError: if the labelling has not come to its end, or a shard has been damaged since.
+        ValueError: if the labelling is not complete, or a shard has been damaged since.
     """
     files = shard_files(store)
-    return read_parquet(files) if files else Dataset.from_dict({})
+    return _read_parquet(files) if files else Dataset.from_dict({})
 
 
 def shard_files(store: ShardStore) -> list[str]:
     """Paths or URLs of the Parquet files behind [`load_shards`], which raises the same."""
     shards, run = store.shards(), store.identity() or {}
     if "files" in run:
-        there, wanted, unit = sum(shard.name.endswith(END_OF_FILE) for shard in shards), run["files"], "files"
+        count, expected, unit = sum(shard.name.endswith(END_OF_FILE) for shard in shards), run["files"], "files"
     else:
-        there, wanted, unit = sum(shard.info["source_rows"] for shard in shards), run.get("rows", 0), "rows"
-    if there != wanted:
+        count, expected, unit = sum(shard.info["source_rows"] for shard in shards), run.get("rows", 0), "rows"
+    if count != expected:
         raise ValueError(
-            f"{store.root}: labels of {there} {unit} are there, {wanted} were to be labelled. Start the labelling "
+            f"{store.root}: labels of {count} {unit} are there, {expected} were to be labelled. Start the labelling "
             "again with the same settings: it goes on where it was."
         )
     return [store.url(shard.name, ROWS_FILE) for shard in shards if shard.info["rows"]]
+
+
+# Row indices
+
+
+def write_row_index(
+    folder: str | Path, source: Mapping[str, Any], num_rows: int, rows: Sequence[int] | np.ndarray
+) -> None:
+    """Writes a selection of rows of a data set, without copying them.
+
+    Args:
+        folder (`str` or `Path`): is created; [`load_source`] reads it as a data set.
+        source (`Mapping`): arguments of [`load_source`] by name, `name_or_path` among them; a path is made absolute.
+        num_rows (`int`): of the data set, to notice when it has changed.
+        rows (`Sequence[int]`): indices of the selected rows.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = Path(str(source["name_or_path"])).expanduser()
+    name = str(path.resolve() if path.exists() else source["name_or_path"])
+    np.save(folder / ROWS, np.asarray(rows, dtype=np.int64))
+    facts = {"source": {**source, "name_or_path": name}, "num_rows": num_rows}
+    (folder / INDEX).write_text(json.dumps(facts, indent=2), encoding="utf-8")  # last: it makes the folder an index
+
+
+def read_row_index(folder: str | Path) -> tuple[dict[str, Any], int]:
+    """Arguments of [`load_source`] for the data set that an index was made of, and how many rows it had."""
+    facts = json.loads(Path(folder, INDEX).read_text(encoding="utf-8"))
+    return facts["source"], facts["num_rows"]
+
+
+def _load_row_index(folder: Path) -> Dataset:
+    source, num_rows = read_row_index(folder)
+    dataset = load_source(**source)
+    if len(dataset) != num_rows:
+        raise ValueError(
+            f"{folder} selects among {num_rows} rows of {source['name_or_path']}, which has {len(dataset)} now: its "
+            "row indices would select other rows. Filter it again."
+        )
+    return select_rows(dataset, np.load(Path(folder, ROWS), mmap_mode="r"))
+
+
+def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
+    """`dataset.select(rows)` without the list of Python integers that it makes, 85 bytes a row.
+
+    Args:
+        dataset (`Dataset`): any.
+        rows (`np.ndarray` of shape `(num_rows,)`): int64 indices; a memory-mapped file stays one.
+    """
+    if dataset._indices is not None or not len(rows):
+        return dataset.select(rows)
+    return Dataset(
+        dataset.data,
+        dataset.info,
+        dataset.split,
+        indices_table=InMemoryTable(pa.table({"indices": pa.array(rows.view(np.uint64))})),
+        fingerprint=Hasher.hash([dataset._fingerprint, hashlib.sha256(rows.data).hexdigest()]),
+    )
+
+
+# From the columns of a data set to those of the library
+
+
+def name_columns(dataset: Rows, columns: Mapping[str, str | None], where: str) -> Rows:
+    """Renames columns to the library's names; one that had such a name before is replaced.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): with any columns.
+        columns (`Mapping[str, str | None]`): from the library's names to those in the data set; None leaves it.
+        where (`str`): names the data set in errors.
+
+    Raises:
+        ValueError: if a column is missing; names the option and the columns that exist.
+    """
+    for new, old in columns.items():
+        existing = dataset.column_names or []
+        if old is not None and old not in existing:
+            hint = " Recordings without transcripts need `text_column` to be None." if new == "text" else ""
+            raise ValueError(f"{where}: no column {old!r} (`{new}_column`); there are {', '.join(existing)}.{hint}")
+        if old is not None and old != new:
+            dataset = (dataset.remove_columns(new) if new in existing else dataset).rename_column(old, new)
+    return dataset
 
 
 def without_decoder(dataset: Rows, column: str = "audio") -> Rows:
@@ -610,7 +694,7 @@ def without_decoder(dataset: Rows, column: str = "audio") -> Rows:
 
     Args:
         dataset (`Dataset` or `IterableDataset`): with or without an `Audio` feature in `column`.
-        column (`str`, *optional*, defaults to `"audio"`): which.
+        column (`str`, *optional*, defaults to `"audio"`): of the audio.
 
     Returns:
         `Dataset` or `IterableDataset`: nothing is copied.
@@ -620,103 +704,29 @@ def without_decoder(dataset: Rows, column: str = "audio") -> Rows:
     return dataset
 
 
-# From a name or path to one split, with the columns as they are
+def _renaming(columns: Columns) -> dict[str, str | None]:
+    """The text comes last: another column may have been called `text` before."""
+    names = dataclasses.asdict(columns)
+    return {name: names[name] for name in ("audio", "speaker", "recording", "language", "id", "text")}
 
 
-@overload
-def open_split(
-    name_or_path: str | Path, split: str, config: str | None, revision: str | None, audio_column: str
-) -> Dataset: ...
-
-
-@overload
-def open_split(
-    name_or_path: str | Path,
-    split: str,
-    config: str | None,
-    revision: str | None,
-    audio_column: str,
-    streaming: Literal[True],
-) -> Dataset | IterableDataset: ...
-
-
-def open_split(
-    name_or_path: str | Path,
-    split: str,
-    config: str | None,
-    revision: str | None,
-    audio_column: str,
-    streaming: bool = False,
-) -> Dataset | IterableDataset:
-    """One split as it is stored; with `streaming` a stream where the rows hold their audio and need no index."""
-    path = Path(name_or_path).expanduser()
-    if (path / INDEX).is_file():
-        if split != "train":
-            raise no_split(path, split, ["train"])
-        return choose_rows(path, load_source(**read_row_index(path)[0]))
-    remote = "://" in str(name_or_path)
-    if (remote and path.suffix not in SHARD_SUFFIXES) or (path / RUN).is_file():
-        store = ShardStore(name_or_path)
-        if store.identity() is None:
-            raise FileNotFoundError(f"{name_or_path}: no labelled shards there. Correct the path of the data set.")
-        if split != "train":
-            raise no_split(path, split, ["train"])
-        return stream_shards(shard_files(store), split) if streaming else load_shards(store)
-    if not path.exists() and not remote:
-        return load_from_hub(str(name_or_path), split, config, revision, streaming)
-    if revision is not None:
-        raise ValueError(f"{path}: `revision` is for data sets on the Hub, this one is a path.")
-    if path.is_dir() and config is None:
-        if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-            return load_saved(path, split)
-        for file in METADATA_FILES:
-            if (path / file).exists():
-                return load_metadata(path / file, split, audio_column, whole_file=False)
-        by_split = {file.parent.name: file for name in METADATA_FILES for file in sorted(path.glob(f"*/{name}"))}
-        if by_split and split not in by_split:
-            raise no_split(path, split, by_split)
-        if by_split:
-            return load_metadata(by_split[split], split, audio_column, whole_file=True)
-    if path.suffix in MANIFESTS:
-        return load_metadata(path, split, audio_column, whole_file=False)
-    files = find_shards(name_or_path if remote else path, split, config)
-    return stream_shards(files, split) if streaming else read_shards(files, split)
-
-
-# Columns
-
-
-def name_columns(dataset: Rows, columns: Mapping[str, str | None], where: str) -> Rows:
-    """Gives columns the library's names; one that had such a name before is replaced.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): with any columns.
-        columns (`Mapping[str, str | None]`): from the library's names to those in the data set; None leaves it.
-        where (`str`): names the data set in errors.
-
-    Raises:
-        ValueError: if a column is not there; names the option and those that are.
-    """
-    for new, old in columns.items():
-        there = dataset.column_names or []
-        if old is not None and old not in there:
-            hint = " Recordings without transcripts need `text_column` to be None." if new == "text" else ""
-            raise ValueError(f"{where}: no column {old!r} (`{new}_column`); there are {', '.join(there)}.{hint}")
-        if old is not None and old != new:
-            dataset = (dataset.remove_columns(new) if new in there else dataset).rename_column(old, new)
-    return dataset
+def _standard_rows(rows: Dataset, columns: Columns, where: str, split: str) -> Dataset:
+    rows = _plain_audio(name_columns(rows, _renaming(columns), where))
+    for column in ("text",) * (columns.text is not None) + ("language",) * ("language" in rows.column_names):
+        rows = _as_strings(rows, column)
+    return _with_ids(rows, split)
 
 
 def _plain_audio(dataset: Dataset) -> Dataset:
-    """The audio column as struct. Only the schema changes: casting would write all the audio a second time."""
     feature = dataset.features["audio"]
     if isinstance(feature, Audio):
+        # Only the schema changes: `cast_column` would write all the audio a second time.
         features = Features({**dataset.features, "audio": PLAIN_AUDIO})
         info = dataset.info.copy()
         info.features = features
         return Dataset(dataset.data.cast(features.arrow_schema), info=info, split=dataset.split)
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        audio = [{"bytes": None, "path": absolute_path(path, Path.cwd())} for path in dataset["audio"]]
+        audio = [{"bytes": None, "path": _absolute_path(path, Path.cwd())} for path in dataset["audio"]]
         return dataset.remove_columns("audio").add_column("audio", audio, feature=PLAIN_AUDIO)
     return dataset
 
@@ -725,131 +735,72 @@ def _as_strings(dataset: Dataset, column: str) -> Dataset:
     feature = dataset.features[column]
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         return dataset
-    spell = feature.int2str if isinstance(feature, ClassLabel) else str
-    texts = [None if value is None else spell(value) for value in dataset[column]]
+    to_string = feature.int2str if isinstance(feature, ClassLabel) else str
+    texts = [None if value is None else to_string(value) for value in dataset[column]]
     return dataset.remove_columns(column).add_column(column, texts, feature=Value("string"))
 
 
 def _with_ids(dataset: Dataset, split: str) -> Dataset:
     if "id" not in dataset.column_names:
-        return dataset.add_column("id", [_row_name(split, row) for row in range(len(dataset))])
+        return dataset.add_column("id", [f"{split}-{row:06d}" for row in range(len(dataset))])
     dataset = _as_strings(dataset, "id")
-    parts = dataset.select_columns(["id"]).with_format("arrow").iter(batch_size=10_000)
-    if not any(part["id"].null_count for part in parts):  # without a list of millions of texts
+    batches = dataset.select_columns(["id"]).with_format("arrow").iter(batch_size=10_000)
+    if not any(batch["id"].null_count for batch in batches):  # without a list of millions of texts
         return dataset
-    ids = [_row_name(split, number) if row is None else row for number, row in enumerate(dataset["id"])]
+    ids = [f"{split}-{row:06d}" if name is None else name for row, name in enumerate(dataset["id"])]
     return dataset.remove_columns("id").add_column("id", ids, feature=Value("string"))
 
 
-def _row_name(split: str, row: int) -> str:
-    return f"{split}-{row:06d}"
+def _standard_stream(rows: Dataset | IterableDataset, columns: Columns, where: str) -> IterableDataset:
+    if isinstance(rows, Dataset):
+        rows = rows.to_iterable_dataset(num_shards=min(STREAM_SHARDS, len(rows)))
+    elif rows.column_names is None:
+        rows = rows._resolve_features()  # from the first row, where the source has no schema
+    stream = name_columns(without_decoder(rows, columns.audio), _renaming(columns), where)
+    features = stream.features or {}
+    texts = ["text"] * (columns.text is not None) + ["language"] * ("language" in features)
+    labels = {name: features[name] for name in texts if isinstance(features[name], ClassLabel)}
+    standard = {"id": Value("string"), "audio": PLAIN_AUDIO, **{name: Value("string") for name in texts}}
+    return stream.map(
+        _standard_row, fn_kwargs={"texts": texts, "labels": labels}, features=Features({**features, **standard})
+    )
 
 
-STREAM_SHARDS = 64
-"""Parts of a source that has no files of its own to be shared among processes and workers."""
-
-
-def stream_source(
-    name_or_path: str | Path,
-    *,
-    split: str = "train",
-    config: str | None = None,
-    revision: str | None = None,
-    audio_column: str = "audio",
-    text_column: str | None = "text",
-    speaker_column: str | None = None,
-    recording_column: str | None = None,
-    language_column: str | None = None,
-    id_column: str | None = None,
-    max_samples: int | None = None,
-) -> IterableDataset:
-    """Like [`load_source`], with the same arguments, but nothing is downloaded or copied before it is read.
-
-    A source of metadata, a saved data set and a row index are read as they lie. Rows without an id are named after
-    their audio, since a stream has no row numbers.
-
-    Returns:
-        `IterableDataset`: its shards are the files of the source; processes and workers share them.
-
-    Raises:
-        FileNotFoundError: as [`load_source`].
-        ValueError: as [`load_source`]; whether there are any rows is only found out by reading.
-
-    Example:
-        ```python
-        >>> stream = stream_source("s3://speech/train-*.tar")
-        >>> next(iter(stream))["text"]
-        ```
-    """
-    if max_samples is not None and max_samples < 1:
-        raise ValueError(f"max_samples: expected a number of rows of at least 1, got {max_samples}.")
-    names = {
-        "audio": audio_column,
-        "speaker": speaker_column,
-        "recording": recording_column,
-        "language": language_column,
-        "id": id_column,
-    }
-    parts = []
-    for name in split.split("+"):
-        rows = open_split(name_or_path, name, config, revision, audio_column, streaming=True)
-        if not isinstance(rows, IterableDataset):
-            rows = rows.to_iterable_dataset(num_shards=max(1, min(STREAM_SHARDS, len(rows))))
-        elif rows.column_names is None:
-            rows = rows._resolve_features()  # by the first row, where the source says nothing of its columns
-        rows = without_decoder(rows, audio_column)
-        rows = name_columns(rows, {**names, "text": text_column}, f"{name_or_path}, split {name!r}")
-        parts.append(_plain(rows, with_text=text_column is not None))
-    stream = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    return stream if max_samples is None else stream.take(max_samples)
-
-
-def _plain(rows: IterableDataset, with_text: bool) -> IterableDataset:
-    there = rows.features or {}
-    texts = ["text"] * with_text + ["language"] * ("language" in there)
-    names = {name: there[name] for name in texts if isinstance(there[name], ClassLabel)}
-    changed = {"id": Value("string"), "audio": PLAIN_AUDIO, **{name: Value("string") for name in texts}}
-    return rows.map(_plain_row, fn_kwargs={"texts": texts, "names": names}, features=Features({**there, **changed}))
-
-
-def _plain_row(row: dict[str, Any], texts: list[str], names: dict[str, ClassLabel]) -> dict[str, Any]:
+def _standard_row(row: dict[str, Any], texts: list[str], labels: dict[str, ClassLabel]) -> dict[str, Any]:
     audio = row["audio"]
     if isinstance(audio, str):
         audio = {"bytes": None, "path": str(Path(audio).expanduser().absolute())}
-    row_id = row.get("id")
-    plain = {"audio": audio, "id": _name_of(audio) if row_id is None else str(row_id)}
+    standard = {"audio": audio, "id": _audio_id(audio) if row.get("id") is None else str(row["id"])}
     for name in texts:
-        spell = names[name].int2str if name in names else str
-        plain[name] = None if row[name] is None else spell(row[name])
-    return plain
+        to_string = labels[name].int2str if name in labels else str
+        standard[name] = None if row[name] is None else to_string(row[name])
+    return standard
 
 
-def _name_of(audio: dict[str, Any] | None) -> str:
+def _audio_id(audio: dict[str, Any] | None) -> str:
     audio = audio or {}
-    content = audio.get("bytes") or str(audio.get("path")).encode()
-    return hashlib.sha256(content).hexdigest()[:16]
+    return hashlib.sha256(audio.get("bytes") or str(audio.get("path")).encode()).hexdigest()[:16]
 
 
-PROBES = 200
-"""Rows whose headers are read where no column tells durations."""
+# Durations
 
 
 def mean_duration(rows: Dataset | IterableDataset) -> float | None:
-    """Seconds of a recording in the mean.
+    """Mean duration of the recordings in seconds.
 
     Args:
         rows (`Dataset` or `IterableDataset`): with `duration` (seconds), or with `audio`.
 
     Returns:
-        `float | None`: of all rows of a data set whose durations are known; else estimated from the headers of 200
-        rows spread over it. Of a stream, that of its first 200 rows. None where nothing tells.
+        `float | None`: over all rows of a data set whose durations are known; else estimated from the headers of 200
+        rows spread over it. Of a stream, over its first 200 rows. None if no duration is known.
     """
     if isinstance(rows, IterableDataset):
         return _mean_of(without_decoder(rows).take(PROBES))
     if "duration" in rows.column_names:
         total, known = 0.0, 0
-        for part in rows.select_columns(["duration"]).with_format("arrow").iter(batch_size=10_000):
-            column = part["duration"]
+        for batch in rows.select_columns(["duration"]).with_format("arrow").iter(batch_size=10_000):
+            column = batch["duration"]
             total += pc.sum(column).as_py() or 0.0
             known += len(column) - column.null_count
         if known:
@@ -861,17 +812,17 @@ def mean_duration(rows: Dataset | IterableDataset) -> float | None:
 
 
 def weighted_mean(parts: Iterable[tuple[float | None, float]]) -> float | None:
-    """Of pairs of value and weight; values that are None do not count, and of nothing else it is None."""
+    """Weighted mean of pairs of value and weight; pairs without a value do not count. None if none has one."""
     known = [(value, weight) for value, weight in parts if value is not None]
     return sum(value * weight for value, weight in known) / sum(weight for _, weight in known) if known else None
 
 
 def _mean_of(rows: Iterable[Mapping[str, Any]]) -> float | None:
-    found = []
+    durations = []
     for row in rows:
         seconds = row.get("duration")
         try:
-            found.append(audio_duration(row["audio"]) if seconds is None else seconds)
+            durations.append(audio_duration(row["audio"]) if seconds is None else seconds)
         except AudioError:
             continue  # the row will be counted and listed when its audio is needed
-    return sum(found) / len(found) if found else None
+    return sum(durations) / len(durations) if durations else None

@@ -443,7 +443,7 @@ def filter_stream_by_wer(
     """The rows of a stream that [`filter_by_wer`] would keep, each judged as it comes; there is no report.
 
     Args:
-        rows (`IterableDataset`): labelled, as [`stream_source`] gives them.
+        rows (`IterableDataset`): labelled, as [`load_source`] gives them with `streaming=True`.
         threshold (`float`, *optional*, defaults to 0.10): as for [`filter_by_wer`].
         reference_column (`str`, *optional*, defaults to `"text"`): as for [`filter_by_wer`].
         prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): as for [`filter_by_wer`].

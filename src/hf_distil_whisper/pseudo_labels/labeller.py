@@ -299,7 +299,7 @@ def pseudo_label_dataset(
     the number of processes may differ from start to start.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): rows with `audio` as [`load_source`] or [`stream_source`] gives it,
+        dataset (`Dataset` or `IterableDataset`): rows with `audio` as [`load_source`] gives it,
             optionally `id`, `text` and `condition_on_prev`. Of a stream the processes share the files, each of which
             is cut into shards of its own.
         teacher (`WhisperForConditionalGeneration`): in eval mode; left as it is.
