@@ -36,7 +36,7 @@ from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_model
 from hf_distil_whisper.evaluation.noise import evaluate_in_noise
 from hf_distil_whisper.inference.encoder import EncoderCache
-from hf_distil_whisper.inference.generation import generate_once
+from hf_distil_whisper.inference.generation import generate_tokens_cached
 from hf_distil_whisper.metrics import get_normalizer
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from latency_grid import latency_grid
@@ -121,7 +121,7 @@ def _score(
         "normalizer": get_normalizer(named) if named else None,
     }
     if states is not None:
-        options["generate"] = partial(generate_once, student, cache=states, language=training_args.language)
+        options["generate"] = partial(generate_tokens_cached, student, cache=states, language=training_args.language)
     found = {name: evaluate_model(student, rows, processor, **options) for name, rows in sets.items()}
     first = next(iter(sets.values()))
     noisy = evaluate_in_noise(student, first, processor, snrs=args.snrs, **options) if args.snrs else {}

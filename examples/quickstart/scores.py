@@ -22,7 +22,7 @@ from hf_distil_whisper import (
     window_features,
 )
 from hf_distil_whisper.inference.encoder import EncoderCache
-from hf_distil_whisper.inference.generation import generate_once
+from hf_distil_whisper.inference.generation import generate_tokens_cached
 
 SETS = {"test": "test", "unseen voices": "test_unseen"}
 
@@ -61,7 +61,7 @@ def score(
     each; long recordings differ too much for that.
     """
     limit = 96 if brief else None
-    generate = partial(generate_once, model.eval(), cache=states)
+    generate = partial(generate_tokens_cached, model.eval(), cache=states)
     errors = {}
     for name, split in SETS.items():
         rows = load_source(corpus, split=split, max_samples=limit)

@@ -39,7 +39,7 @@ def test_tokens_and_statistics_are_those_of_transformers(settings: dict) -> None
     found = Ctranslate2Generator(model, toy_processor(), **settings)(features(model))
     assert len({tuple(one.tokens) for one in expected}) > 1
     states = encode(model, features(model))
-    from_states = Ctranslate2Generator(model, toy_processor(), **settings)(encoder_states=states)
+    from_states = Ctranslate2Generator(model, toy_processor(), **settings)(encoder_hidden_states=states)
     assert [one.tokens for one in from_states] == [one.tokens for one in expected]
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.tokens == theirs.tokens
@@ -76,7 +76,7 @@ def test_the_language_is_asked_for_or_detected() -> None:
         found = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10, **settings)(features(model))
         assert [one.tokens for one in found] == [one.tokens for one in expected], settings
     states = encode(model, features(model))
-    found = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10)(encoder_states=states)
+    found = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10)(encoder_hidden_states=states)
     assert [one.tokens for one in found] == [one.tokens for one in expected]
 
 

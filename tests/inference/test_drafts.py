@@ -28,17 +28,17 @@ def test_best_length_grows_with_acceptance_and_falls_with_cost() -> None:
 
 def test_length_follows_the_drafts_before() -> None:
     """A length that stays what it was at the start wastes either drafts or passes of the main model."""
-    length = DraftLength(cost=0.1)
+    length = DraftLength(relative_cost=0.1)
     begin = length.choose()
     for _ in range(30):
-        length.observe(0, 1)
+        length.update(0, 1)
     assert length.choose() < begin
     for _ in range(500):
-        length.observe(8, 8)
+        length.update(8, 8)
     assert length.choose() > begin
-    assert DraftLength(cost=0.1, fixed=5).choose() == 5
+    assert DraftLength(relative_cost=0.1, fixed=5).choose() == 5
     with pytest.raises(ValueError, match="`draft_length` is -1"):
-        DraftLength(cost=0.1, fixed=-1)
+        DraftLength(relative_cost=0.1, fixed=-1)
 
 
 def test_counts_add_up() -> None:

@@ -30,14 +30,14 @@ def test_windows_of_one_batch_may_have_languages_of_their_own() -> None:
     model = multilingual_whisper(3)
     heard = window_features(model, toy_processor(), [toy_audio(2, seed=row) for row in range(3)])
     languages = ["de", None, "Hindi"]
-    found = generate_tokens(model, heard, language=languages, max_new_tokens=10)
+    found = generate_tokens(model, heard, languages=languages, max_new_tokens=10)
     alone = [
         generate_tokens(model, heard[row : row + 1], language=language, max_new_tokens=10)[0]
         for row, language in enumerate(languages)
     ]
     assert [one.tokens for one in found] == [one.tokens for one in alone]
     with pytest.raises(ValueError, match="one for each of 3 windows, got 2"):
-        generate_tokens(model, heard, language=["de", "en"])
+        generate_tokens(model, heard, languages=["de", "en"])
 
 
 def test_labels_tell_the_language_that_they_are_in() -> None:
@@ -209,7 +209,7 @@ def test_encoder_states_take_the_place_of_features() -> None:
     states = model.get_encoder()(features).last_hidden_state
     expected = generate_tokens(model, features, max_new_tokens=20, statistics=True)
     count = count_encoder_windows(model)
-    assert generate_tokens(model, None, encoder_states=states, max_new_tokens=20, statistics=True) == expected
+    assert generate_tokens(model, None, encoder_hidden_states=states, max_new_tokens=20, statistics=True) == expected
     assert count() == 0
     with pytest.raises(ValueError, match="got neither"):
         generate_tokens(model, None)

@@ -7,7 +7,7 @@ from transformers import GenerationConfig, LogitsProcessorList, SuppressTokensLo
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_distil_whisper.inference.decoder import greedy_search
+from hf_distil_whisper.inference.decoder import greedy_decode
 from talking_models import talking_whisper
 
 
@@ -15,15 +15,15 @@ def encoder_states(count: int, width: int) -> Tensor:
     return torch.randn(count, 1500, width, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("dtype", "static"), [(torch.float32, False), (torch.bfloat16, False), (torch.float32, True)])
-def test_tokens_are_those_of_generate_when_windows_end_one_by_one(dtype: torch.dtype, static: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_are_those_of_generate_when_windows_end_one_by_one(dtype: torch.dtype) -> None:
     """A cache that is cut at the wrong rows, or whose empty room is looked at, gives a window other words."""
     model = talking_whisper(4, end_gain=1.0).to(dtype)
     states = encoder_states(8, model.config.d_model).to(dtype)
     end = model.generation_config.eos_token_id
     prefix = torch.tensor([[model.generation_config.decoder_start_token_id, 5]]).repeat(8, 1)
     rules = LogitsProcessorList([SuppressTokensLogitsProcessor([3, 4])])
-    ours = greedy_search(model, states, prefix, rules, end=end, max_new_tokens=40, static_cache=static)
+    ours = greedy_decode(model, states, prefix, rules, eos_token_id=end, max_new_tokens=40)
     config = GenerationConfig(
         max_length=42, eos_token_id=end, pad_token_id=end, decoder_start_token_id=int(prefix[0, 0]), use_cache=True
     )
@@ -44,7 +44,7 @@ def test_windows_that_have_ended_leave_the_batch() -> None:
     prefix = torch.tensor([[model.generation_config.decoder_start_token_id, 5]]).repeat(8, 1)
     states = encoder_states(8, model.config.d_model)
     end = model.generation_config.eos_token_id
-    greedy_search(model, states, prefix, LogitsProcessorList(), end=end, max_new_tokens=40)
+    greedy_decode(model, states, prefix, LogitsProcessorList(), eos_token_id=end, max_new_tokens=40)
     assert sizes[0] == 8
     assert sizes[-1] == 4
 
@@ -55,32 +55,8 @@ def test_no_end_comes_before_the_fewest_tokens() -> None:
     end = model.generation_config.eos_token_id
     prefix = torch.tensor([[model.generation_config.decoder_start_token_id, 5]]).repeat(4, 1)
     states = encoder_states(4, model.config.d_model)
-    found = greedy_search(model, states, prefix, LogitsProcessorList(), end=end, max_new_tokens=30, min_new_tokens=30)
+    found = greedy_decode(
+        model, states, prefix, LogitsProcessorList(), eos_token_id=end, max_new_tokens=30, min_new_tokens=30
+    )
     assert found.shape == (4, 32)
     assert end not in found[:, 2:].tolist()[0]
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_static_and_dynamic_cache_give_the_same_tokens(attention: str) -> None:
-    """A faster way that says something else is compared with nothing; the decoder is deeper than the encoder here."""
-    model = talking_whisper(4, end_gain=1.0)
-    model.set_attn_implementation(attention)
-    states = encoder_states(5, model.config.d_model)
-    end = model.generation_config.eos_token_id
-    prefix = torch.tensor([[model.generation_config.decoder_start_token_id, 5]]).repeat(5, 1)
-    found = [
-        greedy_search(model, states, prefix, LogitsProcessorList(), end=end, max_new_tokens=40, static_cache=static)
-        for static in (False, True)
-    ]
-    assert model.config.decoder_layers > model.config.encoder_layers
-    assert found[0].tolist() == found[1].tolist()
-
-
-def test_a_static_cache_refuses_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It takes no mask: the zeros of the empty room would count as words."""
-    model = talking_whisper(4)
-    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
-    prefix = torch.tensor([[model.generation_config.decoder_start_token_id]])
-    states = encoder_states(1, model.config.d_model)
-    with pytest.raises(ValueError, match="Take the dynamic cache"):
-        greedy_search(model, states, prefix, LogitsProcessorList(), end=1, max_new_tokens=4, static_cache=True)

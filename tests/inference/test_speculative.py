@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.inference.decoder import greedy_search
+from hf_distil_whisper.inference.decoder import greedy_decode
 from hf_distil_whisper.inference.encoder import encode, window_features
-from hf_distil_whisper.inference.generation import token_rules
-from hf_distil_whisper.inference.speculative import create_assistant, speculative_search
+from hf_distil_whisper.inference.generation import logits_rules
+from hf_distil_whisper.inference.speculative import create_assistant, speculative_decode
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 
@@ -21,7 +21,7 @@ def windows(model: WhisperForConditionalGeneration, count: int) -> Tensor:
 
 
 def settings(model: WhisperForConditionalGeneration, **changes: int) -> dict:
-    return {"end": model.generation_config.eos_token_id, "max_new_tokens": 50, **changes}
+    return {"eos_token_id": model.generation_config.eos_token_id, "max_new_tokens": 50, **changes}
 
 
 def drafting(teacher: WhisperForConditionalGeneration, noise: float) -> WhisperForConditionalGeneration:
@@ -43,10 +43,10 @@ def test_tokens_are_those_of_the_main_model(return_timestamps: bool, noise: floa
     teacher = talking_whisper(4)
     states = windows(teacher, 6)
     prefix = torch.tensor([[teacher.config.decoder_start_token_id]] * 6)
-    rules = token_rules(teacher, 1, return_timestamps)
-    expected = greedy_search(teacher, states, prefix, rules, **settings(teacher))
+    rules = logits_rules(teacher, 1, return_timestamps)
+    expected = greedy_decode(teacher, states, prefix, rules, **settings(teacher))
     assistant = create_assistant(drafting(teacher, noise), teacher)
-    found, counts = speculative_search(
+    found, counts = speculative_decode(
         teacher, assistant, states, prefix, rules, draft_length=draft_length, **settings(teacher)
     )
     assert torch.equal(found, expected)
@@ -63,10 +63,10 @@ def test_fixed_number_of_tokens_is_written() -> None:
     """Latency is compared over one number of tokens: `end` must not come before, nor the room be left."""
     teacher = talking_whisper(4)
     states, prefix = windows(teacher, 3), torch.tensor([[teacher.config.decoder_start_token_id]] * 3)
-    rules, fixed = token_rules(teacher, 1, False), settings(teacher, max_new_tokens=17, min_new_tokens=17)
+    rules, fixed = logits_rules(teacher, 1, False), settings(teacher, max_new_tokens=17, min_new_tokens=17)
     assistant = create_assistant(drafting(teacher, 0.1), teacher)
-    found, counts = speculative_search(teacher, assistant, states, prefix, rules, **fixed)
-    assert torch.equal(found, greedy_search(teacher, states, prefix, rules, **fixed))
+    found, counts = speculative_decode(teacher, assistant, states, prefix, rules, **fixed)
+    assert torch.equal(found, greedy_decode(teacher, states, prefix, rules, **fixed))
     assert found.shape == (3, 18)
     assert [one.tokens for one in counts] == [17] * 3
 
@@ -76,10 +76,10 @@ def test_whole_context_is_used_up_to_its_last_position() -> None:
     teacher = talking_whisper(4, end_gain=-10.0)
     states, prefix = windows(teacher, 2), torch.tensor([[teacher.config.decoder_start_token_id]] * 2)
     limits = settings(teacher, max_new_tokens=teacher.config.max_target_positions - 1)
-    rules = token_rules(teacher, 1, False)
+    rules = logits_rules(teacher, 1, False)
     assistant = create_assistant(drafting(teacher, 0.1), teacher)
-    found, _ = speculative_search(teacher, assistant, states, prefix, rules, **limits)
-    assert torch.equal(found, greedy_search(teacher, states, prefix, rules, **limits))
+    found, _ = speculative_decode(teacher, assistant, states, prefix, rules, **limits)
+    assert torch.equal(found, greedy_decode(teacher, states, prefix, rules, **limits))
     assert found.shape[1] == teacher.config.max_target_positions
 
 
@@ -87,9 +87,9 @@ def test_flash_attention_and_foolish_lengths_are_refused() -> None:
     """flash-attn takes no mask: rows would read what they had rejected, and write other text."""
     teacher = talking_whisper(4)
     states, prefix = windows(teacher, 2), torch.tensor([[teacher.config.decoder_start_token_id]] * 2)
-    rules, assistant = token_rules(teacher, 1, False), create_assistant(talking_whisper(4), teacher)
+    rules, assistant = logits_rules(teacher, 1, False), create_assistant(talking_whisper(4), teacher)
     with pytest.raises(ValueError, match="`draft_length` is 0"):
-        speculative_search(teacher, assistant, states, prefix, rules, draft_length=0, **settings(teacher))
+        speculative_decode(teacher, assistant, states, prefix, rules, draft_length=0, **settings(teacher))
     teacher.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="sdpa"):
-        speculative_search(teacher, assistant, states, prefix, rules, **settings(teacher))
+        speculative_decode(teacher, assistant, states, prefix, rules, **settings(teacher))

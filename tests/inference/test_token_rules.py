@@ -8,15 +8,21 @@ from transformers import WhisperTimeStampLogitsProcessor
 
 from hf_distil_whisper.inference.decoder import (
     TimestampRules,
-    TokenRules,
+    WhisperLogitsRules,
 )
 
 VOCAB, END, FIRST, BEGIN = 40, 20, 25, 2
 
 
-def rules(latest_start: int | None = None, **changes: object) -> TokenRules:
-    options = {"always": [3], "at_begin": [5, END], "begin": BEGIN, "vocab_size": VOCAB, "device": torch.device("cpu")}
-    return TokenRules(**{**options, "timestamps": TimestampRules(FIRST, END, latest_start), **changes})
+def rules(latest_start: int | None = None, **changes: object) -> WhisperLogitsRules:
+    options = {
+        "suppress_tokens": [3],
+        "begin_suppress_tokens": [5, END],
+        "prefix_length": BEGIN,
+        "vocab_size": VOCAB,
+        "device": torch.device("cpu"),
+    }
+    return WhisperLogitsRules(**{**options, "timestamps": TimestampRules(FIRST, END, latest_start), **changes})
 
 
 def by_transformers(latest_start: int | None, row: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,8 @@ from transformers import (
 )
 
 from hf_distil_whisper.inference.speculative import (
-    rules_of,
-    window_search,
+    decode_in_generate,
+    rules_from_processors,
 )
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
@@ -29,7 +29,7 @@ def test_long_form_tokens_are_those_of_generate() -> None:
     features = whole_features(70)
     options = {"return_timestamps": True, "return_segments": True, "num_beams": 1}
     expected = model.generate(features, **options)["segments"][0]
-    found = model.generate(features, custom_generate=window_search(), **options)["segments"][0]
+    found = model.generate(features, custom_generate=decode_in_generate(), **options)["segments"][0]
     assert [one["tokens"].tolist() for one in found] == [one["tokens"].tolist() for one in expected]
     assert [(float(one["start"]), float(one["end"])) for one in found] == [
         (float(one["start"]), float(one["end"])) for one in expected
@@ -41,7 +41,7 @@ def test_suppressed_tokens_are_taken_over() -> None:
     processors = LogitsProcessorList(
         [SuppressTokensLogitsProcessor([3]), SuppressTokensAtBeginLogitsProcessor([5], begin_index=2)]
     )
-    rules = rules_of(processors, 2, 8, torch.device("cpu"))
+    rules = rules_from_processors(processors, 2, 8, torch.device("cpu"))
     for length in (2, 3):
         ids, scores = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, 8)
         assert torch.equal(rules(ids, scores), processors(ids, scores))
@@ -51,6 +51,6 @@ def test_rules_that_it_does_not_know_are_refused() -> None:
     """A setting of `generate` that is dropped without a word changes the text."""
     processors = LogitsProcessorList([NoRepeatNGramLogitsProcessor(3)])
     with pytest.raises(ValueError, match="NoRepeatNGramLogitsProcessor"):
-        rules_of(processors, 2, 8, torch.device("cpu"))
+        rules_from_processors(processors, 2, 8, torch.device("cpu"))
     with pytest.raises(ValueError, match="num_beams=2"):
-        talking_whisper().generate(whole_features(1), num_beams=2, custom_generate=window_search())
+        talking_whisper().generate(whole_features(1), num_beams=2, custom_generate=decode_in_generate())

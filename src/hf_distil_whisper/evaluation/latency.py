@@ -6,14 +6,13 @@ attention and caches are `latency_grid.py`'s.
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.inference.decoder import greedy_search
 from hf_distil_whisper.inference.generation import generate_tokens
 
 
@@ -110,7 +109,6 @@ def timed_pass(
     num_tokens: int | None = None,
     language: str | None = None,
     return_timestamps: bool = False,
-    search: Callable[..., Tensor] = greedy_search,
 ) -> tuple[float, list[int]]:
     """Runs encoder, decoder and search over batches of windows.
 
@@ -121,7 +119,6 @@ def timed_pass(
         num_tokens (`int`, *optional*): exactly so many tokens per window.
         language (`str`, *optional*): for multilingual models.
         return_timestamps (`bool`, *optional*, defaults to `False`): with timestamps.
-        search (`Callable[..., Tensor]`, *optional*, defaults to [`greedy_search`]): see [`generate_tokens`].
 
     Returns:
         `tuple[float, list[int]]`: seconds, from an idle device to an idle one; tokens of each window.
@@ -133,7 +130,7 @@ def timed_pass(
         start = time.perf_counter()
         found = generate_tokens(
             model, features, max_new_tokens=num_tokens, min_new_tokens=num_tokens, language=language,
-            return_timestamps=return_timestamps, search=search,
+            return_timestamps=return_timestamps,
         )  # fmt: skip
         synchronise(model.device)
         seconds += time.perf_counter() - start

@@ -29,8 +29,8 @@ from hf_distil_whisper.inference.ctranslate2 import (
 )
 from hf_distil_whisper.inference.generation import (
     TokenSequence,
-    cut_at_end,
-    token_rules,
+    logits_rules,
+    strip_end,
 )
 from hf_distil_whisper.inference.prompt import (
     decoder_prefix,
@@ -441,10 +441,10 @@ class OnnxGenerator:
         prefix = torch.tensor([decoder_prefix(self._model, token, self._task, False) for token in languages])
         end = self._model.generation_config.eos_token_id
         rows = self._search(states, prefix, end)[:, prefix.shape[1] :].tolist()
-        return [TokenSequence(*cut_at_end(row, end)) for row in rows]
+        return [TokenSequence(*strip_end(row, end)) for row in rows]
 
     def _search(self, states: np.ndarray, prefix: Tensor, end: int) -> Tensor:
-        rules = token_rules(self._model, prefix.shape[1], False)
+        rules = logits_rules(self._model, prefix.shape[1], False)
         sequences, ended = prefix, torch.zeros(len(prefix), dtype=torch.bool)
         logits, past = self._start(states, prefix.numpy())
         for step in range(self._new_tokens):

@@ -249,27 +249,28 @@ class Ctranslate2Generator:
         self,
         input_features: Tensor | None = None,
         *,
-        encoder_states: Tensor | None = None,
-        language: Sequence[str | None] | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        languages: Sequence[str | None] | None = None,
     ) -> list[TokenSequence]:
         """Tokens of a batch of windows, with their statistics.
 
         Args:
             input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), padded to the window;
-                may be None where `encoder_states` are given.
-            encoder_states (`Tensor`, *optional*): (batch, frames, width), where the encoder has run already.
-            language (`Sequence[str | None]`, *optional*): of each window, in place of the one for all.
+                may be None where `encoder_hidden_states` are given.
+            encoder_hidden_states (`Tensor`, *optional*): (batch, frames, width), where the encoder has run already.
+            languages (`Sequence[str | None]`, *optional*): of each window, in place of the one for all.
         """
-        windows = input_features if encoder_states is None else encoder_states
+        windows = input_features if encoder_hidden_states is None else encoder_hidden_states
         if windows is None:
-            raise ValueError("Ctranslate2Generator: expected `input_features` or `encoder_states`, got neither.")
+            raise ValueError(
+                "Ctranslate2Generator: expected `input_features` or `encoder_hidden_states`, got neither."
+            )
         array = np.ascontiguousarray(windows.float().cpu().numpy())
-        told = self._language if language is None else language
-        codes = resolve_languages(self._model, told, self._task, len(array))
-        languages = language_tokens(
-            self._model, codes, lambda: self._detected(self._as_input(array), input_features, encoder_states)
+        codes = resolve_languages(self._model, languages or self._language, self._task, len(array))
+        language_ids = language_tokens(
+            self._model, codes, lambda: self._detected(self._as_input(array), input_features, encoder_hidden_states)
         )
-        prompts = [decoder_prefix(self._model, language, self._task, self._timestamps) for language in languages]
+        prompts = [decoder_prefix(self._model, language, self._task, self._timestamps) for language in language_ids]
         size = -(-len(prompts) // self._parts)
         found = [
             result

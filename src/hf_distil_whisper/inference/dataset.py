@@ -146,7 +146,7 @@ def generate_rows(
         dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` as [`load_audio`] takes it, and possibly `id`.
         errors (`RowErrors`): takes the rows that cannot be read or are longer than the window.
         generate (`Callable[..., list[TokenSequence]]`): features (batch, mel bins, frames) to tokens, or with `keep`
-            `encoder_states` (batch, frames, width): a `partial` of [`generate_tokens`], or another runtime's.
+            `encoder_hidden_states` (batch, frames, width): a `partial` of [`generate_tokens`], or another runtime's.
         load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): a row's `audio`, and its id as
             `name`, to samples at 16 kHz, as many as there are.
         batch_size (`int`, *optional*, defaults to 16): windows per pass.
@@ -154,7 +154,7 @@ def generate_rows(
         progress ([`AudioProgress`], *optional*): told of every batch; by default a bar of its own.
         keep (`Callable[[int, Tensor], None]`, *optional*): takes a row's number and its encoder states, (frames,
             width). Its time is not counted.
-        languages (`Mapping[int, str | None]`, *optional*): of rows by number, handed to `generate` as `language`;
+        languages (`Mapping[int, str | None]`, *optional*): of rows by number, handed to `generate` as `languages`;
             rows that are not named are left out.
 
     Returns:
@@ -173,9 +173,11 @@ def generate_rows(
             start = time.perf_counter()
             features = window_features(model, processor, list(recordings.values()))
             states = None if keep is None else encode(model, features)
-            heard: dict[str, Any] = {"input_features": features} if states is None else {"encoder_states": states}
+            heard: dict[str, Any] = (
+                {"input_features": features} if states is None else {"encoder_hidden_states": states}
+            )
             if languages is not None:
-                heard["language"] = [languages[row] for row in recordings]
+                heard["languages"] = [languages[row] for row in recordings]
             sequences = generate(**heard)
             seconds += time.perf_counter() - start
             if keep is not None and states is not None:

@@ -1,8 +1,7 @@
-"""Greedy search over a batch of windows whose encoder states are known: the tokens of `generate`, sooner.
+"""Whisper decoding with a KV cache: `KVCacheDecoder`, `greedy_decode` and the rules for allowed tokens.
 
 `GenerationMixin.generate` prepares inputs, masks and outputs anew for every token, a third of the time of a two-layer
-student on a CPU, and carries finished windows along until the last one ends. Knows nothing of Whisper's prefix or of
-which tokens are allowed: `generation.py` says so.
+student on a CPU, and computes finished rows until the last one ends.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,311 +17,308 @@ from transformers.models.whisper.modeling_whisper import WhisperAttention, eager
 
 FORBIDDEN = float("-inf")
 
+INITIAL_CACHE_LENGTH = 64
+"""Positions of a new self-attention cache. It doubles when a transcript needs more; few need all 448."""
+
+Assistant: TypeAlias = WhisperForCausalLM | WhisperForConditionalGeneration
+"""A decoder that reads another model's encoder hidden states, or a whole Whisper with its own encoder."""
+
+
+class KVCacheDecoder:
+    """Whisper decoder with a preallocated KV cache; rows may be at different positions.
+
+    Different positions are needed for batched speculative decoding, where each row accepts a different number of
+    drafted tokens. Rejected tokens stay in the cache until the next forward pass overwrites them.
+
+    Args:
+        model (`WhisperForConditionalGeneration` or `WhisperForCausalLM`): in eval mode.
+        encoder_hidden_states (`Tensor`): (batch, frames, d_model).
+        max_length (`int`): positions that the cache may grow to.
+    """
+
+    def __init__(self, model: Assistant, encoder_hidden_states: Tensor, max_length: int):
+        self.decoder, self.lm_head = model.get_decoder(), model.proj_out
+        implementation = model.config._attn_implementation
+        self.attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        self.supports_masks = implementation != "flash_attention_2"
+        self.max_length = max_length
+        self.is_prefilled = False
+        # Computed once per window: keys and values of the encoder hidden states, (batch, heads, frames, head_dim).
+        self.cross_kv = [_cross_kv(layer.encoder_attn, encoder_hidden_states) for layer in self.decoder.layers]
+        # Positions come second, so that tokens are written without a transpose: (batch, positions, heads, head_dim).
+        shape = (len(encoder_hidden_states), min(max_length, INITIAL_CACHE_LENGTH))
+        self.self_kv = [
+            [encoder_hidden_states.new_zeros(*shape, layer.self_attn.num_heads, layer.self_attn.head_dim)
+             for _ in ("keys", "values")]
+            for layer in self.decoder.layers
+        ]  # fmt: skip
+
+    def forward(self, input_ids: Tensor, cache_position: int | Tensor, num_logits: int = 1) -> Tensor:
+        """Decodes tokens and writes them to the cache.
+
+        Args:
+            input_ids (`Tensor`): (batch, length), tokens that are not in the cache yet or replace what is there.
+            cache_position (`int` or `Tensor`): position of the first token, in all rows or per row, (batch,).
+            num_logits (`int`, *optional*, defaults to 1): number of last tokens to return logits for.
+
+        Returns:
+            `Tensor`: logits (batch, num_logits, vocab) in float32.
+        """
+        positions = _CachePositions(input_ids, cache_position)
+        self._grow(positions.stop)
+        mask = positions.causal_mask(self.cross_kv[0][0].dtype) if self.supports_masks else None
+        # A draft may reach beyond the decoder's context. Its logits are not used then: any embedding will do.
+        embedded = positions.index.clamp(max=self.decoder.max_target_positions - 1)
+        hidden = self.decoder.embed_tokens(input_ids) + self.decoder.embed_positions.weight[embedded]
+        for layer, cross_kv, self_kv in zip(self.decoder.layers, self.cross_kv, self.self_kv, strict=True):
+            normed = layer.self_attn_layer_norm(hidden)  # (batch, length, d_model), as `hidden`
+            keys, values = _write_kv(layer.self_attn, normed, self_kv, positions)
+            hidden = hidden + self._attend(layer.self_attn, normed, keys, values, mask)
+            normed = layer.encoder_attn_layer_norm(hidden)
+            hidden = hidden + self._attend(layer.encoder_attn, normed, *cross_kv, None)
+            normed = layer.final_layer_norm(hidden)
+            hidden = hidden + layer.fc2(layer.activation_fn(layer.fc1(normed)))
+        self.is_prefilled = True
+        # In float32, as `generate` hands them to its logits processors.
+        return self.lm_head(self.decoder.layer_norm(hidden[:, -num_logits:])).float()
+
+    def select_rows(self, indices: Tensor) -> None:
+        """Drops all rows of the batch but `indices`, (rows,)."""
+        self.cross_kv = [(keys[indices], values[indices]) for keys, values in self.cross_kv]
+        self.self_kv = [[cache[indices] for cache in layer] for layer in self.self_kv]
+
+    def _grow(self, length: int) -> None:
+        """Makes the self-attention cache hold `length` positions, at least doubling it."""
+        size = self.self_kv[0][0].shape[1]
+        if length > size:
+            added = min(max(2 * size, length), self.max_length) - size
+            self.self_kv = [[F.pad(cache, (0, 0, 0, 0, 0, added)) for cache in layer] for layer in self.self_kv]
+
+    def _attend(
+        self, module: WhisperAttention, hidden: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        batch, length, _ = hidden.shape
+        # WhisperAttention scales the queries, not the products: the same rounding as in transformers.
+        queries = (module.q_proj(hidden) * module.scaling).view(batch, length, module.num_heads, module.head_dim)
+        output, _ = self.attention(module, queries.transpose(1, 2), keys, values, mask, dropout=0.0, scaling=1.0)
+        return module.out_proj(output.reshape(batch, length, -1))
+
+
+def _cross_kv(module: WhisperAttention, encoder_hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+    shape = (*encoder_hidden_states.shape[:2], module.num_heads, module.head_dim)
+    keys = module.k_proj(encoder_hidden_states).view(shape)
+    values = module.v_proj(encoder_hidden_states).view(shape)
+    # Contiguous, since every step reads all frames.
+    return keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous()
+
+
+class _CachePositions:
+    """The positions that the tokens of one forward pass are written to."""
+
+    def __init__(self, input_ids: Tensor, cache_position: int | Tensor):
+        self.length = input_ids.shape[1]
+        starts = {cache_position} if isinstance(cache_position, int) else set(cache_position.tolist())
+        self.start, self.stop = min(starts), max(starts) + self.length
+        self.index = torch.arange(self.length, device=input_ids.device)  # (length,)
+        self.ragged = len(starts) > 1
+        if self.ragged and not isinstance(cache_position, int):
+            self.index = self.index + cache_position[:, None]  # (batch, length)
+        else:
+            self.index = self.index + self.start
+
+    def causal_mask(self, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask (batch or 1, 1, length, stop); None if every token attends to all that is in the cache."""
+        if self.length == 1 and not self.ragged:
+            return None  # a single token at the same position in all rows: there is nothing behind it to mask
+        future = torch.arange(self.stop, device=self.index.device) > self.index[..., None]
+        mask = torch.zeros(future.shape, dtype=dtype, device=future.device)
+        mask = mask.masked_fill_(future, torch.finfo(dtype).min)
+        return mask[:, None] if self.ragged else mask[None, None]
+
+
+def _write_kv(
+    module: WhisperAttention, hidden: Tensor, cache: list[Tensor], positions: _CachePositions
+) -> list[Tensor]:
+    """Writes the new keys and values; returns those up to the last position, (batch, heads, positions, head_dim)."""
+    for cached, project in zip(cache, (module.k_proj, module.v_proj), strict=True):
+        new = project(hidden).view(*hidden.shape[:2], module.num_heads, module.head_dim)
+        if positions.ragged:
+            rows = torch.arange(len(cached), device=cached.device)
+            cached[rows[:, None], positions.index] = new
+        else:
+            cached[:, positions.start : positions.stop] = new
+    return [cached[:, : positions.stop].transpose(1, 2) for cached in cache]
+
+
+@torch.inference_mode()
+def greedy_decode(
+    model: WhisperForConditionalGeneration,
+    encoder_hidden_states: Tensor,
+    prefix: Tensor,
+    rules: Callable[[Tensor, Tensor], Tensor],
+    *,
+    eos_token_id: int,
+    max_new_tokens: int,
+    min_new_tokens: int = 0,
+) -> Tensor:
+    """Appends the most probable allowed token until every row has ended: the tokens of `generate`, faster.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): in eval mode.
+        encoder_hidden_states (`Tensor`): (batch, frames, d_model).
+        prefix (`Tensor`): (batch, prefix) token ids.
+        rules (`Callable[[Tensor, Tensor], Tensor]`): applied to the tokens so far, (batch, length), and the float32
+            logits of the next one, (batch, vocab): [`WhisperLogitsRules`], or a `LogitsProcessorList`.
+        eos_token_id (`int`): the token that ends a row, and pads it from there on.
+        max_new_tokens (`int`): tokens behind the prefix at most, `eos_token_id` included.
+        min_new_tokens (`int`, *optional*, defaults to 0): no `eos_token_id` before.
+
+    Returns:
+        `Tensor`: (batch, prefix + new tokens), the prefix included.
+    """
+    batch_size, prefix_length = prefix.shape
+    decoder = KVCacheDecoder(model, encoder_hidden_states, prefix_length + max_new_tokens)
+    sequences = prefix.new_full((batch_size, prefix_length + max_new_tokens), eos_token_id)
+    sequences[:, :prefix_length] = prefix
+    rows = torch.arange(batch_size, device=prefix.device)  # which rows of `sequences` are still in the decoder's batch
+    finished = torch.zeros_like(rows, dtype=torch.bool)
+    input_ids = prefix
+    for length in range(prefix_length, prefix_length + max_new_tokens):
+        logits = decoder.forward(input_ids, length - input_ids.shape[1])[:, 0]  # (rows, vocab)
+        if length < prefix_length + min_new_tokens:
+            logits[:, eos_token_id] = FORBIDDEN
+        tokens = rules(sequences[rows, :length], logits).argmax(dim=-1).masked_fill(finished, eos_token_id)
+        sequences[rows, length] = tokens
+        finished = tokens == eos_token_id
+        unfinished = torch.nonzero(~finished).squeeze(1)
+        if len(unfinished) == 0:
+            return sequences[:, : length + 1]
+        # Reading the cross-attention keys and values is most of a step, so rows that are done should not be read.
+        # Dropping them copies all others, so it waits until half of the rows are done.
+        if 2 * len(unfinished) <= len(rows):
+            decoder.select_rows(unfinished)
+            rows, tokens, finished = rows[unfinished], tokens[unfinished], finished[unfinished]
+        input_ids = tokens.unsqueeze(1)
+    return sequences
+
 
 @dataclass(frozen=True)
 class TimestampRules:
-    """Whisper's grammar of timestamps: they come first, in pairs, and never go back.
+    """Whisper's timestamp grammar: timestamps come first, in pairs, and never go back.
 
     Args:
-        first (`int`): id of `<|0.00|>`; all ids from there on are times.
-        end (`int`): id of `<|endoftext|>`; text tokens lie below it.
-        latest_start (`int`, *optional*): steps of 0.02 s after which no transcript may start.
+        timestamp_begin (`int`): id of `<|0.00|>`; all ids from there on are timestamps.
+        eos_token_id (`int`): id of `<|endoftext|>`; all text tokens have lower ids.
+        max_initial_timestamp_index (`int`, *optional*): steps of 0.02 s after which no transcript may start.
     """
 
-    first: int
-    end: int
-    latest_start: int | None = None
+    timestamp_begin: int
+    eos_token_id: int
+    max_initial_timestamp_index: int | None = None
 
 
-class TokenRules(LogitsProcessor):
-    """Sets the scores of forbidden tokens to minus infinity.
+class WhisperLogitsRules(LogitsProcessor):
+    """Sets the logits of forbidden tokens to minus infinity.
+
+    The same as transformers' suppression and timestamp processors, but for several positions at once and rows of
+    different length, as speculative decoding needs it.
 
     Args:
-        always (`Sequence[int]`): forbidden everywhere.
-        at_begin (`Sequence[int]`): forbidden at the first position behind the prefix.
-        begin (`int`): length of the prefix, the same for all rows.
-        vocab_size (`int`): tokens of the model.
-        device (`torch.device`): of the scores.
-        timestamps ([`TimestampRules`], *optional*): their grammar; None where none are asked for (`always` holds
-            them then).
+        suppress_tokens (`Sequence[int]`): forbidden everywhere.
+        begin_suppress_tokens (`Sequence[int]`): forbidden at the first position behind the prefix.
+        prefix_length (`int`): the same for all rows.
+        vocab_size (`int`): size of the model's vocabulary.
+        device (`torch.device`): of the logits.
+        timestamps ([`TimestampRules`], *optional*): None without timestamps, which `suppress_tokens` then holds.
     """
 
     def __init__(
         self,
-        always: Sequence[int],
-        at_begin: Sequence[int],
-        begin: int,
+        suppress_tokens: Sequence[int],
+        begin_suppress_tokens: Sequence[int],
+        prefix_length: int,
         vocab_size: int,
         device: torch.device,
         timestamps: TimestampRules | None = None,
     ):
-        forbidden = [*always] if timestamps is None else [*always, timestamps.first - 1]  # `<|notimestamps|>`
-        self.always = torch.zeros(vocab_size, dtype=torch.bool, device=device)
-        self.always[forbidden] = True
-        self.at_begin = torch.zeros_like(self.always)
-        self.at_begin[list(at_begin)] = True
-        self.begin, self.timestamps = begin, timestamps
+        # <|notimestamps|> is the token before <|0.00|>.
+        suppressed = [*suppress_tokens, *([] if timestamps is None else [timestamps.timestamp_begin - 1])]
+        self.suppressed = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        self.suppressed[suppressed] = True
+        self.begin_suppressed = torch.zeros_like(self.suppressed)
+        self.begin_suppressed[list(begin_suppress_tokens)] = True
+        self.prefix_length, self.timestamps = prefix_length, timestamps
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """The rules for the one position behind rows of one length, as `generate` asks for it.
-
-        Args:
-            input_ids (`Tensor`): (batch, length), prefix and what has been written.
-            scores (`Tensor`): (batch, vocab).
-        """
+        """As `LogitsProcessor`: logits (batch, vocab) of the token behind `input_ids`, (batch, length)."""
         lengths = torch.full((len(input_ids),), input_ids.shape[1], device=input_ids.device)
         return self.apply(input_ids, lengths, scores.unsqueeze(1)).squeeze(1)
 
-    def apply(self, sequences: Tensor, lengths: Tensor, scores: Tensor) -> Tensor:
-        """The rules for several positions of rows of different length.
+    def apply(self, sequences: Tensor, lengths: Tensor, logits: Tensor) -> Tensor:
+        """Applies the rules at several positions of rows of different length.
 
         Args:
-            sequences (`Tensor`): (batch, any length): prefix and what has been written; drafts are in their places.
-            lengths (`Tensor`): (batch,), at least the prefix: where each row's first score belongs.
-            scores (`Tensor`): (batch, positions, vocab) in float32; left as they are.
+            sequences (`Tensor`): (batch, any length), prefix and generated tokens, with drafts at their positions.
+            lengths (`Tensor`): (batch,), position of each row's first logits; at least the prefix length.
+            logits (`Tensor`): (batch, positions, vocab) in float32; not modified.
 
         Returns:
             `Tensor`: (batch, positions, vocab).
         """
-        written = lengths[:, None] + torch.arange(scores.shape[1], device=lengths.device) - self.begin
-        scores = scores.masked_fill(self.always, FORBIDDEN)
-        first = written == 0
-        if bool(first.any()):
-            scores[first] = scores[first].masked_fill(self.at_begin, FORBIDDEN)
+        # Generated tokens before each position, (batch, positions).
+        num_generated = lengths[:, None] + torch.arange(logits.shape[1], device=lengths.device) - self.prefix_length
+        logits = logits.masked_fill(self.suppressed, FORBIDDEN)
+        is_first = num_generated == 0
+        if bool(is_first.any()):
+            logits[is_first] = logits[is_first].masked_fill(self.begin_suppressed, FORBIDDEN)
         if self.timestamps is None:
-            return scores
-        return _order_timestamps(self.timestamps, sequences, self.begin, written, scores)
+            return logits
+        return _apply_timestamp_rules(self.timestamps, sequences[:, self.prefix_length :], num_generated, logits)
 
 
-def _order_timestamps(rules: TimestampRules, sequences: Tensor, begin: int, written: Tensor, scores: Tensor) -> Tensor:
-    """Whisper's grammar, as in transformers' `WhisperTimeStampLogitsProcessor`, at (batch, positions) `written`."""
-    tail = sequences[:, begin:]
-    latest, before = _token_at(tail, written - 1), _token_at(tail, written - 2)
-    is_time = (written >= 1) & (latest >= rules.first)
-    closes = is_time & ((written < 2) | (before >= rules.first))  # a pair is whole: text has to follow
-    opens = is_time & ~closes  # text has ended: its pair or the end has to follow
-    scores[..., rules.first :].masked_fill_(closes[..., None], FORBIDDEN)
-    scores[..., : rules.end].masked_fill_(opens[..., None], FORBIDDEN)
+def _apply_timestamp_rules(rules: TimestampRules, generated: Tensor, num_generated: Tensor, logits: Tensor) -> Tensor:
+    """As transformers' `WhisperTimeStampLogitsProcessor`, vectorised over rows and positions; in place."""
+    timestamp_begin = rules.timestamp_begin
+    last, second_last = _token_at(generated, num_generated - 1), _token_at(generated, num_generated - 2)
+    last_is_timestamp = (num_generated >= 1) & (last >= timestamp_begin)
+    # A timestamp that starts a transcript, or the second one of a pair: text has to follow.
+    starts_text = last_is_timestamp & ((num_generated < 2) | (second_last >= timestamp_begin))
+    # A timestamp behind text: its partner or <|endoftext|> has to follow.
+    ends_text = last_is_timestamp & ~starts_text
+    logits[..., timestamp_begin:].masked_fill_(starts_text[..., None], FORBIDDEN)
+    logits[..., : rules.eos_token_id].masked_fill_(ends_text[..., None], FORBIDDEN)
 
-    lowest = _last_time(rules, tail, written) + (~opens).long()  # no time twice, but for a pair's two halves
-    times = torch.arange(rules.first, scores.shape[-1], device=scores.device)
-    scores[..., rules.first :].masked_fill_(times < lowest[..., None], FORBIDDEN)
+    # Timestamps never decrease, and only the two of a pair may be equal.
+    lowest = _last_timestamp(timestamp_begin, generated, num_generated) + (~ends_text).long()
+    timestamps = torch.arange(timestamp_begin, logits.shape[-1], device=logits.device)
+    logits[..., timestamp_begin:].masked_fill_(timestamps < lowest[..., None], FORBIDDEN)
 
-    first = (written == 0)[..., None]
-    scores[..., : rules.first].masked_fill_(first, FORBIDDEN)
-    if rules.latest_start is not None:
-        scores[..., rules.first + rules.latest_start + 1 :].masked_fill_(first, FORBIDDEN)
+    is_first = (num_generated == 0)[..., None]
+    logits[..., :timestamp_begin].masked_fill_(is_first, FORBIDDEN)
+    if rules.max_initial_timestamp_index is not None:
+        first_too_late = timestamp_begin + rules.max_initial_timestamp_index + 1
+        logits[..., first_too_late:].masked_fill_(is_first, FORBIDDEN)
 
-    # Where a time as such is more probable than any one word, it has to be a time.
-    likely = scores[..., rules.first :].logsumexp(dim=-1) > scores[..., : rules.first].amax(dim=-1)
-    scores[..., : rules.first].masked_fill_(likely[..., None], FORBIDDEN)
-    return scores
-
-
-def _token_at(tail: Tensor, index: Tensor) -> Tensor:
-    """The tokens (batch, positions) at an index; any where it lies before the start."""
-    return tail.gather(1, index.clamp(0, max(tail.shape[1] - 1, 0))) if tail.shape[1] else index
-
-
-def _last_time(rules: TimestampRules, tail: Tensor, written: Tensor) -> Tensor:
-    """The last timestamp before each position, (batch, positions); one below the first where there is none."""
-    if tail.shape[1] == 0:
-        return torch.full_like(written, rules.first - 1)
-    places = torch.arange(tail.shape[1], device=tail.device).expand_as(tail)
-    last = places.masked_fill(tail < rules.first, -1).cummax(dim=1).values
-    place = _token_at(last, written - 1).masked_fill(written == 0, -1)
-    return _token_at(tail, place).masked_fill(place < 0, rules.first - 1)
+    # If all timestamps together are more probable than any single text token, the token must be a timestamp.
+    any_timestamp = logits[..., timestamp_begin:].logsumexp(dim=-1)
+    must_be_timestamp = any_timestamp > logits[..., :timestamp_begin].amax(dim=-1)
+    logits[..., :timestamp_begin].masked_fill_(must_be_timestamp[..., None], FORBIDDEN)
+    return logits
 
 
-Assistant: TypeAlias = WhisperForCausalLM | WhisperForConditionalGeneration
-"""A decoder that reads another model's encoder states, or a whole Whisper that hears by itself."""
-
-FIRST_PLACES = 64
-"""Room for tokens at the start: it is doubled where a transcript needs more."""
-
-
-class CachedDecoder:
-    """A decoder and its head, with what they remember of each window.
-
-    Args:
-        model (`WhisperForConditionalGeneration` or `WhisperForCausalLM`): in eval mode.
-        encoder_states (`Tensor`): (batch, frames, width).
-        capacity (`int`): places for tokens; those of the positions are for the caller to mind.
-        static (`bool`, *optional*, defaults to `False`): every pass looks at all places, so that no shape changes.
-
-    Raises:
-        ValueError: for a static cache with flash attention, which takes no mask.
-    """
-
-    def __init__(self, model: Assistant, encoder_states: Tensor, capacity: int, static: bool = False):
-        self.decoder, self.head = model.get_decoder(), model.proj_out
-        implementation = model.config._attn_implementation
-        self.takes_masks = implementation != "flash_attention_2"
-        if static and not self.takes_masks:
-            raise ValueError(
-                "flash_attention_2 takes no mask, so that it would look at the empty room of a static cache too. Take "
-                "the dynamic cache, or sdpa or eager attention."
-            )
-        self.attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        self.capacity, self.static, self.started = capacity, static, False
-        self.heard = [_keys_and_values(layer.encoder_attn, encoder_states) for layer in self.decoder.layers]
-        places = capacity if static else min(capacity, FIRST_PLACES)
-        self.written = [
-            [_empty(layer.self_attn, encoder_states, places) for _ in ("keys", "values")]
-            for layer in self.decoder.layers
-        ]
-
-    def scores(self, tokens: Tensor, begin: int | Tensor, count: int = 1) -> Tensor:
-        """Scores (batch, count, vocab) in float32 behind the last `count` of tokens (batch, length).
-
-        Args:
-            tokens (`Tensor`): what has not been read yet, or is to be read again.
-            begin (`int` or `Tensor`): the place of the first token, of all rows or of each, (batch,).
-            count (`int`, *optional*, defaults to 1): up to the length.
-        """
-        places = _Places(tokens, begin, self.capacity if self.static else None)
-        self._make_room(places.end)
-        mask = places.mask(self.heard[0][0].dtype) if self.takes_masks else None
-        positions = places.positions.clamp(max=self.decoder.max_target_positions - 1)
-        states = self.decoder.embed_tokens(tokens) + self.decoder.embed_positions.weight[positions]
-        for layer, heard, written in zip(self.decoder.layers, self.heard, self.written, strict=True):
-            normed = layer.self_attn_layer_norm(states)
-            keys, values = self._write(layer.self_attn, normed, written, places)
-            states = states + self._attend(layer.self_attn, normed, keys, values, mask)
-            normed = layer.encoder_attn_layer_norm(states)
-            states = states + self._attend(layer.encoder_attn, normed, *heard, None)
-            normed = layer.final_layer_norm(states)
-            states = states + layer.fc2(layer.activation_fn(layer.fc1(normed)))
-        self.started = True
-        return self.head(self.decoder.layer_norm(states[:, -count:])).float()
-
-    def keep(self, rows: Tensor) -> None:
-        """Forgets all windows but `rows`."""
-        self.heard = [(keys[rows], values[rows]) for keys, values in self.heard]
-        self.written = [[kept[rows] for kept in layer] for layer in self.written]
-
-    def _make_room(self, places: int) -> None:
-        """Twice the room where it is too little: few transcripts need all of it."""
-        room = self.written[0][0].shape[1]
-        if places > room:
-            more = min(max(2 * room, places), self.capacity) - room
-            self.written = [[F.pad(kept, (0, 0, 0, 0, 0, more)) for kept in layer] for layer in self.written]
-
-    def _write(
-        self, module: WhisperAttention, normed: Tensor, written: list[Tensor], places: "_Places"
-    ) -> tuple[Tensor, ...]:
-        """Keys and values (batch, heads, places, width) with those of the pass in their places."""
-        heads, width = module.num_heads, module.head_dim
-        for kept, project in zip(written, (module.k_proj, module.v_proj), strict=True):
-            places.put(project(normed).view(*normed.shape[:2], heads, width), kept)
-        return tuple(kept[:, : places.end].transpose(1, 2) for kept in written)
-
-    def _attend(
-        self, module: WhisperAttention, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
-    ) -> Tensor:
-        batch, length, _ = normed.shape
-        queries = (module.q_proj(normed) * module.scaling).view(batch, length, module.num_heads, module.head_dim)
-        found, _ = self.attention(module, queries.transpose(1, 2), keys, values, mask, dropout=0.0, scaling=1.0)
-        return module.out_proj(found.reshape(batch, length, -1))
+def _token_at(generated: Tensor, index: Tensor) -> Tensor:
+    """The tokens (batch, positions) at `index`; arbitrary where the index is negative."""
+    if generated.shape[1] == 0:
+        return index
+    return generated.gather(1, index.clamp(0, generated.shape[1] - 1))
 
 
-def _empty(module: WhisperAttention, states: Tensor, places: int) -> Tensor:
-    return states.new_zeros(len(states), places, module.num_heads, module.head_dim)
-
-
-def _keys_and_values(module: WhisperAttention, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the encoder's states, (batch, heads, frames, width) each."""
-    shape = (*states.shape[:2], module.num_heads, module.head_dim)
-    keys, values = module.k_proj(states).view(shape), module.v_proj(states).view(shape)
-    return keys.transpose(1, 2).contiguous(), values.transpose(1, 2).contiguous()
-
-
-class _Places:
-    """Where the tokens of a pass stand: from one place on in all rows, or from one of its own in each."""
-
-    def __init__(self, tokens: Tensor, begin: int | Tensor, end: int | None):
-        self.batch, self.count = tokens.shape
-        starts = {begin} if isinstance(begin, int) else set(begin.tolist())
-        self.differ = len(starts) > 1
-        self.first = min(starts)
-        self.end = max(starts) + self.count if end is None else end
-        self.static = end is not None
-        steps = torch.arange(self.count, device=tokens.device)
-        self.positions = steps + (begin[:, None] if self.differ and not isinstance(begin, int) else self.first)
-        self.rows = torch.arange(self.batch, device=tokens.device)
-
-    def put(self, fresh: Tensor, kept: Tensor) -> None:
-        """Writes (batch, count, heads, width) to its places in (batch, capacity, heads, width)."""
-        if self.differ:
-            kept[self.rows[:, None], self.positions] = fresh
-        else:
-            kept[:, self.first : self.first + self.count] = fresh
-
-    def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """Nearly minus infinity where a token must not look, (batch or 1, 1, count, end); None where all is seen."""
-        if self.count == 1 and not self.differ and not self.static:
-            return None
-        hidden = torch.arange(self.end, device=self.positions.device) > self.positions[..., None]
-        mask = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
-        mask = mask.masked_fill_(hidden, torch.finfo(dtype).min)
-        return mask[:, None] if self.differ else mask[None, None]
-
-
-@torch.inference_mode()
-def greedy_search(
-    model: WhisperForConditionalGeneration,
-    encoder_states: Tensor,
-    prefix: Tensor,
-    rules: Callable[[Tensor, Tensor], Tensor],
-    *,
-    end: int,
-    max_new_tokens: int,
-    min_new_tokens: int = 0,
-    static_cache: bool = False,
-) -> Tensor:
-    """Appends the most probable allowed token until every window has ended.
-
-    Windows that have ended leave the batch as soon as they are half of it: their share of the keys and values of the
-    encoder's states, by far the largest part of a step, is then read no more.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        encoder_states (`Tensor`): (batch, frames, width).
-        prefix (`Tensor`): (batch, prefix) token ids.
-        rules (`Callable[[Tensor, Tensor], Tensor]`): applied to the tokens so far and the float32 scores of every
-            step, each row by itself: [`TokenRules`], or a `LogitsProcessorList`.
-        end (`int`): the token that ends a window, and fills its row afterwards.
-        max_new_tokens (`int`): tokens behind the prefix at most, `end` included.
-        min_new_tokens (`int`, *optional*, defaults to 0): no `end` before.
-        static_cache (`bool`, *optional*, defaults to `False`): room for the keys and values of all tokens is taken at
-            once, and every step looks at all of it; all windows stay until the last one ends. The tokens are the same
-            (appendix D.5).
-
-    Returns:
-        `Tensor`: (batch, prefix + new tokens), the prefix included.
-
-    Raises:
-        ValueError: for a static cache with flash attention.
-    """
-    decoder = CachedDecoder(model, encoder_states, prefix.shape[1] + max_new_tokens, static_cache)
-    rows = torch.arange(len(prefix), device=prefix.device)
-    sequences = prefix.new_full((len(prefix), prefix.shape[1] + max_new_tokens), end)
-    sequences[:, : prefix.shape[1]] = prefix
-    inputs, ended = prefix, torch.zeros_like(rows, dtype=torch.bool)
-    for step in range(max_new_tokens):
-        length = prefix.shape[1] + step
-        scores = decoder.scores(inputs, length - inputs.shape[1])[:, 0]
-        if step < min_new_tokens:
-            scores[:, end] = float("-inf")
-        chosen = rules(sequences[rows, :length], scores).argmax(dim=-1).masked_fill(ended, end)
-        sequences[rows, length] = chosen
-        ended = chosen == end
-        left = len(ended) - int(ended.sum())
-        if left == 0:
-            return sequences[:, : length + 1]
-        if 2 * left <= len(ended) and not static_cache:
-            kept = torch.nonzero(~ended).squeeze(1)
-            decoder.keep(kept)
-            rows, chosen, ended = rows[kept], chosen[kept], ended[kept]
-        inputs = chosen.unsqueeze(1)
-    return sequences
+def _last_timestamp(timestamp_begin: int, generated: Tensor, num_generated: Tensor) -> Tensor:
+    """The last timestamp before each position, (batch, positions); `timestamp_begin - 1` if there is none."""
+    if generated.shape[1] == 0:
+        return torch.full_like(num_generated, timestamp_begin - 1)
+    index = torch.arange(generated.shape[1], device=generated.device).expand_as(generated)
+    # (batch, length): index of the last timestamp up to and with each token, -1 before the first one.
+    last_index = index.masked_fill(generated < timestamp_begin, -1).cummax(dim=1).values
+    last_index = _token_at(last_index, num_generated - 1).masked_fill(num_generated == 0, -1)
+    return _token_at(generated, last_index).masked_fill(last_index < 0, timestamp_begin - 1)

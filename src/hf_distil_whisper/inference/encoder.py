@@ -1,7 +1,4 @@
-"""What an encoder made of a recording, kept for whoever needs it next: labelling runs it first, then training.
-
-Knows one encoder and its states; `cache_store` keeps the arrays.
-"""
+"""Run Whisper's encoder: features of a window, hidden states, and a cache that labelling and training share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,41 +24,43 @@ INT8_BLOCK = 64
 """Neighbouring numbers of a state that share a scale: the few large ones of a Whisper spoil no others then."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By bytes: numpy has no bfloat16, so what is kept are the bits."""
+"""Integer type by item size: numpy has no bfloat16, so the bits are stored."""
 
 
 @torch.no_grad()
 def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
-    """The states of a model's encoder, (batch, frames, width), without gradient.
-
-    On a CPU one window after the other: what the encoder makes of several is too large for the caches, and for the
-    allocator to keep (glibc fetches tensors of more than 32 MB anew each time). Of 16 windows of the small teacher of
-    examples/quickstart that saves a quarter of the time.
+    """Encoder hidden states of a batch of windows, without gradient.
 
     Args:
         model (`WhisperForConditionalGeneration`): teacher, or student with a frozen encoder.
         input_features (`Tensor`): log-mel of shape (batch, mel bins, 2 * frames), in any precision.
+
+    Returns:
+        `Tensor`: (batch, frames, d_model).
     """
     encoder = model.model.encoder
     features = input_features.to(encoder.dtype)
+    # One window at a time on a CPU: the activations of a batch exceed the CPU's caches, and glibc gives tensors above
+    # 32 MB back to the system each time. For 16 windows of the quickstart's teacher this saves a quarter of the time.
     batches = features.split(1) if features.device.type == "cpu" else (features,)
     states = [encoder(batch).last_hidden_state for batch in batches]
     return states[0] if len(states) == 1 else torch.cat(states)
 
 
 class EncoderCache:
-    """An encoder's states by the content of the recording, in memory or in a folder that runs and processes share.
+    """Encoder hidden states by the content of the recording, in memory or in a folder that processes share.
 
     Args:
-        encoder (`nn.Module`): whose states these are; a folder belongs to one encoder.
-        dtype (`torch.dtype`): of the states.
-        folder (`str` or `Path`, *optional*): on a local disk; the states lie in `states` below it. None for memory.
+        encoder (`nn.Module`): a folder holds the hidden states of one encoder.
+        dtype (`torch.dtype`): of the hidden states.
+        folder (`str` or `Path`, *optional*): on a local disk, with the arrays in its subfolder `states`. None: in
+            memory.
         int8 (`bool`, *optional*, defaults to `False`): keep them in 8 bits, each block of 64 numbers with a scale:
             half the room of bfloat16, and numbers that are off by at most 0.4 % of the largest of their block.
 
     Raises:
         ValueError: if the folder is a URL.
-        StaleRunError: if the folder holds the states of another encoder, or others of this one.
+        StaleRunError: if the folder holds hidden states of another encoder or dtype.
     """
 
     def __init__(self, encoder: nn.Module, dtype: torch.dtype, folder: str | Path | None = None, int8: bool = False):
@@ -77,11 +76,11 @@ class EncoderCache:
         return key in self._store
 
     def add(self, key: bytes, states: Tensor) -> None:
-        """Keeps the states of one recording, unless they are there.
+        """Adds the hidden states of one recording, unless they are cached already.
 
         Args:
             key (`bytes`): from [`recording_key`].
-            states (`Tensor`): (frames, width), in any precision.
+            states (`Tensor`): (frames, d_model), in any precision.
         """
         if key not in self._store:
             states = states.detach().to("cpu", self.dtype, copy=True)
@@ -90,43 +89,46 @@ class EncoderCache:
             )
 
     def get(self, key: bytes) -> Tensor | None:
-        """The states of one recording, in memory of their own; None where there are none."""
-        found = self._store.get(key)
-        if found is None:
+        """A copy of the hidden states of one recording, (frames, d_model); None if they are not cached."""
+        arrays = self._store.get(key)
+        if arrays is None:
             return None
         if self.int8:
-            return _restored(found["states"], found["scales"]).to(self.dtype)
-        return torch.from_numpy(found["states"].copy()).view(self.dtype)
+            return _restored(arrays["states"], arrays["scales"]).to(self.dtype)
+        return torch.from_numpy(arrays["states"].copy()).view(self.dtype)
 
     def flush(self) -> None:
-        """Commits what has been added."""
+        """Commits the added hidden states to the folder."""
         self._store.flush()
 
     def reload(self) -> None:
-        """Finds what other processes have committed."""
+        """Reads the hidden states that other processes have committed."""
         self._store.reload()
 
 
-def encode_once(model: WhisperForConditionalGeneration, input_features: Tensor, cache: EncoderCache) -> Tensor:
-    """As [`encode`], but windows that the cache knows are not heard again; the others are kept in it.
+def encode_cached(model: WhisperForConditionalGeneration, input_features: Tensor, cache: EncoderCache) -> Tensor:
+    """[`encode`], with hidden states from the cache where it has them; new ones are added to it.
 
     Args:
         model (`WhisperForConditionalGeneration`): with the cache's encoder.
         input_features (`Tensor`): log-mel of shape (batch, mel bins, 2 * frames).
-        cache ([`EncoderCache`]): of the model's dtype, so that the states are the same to the last bit.
+        cache ([`EncoderCache`]): of the model's dtype, so that the hidden states are the same to the last bit.
+
+    Returns:
+        `Tensor`: (batch, frames, d_model).
     """
     keys = [content_key(window.cpu().numpy()) for window in input_features]
     states = [cache.get(key) for key in keys]
-    unheard = [place for place, known in enumerate(states) if known is None]
-    if unheard:
-        for place, heard in zip(unheard, encode(model, input_features[unheard]), strict=True):
-            cache.add(keys[place], heard)
-            states[place] = heard
-    return torch.stack([known.to(input_features.device) for known in states if known is not None])
+    missing = [index for index, cached in enumerate(states) if cached is None]
+    if missing:
+        for index, encoded in zip(missing, encode(model, input_features[missing]), strict=True):
+            cache.add(keys[index], encoded)
+            states[index] = encoded
+    return torch.stack([cached.to(input_features.device) for cached in states if cached is not None])
 
 
 def encoder_cache_bytes(num_rows: int, config: WhisperConfig, dtype: torch.dtype, int8: bool = False) -> int:
-    """Bytes of the encoder states of `num_rows` windows."""
+    """Bytes of the encoder hidden states of `num_rows` windows."""
     frame = config.d_model + 2 * -(-config.d_model // INT8_BLOCK) if int8 else config.d_model * dtype.itemsize
     return num_rows * config.max_source_positions * frame
 
@@ -147,7 +149,7 @@ def _restored(states: np.ndarray, scales: np.ndarray) -> Tensor:
 
 
 def window_seconds(processor: WhisperProcessor) -> float:
-    """Length of the encoder's window in seconds: 30 for all published models."""
+    """Length of the encoder's window in seconds: 30 in all published models."""
     return processor.feature_extractor.n_samples / SAMPLING_RATE
 
 
@@ -157,8 +159,8 @@ def window_features(
     """Log-mel features of recordings of up to one window, padded with silence to the window.
 
     Args:
-        model (`WhisperForConditionalGeneration`): the features come in its dtype and on its device.
-        processor (`WhisperProcessor`): holds the feature extractor.
+        model (`WhisperForConditionalGeneration`): for the dtype and device of the features.
+        processor (`WhisperProcessor`): for its feature extractor.
         recordings (`Sequence[np.ndarray]`): float32 mono at 16 kHz.
 
     Returns:

@@ -1,13 +1,9 @@
-"""Token generation for windows of at most 30 s: one encoder pass per batch, greedy or beam search, bounded length.
-
-Knows Whisper's prefix, languages, suppressed tokens and the statistics of a finished sequence. Knows neither audio
-files nor text: `results.py` turns tokens into text. The model's own generation config is never touched, always copied.
-"""
+"""`generate_tokens`: tokens for a batch of windows of up to 30 s, by greedy, beam or speculative search."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,16 +14,16 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_distil_whisper.inference.decoder import (
     Assistant,
     TimestampRules,
-    TokenRules,
-    greedy_search,
+    WhisperLogitsRules,
+    greedy_decode,
 )
 from hf_distil_whisper.inference.encoder import (
     EncoderCache,
     encode,
-    encode_once,
+    encode_cached,
 )
 from hf_distil_whisper.inference.prompt import (
-    _generation_entry,
+    generation_entry,
     max_generated_tokens,
     prefix_tokens,
     resolve_languages,
@@ -35,21 +31,72 @@ from hf_distil_whisper.inference.prompt import (
 )
 from hf_distil_whisper.inference.speculative import (
     DraftCounts,
-    speculative_search,
+    speculative_decode,
 )
 
 
 @dataclass(frozen=True)
-class TokenSequence:
-    """What the decoder wrote for one window.
+class GenerationSettings:
+    """How transcripts are generated, in all functions that generate some.
+
+    Functions that take an instance also take its fields as keywords, which replace those of the instance.
 
     Args:
-        tokens (`list[int]`): without the prefix and without `<|endoftext|>`; timestamp tokens included where asked
-            for.
-        truncated (`bool`): whether the length ran out before `<|endoftext|>` came: the transcript stops mid-sentence.
+        language (`str`, *optional*): code ("de"), name ("german") or token ("<|de|>"). None: English for an
+            English-only model, else detected in every window.
+        task (`str`, *optional*, defaults to `"transcribe"`): or "translate" (into English).
+        num_beams (`int`, *optional*, defaults to 1): beams of the search; 1 is greedy, as the paper labels and
+            evaluates (section 9.1).
+        max_new_tokens (`int`, *optional*): tokens per window at most; by default as many as the decoder has positions
+            for, see [`max_generated_tokens`].
+        min_new_tokens (`int`, *optional*): tokens per window at least; equal to `max_new_tokens`, the work of every
+            window is the same, for latency measurements.
+        return_timestamps (`bool` or `"word"`, *optional*, defaults to `False`): predict timestamp tokens; "word": also
+            times of words, where a function offers them.
+        batch_size (`int`, *optional*, defaults to 16): windows per forward pass at most.
+        token_budget (`int`, *optional*): expected tokens per forward pass at most, so that short recordings come in
+            larger batches; see [`batches_by_length`].
+        draft_length (`int`, *optional*): tokens that an assistant drafts at a time; by default chosen by how many of
+            its tokens are accepted.
+
+    Raises:
+        ValueError: for a number below 1.
+
+    Example:
+        ```python
+        >>> settings = GenerationSettings(language="de", num_beams=5)
+        >>> transcribe(model, processor, "rede.wav", settings=settings, return_timestamps=True)
+        ```
+    """
+
+    language: str | None = None
+    task: str = "transcribe"
+    num_beams: int = 1
+    max_new_tokens: int | None = None
+    min_new_tokens: int | None = None
+    return_timestamps: bool | Literal["word"] = False
+    batch_size: int = 16
+    token_budget: int | None = None
+    draft_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_beams", "batch_size", "token_budget", "draft_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"`{name}` is {value}, expected at least 1.")
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """The tokens generated for one window.
+
+    Args:
+        tokens (`list[int]`): without prefix and `<|endoftext|>`; with timestamp tokens if they were requested.
+        truncated (`bool`): whether `max_new_tokens` was reached before `<|endoftext|>`: the transcript stops
+            mid-sentence.
         mean_log_prob (`float`, *optional*): see [`score_tokens`].
         no_speech_prob (`float`, *optional*): see [`score_tokens`].
-        drafts ([`DraftCounts`], *optional*): what came of the assistant's drafts, where there was one.
+        drafts ([`DraftCounts`], *optional*): how many drafted tokens were accepted, with an assistant.
     """
 
     tokens: list[int]
@@ -64,199 +111,202 @@ def generate_tokens(
     model: WhisperForConditionalGeneration,
     input_features: Tensor | None = None,
     *,
-    encoder_states: Tensor | None = None,
-    num_beams: int = 1,
-    max_new_tokens: int | None = None,
-    min_new_tokens: int | None = None,
-    return_timestamps: bool = False,
-    language: str | Sequence[str | None] | None = None,
-    task: str = "transcribe",
+    encoder_hidden_states: Tensor | None = None,
+    settings: GenerationSettings | None = None,
+    languages: Sequence[str | None] | None = None,
     assistant: Assistant | None = None,
-    draft_length: int | None = None,
     statistics: bool = False,
-    search: Callable[..., Tensor] = greedy_search,
+    **keywords: Any,
 ) -> list[TokenSequence]:
-    """Transcribes a batch of windows, each of which passes the encoder once, in one search.
+    """Generates tokens for a batch of windows, each of which passes the encoder once.
 
-    Unlike `model.generate`, it never starts a second window: that loop over-runs its length on models that are not
-    trained yet, and can go on for ever. Without timestamps their tokens are suppressed. The model and its generation
-    config are left as they are.
+    Unlike `model.generate`, it never starts a second window: that loop exceeds its length on models that are not
+    trained yet, and may never end. Timestamp tokens are suppressed unless they are requested. The model and its
+    generation config are not modified.
 
     Args:
         model (`WhisperForConditionalGeneration`): in eval mode.
-        input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), padded to the window; may be
-            None where `encoder_states` are given.
-        encoder_states (`Tensor`, *optional*): (batch, frames, width), where the encoder has run already.
-        num_beams (`int`, *optional*, defaults to 1): greedy search, as the paper labels and evaluates.
-        max_new_tokens (`int`, *optional*, defaults to what [`max_generated_tokens`] allows): bound on the tokens.
-        min_new_tokens (`int`, *optional*): no `<|endoftext|>` before; equal to `max_new_tokens` it fixes the work, to
-            measure time.
-        return_timestamps (`bool`, *optional*, defaults to `False`): ask for and keep timestamp tokens.
-        language (`str` or `Sequence[str | None]`, *optional*): of all windows or of each, see [`resolve_language`];
-            None detects it from the encoder's states.
-        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, greedy
-            only: see [`create_assistant`]. A whole Whisper hears by itself and needs `input_features`.
-        draft_length (`int`, *optional*): tokens of each draft; by default chosen by how many are accepted.
+        input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), padded to the window; not
+            needed with `encoder_hidden_states`, except by an assistant with its own encoder.
+        encoder_hidden_states (`Tensor`, *optional*): (batch, frames, d_model), if the encoder has already run.
+        settings ([`GenerationSettings`], *optional*): language, beams, length; greedy by default.
+        languages (`Sequence[str | None]`, *optional*): of each window, in place of `settings.language`.
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts tokens for the model,
+            greedy only; see [`create_assistant`].
         statistics (`bool`, *optional*, defaults to `False`): also fill `mean_log_prob` and `no_speech_prob`.
-        search (`Callable[..., Tensor]`, *optional*, defaults to [`greedy_search`]): another greedy search with its
-            arguments, to measure it.
+        keywords: fields of [`GenerationSettings`], which replace those of `settings`.
 
     Returns:
         `list[TokenSequence]`: one per window, in order.
 
     Raises:
-        ValueError: for lengths beyond the decoder, unknown languages, an assistant with beams or a whole one without
-            features, or a search beside either.
+        ValueError: for lengths beyond the decoder's positions, unknown languages, an assistant with beams, or an
+            assistant with its own encoder and no features.
     """
-    allowed = max_generated_tokens(model, return_timestamps)
-    new_tokens = allowed if max_new_tokens is None else max_new_tokens
-    if not 1 <= new_tokens <= allowed:
-        raise ValueError(
-            f"`max_new_tokens` is {new_tokens}, expected 1 to {allowed}: the decoder's positions and the generation "
-            "config's `max_length` leave no more behind the prefix."
-        )
-    windows = input_features if encoder_states is None else encoder_states
+    settings = replace(settings or GenerationSettings(), **keywords)
+    windows = input_features if encoder_hidden_states is None else encoder_hidden_states
     if windows is None:
-        raise ValueError("generate_tokens: expected `input_features` or `encoder_states`, got neither.")
-    if assistant is not None and num_beams > 1:
+        raise ValueError("generate_tokens: expected `input_features` or `encoder_hidden_states`, got neither.")
+    if assistant is not None and settings.num_beams > 1:
         raise ValueError(
-            f"`num_beams` is {num_beams}, but an assistant drafts for greedy decoding: pass num_beams=1, or leave out "
-            "`assistant`."
+            f"`num_beams` is {settings.num_beams}, but an assistant drafts for greedy decoding: pass num_beams=1, or "
+            "leave out `assistant`."
         )
-    if search is not greedy_search and (num_beams > 1 or assistant is not None):
-        raise ValueError(
-            f"`search` is greedy, expected num_beams=1 and no assistant beside it, got {num_beams} beams."
-        )
-    codes = resolve_languages(model, language, task, len(windows))
-    states = encode(model, windows) if encoder_states is None else encoder_states
-    prefix = prefix_tokens(model, states, codes, task, return_timestamps)
-    config = _generation_settings(model, prefix.shape[1], new_tokens, min_new_tokens, num_beams)
-    rules = token_rules(model, prefix.shape[1], return_timestamps)
-    limits = {"end": config.eos_token_id, "max_new_tokens": new_tokens, "min_new_tokens": min_new_tokens or 0}
+    return_timestamps = bool(settings.return_timestamps)
+    max_new_tokens = _max_new_tokens(model, settings)
+    codes = resolve_languages(model, languages or settings.language, settings.task, len(windows))
+    if encoder_hidden_states is None:
+        encoder_hidden_states = encode(model, windows)  # (batch, frames, d_model)
+    prefix = prefix_tokens(model, encoder_hidden_states, codes, settings.task, return_timestamps)  # (batch, prefix)
+    rules = logits_rules(model, prefix.shape[1], return_timestamps)
+    eos_token_id = generation_entry(model, "eos_token_id")
+    limits = {
+        "eos_token_id": eos_token_id,
+        "max_new_tokens": max_new_tokens,
+        "min_new_tokens": settings.min_new_tokens or 0,
+    }
     drafts: list[DraftCounts | None] = [None] * len(windows)
     if assistant is not None:
-        sequences, drafts[:] = speculative_search(
-            model, assistant, states, prefix, rules, input_features=input_features, draft_length=draft_length, **limits
+        sequences, drafts[:] = speculative_decode(
+            model,
+            assistant,
+            encoder_hidden_states,
+            prefix,
+            rules,
+            input_features=input_features,
+            draft_length=settings.draft_length,
+            **limits,
         )
-    elif num_beams == 1:
-        sequences = search(model, states, prefix, rules, **limits)
+    elif settings.num_beams == 1:
+        sequences = greedy_decode(model, encoder_hidden_states, prefix, rules, **limits)
     else:
-        # GenerationMixin.generate is the single search that Whisper's own generate wraps into its loop over windows.
+        # GenerationMixin.generate is the search over one window that Whisper's own `generate` wraps into its loop.
         sequences = GenerationMixin.generate(
             model,
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=torch.ones(states.shape[:2], dtype=torch.long, device=states.device),
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoder_hidden_states),
+            attention_mask=torch.ones(
+                encoder_hidden_states.shape[:2], dtype=torch.long, device=encoder_hidden_states.device
+            ),
             decoder_input_ids=prefix,
-            generation_config=config,
+            generation_config=_beam_search_config(model, settings, prefix.shape[1] + max_new_tokens),
             logits_processor=LogitsProcessorList([rules]),
         )
-    found = [cut_at_end(row, config.eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
+    rows = [strip_end(row, eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
+    generated = [TokenSequence(*row, drafts=counts) for row, counts in zip(rows, drafts, strict=True)]
     if not statistics:
-        return [TokenSequence(*row, drafts=own) for row, own in zip(found, drafts, strict=True)]
-    scores = score_tokens(
-        model, states, prefix, [tokens for tokens, _ in found], [truncated for _, truncated in found]
-    )
-    return [TokenSequence(*row, *score, own) for row, score, own in zip(found, scores, drafts, strict=True)]
+        return generated
+    scores = score_tokens(model, encoder_hidden_states, prefix, [row for row, _ in rows], [cut for _, cut in rows])
+    return [
+        replace(sequence, mean_log_prob=mean_log_prob, no_speech_prob=no_speech_prob)
+        for sequence, (mean_log_prob, no_speech_prob) in zip(generated, scores, strict=True)
+    ]
 
 
-def generate_once(
-    model: WhisperForConditionalGeneration, input_features: Tensor, cache: EncoderCache, **settings: Any
+def generate_tokens_cached(
+    model: WhisperForConditionalGeneration, input_features: Tensor, cache: EncoderCache, **keywords: Any
 ) -> list[TokenSequence]:
-    """As [`generate_tokens`], but windows that `cache` knows are not heard again.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): with the cache's encoder and of its dtype.
-        input_features (`Tensor`): log-mel of shape (batch, mel bins, frames).
-        cache ([`EncoderCache`]): gets the states of the other windows.
-        settings: of [`generate_tokens`].
-    """
-    return generate_tokens(model, encoder_states=encode_once(model, input_features, cache), **settings)
+    """[`generate_tokens`], with encoder hidden states from `cache`, which gets those of new windows."""
+    states = encode_cached(model, input_features, cache)
+    return generate_tokens(model, encoder_hidden_states=states, **keywords)
 
 
-def _generation_settings(
-    model: WhisperForConditionalGeneration, prefix: int, new_tokens: int, min_new_tokens: int | None, num_beams: int
+def _max_new_tokens(model: WhisperForConditionalGeneration, settings: GenerationSettings) -> int:
+    allowed = max_generated_tokens(model, bool(settings.return_timestamps))
+    max_new_tokens = allowed if settings.max_new_tokens is None else settings.max_new_tokens
+    if not 1 <= max_new_tokens <= allowed:
+        raise ValueError(
+            f"`max_new_tokens` is {max_new_tokens}, expected 1 to {allowed}: the decoder's positions and the "
+            "generation config's `max_length` leave no more behind the prefix."
+        )
+    return max_new_tokens
+
+
+def _beam_search_config(
+    model: WhisperForConditionalGeneration, settings: GenerationSettings, max_length: int
 ) -> GenerationConfig:
     config = copy.deepcopy(model.generation_config)
-    config.max_length = prefix + new_tokens
+    config.max_length = max_length
     config.max_new_tokens = None
-    config.min_new_tokens = min_new_tokens
-    config.num_beams = num_beams
+    config.min_new_tokens = settings.min_new_tokens
+    config.num_beams = settings.num_beams
     config.do_sample = False
     config.use_cache = True  # the Trainer leaves it off in the config of a trained model
     config.return_dict_in_generate = False
-    # Empty, not None, which would be filled from the model's config again: `TokenRules` does this work.
+    # Empty, not None, which `generate` would fill from the model's config again: WhisperLogitsRules suppresses them.
     config.suppress_tokens = []
     config.begin_suppress_tokens = []
     return config
 
 
-def token_rules(model: WhisperForConditionalGeneration, begin: int, return_timestamps: bool) -> TokenRules:
-    """What the model's generation config allows to be written behind a prefix of `begin` tokens.
+def logits_rules(
+    model: WhisperForConditionalGeneration, prefix_length: int, return_timestamps: bool
+) -> WhisperLogitsRules:
+    """The tokens that the model's generation config allows.
 
     Args:
-        model (`WhisperForConditionalGeneration`): names suppressed tokens in its generation config.
-        begin (`int`): tokens of the prefix, a prompt included.
-        return_timestamps (`bool`): their grammar; else they are suppressed.
+        model (`WhisperForConditionalGeneration`): its generation config lists the suppressed tokens.
+        prefix_length (`int`): tokens before the transcript, including a prompt.
+        return_timestamps (`bool`): apply the timestamp grammar; else timestamps are suppressed.
     """
-    settings, first = model.generation_config, timestamp_begin(model)
-    always, timestamps = list(settings.suppress_tokens or []), None
+    config, first_timestamp = model.generation_config, timestamp_begin(model)
+    suppress_tokens, timestamps = list(config.suppress_tokens or []), None
     if return_timestamps:
-        latest_start = settings.to_dict().get("max_initial_timestamp_index")
-        timestamps = TimestampRules(first, _generation_entry(model, "eos_token_id"), latest_start)
+        max_initial = config.to_dict().get("max_initial_timestamp_index")
+        timestamps = TimestampRules(first_timestamp, generation_entry(model, "eos_token_id"), max_initial)
     else:
-        always += range(first, model.config.vocab_size)
-    at_begin = settings.begin_suppress_tokens or []
-    return TokenRules(always, at_begin, begin, model.config.vocab_size, model.device, timestamps)
+        suppress_tokens += range(first_timestamp, model.config.vocab_size)
+    begin_suppress_tokens = config.begin_suppress_tokens or []
+    return WhisperLogitsRules(
+        suppress_tokens, begin_suppress_tokens, prefix_length, model.config.vocab_size, model.device, timestamps
+    )
 
 
-def cut_at_end(row: list[int], end: int) -> tuple[list[int], bool]:
-    """The tokens before `<|endoftext|>`, and whether it is missing."""
-    return (row[: row.index(end)], False) if end in row else (row, True)
+def strip_end(tokens: list[int], eos_token_id: int) -> tuple[list[int], bool]:
+    """The tokens before `<|endoftext|>`, and whether there is none (truncated)."""
+    return (tokens[: tokens.index(eos_token_id)], False) if eos_token_id in tokens else (tokens, True)
 
 
 @torch.inference_mode()
 def score_tokens(
     model: WhisperForConditionalGeneration,
-    encoder_states: Tensor,
+    encoder_hidden_states: Tensor,
     prefix: Tensor,
     tokens: Sequence[Sequence[int]],
     truncated: Sequence[bool],
 ) -> list[tuple[float, float]]:
-    """How sure the model is of finished sequences, and of there being speech at all.
-
-    One more pass of the decoder over known tokens, beside the encoder's states: about the cost of one step of the
-    search, where keeping the scores of every step would hold (batch, length, vocabulary) numbers, 1.5 GB for 16 full
-    windows. The vocabulary is only ever spread out for one window at a time.
+    """How confident the model is of generated tokens, and of there being speech at all.
 
     Args:
-        model (`WhisperForConditionalGeneration`): the model that wrote the tokens.
-        encoder_states (`Tensor`): (batch, frames, width).
+        model (`WhisperForConditionalGeneration`): the model that generated the tokens.
+        encoder_hidden_states (`Tensor`): (batch, frames, d_model).
         prefix (`Tensor`): (batch, prefix) token ids, `<|startoftranscript|>` first.
         tokens (`Sequence[Sequence[int]]`): per window, without `<|endoftext|>`.
-        truncated (`Sequence[bool]`): where true, no `<|endoftext|>` was written and none is scored.
+        truncated (`Sequence[bool]`): per window, true if no `<|endoftext|>` was generated; then none is scored.
 
     Returns:
         `list[tuple[float, float]]`: per window the mean log-probability per token, `<|endoftext|>` counted as a token
         as in OpenAI's Whisper, and the probability of `<|nospeech|>` behind `<|startoftranscript|>`. Both under the
         model's own distribution, before any token is suppressed.
     """
-    end = _generation_entry(model, "eos_token_id")
-    # `<|nospeech|>` stands right before `<|notimestamps|>` in every Whisper vocabulary, under changing names.
-    no_speech = _generation_entry(model, "no_timestamps_token_id") - 1
-    targets = [list(row) + ([] if cut else [end]) for row, cut in zip(tokens, truncated, strict=True)]
+    eos_token_id = generation_entry(model, "eos_token_id")
+    # `<|nospeech|>` precedes `<|notimestamps|>` in every Whisper vocabulary, under changing names.
+    no_speech_id = generation_entry(model, "no_timestamps_token_id") - 1
+    targets = [list(row) + ([] if cut else [eos_token_id]) for row, cut in zip(tokens, truncated, strict=True)]
     longest = max(len(row) for row in targets)
-    padded = torch.tensor([row + [end] * (longest - len(row)) for row in targets], device=prefix.device)
-    inputs = torch.cat([prefix, padded[:, :-1]], dim=1)
+    padded = torch.tensor([row + [eos_token_id] * (longest - len(row)) for row in targets], device=prefix.device)
+    # One more pass over known tokens, which costs about one step of the search. Keeping the logits of every step
+    # instead would take (batch, length, vocab) floats: 1.5 GB for 16 full windows.
     hidden = model.get_decoder()(
-        input_ids=inputs, encoder_hidden_states=encoder_states, use_cache=False
-    ).last_hidden_state
+        input_ids=torch.cat([prefix, padded[:, :-1]], dim=1),
+        encoder_hidden_states=encoder_hidden_states,
+        use_cache=False,
+    ).last_hidden_state  # (batch, prefix + longest - 1, d_model)
     start = prefix.shape[1] - 1
     scores = []
-    for states, row in zip(hidden, targets, strict=True):
-        logits = model.proj_out(states[start : start + len(row)]).float()
+    for states, row in zip(hidden, targets, strict=True):  # one window at a time, for the same reason
+        logits = model.proj_out(states[start : start + len(row)]).float()  # (tokens, vocab)
         target = torch.tensor(row, device=logits.device).unsqueeze(1)
         log_probs = logits.gather(1, target).squeeze(1) - logits.logsumexp(dim=1)
         first = model.proj_out(states[0]).float().softmax(dim=0)
-        scores.append((log_probs.mean().item(), first[no_speech].item()))
+        scores.append((log_probs.mean().item(), first[no_speech_id].item()))
     return scores

@@ -1,4 +1,4 @@
-"""The decoder's prefix: language, task and timestamp tokens that stand before a transcript."""
+"""Decoder prompts: the language, task and timestamp tokens that precede a transcript."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +16,12 @@ def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
 
 
 def timestamp_begin(model: WhisperForConditionalGeneration) -> int:
-    """The id of `<|0.00|>`: every id from there on is a time, in steps of 0.02 s."""
-    return _generation_entry(model, "no_timestamps_token_id") + 1
+    """The id of `<|0.00|>`: every id from there on is a timestamp, in steps of 0.02 s."""
+    return generation_entry(model, "no_timestamps_token_id") + 1
 
 
-def _generation_entry(model: WhisperForConditionalGeneration, name: str) -> Any:
+def generation_entry(model: WhisperForConditionalGeneration, name: str) -> Any:
+    """An entry of the generation config that Whisper cannot generate without; a `ValueError` if it is missing."""
     entries = model.generation_config.to_dict()
     if entries.get(name) is None:
         raise ValueError(
@@ -37,14 +38,14 @@ def resolve_language(
     """Turns a language's name or code into the code that the model's prefix takes.
 
     Args:
-        model (`WhisperForConditionalGeneration`): decides which languages there are.
+        model (`WhisperForConditionalGeneration`): its generation config lists the languages.
         language (`str`, *optional*): code ("de"), name ("german") or token ("<|de|>"). None: English for an
             English-only model, else detected per window by the model.
         task (`str`, *optional*, defaults to `"transcribe"`): or "translate" (into English).
 
     Returns:
-        `str | None`: the code; None for English-only models, whose prefix has no language, and where it is to be
-        detected.
+        `str | None`: the code; None for English-only models, whose prefix has no language, and where the language is
+        to be detected.
 
     Raises:
         ValueError: for a language or a task that the model does not know.
@@ -58,11 +59,11 @@ def resolve_language(
     if not is_multilingual(model):
         if code not in (None, "en") or task != "transcribe":
             raise ValueError(
-                f"The model is English-only, so language={language!r} with task={task!r} is out of its reach. Leave "
-                "both out, or take a multilingual checkpoint."
+                f"The model is English-only and does not support language={language!r} with task={task!r}. Leave both "
+                "out, or take a multilingual checkpoint."
             )
         return None
-    languages = _generation_entry(model, "lang_to_id")
+    languages = generation_entry(model, "lang_to_id")
     if code is not None and f"<|{code}|>" not in languages:
         known = ", ".join(token.strip("<|>") for token in languages)
         raise ValueError(f"`language` is {language!r}, expected one of those that the model was trained on: {known}.")
@@ -72,26 +73,27 @@ def resolve_language(
 def resolve_languages(
     model: WhisperForConditionalGeneration, language: str | Sequence[str | None] | None, task: str, count: int
 ) -> list[str | None]:
-    """[`resolve_language`] for each of `count` windows, which have one language in common or one each."""
+    """[`resolve_language`] for each of `count` windows, given one language for all or one for each."""
     if language is None or isinstance(language, str):
         return [resolve_language(model, language, task)] * count
     if len(language) != count:
-        raise ValueError(f"`language`: expected one for each of {count} windows, got {len(language)}.")
-    return [resolve_language(model, own, task) for own in language]
+        raise ValueError(f"`languages`: expected one for each of {count} windows, got {len(language)}.")
+    return [resolve_language(model, entry, task) for entry in language]
 
 
 def languages_of(model: WhisperForConditionalGeneration, decoder_input_ids: Tensor) -> list[str | None]:
-    """The languages that decoder inputs of shape (batch, length) name; None where they name none."""
-    start = _generation_entry(model, "decoder_start_token_id")
+    """The language codes in decoder inputs of shape (batch, length); None for rows without one."""
+    start = generation_entry(model, "decoder_start_token_id")
     codes = {}
     if is_multilingual(model):
-        codes = {token: name.strip("<|>") for name, token in _generation_entry(model, "lang_to_id").items()}
+        codes = {token: name.strip("<|>") for name, token in generation_entry(model, "lang_to_id").items()}
     rows = decoder_input_ids.tolist()
+    # A prompt of previous text may come first: the language follows <|startoftranscript|>, wherever that is.
     return [codes.get(row[row.index(start) + 1]) if start in row[:-1] else None for row in rows]
 
 
 def scoring_language(model: WhisperForConditionalGeneration, language: str | None) -> str:
-    """The language whose normaliser is to score the model's texts: "basic" where it is detected window by window."""
+    """The language whose text normaliser scores the model's transcripts: "basic" if it is detected per window."""
     return resolve_language(model, language) or ("basic" if is_multilingual(model) else "en")
 
 
@@ -101,7 +103,7 @@ def prefix_length(model: WhisperForConditionalGeneration, return_timestamps: boo
 
 
 def max_generated_tokens(model: WhisperForConditionalGeneration, return_timestamps: bool) -> int:
-    """The most tokens that a window may give: what the generation config's `max_length` leaves behind the prefix.
+    """The most tokens that can be generated for a window: the generation config's `max_length` minus the prefix.
 
     Prefix and transcript together never exceed the decoder's `max_target_positions` (448 in all published models).
     """
@@ -113,51 +115,52 @@ def max_generated_tokens(model: WhisperForConditionalGeneration, return_timestam
 def decoder_prefix(
     model: WhisperForConditionalGeneration, language_id: int | None, task: str, return_timestamps: bool
 ) -> list[int]:
-    """The decoder's first tokens, as many as [`prefix_length`] says.
+    """The decoder's first [`prefix_length`] tokens.
 
     Args:
-        model (`WhisperForConditionalGeneration`): names them in its generation config.
+        model (`WhisperForConditionalGeneration`): its generation config holds the token ids.
         language_id (`int`, *optional*): token of the language; None for English-only models.
         task (`str`): "transcribe" or "translate".
-        return_timestamps (`bool`): without them, `<|notimestamps|>` comes last.
+        return_timestamps (`bool`): without timestamps, `<|notimestamps|>` comes last.
     """
-    prefix = [_generation_entry(model, "decoder_start_token_id")]
+    prefix = [generation_entry(model, "decoder_start_token_id")]
     if language_id is not None:
-        prefix += [language_id, _generation_entry(model, "task_to_id")[task]]
+        prefix += [language_id, generation_entry(model, "task_to_id")[task]]
     if not return_timestamps:
-        prefix.append(_generation_entry(model, "no_timestamps_token_id"))
+        prefix.append(generation_entry(model, "no_timestamps_token_id"))
     return prefix
 
 
 def language_token(model: WhisperForConditionalGeneration, code: str) -> int:
-    """The token of a language that [`resolve_language`] has found."""
-    return _generation_entry(model, "lang_to_id")[f"<|{code}|>"]
+    """The token of a language code from [`resolve_language`]."""
+    return generation_entry(model, "lang_to_id")[f"<|{code}|>"]
 
 
 def language_tokens(
     model: WhisperForConditionalGeneration, codes: Sequence[str | None], detect: Callable[[], list[int]]
 ) -> list[int | None]:
-    """The tokens of windows' languages; None for English-only models.
+    """The language tokens of a batch of windows; None for English-only models.
 
     Args:
-        model (`WhisperForConditionalGeneration`): names them in its generation config.
+        model (`WhisperForConditionalGeneration`): its generation config holds the token ids.
         codes (`Sequence[str | None]`): from [`resolve_languages`].
-        detect (`Callable[[], list[int]]`): what the model hears in all windows; called where a code is missing.
+        detect (`Callable[[], list[int]]`): detects the language token of every window; called if a code is missing.
     """
     tokens = [None if code is None else language_token(model, code) for code in codes]
-    heard = detect() if is_multilingual(model) and None in tokens else tokens
-    return [own if told is None else told for told, own in zip(tokens, heard, strict=True)]
+    if not is_multilingual(model) or None not in tokens:
+        return tokens
+    return [detected if token is None else token for token, detected in zip(tokens, detect(), strict=True)]
 
 
 def prefix_tokens(
     model: WhisperForConditionalGeneration,
-    states: Tensor,
+    encoder_hidden_states: Tensor,
     codes: Sequence[str | None],
     task: str,
     return_timestamps: bool,
 ) -> Tensor:
-    """The decoder's first tokens, (batch, prefix), with the language of each window, which is detected where None."""
-    heard = BaseModelOutput(states)
-    languages = language_tokens(model, codes, lambda: model.detect_language(encoder_outputs=heard).tolist())
+    """The decoder's first tokens, (batch, prefix), for windows of known or (None) to be detected languages."""
+    encoder_outputs = BaseModelOutput(encoder_hidden_states)
+    languages = language_tokens(model, codes, lambda: model.detect_language(encoder_outputs=encoder_outputs).tolist())
     rows = [decoder_prefix(model, language, task, return_timestamps) for language in languages]
-    return torch.tensor(rows, device=states.device)
+    return torch.tensor(rows, device=encoder_hidden_states.device)

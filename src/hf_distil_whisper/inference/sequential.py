@@ -41,7 +41,7 @@ from hf_distil_whisper.inference.prompt import (
 )
 from hf_distil_whisper.inference.speculative import (
     DraftCounts,
-    window_search,
+    decode_in_generate,
 )
 from hf_distil_whisper.inference.word_timestamps import (
     alignment_heads,
@@ -236,7 +236,7 @@ def transcribe_sequential(
     drafts: list[DraftCounts] = []
     if num_beams == 1 and not temperature_fallback:
         config.return_dict_in_generate = False
-        options["custom_generate"] = window_search(assistant, draft_length, drafts.extend)
+        options["custom_generate"] = decode_in_generate(assistant, draft_length, drafts.extend)
     seconds = samples / SAMPLING_RATE
     heard = HeardWindows(model, processor, samples, word_timestamps)
     with heard if word_timestamps or temperature_fallback else nullcontext():

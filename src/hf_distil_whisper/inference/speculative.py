@@ -1,6 +1,6 @@
-"""The student as the teacher's assistant: it drafts, the teacher checks, and the text is the teacher's own.
+"""Speculative decoding in batches: a student drafts tokens, its teacher verifies them and keeps its own text.
 
-Knows how to make a decoder-only assistant of a student in memory (paper, section 8.5); `speculative` is the search.
+[`create_assistant`] makes the assistant (paper, section 8.5), [`assistant_arguments`] plugs it into the pipeline.
 """
 
 import copy
@@ -25,437 +25,31 @@ from hf_distil_whisper.checkpoints import load_model
 from hf_distil_whisper.inference.decoder import (
     FORBIDDEN,
     Assistant,
-    CachedDecoder,
+    KVCacheDecoder,
     TimestampRules,
-    TokenRules,
-    greedy_search,
+    WhisperLogitsRules,
+    greedy_decode,
 )
 from hf_distil_whisper.inference.encoder import encode
 
-LONGEST_DRAFT = 16
-"""Tokens of a draft at most: what a sure assistant gains by more is below what a single rejection costs."""
+MAX_DRAFT_LENGTH = 16
+"""What a good assistant gains by longer drafts is less than what a single rejection costs."""
 
-_PRIOR_ACCEPTED, _PRIOR_TESTED = 9, 10
+PRIOR_ACCEPTED, PRIOR_TESTED = 9, 10
 """Counted before the first draft: a student agrees with its teacher about nine tokens in ten."""
-
-
-@dataclass(frozen=True)
-class DraftCounts:
-    """What came of the drafts for one recording, or for several.
-
-    Args:
-        tokens (`int`): written, `<|endoftext|>` included.
-        drafted (`int`): by the assistant.
-        accepted (`int`): of those drafted, by the main model.
-        tested (`int`): of those drafted, up to and with the first rejected one of each draft.
-        checks (`int`): passes of the main model; it would have taken `tokens` by itself.
-    """
-
-    tokens: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    tested: int = 0
-    checks: int = 0
-
-    def __add__(self, other: "DraftCounts") -> "DraftCounts":
-        return DraftCounts(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
-
-    @property
-    def acceptance_rate(self) -> float:
-        """Share of the drafted tokens that the main model accepted; NaN where nothing was drafted."""
-        return self.accepted / self.drafted if self.drafted else float("nan")
-
-    @property
-    def checks_saved(self) -> float:
-        """Share of the main model's passes that were saved; NaN where nothing was written."""
-        return 1 - self.checks / self.tokens if self.tokens else float("nan")
-
-
-def tokens_per_check(acceptance: float, draft_length: int) -> float:
-    """Tokens that a pass of the main model is expected to yield, (1 - α^(n+1)) / (1 - α).
-
-    Args:
-        acceptance (`float`): α, probability that the main model agrees with one more token, 0 to 1.
-        draft_length (`int`): n, tokens drafted.
-
-    Source: Leviathan et al., Fast Inference from Transformers via Speculative Decoding, equation 1.
-    """
-    if acceptance == 1:
-        return draft_length + 1.0
-    return (1 - acceptance ** (draft_length + 1)) / (1 - acceptance)
-
-
-def best_draft_length(acceptance: float, cost: float, longest: int = LONGEST_DRAFT) -> int:
-    """The draft length with the most tokens per unit of time.
-
-    Args:
-        acceptance (`float`): α, probability that the main model agrees with one more token.
-        cost (`float`): c, time of the assistant's step in units of a pass of the main model.
-        longest (`int`, *optional*, defaults to 16): tokens of a draft at most.
-
-    Returns:
-        `int`: n that maximises (1 - α^(n+1)) / ((1 - α)(n·c + 1)), from 1 to `longest`.
-
-    Source: Leviathan et al., theorem 3.8.
-    """
-    return max(range(1, longest + 1), key=lambda length: tokens_per_check(acceptance, length) / (length * cost + 1))
-
-
-class DraftLength:
-    """Chooses the length of the next draft by how the ones before fared.
-
-    Args:
-        cost (`float`): time of the assistant's step in units of a pass of the main model.
-        fixed (`int`, *optional*): always this length.
-
-    Raises:
-        ValueError: if the fixed length is no positive number.
-    """
-
-    def __init__(self, cost: float, fixed: int | None = None):
-        if fixed is not None and fixed < 1:
-            raise ValueError(f"`draft_length` is {fixed}, expected at least 1, or None: chosen by the acceptance.")
-        self.cost, self.fixed = cost, fixed
-        self.accepted, self.tested = _PRIOR_ACCEPTED, _PRIOR_TESTED
-
-    def observe(self, accepted: int, tested: int) -> None:
-        """Takes note of a draft's fate, or of those of a batch.
-
-        Args:
-            accepted (`int`): tokens that were accepted.
-            tested (`int`): those, and the first one rejected.
-        """
-        self.accepted += accepted
-        self.tested += tested
-
-    def choose(self) -> int:
-        """Tokens to draft next."""
-        return self.fixed or best_draft_length(self.accepted / self.tested, self.cost)
-
-
-@torch.inference_mode()
-def speculative_search(
-    model: WhisperForConditionalGeneration,
-    assistant: Assistant,
-    encoder_states: Tensor,
-    prefix: Tensor,
-    rules: TokenRules,
-    *,
-    end: int,
-    max_new_tokens: int,
-    min_new_tokens: int = 0,
-    input_features: Tensor | None = None,
-    draft_length: int | None = None,
-) -> tuple[Tensor, list[DraftCounts]]:
-    """Appends the main model's most probable allowed token until every window has ended, in fewer of its passes.
-
-    The tokens are those of [`greedy_search`]: the main model judges every one of them. As with any change of batch
-    size or of attention kernel, two tokens of equal score up to rounding may change places.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): whose text it is, in eval mode.
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): drafts, in eval mode.
-        encoder_states (`Tensor`): (batch, frames, width), the main model's.
-        prefix (`Tensor`): (batch, prefix) token ids.
-        rules ([`TokenRules`]): for draft and check.
-        end (`int`): the token that ends a window, and fills its row afterwards.
-        max_new_tokens (`int`): tokens behind the prefix at most, `end` included.
-        min_new_tokens (`int`, *optional*, defaults to 0): no `end` before.
-        input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), for an assistant with an
-            encoder of its own.
-        draft_length (`int`, *optional*): tokens of each draft; by default chosen by how many are accepted.
-
-    Returns:
-        `tuple[Tensor, list[DraftCounts]]`: (batch, prefix + new tokens), and the counts of each row.
-
-    Raises:
-        ValueError: for an assistant of another vocabulary, dtype or width, or with an encoder of its own and no
-            features; for several rows with flash attention, which takes no mask; for a draft length below 1.
-    """
-    check_assistant(assistant, model)
-    if len(prefix) > 1 and "flash_attention_2" in (_attention(model), _attention(assistant)):
-        raise ValueError(
-            f"A mask tells {len(prefix)} rows of different length apart, and flash_attention_2 takes none. Load the "
-            "models with attn_implementation='sdpa', or take a batch size of 1."
-        )
-    lengths = DraftLength(_step_cost(model, assistant), draft_length)
-    capacity = prefix.shape[1] + max_new_tokens
-    spare = capacity + (draft_length or LONGEST_DRAFT)  # a row near its end is drafted along with the others
-    main = CachedDecoder(model, encoder_states, spare)
-    heard = _heard_by(assistant, input_features) if has_encoder(assistant) else encoder_states
-    drafter = CachedDecoder(assistant, heard, spare)
-    batch = _Batch(prefix, rules, end, capacity, spare, min_new_tokens)
-    while len(batch.rows):
-        drafted = batch.draft(drafter, min(lengths.choose(), batch.room - 1))
-        lengths.observe(*batch.check(main, drafted))
-        kept = batch.drop_finished()
-        if kept is not None:
-            main.keep(kept)
-            drafter.keep(kept)
-    return batch.result()
-
-
-class _Batch:
-    """What is being written: tokens, lengths and counts of all windows, and which of them the decoders still hold."""
-
-    def __init__(self, prefix: Tensor, rules: TokenRules, end: int, capacity: int, spare: int, min_new_tokens: int):
-        self.begin, self.rules, self.end = prefix.shape[1], rules, end
-        self.capacity, self.may_end = capacity, prefix.shape[1] + min_new_tokens
-        self.sequences = prefix.new_full((len(prefix), spare), end)
-        self.sequences[:, : self.begin] = prefix
-        self.lengths = prefix.new_full((len(prefix),), self.begin)
-        self.finished = torch.zeros_like(self.lengths, dtype=torch.bool)
-        self.counts = prefix.new_zeros(len(prefix), len(fields(DraftCounts)))
-        self.rows = torch.arange(len(prefix), device=prefix.device)
-
-    @property
-    def room(self) -> int:
-        """Tokens that the shortest unfinished window may still get."""
-        return self.capacity - int(self.lengths[~self.finished].min())
-
-    def draft(self, drafter: "CachedDecoder", count: int) -> int:
-        """Writes up to `count` tokens behind each window by the assistant; returns how many."""
-        lengths = self.lengths[self.rows]
-        # The assistant has not read the last two tokens where its whole draft was accepted, else only the last one.
-        unread = 2 if drafter.started else self.begin
-        for drafted in range(count):
-            tokens = self._choose(drafter, lengths + drafted, unread, 1)
-            self._write(lengths + drafted, tokens)
-            if bool((tokens == self.end).all()):
-                return drafted + 1
-            unread = 1
-        return count
-
-    def check(self, main: "CachedDecoder", drafted: int) -> tuple[int, int]:
-        """Keeps what the main model would have written; returns how many drafts were accepted, and tested."""
-        lengths, going = self.lengths[self.rows], ~self.finished[self.rows]
-        drafts = self._read(lengths, drafted)
-        tokens = self._choose(main, lengths, 1 if main.started else self.begin, drafted + 1)
-        offered = _places_to(drafts == self.end)  # behind its end a draft says nothing
-        agreed = (tokens[:, :drafted] == drafts).long().cumprod(dim=1).sum(dim=1)
-        accepted = torch.minimum(agreed, offered)
-        own = torch.arange(drafted + 1, device=tokens.device) <= accepted[:, None]  # one more than was accepted
-        ends = (tokens == self.end) & own
-        fresh = torch.minimum(torch.minimum(_places_to(ends), accepted + 1), self.capacity - lengths)
-        self._write(lengths, tokens)
-        found = torch.stack([fresh, offered, accepted, accepted + (accepted < offered), going.long()], dim=1)
-        found = found * going[:, None]  # a finished window is carried along, and nothing of it counts
-        self.counts[self.rows] += found
-        self.lengths[self.rows] = lengths + found[:, 0]
-        self.finished[self.rows] |= ends.any(dim=1) | (lengths + fresh >= self.capacity)
-        return int(found[:, 2].sum()), int(found[:, 3].sum())
-
-    def drop_finished(self) -> Tensor | None:
-        """Which of the windows at hand go on, (kept,), as soon as half of them have ended; else None."""
-        going = torch.nonzero(~self.finished[self.rows]).squeeze(1)
-        if 2 * len(going) > len(self.rows):
-            return None
-        self.rows = self.rows[going]
-        return going
-
-    def result(self) -> tuple[Tensor, list[DraftCounts]]:
-        """The sequences (batch, longest), with `end` behind each, and the counts of each window."""
-        places = torch.arange(int(self.lengths.max()), device=self.lengths.device)
-        sequences = self.sequences[:, : len(places)].masked_fill(places >= self.lengths[:, None], self.end)
-        return sequences, [DraftCounts(*row) for row in self.counts.tolist()]
-
-    def _choose(self, decoder: "CachedDecoder", lengths: Tensor, unread: int, count: int) -> Tensor:
-        """A decoder's most probable allowed tokens at `count` places from `lengths` on, (batch, count)."""
-        scores = decoder.scores(self._read(lengths - unread, unread + count - 1), lengths - unread, count)
-        places = lengths[:, None] + torch.arange(count, device=lengths.device)
-        early = places < self.may_end
-        if bool(early.any()):
-            scores[..., self.end].masked_fill_(early, FORBIDDEN)
-        seen = self.sequences[self.rows, : int(places.max())]
-        return self.rules.apply(seen, lengths, scores).argmax(dim=-1)
-
-    def _read(self, begin: Tensor, count: int) -> Tensor:
-        return self.sequences[self.rows[:, None], begin[:, None] + torch.arange(count, device=begin.device)]
-
-    def _write(self, begin: Tensor, tokens: Tensor) -> None:
-        places = begin[:, None] + torch.arange(tokens.shape[1], device=begin.device)
-        self.sequences[self.rows[:, None], places] = tokens
-
-
-def _places_to(marked: Tensor) -> Tensor:
-    """For each row of (batch, places): places up to and with the first that is marked; all where none is."""
-    none = marked.new_ones(len(marked), 1)
-    first = torch.cat([marked, none], dim=1).long().argmax(dim=1)
-    return (first + 1).clamp(max=marked.shape[1])
-
-
-def has_encoder(assistant: Assistant) -> bool:
-    """Whether an assistant hears by itself, so that its own encoder has to run."""
-    return isinstance(assistant, WhisperForConditionalGeneration)
-
-
-def _heard_by(assistant: WhisperForConditionalGeneration, input_features: Tensor | None) -> Tensor:
-    if input_features is None:
-        raise ValueError("An assistant with an encoder of its own needs `input_features`, but only states came.")
-    return encode(assistant, input_features)
-
-
-def _attention(model: Assistant) -> str:
-    return str(model.config._attn_implementation)
-
-
-def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration) -> None:
-    """Makes sure that an assistant writes the model's tokens, and can read or hear what it hears.
-
-    Args:
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): what drafts.
-        model (`WhisperForConditionalGeneration`): what checks.
-
-    Raises:
-        ValueError: for another vocabulary, dtype, device, number of mel bins, or width without an encoder of its own.
-    """
-    ours, theirs = assistant.config, model.config
-    if ours.vocab_size != theirs.vocab_size:
-        raise ValueError(
-            f"The assistant has {ours.vocab_size} tokens, the model {theirs.vocab_size}: its drafts would mean other "
-            "words. Take a student of this very model, or a smaller Whisper of the same vocabulary."
-        )
-    if (assistant.dtype, assistant.device) != (model.dtype, model.device):
-        raise ValueError(
-            f"The assistant is {assistant.dtype} on {assistant.device}, the model {model.dtype} on {model.device}: "
-            "load both in one dtype and move both to one device."
-        )
-    if has_encoder(assistant) and ours.num_mel_bins != theirs.num_mel_bins:
-        raise ValueError(
-            f"The assistant hears {ours.num_mel_bins} mel bins, the model {theirs.num_mel_bins}: both get the same "
-            "features. Take an assistant of the model's family."
-        )
-    if not has_encoder(assistant) and ours.d_model != theirs.d_model:
-        raise ValueError(
-            f"The assistant reads encoder states of width {ours.d_model}, the model's have {theirs.d_model}: make it "
-            "with `create_assistant(student, model)`."
-        )
-
-
-def _step_cost(model: WhisperForConditionalGeneration, assistant: Assistant) -> float:
-    """The assistant's step in units of a pass of the model, by what each reads: weights, and keys and values."""
-    return _read_per_step(assistant) / _read_per_step(model)
-
-
-def _read_per_step(model: Assistant) -> int:
-    config = model.config
-    layers = sum(weight.numel() for weight in model.get_decoder().layers.parameters())
-    heard = 2 * config.decoder_layers * config.max_source_positions * config.d_model
-    return layers + heard + model.proj_out.weight.numel()
-
-
-def window_search(
-    assistant: Assistant | None = None,
-    draft_length: int | None = None,
-    found: Callable[[list[DraftCounts]], None] | None = None,
-) -> Callable[..., Tensor]:
-    """A greedy search for `generate(custom_generate=...)`, with or without an assistant.
-
-    Args:
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): see [`create_assistant`].
-        draft_length (`int`, *optional*): tokens of each draft; by default chosen by how many are accepted.
-        found (`Callable[[list[DraftCounts]], None]`, *optional*): told what came of the drafts of each window.
-
-    Returns:
-        `Callable[..., Tensor]`: what transformers calls with a batch of windows; gives (batch, prefix + new tokens).
-    """
-
-    def search(
-        model: WhisperForConditionalGeneration,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        generation_config: GenerationConfig,
-        inputs_tensor: Tensor,
-        encoder_outputs: Any,
-        **kwargs: Any,
-    ) -> Tensor:
-        _check_settings(generation_config)
-        states, length = encoder_outputs[0], input_ids.shape[1]
-        limits = {
-            "end": int(generation_config.eos_token_id),
-            "max_new_tokens": generation_config.max_length - length,
-            "min_new_tokens": _least_tokens(generation_config, length),
-        }
-        rules = rules_of(logits_processor, length, model.config.vocab_size, states.device)
-        if assistant is None:
-            return greedy_search(model, states, input_ids, rules, **limits)
-        sequences, counts = speculative_search(
-            model,
-            assistant,
-            states,
-            input_ids,
-            rules,
-            input_features=inputs_tensor,
-            draft_length=draft_length,
-            **limits,
-        )
-        if found is not None:
-            found(counts)
-        return sequences
-
-    return search
-
-
-def rules_of(processors: LogitsProcessorList, begin: int, vocab_size: int, device: torch.device) -> TokenRules:
-    """The rules that transformers has prepared for a Whisper, as one object.
-
-    Args:
-        processors (`LogitsProcessorList`): of suppressed tokens and timestamps.
-        begin (`int`): tokens of the prefix, a prompt included.
-        vocab_size (`int`): tokens of the model.
-        device (`torch.device`): of the scores.
-
-    Raises:
-        ValueError: for a processor of another kind, which would be left out without a word.
-    """
-    always: list[int] = []
-    at_begin: list[int] = []
-    timestamps = None
-    for processor in processors:
-        if isinstance(processor, SuppressTokensLogitsProcessor):
-            always += processor.suppress_tokens.tolist()
-        elif isinstance(processor, SuppressTokensAtBeginLogitsProcessor):
-            at_begin += processor.begin_suppress_tokens.tolist()
-        elif isinstance(processor, WhisperTimeStampLogitsProcessor):
-            timestamps = TimestampRules(
-                processor.timestamp_begin, processor.eos_token_id, processor.max_initial_timestamp_index
-            )
-        elif type(processor).__name__ not in _BY_LENGTH:
-            raise ValueError(
-                f"This search knows Whisper's suppressed tokens and timestamps, and got {type(processor).__name__} "
-                "beside them: leave out the setting of `generate` that it stands for, or the `custom_generate`."
-            )
-    return TokenRules(always, at_begin, begin, vocab_size, device, timestamps)
-
-
-_BY_LENGTH = ("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor")
-"""Processors that are read from the generation config instead."""
-
-
-def _least_tokens(config: GenerationConfig, prefix: int) -> int:
-    return max((config.min_length or 0) - prefix, config.min_new_tokens or 0, 0)
-
-
-def _check_settings(config: GenerationConfig) -> None:
-    if config.num_beams != 1 or config.do_sample or config.return_dict_in_generate:
-        raise ValueError(
-            f"This search is greedy and returns tokens, but num_beams={config.num_beams}, do_sample="
-            f"{config.do_sample} and return_dict_in_generate={config.return_dict_in_generate} came: set num_beams=1, "
-            "and leave out temperatures, log-probability thresholds and scores."
-        )
 
 
 def create_assistant(
     student: WhisperForConditionalGeneration | str | Path, teacher: WhisperForConditionalGeneration
 ) -> WhisperForCausalLM:
-    """Makes the assistant with which `teacher` transcribes faster and word for word the same.
+    """Makes the assistant with which `teacher` transcribes faster, with exactly the same text.
 
-    The assistant shares the student's decoder and head in memory and reads the teacher's encoder states, so it costs
-    no weights and no second pass of an encoder. It also shares their mode: both are in eval mode afterwards.
+    The assistant shares the student's decoder and head in memory and reads the teacher's encoder hidden states: it
+    adds no weights and no second encoder pass. It shares their mode too: both are in eval mode afterwards.
 
     Args:
         student (`WhisperForConditionalGeneration`, `str` or `Path`): distilled from `teacher` with the encoder frozen;
-            by name on the Hub or folder it is loaded beside the teacher, in its dtype, and its own encoder let go.
+            a Hub name or folder is loaded in the teacher's dtype and onto its device, without keeping its encoder.
         teacher (`WhisperForConditionalGeneration`): the model to speed up.
 
     Returns:
@@ -474,49 +68,32 @@ def create_assistant(
     """
     if isinstance(student, str | Path):
         student = load_model(student, dtype=teacher.dtype).to(teacher.device)
-    _check_pair(student, teacher)
-    config = copy.deepcopy(student.config)
-    with torch.device("meta"):  # no memory is spent on weights that are replaced right away
-        assistant = WhisperForCausalLM(config)
+    check_assistant(student, teacher)
+    weights, expected = student.get_encoder().state_dict(), teacher.get_encoder().state_dict()
+    if weights.keys() != expected.keys() or any(not torch.equal(weights[name], expected[name]) for name in weights):
+        raise ValueError(
+            "The student's encoder is not the teacher's, so its decoder cannot read the teacher's encoder hidden "
+            "states and its drafts would be noise. Only a student distilled from this teacher with "
+            "`freeze_encoder=True` and all encoder layers can share it. A whole smaller Whisper of the same "
+            "vocabulary may assist too, with its own encoder: pass the model, `transcribe(..., assistant=model)`."
+        )
+    with torch.device("meta"):  # no memory for weights that are replaced right away
+        assistant = WhisperForCausalLM(copy.deepcopy(student.config))
     assistant.model.decoder = student.model.decoder
     assistant.proj_out = student.proj_out
-    # A copy, since assisted generation writes into it for good. Lengths and suppressed tokens come from the teacher
-    # with every draft: those of the student would be applied on top, at wrong positions, with a warning per draft.
-    settings = copy.deepcopy(student.generation_config)
-    settings.max_length = settings.suppress_tokens = settings.begin_suppress_tokens = None
-    assistant.generation_config = settings
+    # A copy, since transformers' assisted generation modifies it, and passes the teacher's lengths and suppressed
+    # tokens with every draft. Those of the student would apply too, at wrong positions, with a warning per draft.
+    config = copy.deepcopy(student.generation_config)
+    config.max_length = config.suppress_tokens = config.begin_suppress_tokens = None
+    assistant.generation_config = config
     return assistant.eval()
 
 
-def _check_pair(student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration) -> None:
-    check_assistant(student, teacher)
-    ours, theirs = student.get_encoder().state_dict(), teacher.get_encoder().state_dict()
-    same = ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    if not same:
-        raise ValueError(
-            "The student's encoder is not the teacher's, so its decoder cannot read the teacher's encoder states and "
-            "its drafts would be noise. Only a student distilled from this teacher with `freeze_encoder=True` and all "
-            "encoder layers can share it. A whole smaller Whisper of the same vocabulary may assist too, with its own "
-            "encoder: pass the model itself, `transcribe(..., assistant=model)`."
-        )
-
-
-def added_parameters(assistant: Assistant, model: WhisperForConditionalGeneration) -> int:
-    """Weights that an assistant brings along: its decoder and head, and an encoder of its own (Table 9).
-
-    Args:
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): what drafts.
-        model (`WhisperForConditionalGeneration`): what checks; weights that both hold in memory count nothing.
-    """
-    own = {id(weight) for weight in model.parameters()}
-    return sum(weight.numel() for weight in assistant.parameters() if id(weight) not in own)
-
-
 def assistant_arguments(assistant: Assistant) -> dict[str, Any]:
-    """Arguments for `pipeline("automatic-speech-recognition", ...)` with which an assistant drafts in it.
+    """Arguments for `pipeline("automatic-speech-recognition", ...)` that make an assistant draft in it.
 
-    The pipeline's own `assistant_model` takes one recording at a time, and its default of five beams switches the
-    assistant off without a word; these work in batches, and keep the search greedy.
+    The pipeline's own `assistant_model` takes one recording at a time, and its default of five beams silently switches
+    the assistant off. With these arguments it works in batches, and the search is greedy.
 
     Args:
         assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): see [`create_assistant`].
@@ -526,4 +103,396 @@ def assistant_arguments(assistant: Assistant) -> dict[str, Any]:
         >>> recognise = pipeline("automatic-speech-recognition", model=teacher, **assistant_arguments(assistant))
         ```
     """
-    return {"generate_kwargs": {"num_beams": 1, "custom_generate": window_search(assistant)}}
+    return {"generate_kwargs": {"num_beams": 1, "custom_generate": decode_in_generate(assistant)}}
+
+
+@dataclass(frozen=True)
+class DraftCounts:
+    """How many tokens were drafted and accepted, for one recording or several.
+
+    Args:
+        tokens (`int`): generated, `<|endoftext|>` included.
+        drafted (`int`): tokens drafted by the assistant.
+        accepted (`int`): drafted tokens that the main model accepted.
+        tested (`int`): drafted tokens up to and with the first rejected one of each draft.
+        checks (`int`): forward passes of the main model; alone it would have needed `tokens`.
+    """
+
+    tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    tested: int = 0
+    checks: int = 0
+
+    def __add__(self, other: "DraftCounts") -> "DraftCounts":
+        return DraftCounts(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Fraction of the drafted tokens that the main model accepted; NaN if nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else float("nan")
+
+    @property
+    def checks_saved(self) -> float:
+        """Fraction of the main model's forward passes that were saved; NaN if nothing was generated."""
+        return 1 - self.checks / self.tokens if self.tokens else float("nan")
+
+
+@torch.inference_mode()
+def speculative_decode(
+    model: WhisperForConditionalGeneration,
+    assistant: Assistant,
+    encoder_hidden_states: Tensor,
+    prefix: Tensor,
+    rules: WhisperLogitsRules,
+    *,
+    input_features: Tensor | None = None,
+    draft_length: int | None = None,
+    **limits: int,
+) -> tuple[Tensor, list[DraftCounts]]:
+    """The tokens of [`greedy_decode`] in fewer forward passes of the main model, which verifies each drafted token.
+
+    As with any change of batch size or attention kernel, two tokens of equal logits up to rounding may change places.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): the main model, in eval mode.
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): drafts tokens, in eval mode.
+        encoder_hidden_states (`Tensor`): (batch, frames, d_model), of the main model.
+        prefix (`Tensor`): (batch, prefix) token ids.
+        rules ([`WhisperLogitsRules`]): for draft and verification.
+        input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), for an assistant with its
+            own encoder.
+        draft_length (`int`, *optional*): tokens per draft; by default chosen by how many are accepted.
+        limits: `eos_token_id`, `max_new_tokens` and `min_new_tokens` of [`greedy_decode`].
+
+    Returns:
+        `tuple[Tensor, list[DraftCounts]]`: (batch, prefix + new tokens), and the counts of each row.
+
+    Raises:
+        ValueError: for an assistant of another vocabulary, dtype or width, or with its own encoder and no features;
+            for several rows with flash attention; for a draft length below 1.
+    """
+    check_assistant(assistant, model)
+    attention = {str(one.config._attn_implementation) for one in (model, assistant)}
+    if len(prefix) > 1 and "flash_attention_2" in attention:
+        raise ValueError(
+            f"The {len(prefix)} rows of a batch are at different positions, which takes an attention mask, and "
+            "flash_attention_2 supports none. Load the models with attn_implementation='sdpa', or use a batch size "
+            "of 1."
+        )
+    draft_lengths = DraftLength(_relative_cost(model, assistant), draft_length)
+    assistant_states = encoder_hidden_states
+    if has_encoder(assistant):
+        if input_features is None:
+            raise ValueError("An assistant with its own encoder needs `input_features`, got only hidden states.")
+        assistant_states = encode(assistant, input_features)
+    batch = _DraftBatch(prefix, rules, draft_length or MAX_DRAFT_LENGTH, **limits)
+    main = KVCacheDecoder(model, encoder_hidden_states, batch.sequences.shape[1])
+    drafter = KVCacheDecoder(assistant, assistant_states, batch.sequences.shape[1])
+    while len(batch.rows):
+        # One token less than the shortest row may still get: the main model adds one to every draft.
+        num_drafted = batch.draft(drafter, min(draft_lengths.choose(), batch.remaining_tokens - 1))
+        draft_lengths.update(*batch.verify(main, num_drafted))
+        indices = batch.drop_finished()
+        if indices is not None:
+            main.select_rows(indices)
+            drafter.select_rows(indices)
+    return batch.result()
+
+
+class _DraftBatch:
+    """Sequences, lengths and counts of all rows, and which rows are still in the decoders' batches."""
+
+    def __init__(
+        self,
+        prefix: Tensor,
+        rules: WhisperLogitsRules,
+        max_draft_length: int,
+        *,
+        eos_token_id: int,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+    ):
+        self.prefix_length, self.rules, self.eos_token_id = prefix.shape[1], rules, eos_token_id
+        self.max_length = self.prefix_length + max_new_tokens
+        self.min_length = self.prefix_length + min_new_tokens
+        # A row that is almost full is drafted along with the others, beyond `max_length`.
+        self.sequences = prefix.new_full((len(prefix), self.max_length + max_draft_length), eos_token_id)
+        self.sequences[:, : self.prefix_length] = prefix
+        self.lengths = prefix.new_full((len(prefix),), self.prefix_length)
+        self.finished = torch.zeros_like(self.lengths, dtype=torch.bool)
+        self.counts = prefix.new_zeros(len(prefix), len(fields(DraftCounts)))
+        self.rows = torch.arange(len(prefix), device=prefix.device)
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens that the shortest unfinished row may still get."""
+        return self.max_length - int(self.lengths[~self.finished].min())
+
+    def draft(self, drafter: KVCacheDecoder, count: int) -> int:
+        """Appends up to `count` tokens of the assistant to each row; returns how many."""
+        lengths = self.lengths[self.rows]  # (rows,)
+        # The assistant has not read the last token, nor the one before it if its whole draft was accepted.
+        num_unread = 2 if drafter.is_prefilled else self.prefix_length
+        for drafted in range(count):
+            tokens = self._next_tokens(drafter, lengths + drafted, num_unread, 1)  # (rows, 1)
+            self._write(lengths + drafted, tokens)
+            if bool((tokens == self.eos_token_id).all()):
+                return drafted + 1
+            num_unread = 1
+        return count
+
+    def verify(self, main: KVCacheDecoder, num_drafted: int) -> tuple[int, int]:
+        """Appends the main model's tokens; returns how many drafted ones were accepted, and tested."""
+        lengths, unfinished = self.lengths[self.rows], ~self.finished[self.rows]
+        drafts = self._read(lengths, num_drafted)  # (rows, drafted)
+        # One forward pass gives the main model's tokens at all drafted positions and at the next: (rows, drafted + 1).
+        tokens = self._next_tokens(main, lengths, 1 if main.is_prefilled else self.prefix_length, num_drafted + 1)
+        offered = _length_through_first(drafts == self.eos_token_id)  # behind its end, a draft has no meaning
+        agreed = (tokens[:, :num_drafted] == drafts).long().cumprod(dim=1).sum(dim=1)
+        accepted = torch.minimum(agreed, offered)
+        # The main model's own token follows those accepted: it replaces the first rejected one.
+        valid = torch.arange(num_drafted + 1, device=tokens.device) <= accepted[:, None]
+        ends = (tokens == self.eos_token_id) & valid
+        appended = torch.minimum(torch.minimum(_length_through_first(ends), accepted + 1), self.max_length - lengths)
+        self._write(lengths, tokens)
+        tested = accepted + (accepted < offered)
+        # In the order of DraftCounts' fields; finished rows are computed along and count nothing.
+        counts = torch.stack([appended, offered, accepted, tested, unfinished.long()], dim=1) * unfinished[:, None]
+        self.counts[self.rows] += counts
+        self.lengths[self.rows] = lengths + counts[:, 0]
+        self.finished[self.rows] |= ends.any(dim=1) | (lengths + appended >= self.max_length)
+        return int(counts[:, 2].sum()), int(counts[:, 3].sum())
+
+    def drop_finished(self) -> Tensor | None:
+        """Once half of the rows have ended: the indices of the others within the batch. Else None."""
+        unfinished = torch.nonzero(~self.finished[self.rows]).squeeze(1)
+        if 2 * len(unfinished) > len(self.rows):
+            return None
+        self.rows = self.rows[unfinished]
+        return unfinished
+
+    def result(self) -> tuple[Tensor, list[DraftCounts]]:
+        """The sequences (batch, longest), padded with `eos_token_id`, and the counts of each row."""
+        positions = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        sequences = self.sequences[:, : len(positions)]
+        sequences = sequences.masked_fill(positions >= self.lengths[:, None], self.eos_token_id)
+        return sequences, [DraftCounts(*row) for row in self.counts.tolist()]
+
+    def _next_tokens(self, decoder: KVCacheDecoder, lengths: Tensor, num_unread: int, count: int) -> Tensor:
+        """A decoder's most probable allowed tokens at `count` positions from `lengths` on, (rows, count)."""
+        input_ids = self._read(lengths - num_unread, num_unread + count - 1)
+        logits = decoder.forward(input_ids, lengths - num_unread, count)  # (rows, count, vocab)
+        positions = lengths[:, None] + torch.arange(count, device=lengths.device)
+        too_early = positions < self.min_length
+        if bool(too_early.any()):
+            logits[..., self.eos_token_id].masked_fill_(too_early, FORBIDDEN)
+        generated = self.sequences[self.rows, : int(positions.max())]
+        return self.rules.apply(generated, lengths, logits).argmax(dim=-1)
+
+    def _read(self, start: Tensor, count: int) -> Tensor:
+        return self.sequences[self.rows[:, None], start[:, None] + torch.arange(count, device=start.device)]
+
+    def _write(self, start: Tensor, tokens: Tensor) -> None:
+        positions = start[:, None] + torch.arange(tokens.shape[1], device=start.device)
+        self.sequences[self.rows[:, None], positions] = tokens
+
+
+def _length_through_first(marked: Tensor) -> Tensor:
+    """For each row of (batch, length): the length up to and with the first marked entry; all if there is none."""
+    sentinel = marked.new_ones(len(marked), 1)
+    first = torch.cat([marked, sentinel], dim=1).long().argmax(dim=1)
+    return (first + 1).clamp(max=marked.shape[1])
+
+
+class DraftLength:
+    """Chooses the length of the next draft by the acceptance rate so far (Leviathan et al., theorem 3.8).
+
+    Args:
+        relative_cost (`float`): time of the assistant's step in units of a forward pass of the main model.
+        fixed (`int`, *optional*): always this length.
+
+    Raises:
+        ValueError: for a fixed length below 1.
+    """
+
+    def __init__(self, relative_cost: float, fixed: int | None = None):
+        if fixed is not None and fixed < 1:
+            raise ValueError(f"`draft_length` is {fixed}, expected at least 1, or None: chosen by the acceptance.")
+        self.relative_cost, self.fixed = relative_cost, fixed
+        self.accepted, self.tested = PRIOR_ACCEPTED, PRIOR_TESTED
+
+    def update(self, accepted: int, tested: int) -> None:
+        """Adds the counts of a batch of drafts: tokens accepted, and those plus the first rejected one of each row."""
+        self.accepted += accepted
+        self.tested += tested
+
+    def choose(self) -> int:
+        """Tokens to draft next."""
+        return self.fixed or best_draft_length(self.accepted / self.tested, self.relative_cost)
+
+
+def best_draft_length(acceptance: float, relative_cost: float, max_length: int = MAX_DRAFT_LENGTH) -> int:
+    """The draft length with the most tokens per unit of time: the n that maximises (1 - α^(n+1)) / ((1 - α)(n·c + 1)).
+
+    Args:
+        acceptance (`float`): α, probability that the main model agrees with one more token.
+        relative_cost (`float`): c, time of the assistant's step in units of a forward pass of the main model.
+        max_length (`int`, *optional*, defaults to 16): tokens per draft at most.
+
+    Source: Leviathan et al., Fast Inference from Transformers via Speculative Decoding, theorem 3.8.
+    """
+    return max(range(1, max_length + 1), key=lambda n: tokens_per_check(acceptance, n) / (n * relative_cost + 1))
+
+
+def tokens_per_check(acceptance: float, draft_length: int) -> float:
+    """Expected tokens per forward pass of the main model, (1 - α^(n+1)) / (1 - α) (Leviathan et al., equation 1)."""
+    if acceptance == 1:
+        return draft_length + 1.0
+    return (1 - acceptance ** (draft_length + 1)) / (1 - acceptance)
+
+
+def _relative_cost(model: WhisperForConditionalGeneration, assistant: Assistant) -> float:
+    """Time of the assistant's step over the model's, by the memory that each reads: steps are bound by bandwidth."""
+    return _values_read_per_step(assistant) / _values_read_per_step(model)
+
+
+def _values_read_per_step(model: Assistant) -> int:
+    config = model.config
+    layers = sum(weight.numel() for weight in model.get_decoder().layers.parameters())
+    cross_kv = 2 * config.decoder_layers * config.max_source_positions * config.d_model
+    return layers + cross_kv + model.proj_out.weight.numel()
+
+
+def has_encoder(assistant: Assistant) -> bool:
+    """Whether an assistant is a whole Whisper, whose own encoder has to run."""
+    return isinstance(assistant, WhisperForConditionalGeneration)
+
+
+def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration) -> None:
+    """Raises a `ValueError` if an assistant cannot draft for the model.
+
+    Args:
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): drafts tokens.
+        model (`WhisperForConditionalGeneration`): the main model. Vocabulary, dtype and device must be the same; also
+            the mel bins of an assistant with its own encoder, or the width of one without.
+    """
+    config, expected = assistant.config, model.config
+    if config.vocab_size != expected.vocab_size:
+        raise ValueError(
+            f"The assistant has {config.vocab_size} tokens, the model {expected.vocab_size}: its drafts would mean "
+            "other words. Take a student of this model, or a smaller Whisper of the same vocabulary."
+        )
+    if (assistant.dtype, assistant.device) != (model.dtype, model.device):
+        raise ValueError(
+            f"The assistant is {assistant.dtype} on {assistant.device}, the model {model.dtype} on {model.device}: "
+            "load both in one dtype and move both to one device."
+        )
+    if has_encoder(assistant) and config.num_mel_bins != expected.num_mel_bins:
+        raise ValueError(
+            f"The assistant takes {config.num_mel_bins} mel bins, the model {expected.num_mel_bins}, but both get the "
+            "same features. Take an assistant of the model's family."
+        )
+    if not has_encoder(assistant) and config.d_model != expected.d_model:
+        raise ValueError(
+            f"The assistant reads encoder hidden states of width {config.d_model}, the model's have "
+            f"{expected.d_model}: make it with `create_assistant(student, model)`."
+        )
+
+
+def added_parameters(assistant: Assistant, model: WhisperForConditionalGeneration) -> int:
+    """Number of weights that an assistant adds to those of the model (Table 9); shared ones count nothing."""
+    shared = {id(weight) for weight in model.parameters()}
+    return sum(weight.numel() for weight in assistant.parameters() if id(weight) not in shared)
+
+
+def decode_in_generate(
+    assistant: Assistant | None = None,
+    draft_length: int | None = None,
+    on_drafts: Callable[[list[DraftCounts]], None] | None = None,
+) -> Callable[..., Tensor]:
+    """Greedy or speculative decoding for `model.generate(custom_generate=...)`.
+
+    Args:
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): see [`create_assistant`].
+        draft_length (`int`, *optional*): tokens per draft; by default chosen by how many are accepted.
+        on_drafts (`Callable[[list[DraftCounts]], None]`, *optional*): called with the counts of each batch of windows.
+
+    Returns:
+        `Callable[..., Tensor]`: what `generate` calls for a batch of windows; returns (batch, prefix + new tokens).
+    """
+
+    def custom_generate(
+        model: WhisperForConditionalGeneration,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        generation_config: GenerationConfig,
+        inputs_tensor: Tensor,
+        encoder_outputs: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        config = generation_config
+        if config.num_beams != 1 or config.do_sample or config.return_dict_in_generate:
+            raise ValueError(
+                f"This search is greedy and returns tokens, got num_beams={config.num_beams}, "
+                f"do_sample={config.do_sample} and return_dict_in_generate={config.return_dict_in_generate}: set "
+                "num_beams=1, and leave out temperatures, log-probability thresholds and scores."
+            )
+        encoder_hidden_states, prefix_length = encoder_outputs[0], input_ids.shape[1]
+        limits = {
+            "eos_token_id": int(config.eos_token_id),
+            "max_new_tokens": config.max_length - prefix_length,
+            "min_new_tokens": max((config.min_length or 0) - prefix_length, config.min_new_tokens or 0, 0),
+        }
+        rules = rules_from_processors(
+            logits_processor, prefix_length, model.config.vocab_size, encoder_hidden_states.device
+        )
+        if assistant is None:
+            return greedy_decode(model, encoder_hidden_states, input_ids, rules, **limits)
+        sequences, counts = speculative_decode(
+            model,
+            assistant,
+            encoder_hidden_states,
+            input_ids,
+            rules,
+            input_features=inputs_tensor,
+            draft_length=draft_length,
+            **limits,
+        )
+        if on_drafts is not None:
+            on_drafts(counts)
+        return sequences
+
+    return custom_generate
+
+
+_LENGTH_PROCESSORS = ("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor")
+"""Read from the generation config instead."""
+
+
+def rules_from_processors(
+    processors: LogitsProcessorList, prefix_length: int, vocab_size: int, device: torch.device
+) -> WhisperLogitsRules:
+    """The logits processors that transformers has prepared for a Whisper, as one [`WhisperLogitsRules`].
+
+    Raises:
+        ValueError: for a processor of another kind, which would be dropped silently.
+    """
+    suppress_tokens: list[int] = []
+    begin_suppress_tokens: list[int] = []
+    timestamps = None
+    for processor in processors:
+        if isinstance(processor, SuppressTokensLogitsProcessor):
+            suppress_tokens += processor.suppress_tokens.tolist()
+        elif isinstance(processor, SuppressTokensAtBeginLogitsProcessor):
+            begin_suppress_tokens += processor.begin_suppress_tokens.tolist()
+        elif isinstance(processor, WhisperTimeStampLogitsProcessor):
+            timestamps = TimestampRules(
+                processor.timestamp_begin, processor.eos_token_id, processor.max_initial_timestamp_index
+            )
+        elif type(processor).__name__ not in _LENGTH_PROCESSORS:
+            raise ValueError(
+                f"This search supports Whisper's suppressed tokens and timestamps, and got {type(processor).__name__} "
+                "too: leave out the setting of `generate` that it stands for, or the `custom_generate`."
+            )
+    return WhisperLogitsRules(suppress_tokens, begin_suppress_tokens, prefix_length, vocab_size, device, timestamps)

@@ -121,7 +121,7 @@ def transcribe(
         found = generate_tokens(
             model,
             features,
-            encoder_states=states,
+            encoder_hidden_states=states,
             num_beams=num_beams,
             max_new_tokens=max_new_tokens,
             return_timestamps=bool(return_timestamps),

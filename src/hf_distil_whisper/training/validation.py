@@ -173,10 +173,10 @@ def generate_tokens_of(
     found = generate_tokens(
         model,
         inputs.get("input_features"),
-        encoder_states=states,
+        encoder_hidden_states=states,
         num_beams=settings.get("num_beams") or 1,
         max_new_tokens=longest,
-        language=languages_of(model, inputs["decoder_input_ids"]),
+        languages=languages_of(model, inputs["decoder_input_ids"]),
         task=task,
     )
     tokens = inputs["labels"].new_full((len(found), longest), model.config.pad_token_id)
