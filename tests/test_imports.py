@@ -16,7 +16,7 @@ LEVELS = {
     "checkpoints": 0,
     "metrics": 0,
     "student": 0,
-    "uploads": 0,
+    "hub.push": 0,  # imported by the trainer, although the rest of hub/ is above it; has a level of its own
     "data": 1,
     "inference": 2,
     "export": 3,
@@ -42,13 +42,19 @@ def imported_rooms(path: Path) -> set[str]:
             parents = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
             names += [f"{base}.{alias.name}" for alias in node.names]
-    return {name.split(".")[1] for name in names if name.startswith("hf_distil_whisper.")}
+    return {room_of(name.split(".")[1:]) for name in names if name.startswith("hf_distil_whisper.")}
+
+
+def room_of(parts: list[str]) -> str:
+    """Name in LEVELS of a module, or of a name in one, given as its parts below the package."""
+    nested = ".".join(parts[:2])
+    return nested if nested in LEVELS else parts[0]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_imports_go_one_way(path: Path) -> None:
     """A circle of imports works until someone imports its other end first."""
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    room = room_of(list(path.relative_to(PACKAGE).with_suffix("").parts))
     for other in imported_rooms(path) - {room}:
         assert LEVELS[other] < LEVELS[room] or LEVELS[other] == LEVELS[room] == 0, f"{room} imports {other}"
 

@@ -73,8 +73,9 @@ if TYPE_CHECKING:
     from hf_distil_whisper.hub.dataset_card import push_dataset as push_dataset
     from hf_distil_whisper.hub.model_card import Evaluation as Evaluation
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
+    from hf_distil_whisper.hub.model_card import push_student as push_student
     from hf_distil_whisper.hub.model_card import read_evaluation as read_evaluation
-    from hf_distil_whisper.hub.push import push_student as push_student
+    from hf_distil_whisper.hub.push import PushError as PushError
     from hf_distil_whisper.inference.alignment_heads import HeadSearch as HeadSearch
     from hf_distil_whisper.inference.alignment_heads import find_alignment_heads as find_alignment_heads
     from hf_distil_whisper.inference.ctranslate2 import export_ctranslate2 as export_ctranslate2
@@ -110,7 +111,6 @@ if TYPE_CHECKING:
     from hf_distil_whisper.training.losses import pseudo_label_loss as pseudo_label_loss
     from hf_distil_whisper.training.trainer import DistillationTrainer as DistillationTrainer
     from hf_distil_whisper.training.validation import WordErrorMetrics as WordErrorMetrics
-    from hf_distil_whisper.uploads import PushError as PushError
 
 __version__ = "0.1.0"
 
@@ -210,9 +210,10 @@ _MODULES = {
     "hub.model_card": (
         "Evaluation",
         "generate_model_card",
+        "push_student",
         "read_evaluation",
     ),
-    "hub.push": ("push_student",),
+    "hub.push": ("PushError",),
     "inference.alignment_heads": (
         "HeadSearch",
         "find_alignment_heads",
@@ -264,7 +265,6 @@ _MODULES = {
     ),
     "training.trainer": ("DistillationTrainer",),
     "training.validation": ("WordErrorMetrics",),
-    "uploads": ("PushError",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

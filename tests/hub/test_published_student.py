@@ -8,12 +8,12 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import pipeline
 
-from hf_distil_whisper import uploads
 from hf_distil_whisper.checkpoints import (
     load_model,
     load_processor,
 )
 from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.hub import push
 from hf_distil_whisper.inference.speculative import create_assistant
 from hf_distil_whisper.inference.transcribe import transcribe
 from hub_server import HubServer
@@ -95,7 +95,7 @@ def test_train_says_in_the_end_what_is_not_on_the_hub(
     hub: HubServer, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A night's training is not lost to a network, and a script must not take it for published."""
-    monkeypatch.setattr(uploads, "WAITS", (0.01,))
+    monkeypatch.setattr(push, "RETRY_WAITS", (0.01,))
     hub.stop()
     assert main(training(toys, tmp_path / "run")) == 2
     said = capsys.readouterr().err

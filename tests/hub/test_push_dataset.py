@@ -16,7 +16,6 @@ from datasets.exceptions import DataFilesNotFoundError
 from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
-from hf_distil_whisper import uploads
 from hf_distil_whisper.cli import push_dataset as command
 from hf_distil_whisper.cli.filter import run as run_filter
 from hf_distil_whisper.data.audio import (
@@ -28,6 +27,7 @@ from hf_distil_whisper.data.sources import (
     RowErrors,
     load_source,
 )
+from hf_distil_whisper.hub import push
 from hf_distil_whisper.hub.dataset_card import push_dataset
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
 from hub_server import ALICE, HubServer
@@ -38,7 +38,7 @@ GOLDEN = Path(__file__).with_name("expected_dataset_card.md")
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(push, "RETRY_WAITS", (0.0, 0.0))
 
 
 def write_labels(folder: Path, count: int = 10, per_shard: int = 2, paths: Path | None = None, silent: int = 0) -> str:
@@ -299,7 +299,7 @@ def test_the_command_pushes_and_says_how_to_go_on(
 ) -> None:
     labelled = write_labels(tmp_path / "labelled")
     hub.fail("/commit/", 403, times=1)
-    with pytest.raises(uploads.PushError, match="start the same command again") as error:
+    with pytest.raises(push.PushError, match="start the same command again") as error:
         command.run([labelled, "--repo_id", "alice/labels"])
     assert ALICE not in str(error.value)
     command.run([labelled, "--repo_id", "alice/labels"])

@@ -14,21 +14,13 @@ import pytest
 from toy_pushes import STUDENT, pushing_trainer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from hf_distil_whisper import uploads
 from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.hub import push
 from hf_distil_whisper.hub.callbacks import PushCheckpointCallback
-from hf_distil_whisper.hub.push import push_student
+from hf_distil_whisper.hub.model_card import push_student
+from hf_distil_whisper.hub.push import BackgroundPush, PushError, Repository, _Snapshot, redact
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.background_pushes import (
-    BackgroundPushes,
-    Snapshot,
-)
-from hf_distil_whisper.uploads import (
-    PushError,
-    Repository,
-    redact,
-)
 from hub_server import ALICE, READER, HubServer
 from hub_store import Blob
 from toy_training import small_args, small_processor, small_whisper
@@ -38,7 +30,7 @@ TO_HUB = {"push_to_hub": True, "hub_model_id": "alice/toy"}
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(uploads, "WAITS", (0.01, 0.02, 0.03))
+    monkeypatch.setattr(push, "RETRY_WAITS", (0.01, 0.02, 0.03))
     caplog.set_level(logging.INFO)
 
 
@@ -87,7 +79,7 @@ def test_a_refused_connection_costs_no_step_and_is_finished_by_hand(
 def test_what_failed_is_pushed_once_more_at_the_end(
     hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    hub.fail("POST /api/repos/create", 500, times=1 + len(uploads.WAITS))
+    hub.fail("POST /api/repos/create", 500, times=1 + len(push.RETRY_WAITS))
     trainer = pushing_trainer(tmp_path / "run", **TO_HUB, max_steps=1)
     trainer.train()
     assert trainer.push_error is None
@@ -162,9 +154,9 @@ def test_steps_go_on_while_a_push_is_under_way_and_the_end_waits_for_it(
         def look() -> None:
             seen.append(pushing.pushes is not None and pushing.pushes.busy)
 
-        def finish() -> bool:
+        def finish(args) -> bool:
             released.set()
-            return PushCheckpointCallback.finish(pushing)
+            return PushCheckpointCallback.finish(pushing, args)
 
         # Not before the end: a step's student pushed by then is that of the end, and leaves nothing to commit.
         monkeypatch.setattr(pushing, "finish", finish)
@@ -185,7 +177,7 @@ def test_a_run_that_breaks_off_finishes_the_push_under_way(hub: HubServer, tmp_p
         with pytest.raises(RuntimeError, match="out of memory"):
             pushing_trainer(tmp_path / "run", pushing, AtStep(2, fail)).train()
         assert set(hub.repos) <= {("model", "alice/toy")}
-    assert pushing.finish()
+    assert pushing.pushes.finish()
     assert "step 1" in hub.repo("alice/toy").history()[0].title
 
 
@@ -238,10 +230,15 @@ def test_two_runs_that_push_to_one_repository_are_told_and_mix_nothing(
     assert pushing.error is None
     repo = hub.repo("alice/toy")
     repo.add("main", "another run", {**repo.commit("main").files, **others})
-    pushing.push_folder(trainer.args, trainer.state, "again", trainer.model, small_processor())
+
+    def push_again() -> None:
+        processor, folder = small_processor(), tmp_path / "run"
+        pushing.push_student(trainer.args, trainer.state, "again", folder, trainer.model, processor)
+
+    push_again()
     trainer.save_model()
-    pushing.push_folder(trainer.args, trainer.state, "again", trainer.model, small_processor())
-    assert pushing.finish()
+    push_again()
+    assert pushing.pushes.finish()
     assert "somebody else has committed" in caplog.text
     assert repo.files()["config.json"] != b"other"
 
@@ -298,14 +295,14 @@ def test_only_the_main_process_pushes(hub: HubServer, tmp_path: Path) -> None:
 
 def test_of_waiting_pushes_the_newest_goes_first_and_the_best_is_kept(hub: HubServer, tmp_path: Path) -> None:
     """Copies for a slow network would fill the disk, and dropping the best one would lose its tag."""
-    pushes = BackgroundPushes(Repository("alice/toy"))
+    pushes = BackgroundPush(Repository("alice/toy"))
     hub.create("alice/toy")
     with hub.hold("POST .*/commit/"):
         for step in range(6):
             folder = tmp_path / str(step)
             folder.mkdir()
             (folder / "config.json").write_text(f"{step}")
-            pushes.submit(Snapshot(folder, f"step {step}", folder, best=step in (2, 3)))
+            pushes.submit(_Snapshot(folder, f"step {step}", folder, best=step in (2, 3)))
             while step == 0 and not any("/commit/" in request for request in hub.requests):
                 time.sleep(0.01)
         assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["0", "3", "5"]

@@ -18,7 +18,7 @@ from hf_distil_whisper.checkpoints import (
 )
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.hub.callbacks import ModelCardCallback, PushCheckpointCallback
-from hf_distil_whisper.hub.push import push_student
+from hf_distil_whisper.hub.model_card import push_student
 from hf_distil_whisper.student import create_student
 from hub_server import ALICE, HubServer
 from hub_store import Blob

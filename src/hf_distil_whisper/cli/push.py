@@ -9,14 +9,8 @@ from hf_distil_whisper.cli.config import (
     setting,
 )
 from hf_distil_whisper.cli.inputs import Plan
-from hf_distil_whisper.hub.push import (
-    check_folder,
-    push_student,
-)
-from hf_distil_whisper.uploads import (
-    missing_files,
-    student_files,
-)
+from hf_distil_whisper.hub.model_card import push_student
+from hf_distil_whisper.hub.push import check_folder, missing_files, student_files
 
 
 @dataclass

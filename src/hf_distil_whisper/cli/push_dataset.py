@@ -13,10 +13,7 @@ from hf_distil_whisper.cli.config import (
 )
 from hf_distil_whisper.cli.inputs import Plan
 from hf_distil_whisper.hub.dataset_card import open_labelled, push_dataset
-from hf_distil_whisper.uploads import (
-    PushError,
-    reason,
-)
+from hf_distil_whisper.hub.push import PushError, reason
 
 
 @dataclass

@@ -61,6 +61,7 @@ from hf_distil_whisper.hub.callbacks import (
     teacher_facts,
 )
 from hf_distil_whisper.hub.model_card import find_license
+from hf_distil_whisper.hub.push import PushError
 from hf_distil_whisper.hub.resume import (
     HubCheckpoint,
     checkpoint_to_resume,
@@ -82,7 +83,6 @@ from hf_distil_whisper.training.teacher_cache import (
     expected_cache_bytes,
 )
 from hf_distil_whisper.training.trainer import DistillationTrainer
-from hf_distil_whisper.uploads import PushError
 
 LABELS = "whisper_transcript"
 """The column of the labels, whatever its name in a source."""

@@ -45,6 +45,7 @@ from hf_distil_whisper.hub.model_card import (
     public_url,
     read_evaluation,
 )
+from hf_distil_whisper.hub.push import StudentPushCallback
 from hf_distil_whisper.inference.output import plain_text
 from hf_distil_whisper.inference.prompt import scoring_language
 from hf_distil_whisper.metrics import (
@@ -53,7 +54,6 @@ from hf_distil_whisper.metrics import (
     is_written_without_spaces,
 )
 from hf_distil_whisper.training.losses import IGNORE_INDEX
-from hf_distil_whisper.training.pushing import StudentPushCallback
 from hf_distil_whisper.training.trainer import DistillationTrainer
 
 logger = logging.get_logger(__name__)
@@ -426,18 +426,11 @@ class PushCheckpointCallback(StudentPushCallback):
     ):
         super().__init__(repo_id, private=private, revision=revision, token=token, strategy=strategy)
         self.card = card
+        self.write_card = self._write_card
 
-    def write_card(
+    def _write_card(
         self, args: TrainingArguments, state: TrainerState, model: WhisperForConditionalGeneration, folder: Path
     ) -> None:
-        """The card as of this step.
-
-        Args:
-            args (`TrainingArguments`): of the run.
-            state (`TrainerState`): holds the scores.
-            model (`WhisperForConditionalGeneration`): what it describes.
-            folder (`Path`): where to.
-        """
         card = self.card or ModelCardCallback(name=self.repository(args).repo_id)
         card.write(args, state, model, folder)
 

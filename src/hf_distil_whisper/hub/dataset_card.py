@@ -45,10 +45,8 @@ from hf_distil_whisper.hub.model_card import (
     public_name,
     without_tokens,
 )
-from hf_distil_whisper.uploads import (
-    Repository,
-    try_to_push,
-)
+from hf_distil_whisper.hub.push import Repository
+from hf_distil_whisper.hub.push import with_retries as try_to_push
 
 REPORT = "filter_report.json"
 _ROW_GROUP = 100

@@ -7,6 +7,7 @@ beside the weights, with its pictures, is `card_files`' business.
 import json
 import platform
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import yaml
 from huggingface_hub import (
+    CommitInfo,
     EvalResult,
     EvalResultEntry,
     ModelCard,
@@ -24,6 +26,7 @@ from huggingface_hub import (
     RepoCard,
     eval_result_entries_to_yaml,
     hf_hub_download,
+    is_offline_mode,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -31,11 +34,23 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import TrainingArguments, WhisperConfig, WhisperForConditionalGeneration
 from transformers.utils import logging
 
+from hf_distil_whisper.checkpoints import load_model, load_processor, save_generation_config, save_processor
 from hf_distil_whisper.evaluation.results import (
     LONG_FORM,
     LONG_FORMS,
     TEACHER,
     score_from_json,
+)
+from hf_distil_whisper.hub.push import (
+    CARD,
+    PushError,
+    Repository,
+    by_hand,
+    check_folder,
+    missing_files,
+    push_files,
+    reason,
+    student_files,
 )
 from hf_distil_whisper.inference.prompt import is_multilingual
 
@@ -670,3 +685,66 @@ def _language_limit(language: str | None, multilingual: bool) -> str:
     if language is None:
         return "Languages that its training data did not hold are untested."
     return f"It was distilled for the language `{language}`; others are untested."
+
+
+def push_student(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+    message: str = "Upload student",
+) -> CommitInfo:
+    """Pushes the student in a folder as one commit: complete, with a card, and without any other file of the folder.
+
+    Files of the processor that other runtimes read are added where they are missing, and so is a card. The folder
+    itself is not changed. Tries again while the network fails.
+
+    Args:
+        folder (`str` or `Path`): output folder of a run, one of its checkpoints, or any saved Whisper with its
+            processor.
+        repo_id (`str`): `owner/name`, or a name under the account of the token.
+        private (`bool`, *optional*): create a private repository; one that exists and is public is refused.
+        revision (`str`, *optional*): branch, created if it does not exist; by default `main`.
+        token (`str`, *optional*): by default that of the environment or of `hf auth login`.
+        message (`str`, *optional*, defaults to `"Upload student"`): of the commit.
+
+    Returns:
+        `CommitInfo`: with the address of the commit.
+
+    Raises:
+        FileNotFoundError: if there is no model or processor in the folder.
+        PushError: if it did not reach the Hub; says why.
+
+    Example:
+        ```python
+        push_student("student", "me/distil-small", private=True)
+        ```
+    """
+    to = Repository(repo_id, private=private, revision=revision, token=token)
+    check_folder(folder)
+    if is_offline_mode():
+        raise PushError(f"{folder}: HF_HUB_OFFLINE is set. When online again: {by_hand(folder, to)}")
+    with tempfile.TemporaryDirectory(prefix="hf-distil-whisper-") as added:
+        _write_missing(Path(folder), Path(added), repo_id)
+        files = {name: Path(root, name) for root in (folder, added) for name in student_files(root)}
+        try:
+            return push_files(to, files, message)
+        except Exception as error:  # httpx, the client and the server each raise their own
+            hint = f"The folder is unchanged; try again: {by_hand(folder, to)}"
+            raise PushError(f"{folder} is not on the Hub ({reason(error, token)}). {hint}") from None
+
+
+def _write_missing(folder: Path, target: Path, repo_id: str) -> None:
+    """Writes the files that a folder lacks into another one."""
+    missing = missing_files(folder)
+    if not missing and (folder / CARD).is_file():
+        return
+    model = load_model(folder)
+    if missing:
+        logger.info(f"{folder}: adding {', '.join(missing)}")
+        save_generation_config(model, target)
+        save_processor(load_processor(folder), target)
+    if not (folder / CARD).is_file():
+        generate_model_card(model, name=repo_id).save(target / CARD)

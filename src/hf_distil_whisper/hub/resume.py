@@ -13,9 +13,8 @@ from transformers import TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from hf_distil_whisper.hub.push import LAST_CHECKPOINT, reason
 from hf_distil_whisper.training.args import check_output_dir
-from hf_distil_whisper.training.pushing import LAST_CHECKPOINT
-from hf_distil_whisper.uploads import reason
 
 _IN_REPOSITORY = re.compile(rf"{LAST_CHECKPOINT}|{PREFIX_CHECKPOINT_DIR}-\d+")
 

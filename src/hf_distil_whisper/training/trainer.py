@@ -45,6 +45,7 @@ from hf_distil_whisper.data.collator import (
 from hf_distil_whisper.data.dataset import SpeechDataset
 from hf_distil_whisper.data.mixture import Mixture
 from hf_distil_whisper.data.streaming import SpeechStream
+from hf_distil_whisper.hub.push import PushingTrainer
 from hf_distil_whisper.inference.chunked import (
     CHUNK_LENGTH_ENTRY,
     chunk_length_after,
@@ -62,7 +63,6 @@ from hf_distil_whisper.training.losses import (
     IGNORE_INDEX,
     hidden_state_mse_loss,
 )
-from hf_distil_whisper.training.pushing import PushingTrainer
 from hf_distil_whisper.training.teacher_cache import (
     CacheSettings,
     TeacherCacheDataset,
@@ -735,7 +735,7 @@ class DistillationTrainer(PushingTrainer):
         )
         model.config.use_cache = use_cache  # upstream switches it off, and would save that
         self.add_callback(KeepTokenIdsCallback(model))
-        self.settle_pushes(self._lora.save_merged if self._lora is not None else None)
+        self.configure_push(self._lora.save_merged if self._lora is not None else None)
         self.teacher_model = teacher_model
         self._settle_teacher()
         self._step_log = StepLog(args.device)
