@@ -403,10 +403,6 @@ def test_a_cache_is_filled_before_the_training_that_reads_it(
     assert before
     assert main(["train", *argv]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")} == before
-    assert (
-        main(["train", *argv, "--output_dir", str(tmp_path / "b"), "--teacher_cache_budget", "1e-6", "--dry_run"]) == 0
-    )
-    assert "keep nothing of encoder and teacher in" in capsys.readouterr().out
 
 
 def test_several_processes_are_refused_where_one_does_the_work(

@@ -17,7 +17,6 @@ from hf_distil_whisper.data.sources import (
     RowErrors,
     load_source,
 )
-from hf_distil_whisper.inference.encoder import encode
 from hf_distil_whisper.inference.output import timestamped_text
 from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.inference.transcribe import transcribe
@@ -71,7 +70,7 @@ def test_a_training_need_not_run_the_encoder_that_labelling_has_run(tmp_path: Pa
 
     def cached(folder: Path | None) -> TeacherCacheDataset:
         kept = CacheSettings("both", teacher.dtype, 8, 2.0, folder and str(folder))
-        return TeacherCacheDataset(asked, student, teacher, kept, collate, shares_encoder=True, batch_size=2)
+        return TeacherCacheDataset(asked, student, teacher, kept, collate, shares_encoder=True)
 
     found = cached(tmp_path / "cache")
     assert encoded() == 0
@@ -80,20 +79,6 @@ def test_a_training_need_not_run_the_encoder_that_labelling_has_run(tmp_path: Pa
     for row in range(len(labelled)):
         assert found[row]["labels"] == expected[row]["labels"]
         torch.testing.assert_close(found[row]["encoder_states"], expected[row]["encoder_states"])
-
-
-def test_states_may_be_kept_in_8_bits_for_a_training_that_does(tmp_path: Path) -> None:
-    teacher, processor = talking_whisper(4), toy_processor()
-    cache = {"teacher_cache_dir": tmp_path / "cache", "teacher_cache_dtype": "int8"}
-    labelled = pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path / "labels", **cache)
-    student, collate = create_student(teacher, decoder_layers=2), DataCollatorSpeechSeq2SeqWithPadding(processor)
-    encoded = count_encoder_windows(student)
-    kept = CacheSettings("encoder", teacher.dtype, 8, 2.0, str(tmp_path / "cache"), int8=True)
-    rows = SpeechDataset(labelled, processor)
-    cached = TeacherCacheDataset(rows, student, None, kept, collate, shares_encoder=True, batch_size=2)
-    assert encoded() == 0
-    states = encode(student, rows[1]["input_features"][None])[0]
-    assert (cached[1]["encoder_states"] - states).abs().max() <= 0.005 * states.abs().max()
 
 
 def test_rows_of_many_words_are_split_where_their_times_are_known(tmp_path: Path) -> None:
@@ -253,10 +238,6 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path) -> None:
         pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, language="de")
     with pytest.raises(ValueError, match="`max_words` is 30, but no row is split without `max_duration`"):
         pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, max_words=30)
-    with pytest.raises(ValueError, match="`teacher_cache_dtype` is 'int4', expected one of auto, int8"):
-        pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, teacher_cache_dtype="int4")
-    with pytest.raises(ValueError, match="'int8', but no states are kept without `teacher_cache_dir`"):
-        pseudo_label_dataset(recordings(), teacher, processor, output_dir=tmp_path, teacher_cache_dtype="int8")
 
 
 def test_audio_feature_of_datasets_is_read_by_our_own_decoder(tmp_path: Path) -> None:

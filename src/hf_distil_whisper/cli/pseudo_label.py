@@ -59,7 +59,6 @@ class PseudoLabelArguments:
         compute_type (`str`, *optional*, defaults to `"default"`): of CTranslate2.
         rows_per_shard (`int`, *optional*, defaults to 1000): rows that are written, and after a crash redone, at once.
         teacher_cache_dir (`str`, *optional*): keeps the encoder's states for a training with the same folder.
-        teacher_cache_dtype (`str`, *optional*, defaults to `"auto"`): of these states: `dtype`, or `"int8"`.
         dtype (`str`, *optional*, defaults to `"float32"`): type of the teacher's weights.
         dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
     """
@@ -82,7 +81,6 @@ class PseudoLabelArguments:
     teacher_cache_dir: str | None = setting(
         None, "Local folder that keeps the encoder's states, for a training with the same --teacher_cache_dir."
     )
-    teacher_cache_dtype: Literal["auto", "int8"] = setting("auto", "Of these states: --dtype, or 8 bits.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the teacher's weights.")
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
 
@@ -105,8 +103,6 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
     plan.output(args.output_dir, goes_on=True)
     if args.max_words is not None and not args.pack:
         plan.problems.append("--max_words: splits rows, which --pack false forbids. Leave one of them out.")
-    if args.teacher_cache_dtype == "int8" and args.teacher_cache_dir is None:
-        plan.problems.append("--teacher_cache_dtype: is that of the states in --teacher_cache_dir, which is missing.")
     if rows is not None and args.pack:
         joins = "join utterances of one speaker and " if joins_speakers(args, rows) else ""
         words = "" if args.max_words is None else f" or {args.max_words} words"
@@ -121,8 +117,7 @@ def plan_labels(args: PseudoLabelArguments) -> Plan:
         plan.figures["disk expected"] = gigabytes(hours * FLAC_BYTES_PER_HOUR)
         if teacher is not None and args.teacher_cache_dir:
             windows = math.ceil(hours * 3600 / args.max_duration) if joins_speakers(args, rows) else len(rows)
-            int8 = args.teacher_cache_dtype == "int8"
-            size = encoder_cache_bytes(windows, teacher.config, torch_dtype(args.dtype), int8)
+            size = encoder_cache_bytes(windows, teacher.config, torch_dtype(args.dtype))
             plan.figures["encoder states expected"] = f"{gigabytes(size)} in {args.teacher_cache_dir}"
     elif rows is not None:
         plan.figures["audio"] = f"{rows.num_shards:,} files, read as they come"
@@ -170,7 +165,6 @@ def run_labelling(args: PseudoLabelArguments, rows: Dataset | IterableDataset) -
         max_words=args.max_words,
         rows_per_shard=args.rows_per_shard,
         teacher_cache_dir=args.teacher_cache_dir,
-        teacher_cache_dtype=args.teacher_cache_dtype,
     )
 
 

@@ -79,7 +79,6 @@ from hf_distil_whisper.pseudo_labels.filtering import (
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.teacher_cache import (
-    affordable_cache,
     expected_cache_bytes,
 )
 from hf_distil_whisper.training.trainer import DistillationTrainer
@@ -445,12 +444,8 @@ def _plan_cache(
         return
     place = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
     about = (len(rows), student.config, _cache_dtype(training_args), training_args)
-    kind, budget = affordable_cache(*about), training_args.teacher_cache_budget
-    cut = "" if kind == training_args.teacher_cache else f", not {training_args.teacher_cache}: see the budget"
-    plan.steps.append(f"keep {_CACHED[kind]} {place}{cut}")
-    plan.figures["teacher cache"] = gigabytes(expected_cache_bytes(training_args.teacher_cache, *about))
-    if budget is not None:
-        plan.figures["teacher cache budget"] = gigabytes(budget * 1e9)
+    plan.steps.append(f"keep {_CACHED[training_args.teacher_cache]} {place}")
+    plan.figures["teacher cache"] = gigabytes(expected_cache_bytes(*about))
 
 
 def _plan_epochs(

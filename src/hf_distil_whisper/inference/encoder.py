@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
@@ -16,12 +15,6 @@ from hf_distil_whisper.data.array_store import (
 )
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.features import log_mel
-
-STATES_DTYPES = ("auto", "int8")
-"""Types in which states may be kept: that of the model that reads them, or 8 bits."""
-
-INT8_BLOCK = 64
-"""Neighbouring numbers of a state that share a scale: the few large ones of a Whisper spoil no others then."""
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer type by item size: numpy has no bfloat16, so the bits are stored."""
@@ -55,20 +48,18 @@ class EncoderCache:
         dtype (`torch.dtype`): of the hidden states.
         folder (`str` or `Path`, *optional*): on a local disk, with the arrays in its subfolder `states`. None: in
             memory.
-        int8 (`bool`, *optional*, defaults to `False`): keep them in 8 bits, each block of 64 numbers with a scale:
-            half the room of bfloat16, and numbers that are off by at most 0.4 % of the largest of their block.
 
     Raises:
         ValueError: if the folder is a URL.
         StaleRunError: if the folder holds hidden states of another encoder or dtype.
     """
 
-    def __init__(self, encoder: nn.Module, dtype: torch.dtype, folder: str | Path | None = None, int8: bool = False):
-        self.dtype, self.int8 = dtype, int8
+    def __init__(self, encoder: nn.Module, dtype: torch.dtype, folder: str | Path | None = None):
+        self.dtype = dtype
         if folder is None:
             self._store = CacheStore()
         else:
-            identity = {"encoder": module_fingerprint(encoder), "dtype": "int8" if int8 else str(dtype)}
+            identity = {"encoder": module_fingerprint(encoder), "dtype": str(dtype)}
             self._store = CacheStore(Path(folder, "states"), identity)
             self._store.remove_damaged()
 
@@ -84,18 +75,12 @@ class EncoderCache:
         """
         if key not in self._store:
             states = states.detach().to("cpu", self.dtype, copy=True)
-            self._store.add(
-                key, _quantized(states) if self.int8 else {"states": states.view(_BITS[self.dtype.itemsize]).numpy()}
-            )
+            self._store.add(key, {"states": states.view(_BITS[self.dtype.itemsize]).numpy()})
 
     def get(self, key: bytes) -> Tensor | None:
         """A copy of the hidden states of one recording, (frames, d_model); None if they are not cached."""
         arrays = self._store.get(key)
-        if arrays is None:
-            return None
-        if self.int8:
-            return _restored(arrays["states"], arrays["scales"]).to(self.dtype)
-        return torch.from_numpy(arrays["states"].copy()).view(self.dtype)
+        return None if arrays is None else torch.from_numpy(arrays["states"].copy()).view(self.dtype)
 
     def flush(self) -> None:
         """Commits the added hidden states to the folder."""
@@ -127,25 +112,9 @@ def encode_cached(model: WhisperForConditionalGeneration, input_features: Tensor
     return torch.stack([cached.to(input_features.device) for cached in states if cached is not None])
 
 
-def encoder_cache_bytes(num_rows: int, config: WhisperConfig, dtype: torch.dtype, int8: bool = False) -> int:
+def encoder_cache_bytes(num_rows: int, config: WhisperConfig, dtype: torch.dtype) -> int:
     """Bytes of the encoder hidden states of `num_rows` windows."""
-    frame = config.d_model + 2 * -(-config.d_model // INT8_BLOCK) if int8 else config.d_model * dtype.itemsize
-    return num_rows * config.max_source_positions * frame
-
-
-def _quantized(states: Tensor) -> dict[str, np.ndarray]:
-    """States (frames, width) as integers from -127 to 127, and the scale of each block, (frames, blocks)."""
-    width = states.shape[1]
-    blocks = F.pad(states.float(), (0, -width % INT8_BLOCK)).unflatten(1, (-1, INT8_BLOCK))
-    # Rounded up to a number of half precision, so that no integer exceeds 127.
-    scales = (blocks.abs().amax(2) / 127 * (1 + 2**-10)).clamp(min=2**-24).half()
-    integers = (blocks / scales.float()[..., None]).round().clamp(-127, 127).to(torch.int8)
-    return {"states": integers.flatten(1)[:, :width].numpy(), "scales": scales.numpy()}
-
-
-def _restored(states: np.ndarray, scales: np.ndarray) -> Tensor:
-    factors = torch.from_numpy(scales.astype(np.float32)).repeat_interleave(INT8_BLOCK, dim=1)
-    return torch.from_numpy(states.astype(np.float32)) * factors[:, : states.shape[1]]
+    return num_rows * config.max_source_positions * config.d_model * dtype.itemsize
 
 
 def window_seconds(processor: WhisperProcessor) -> float:

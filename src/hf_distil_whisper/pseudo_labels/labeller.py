@@ -49,7 +49,6 @@ from hf_distil_whisper.inference.dataset import (
     generate_rows,
 )
 from hf_distil_whisper.inference.encoder import (
-    STATES_DTYPES,
     EncoderCache,
 )
 from hf_distil_whisper.inference.generation import (
@@ -285,7 +284,6 @@ def pseudo_label_dataset(
     max_words: int | None = None,
     rows_per_shard: int = 1000,
     teacher_cache_dir: str | Path | None = None,
-    teacher_cache_dtype: str = "auto",
     errors: RowErrors | None = None,
 ) -> Dataset:
     """Transcribes every row with the teacher and writes the labelled data set to `output_dir`.
@@ -328,8 +326,6 @@ def pseudo_label_dataset(
         teacher_cache_dir (`str` or `Path`, *optional*): folder on a local disk that keeps the encoder's states of each
             row. A training with the same `teacher_cache_dir`, whose student shares the encoder, need not run it again.
             The encoder runs in transformers then, whatever the backend.
-        teacher_cache_dtype (`str`, *optional*, defaults to `"auto"`): of these states: that of the teacher, or "int8";
-            that of the training must be the same.
         errors (`RowErrors`, *optional*): takes the rows left out, those of earlier starts included; they are logged in
             any case.
 
@@ -358,7 +354,10 @@ def pseudo_label_dataset(
         ```
     """
     _check_request(dataset, backend, compute_type, rows_per_shard)
-    _check_pieces_and_states(max_duration, max_words, teacher_cache_dir, teacher_cache_dtype)
+    if max_words is not None and max_duration is None:
+        raise ValueError(
+            f"`max_words` is {max_words}, but no row is split without `max_duration`: set it, or leave both."
+        )
     store = ShardStore(output_dir)
     store.identity()  # refuses a folder of other files before anything is computed
     scored_as = scoring_language(teacher, language)
@@ -386,9 +385,7 @@ def pseudo_label_dataset(
         else Ctranslate2Generator(teacher, processor, compute_type=compute_type, **settings)
     )
     cache = (
-        None
-        if teacher_cache_dir is None
-        else EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir, int8=teacher_cache_dtype == "int8")
+        None if teacher_cache_dir is None else EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
     )
     progress = AudioProgress(len(dataset) if isinstance(dataset, Dataset) else None, "labelling")
 
@@ -470,22 +467,6 @@ def _check_request(dataset: Dataset | IterableDataset, backend: str, compute_typ
         if len(dataset) == 0:
             raise ValueError("The data set has 0 rows, so there is nothing to label. Check the source and its split.")
         check_ids(dataset)
-
-
-def _check_pieces_and_states(
-    max_duration: float | None, max_words: int | None, cache_dir: str | Path | None, cache_dtype: str
-) -> None:
-    """Settings that would do nothing without another one, and unknown ones."""
-    if max_words is not None and max_duration is None:
-        raise ValueError(
-            f"`max_words` is {max_words}, but no row is split without `max_duration`: set it, or leave both."
-        )
-    if cache_dtype not in STATES_DTYPES:
-        raise ValueError(f"`teacher_cache_dtype` is {cache_dtype!r}, expected one of {', '.join(STATES_DTYPES)}.")
-    if cache_dtype == "int8" and cache_dir is None:
-        raise ValueError(
-            "`teacher_cache_dtype` is 'int8', but no states are kept without `teacher_cache_dir`: set both."
-        )
 
 
 def _source_identity(dataset: Dataset | IterableDataset) -> dict[str, Any]:

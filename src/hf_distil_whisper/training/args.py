@@ -11,7 +11,6 @@ import yaml
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from hf_distil_whisper.inference.encoder import STATES_DTYPES
 from hf_distil_whisper.training.fused_loss import DEFAULT_CHUNK_SIZE
 from hf_distil_whisper.training.lora import lora_settings
 
@@ -50,10 +49,6 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             same models and rows find it; by default it is in memory. It is filled in batches of
             `per_device_eval_batch_size`.
         teacher_cache_top_k (`int`, *optional*, defaults to 64): tokens of the vocabulary that are kept for "logits".
-        teacher_cache_dtype (`str`, *optional*, defaults to `"auto"`): of the encoder's states: that of the training
-            ("auto"), or "int8", in half the room of bfloat16 (see [`EncoderCache`]).
-        teacher_cache_budget (`float`, *optional*): gigabytes (10⁹ bytes) that the cache may take. What is expected to
-            take more is computed in every epoch instead: of "both" the states, if the logits fit, else everything.
         lora (`dict`, *optional*): trains small matrices beside the student's frozen ones (see [`LoraSettings`] for the
             keys; an empty one takes the defaults). Checkpoints hold only those; a saved or pushed student is complete,
             with the adapter in its folder `adapter`.
@@ -94,12 +89,6 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     )
     teacher_cache_top_k: int = field(
         default=64, metadata={"help": "Tokens kept of each of the teacher's distributions."}
-    )
-    teacher_cache_dtype: str = field(
-        default="auto", metadata={"help": "Of the encoder's states: 'auto', that of the training, or 'int8'."}
-    )
-    teacher_cache_budget: float | None = field(
-        default=None, metadata={"help": "GB that the cache may take; what takes more is computed in every epoch."}
     )
     lora: dict | str | None = field(
         default=None, metadata={"help": "Train adapters: {r, alpha, dropout, target_modules, encoder}."}
@@ -200,19 +189,6 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 )
         if self.teacher_cache_top_k < 1:
             raise ValueError(f"--teacher_cache_top_k: expected at least 1 token, got {self.teacher_cache_top_k}.")
-        if self.teacher_cache_dtype not in STATES_DTYPES:
-            expected = " or ".join(STATES_DTYPES)
-            raise ValueError(f"--teacher_cache_dtype: expected {expected}, got {self.teacher_cache_dtype!r}.")
-        if self.teacher_cache_dtype == "int8" and self.teacher_cache not in CACHES_OF_STATES:
-            raise ValueError(
-                f"--teacher_cache_dtype int8 is for the encoder's states, but {cache} keeps none. Set --teacher_cache "
-                "to encoder or both."
-            )
-        if self.teacher_cache_budget is not None and self.teacher_cache_budget <= 0:
-            raise ValueError(
-                f"--teacher_cache_budget: expected gigabytes above 0, got {self.teacher_cache_budget}. For no cache, "
-                "set --teacher_cache none."
-            )
         if self.teacher_cache_dir is not None and self.teacher_cache == "none":
             raise ValueError(
                 f"--teacher_cache_dir is {self.teacher_cache_dir}, but --teacher_cache is none: nothing would be kept "

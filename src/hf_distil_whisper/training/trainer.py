@@ -66,7 +66,6 @@ from hf_distil_whisper.training.losses import (
 from hf_distil_whisper.training.teacher_cache import (
     CacheSettings,
     TeacherCacheDataset,
-    cache_settings,
 )
 from hf_distil_whisper.training.validation import (
     PARTS,
@@ -202,7 +201,6 @@ class StepLog:
         self._sums = torch.zeros(len(PARTS), device=device)
         self._steps = 0
         self._waited = 0.0
-        self._notes: dict[str, float] = {}
         self._begin: float | None = None
 
     def add(self, parts: torch.Tensor, ends_step: bool) -> None:
@@ -214,10 +212,6 @@ class StepLog:
         """
         self._sums += parts
         self._steps += int(ends_step)
-
-    def note(self, **values: float) -> None:
-        """Adds what was measured once to the next log."""
-        self._notes |= values
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -233,15 +227,14 @@ class StepLog:
 
         Returns:
             `dict[str, float]`: the parts by name, a mean over steps and processes, and `data_wait`: the share of the
-            time, from 0 to 1, that this process waited for batches; then what was noted. Empty without a step.
+            time, from 0 to 1, that this process waited for batches. Empty without a step.
         """
         if not self._steps or self._begin is None:
             return {}
         means = (accelerator.reduce(self._sums, reduction="mean") / self._steps).tolist()
         now = time.perf_counter()
-        taken = dict(zip(PARTS, means, strict=True)) | {"data_wait": self._waited / (now - self._begin)} | self._notes
+        taken = dict(zip(PARTS, means, strict=True)) | {"data_wait": self._waited / (now - self._begin)}
         self._sums.zero_()
-        self._notes = {}
         self._steps, self._waited, self._begin = 0, 0.0, now
         return taken
 
@@ -739,7 +732,6 @@ class DistillationTrainer(PushingTrainer):
         self.teacher_model = teacher_model
         self._settle_teacher()
         self._step_log = StepLog(args.device)
-        self._gap_epoch = -1
         self._eval_sums = LossSums(())
         self._gen_kwargs: dict[str, Any] = {}
 
@@ -790,13 +782,12 @@ class DistillationTrainer(PushingTrainer):
         rows = self.train_dataset
         if isinstance(rows, Sized) and not isinstance(rows, TeacherCacheDataset):
             dtype = _MIXED_PRECISION.get(self.args.mixed_precision, self.model.dtype)
-            epoch_rows = min(len(rows), len(getattr(rows, "mixture", None) or rows))
-            settings = cache_settings(len(rows), epoch_rows, self.model.config, dtype, self.args)
+            rows_per_epoch = min(len(rows), len(getattr(rows, "mixture", None) or rows))
+            settings = CacheSettings.from_args(self.args, dtype, rows_per_epoch)
             self.train_dataset = rows if settings is None else self._fill_teacher_cache(settings)
         return super().get_train_dataloader()
 
     def _fill_teacher_cache(self, settings: CacheSettings) -> TeacherCacheDataset:
-        args = self.args
         with self.compute_loss_context_manager():
             cached = TeacherCacheDataset(
                 self.train_dataset,
@@ -805,9 +796,8 @@ class DistillationTrainer(PushingTrainer):
                 settings,
                 self.data_collator,
                 shares_encoder=self.shares_encoder,
-                batch_size=args.per_device_eval_batch_size,
-                num_workers=args.dataloader_num_workers,
-                part=(self.accelerator.process_index, self.accelerator.num_processes),
+                process_index=self.accelerator.process_index,
+                num_processes=self.accelerator.num_processes,
             )
         self.accelerator.wait_for_everyone()
         cached.reload()
@@ -900,8 +890,6 @@ class DistillationTrainer(PushingTrainer):
         with as_forward(self.model, forward):
             loss, parts = model()
         check_finite(parts)
-        if teacher.kept is not None and self.model.training:
-            self._measure_gap(inputs, states)
         loss, parts = loss * scale, parts * scale
         if self.model.training:
             self._step_log.add(parts, ends_step=self.accelerator.sync_gradients)
@@ -911,26 +899,6 @@ class DistillationTrainer(PushingTrainer):
         """No dropout in frozen parts: upstream puts the whole student in train mode at every step."""
         for part in self._frozen_parts:
             part.eval()
-
-    def _measure_gap(self, inputs: dict[str, Tensor], states: Tensor | None) -> None:
-        """How far the KL of the cache lies below the teacher's own, on the first batch of every epoch."""
-        epoch = int(self.state.epoch or 0)
-        heard = states is not None if self.shares_encoder else "input_features" in inputs
-        if epoch == self._gap_epoch or self.teacher_model is None or not heard:
-            return
-        self._gap_epoch = epoch
-        asked = {name: value for name, value in inputs.items() if name not in TEACHER_ARRAYS}
-        self.model.eval()  # with dropout, the two would differ by chance
-        with torch.no_grad():
-            student = self._run_student(inputs, states)
-            head, labels = self.model.proj_out.weight, inputs["labels"]
-            exact, kept = (
-                batch_losses(student, head, self._run_teacher(given, states), labels, self.args)[1][0]
-                for given in (asked, inputs)
-            )
-        self.model.train()
-        self._freeze_modes()
-        self._step_log.note(kl_gap=((exact - kept) / (labels != IGNORE_INDEX).sum().clamp(min=1)).item())
 
     def _loss_scale(self, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """What a sum over this batch's tokens is multiplied with."""
