@@ -6,7 +6,7 @@ import torch
 
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.labels import (
-    IGNORED,
+    IGNORE_INDEX,
     make_labels,
 )
 from toy_models import toy_processor, toy_whisper
@@ -32,7 +32,7 @@ def test_tokens_are_padded_to_the_longest_of_the_batch():
     assert batch["labels"].shape == batch["decoder_input_ids"].shape == (2, max(lengths))
     assert batch["labels"].dtype == batch["decoder_input_ids"].dtype == torch.long
     pad = toy_processor().tokenizer.pad_token_id
-    assert batch["labels"][0].tolist() == items[0]["labels"] + [IGNORED] * (lengths[1] - lengths[0])
+    assert batch["labels"][0].tolist() == items[0]["labels"] + [IGNORE_INDEX] * (lengths[1] - lengths[0])
     assert batch["decoder_input_ids"][0].tolist() == items[0]["decoder_input_ids"] + [pad] * (lengths[1] - lengths[0])
     assert batch["labels"][1].tolist() == items[1]["labels"]
 

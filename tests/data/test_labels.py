@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Tokenizer, WhisperTokenizer
 
 from hf_distil_whisper.data.labels import (
-    IGNORED,
+    IGNORE_INDEX,
     LabelError,
     draw_variant,
     has_timestamps,
@@ -55,7 +55,9 @@ def read_and_said(name: str, transcript: str, **options: object) -> tuple[str, s
     """What the decoder reads, and of what it shall say the part with a loss."""
     labels = make_labels(tokenizer(name), transcript, **{"timestamps": False, **options})
     assert len(labels.decoder_input_ids) == len(labels.labels)
-    return tokens(name, labels.decoder_input_ids), tokens(name, [token for token in labels.labels if token != IGNORED])
+    return tokens(name, labels.decoder_input_ids), tokens(
+        name, [token for token in labels.labels if token != IGNORE_INDEX]
+    )
 
 
 @pytest.mark.parametrize("name", ["toy", "whisper-tiny.en"])
@@ -164,7 +166,7 @@ def test_prompts_are_read_and_not_learnt(name: str):
     read = tokens(name, labels.decoder_input_ids)
     assert read == "<|startofprev|> Well, he said<|startoftranscript|><|notimestamps|> Yes."
     start = labels.decoder_input_ids.index(tokenizer(name).convert_tokens_to_ids("<|startoftranscript|>"))
-    assert labels.labels[:start] == [IGNORED] * start
+    assert labels.labels[:start] == [IGNORE_INDEX] * start
     assert tokens(name, labels.labels[start:]) == "<|notimestamps|> Yes.<|endoftext|>"
 
 
@@ -212,7 +214,7 @@ def test_a_prompt_gives_way_to_a_long_label():
     prompted = make_labels(tokenizer("toy"), transcript, timestamps=False, previous=[1] * 300)
     assert len(alone.labels) < 448
     assert len(prompted.labels) == 448
-    assert [token for token in prompted.labels if token != IGNORED] == alone.labels
+    assert [token for token in prompted.labels if token != IGNORE_INDEX] == alone.labels
 
 
 def test_a_label_as_long_as_the_decoder_fits_and_a_longer_one_costs_the_row():
@@ -220,7 +222,7 @@ def test_a_label_as_long_as_the_decoder_fits_and_a_longer_one_costs_the_row():
     length = len(make_labels(tokenizer("toy"), "x" * 100, timestamps=False).labels)
     assert (
         make_labels(tokenizer("toy"), "x" * 100, timestamps=False, max_length=length, previous="a").labels[0]
-        != IGNORED
+        != IGNORE_INDEX
     )
     with pytest.raises(LabelError, match=rf"{length} tokens, more than the {length - 1} positions .*xxx"):
         make_labels(tokenizer("toy"), "x" * 100, timestamps=False, max_length=length - 1)
@@ -247,7 +249,7 @@ def test_a_teacher_that_reads_the_same_prompt_agrees_with_itself():
         explicit = model(features, decoder_input_ids=inputs).logits.log_softmax(-1)
         again = model(features, decoder_input_ids=inputs, labels=targets).logits.log_softmax(-1)
         shifted = model(features, labels=targets).logits.log_softmax(-1)
-    kept = targets != IGNORED
+    kept = targets != IGNORE_INDEX
 
     def divergence(other: torch.Tensor) -> float:
         return float((explicit.exp() * (explicit - other)).sum(-1)[kept].mean())

@@ -1,7 +1,7 @@
-"""Samples of a `SpeechDataset` to one batch: padded to the longest label of the batch, never to the decoder's 448.
+"""Collates samples of a `SpeechDataset` to a batch, padded to its longest label.
 
-With 30 s windows of about 100 tokens, padding to 448 makes three quarters of the decoder's work padding. Knows shapes
-only.
+With 30 s windows of about 100 tokens, padding to the 448 positions of the decoder would make three quarters of its
+work padding.
 """
 
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from transformers import WhisperProcessor
 
-from hf_distil_whisper.data.labels import IGNORED
+from hf_distil_whisper.data.labels import IGNORE_INDEX
 
 DECODER_POSITIONS = 448
 TEACHER_ARRAYS = ("teacher_ids", "teacher_log_probs", "teacher_log_tail")
-"""What a teacher cache adds to an item, a row for each label that counts."""
+"""Arrays that a teacher cache adds to an item, with one row for each label that counts."""
 
 
 @dataclass
@@ -50,13 +50,13 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             )
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Makes the batch.
+        """Collates the batch.
 
         Args:
             features (`Sequence[dict]`): each with `input_features` (mel bins, frames) or `encoder_states` (frames,
-                width), and `decoder_input_ids` and `labels` of one length. Items with `labels` alone, as a tokenizer
-                makes them with `<|startoftranscript|>` in front, are shifted here. Where the items hold what a cache
-                has kept of the teacher (`teacher_ids`, ...), it is joined end to end. Other entries are dropped.
+                width), and `decoder_input_ids` and `labels` of the same length. Items with `labels` alone, as a
+                tokenizer makes them with `<|startoftranscript|>` in front, are shifted here. Arrays of a teacher cache
+                (`teacher_ids`, ...) are concatenated. Other entries are dropped.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_features` (batch, mel bins, frames) or `encoder_states` (batch, frames,
@@ -69,12 +69,17 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         if self.pad_to_multiple_of is not None:
             length = -(-length // self.pad_to_multiple_of) * self.pad_to_multiple_of
         tokenizer = self.processor.tokenizer
-        return {
+        batch = {
             source: torch.stack([torch.as_tensor(item[source]) for item in features]),
-            "decoder_input_ids": _padded([ids for ids, _ in pairs], length, tokenizer.eos_token_id),
-            "labels": _padded([labels for _, labels in pairs], length, IGNORED),
-            **{name: torch.cat([item[name] for item in features]) for name in TEACHER_ARRAYS if name in features[0]},
+            # Right padding needs no attention mask: the decoder is causal, and labels are -100 there.
+            "decoder_input_ids": _pad([ids for ids, _ in pairs], length, tokenizer.eos_token_id),
+            "labels": _pad([labels for _, labels in pairs], length, IGNORE_INDEX),
         }
+        for name in TEACHER_ARRAYS:
+            if name in features[0]:
+                # Rows of different length: one after the other, as `labels != -100` selects positions of the batch.
+                batch[name] = torch.cat([item[name] for item in features])
+        return batch
 
     def _tokens(self, item: dict[str, Any]) -> tuple[list[int], list[int]]:
         labels = [int(token) for token in item["labels"]]
@@ -84,13 +89,16 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
         if start not in labels:
             labels = [start, *labels]
-        # The model would shift labels by one itself and so feed a start token that they hold already twice.
+        # The model shifts `labels` to the right itself, behind another <|startoftranscript|>; so shift here:
+        #   labels             <|startofprev|> a <|startoftranscript|> <|notimestamps|> b <|endoftext|>
+        #   decoder_input_ids  <|startofprev|> a <|startoftranscript|> <|notimestamps|> b
+        #   labels returned    -100 -100 <|notimestamps|> b <|endoftext|>
         prompt = labels.index(start)
-        inputs = [tokenizer.eos_token_id if token == IGNORED else token for token in labels[:-1]]
-        return inputs, [IGNORED] * prompt + labels[prompt + 1 :]
+        inputs = [tokenizer.eos_token_id if token == IGNORE_INDEX else token for token in labels[:-1]]
+        return inputs, [IGNORE_INDEX] * prompt + labels[prompt + 1 :]
 
 
-def _padded(rows: list[list[int]], length: int, value: int) -> torch.Tensor:
+def _pad(rows: list[list[int]], length: int, value: int) -> torch.Tensor:
     batch = torch.full((len(rows), length), value, dtype=torch.long)
     for target, row in zip(batch, rows, strict=True):
         target[: len(row)] = torch.tensor(row, dtype=torch.long)

@@ -1,8 +1,7 @@
-"""From a transcript to what the decoder reads and what it shall say: timestamps, previous text as prompt, masks.
+"""From transcripts to decoder inputs and labels: timestamps, previous text as prompt, masks.
 
-Knows the tokenizer and Whisper's format of a sequence, `<|startofprev|> previous <|startoftranscript|> language task
-text <|endoftext|>` (paper, section 3; Radford et al., figure 1), and draws which variant of a sample is trained. Knows
-no audio.
+A sequence is `<|startofprev|> previous <|startoftranscript|> language task text <|endoftext|>` (paper, section 3;
+Radford et al., figure 1).
 """
 
 import re
@@ -13,7 +12,7 @@ import numpy as np
 from transformers import WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS, TO_LANGUAGE_CODE
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of positions without a loss, as in `torch.nn.CrossEntropyLoss`."""
 
 TIME_STEP = 0.02
@@ -21,7 +20,7 @@ TIME_STEP = 0.02
 
 _TIMESTAMP = re.compile(r"<\|(\d+\.\d+)\|>")
 _SPECIAL = re.compile(r"<\|(?!\d+\.\d+\|>)[^<>|]*\|>")
-# Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese: Whisper puts no space before a segment of these.
+# Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese: Whisper writes no space before a segment of these.
 _WITHOUT_SPACES = re.compile(
     "[\u0e00-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]"
 )
@@ -40,7 +39,7 @@ class Labels(NamedTuple):
 
 
 class DrawnVariant(NamedTuple):
-    """Which variant of a sample is trained: with its timestamps, with the text before it as prompt."""
+    """The variant of a sample to train on: with its timestamps, with the previous text as prompt."""
 
     timestamps: bool
     use_prompt: bool
@@ -52,7 +51,7 @@ def has_timestamps(transcript: str) -> bool:
 
 
 def strip_special_tokens(transcript: str) -> str:
-    """Leaves the text and its timestamp tokens: no start, language, task or end token, and no prompt before them.
+    """Removes start, language, task and end tokens and a prompt; the text and its timestamp tokens stay.
 
     Example:
         ```python
@@ -88,7 +87,7 @@ def strip_timestamps(transcript: str) -> str:
 
 
 def plain_text(transcript: str) -> str:
-    """Only what was said: neither special nor timestamp tokens, no spaces around it."""
+    """The spoken text alone, without special tokens, timestamps and surrounding spaces."""
     return strip_timestamps(strip_special_tokens(transcript)).strip()
 
 
@@ -103,25 +102,23 @@ def make_labels(
     max_length: int = 448,
     truncated: bool = False,
 ) -> Labels:
-    """Builds one sample's decoder input and its targets.
+    """Builds the decoder input of a sample and its labels.
 
     Args:
         tokenizer (`WhisperTokenizer`): English-only or multilingual.
-        transcript (`str`): text with or without timestamp and special tokens. As Whisper writes it, a text begins with
-            a space (not in Chinese, Japanese, Thai, ...): it is added where it is missing.
+        transcript (`str`): text with or without timestamp and special tokens. Whisper starts a text with a space (not
+            in Chinese, Japanese, Thai, ...): it is added where it is missing.
         timestamps (`bool`): whether to keep the timestamps, rounded to 0.02 s. Otherwise, and where the transcript has
-            none, `<|notimestamps|>` comes after the prefix: a sample never claims to have timestamps without having
-            them.
-        previous (`str` or `Sequence[int]`, *optional*): the text before, or its token ids. Special tokens in it are
-            dropped, timestamps too unless they are asked for. The tail is kept, at most `max_length // 2 - 1` tokens
-            and no more than fit beside the label.
+            none, `<|notimestamps|>` follows the prefix: no sample announces timestamps without having them.
+        previous (`str` or `Sequence[int]`, *optional*): the previous text, or its token ids. Special tokens in it are
+            dropped, timestamps too unless `timestamps` is set. Only its end is used, at most `max_length // 2 - 1`
+            tokens and no more than fit beside the label.
         language (`str`, *optional*): a code or name such as `"de"`, for multilingual models. Without it the language
-            and task tokens of the transcript are kept, if it has any, and English-only models get none.
-        task (`str`, *optional*, defaults to `"transcribe"`): `"transcribe"` or `"translate"`; only said with a
-            language.
+            and task tokens of the transcript stay, if it has any, and English-only models get none.
+        task (`str`, *optional*, defaults to `"transcribe"`): `"transcribe"` or `"translate"`; used with a language.
         max_length (`int`, *optional*, defaults to 448): positions of the decoder.
         truncated (`bool`, *optional*, defaults to `False`): whether the transcript stops short of its end, as a
-            generation does at its limit. No `<|endoftext|>` is taught after it then.
+            generation does at its limit. The label then has no `<|endoftext|>`.
 
     Returns:
         `Labels`: `decoder_input_ids` and `labels`, of the same length; -100 on everything before
@@ -147,21 +144,22 @@ def make_labels(
         sequence += [no_timestamps, *_text_ids(tokenizer, strip_timestamps(body))]
     if not truncated:
         sequence.append(_token_id(tokenizer, "<|endoftext|>"))
-    # The last token is a target only.
-    length = len(sequence) - 1
+    length = len(sequence) - 1  # the last token is a label only
     if length > max_length:
         raise LabelError(
             f"the label has {length} tokens, more than the {max_length} positions of the decoder (text: "
             f"{body[:40]!r}...). Cut the recording into shorter ones."
         )
     prompt: list[int] = []
-    room = min(max_length // 2 - 1, max_length - length - 1)
-    if previous is not None and room > 0:
-        prompt = _prompt_ids(tokenizer, previous, timestamps)[-room:]
+    prompt_length = min(max_length // 2 - 1, max_length - length - 1)
+    if previous is not None and prompt_length > 0:
+        prompt = _prompt_ids(tokenizer, previous, timestamps)[-prompt_length:]
     if prompt:
         prompt = [_token_id(tokenizer, "<|startofprev|>"), *prompt]
-    whole = prompt + sequence
-    return Labels(whole[:-1], [IGNORED] * len(prompt) + sequence[1:])
+    # decoder_input_ids  <|startofprev|> previous <|startoftranscript|> <|notimestamps|> text
+    # labels             -100            -100     <|notimestamps|>      text             <|endoftext|>
+    # The token after each input; the one after the prompt, <|startoftranscript|>, is not learnt either.
+    return Labels((prompt + sequence)[:-1], [IGNORE_INDEX] * len(prompt) + sequence[1:])
 
 
 def draw_variant(
@@ -174,7 +172,7 @@ def draw_variant(
 ) -> DrawnVariant:
     """Draws a sample's variant, anew in each epoch (paper, table 15: timestamps with p = 0.5).
 
-    A generator of its own for each (seed, epoch, index): the result depends neither on the order of the samples nor on
+    Each (seed, epoch, index) has a separate generator: the result depends neither on the order of the samples nor on
     the number of workers or processes, and nothing else draws from it.
 
     Args:
@@ -182,10 +180,7 @@ def draw_variant(
         epoch (`int`): from 0.
         index (`int`): of the sample.
         timestamp_probability (`float`, *optional*, defaults to 0.5): share of samples with timestamps.
-        condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share with the text before as prompt.
-
-    Returns:
-        `DrawnVariant`: what was drawn.
+        condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share with the previous text as prompt.
     """
     first, second = np.random.default_rng((seed, epoch, index)).random(2)
     return DrawnVariant(bool(first < timestamp_probability), bool(second < condition_on_prev_probability))
@@ -206,20 +201,21 @@ def language_token(language: str) -> str:
 
 
 def _prefix(transcript: str, language: str | None, task: str) -> list[str]:
+    """Tokens before the text or its timestamps."""
     prefix = ["<|startoftranscript|>"]
     if task not in TASK_IDS:
         raise ValueError(f"`task`: expected one of {', '.join(TASK_IDS)}, got {task!r}.")
     if language is not None:
         return [*prefix, language_token(language), f"<|{task}|>"]
-    head = _SPECIAL.findall(transcript.rpartition("<|startoftranscript|>")[2])
-    return prefix + [token for token in head[:2] if token[2:-2] in LANGUAGES or token[2:-2] in TASK_IDS]
+    # As labelled data of the reference scripts hold them: <|startoftranscript|><|de|><|transcribe|>...
+    tokens = _SPECIAL.findall(transcript.rpartition("<|startoftranscript|>")[2])
+    return prefix + [token for token in tokens[:2] if token[2:-2] in LANGUAGES or token[2:-2] in TASK_IDS]
 
 
 def _timed_ids(tokenizer: WhisperTokenizer, body: str, first_timestamp: int) -> list[int]:
     ids = []
-    # Texts and times alternate, a text first.
     for number, part in enumerate(_TIMESTAMP.split(body)):
-        if number % 2 == 0:
+        if number % 2 == 0:  # texts and times alternate, a text first
             ids += _text_ids(tokenizer, part)
             continue
         step = round(float(part) / TIME_STEP)
@@ -242,12 +238,12 @@ def _prompt_ids(tokenizer: WhisperTokenizer, previous: str | Sequence[int], time
     if isinstance(previous, str):
         return _text_ids(tokenizer, plain_text(previous))
     end_of_text, no_timestamps = _token_id(tokenizer, "<|endoftext|>"), _token_id(tokenizer, "<|notimestamps|>")
-    # Whisper's special tokens are the last of the vocabulary, in this order, and the timestamps come after them.
+    # The vocabulary ends with <|endoftext|>, the other special tokens, <|notimestamps|>, and the timestamps.
     return [token for token in previous if token < end_of_text or (timestamps and token > no_timestamps)]
 
 
 def _wants_space(left: str, right: str) -> bool:
-    """Whether Whisper would write a space between these two characters that have none; `left` may be empty."""
+    """Whether Whisper writes a space between these two characters; `left` may be empty."""
     if _WITHOUT_SPACES.match(right) or (left and _WITHOUT_SPACES.match(left)):
         return False
     return right not in _CLOSING

@@ -1,7 +1,7 @@
-"""Several sources in one training, each as often as its weight says.
+"""Several data sets in one training, each drawn as often as its weight says.
 
-A mixture of data sets is an order of row numbers that seed and epoch alone decide, so that a stopped training goes on
-in the middle of an epoch exactly where it was. Streams are mixed in `speech_stream`. Knows rows, not what is in them.
+The order of rows depends on seed and epoch alone, so that a resumed training continues in the middle of an epoch.
+`interleave_datasets` starts every source at its first row in each epoch. Streams are mixed in `streaming`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,19 +17,19 @@ STOPPING_STRATEGIES = ("first_exhausted", "all_exhausted", "all_exhausted_withou
 
 @dataclass(frozen=True)
 class Mixture:
-    """In which order the rows of joined sources are drawn.
+    """The order in which the rows of joined sources are drawn.
 
-    A source is gone through in passes, each a new permutation of its rows, over the epochs: of a large source with a
-    small weight every row comes once before one comes twice.
+    A source is read in passes, each a new permutation of its rows, across epochs: of a large source with a small
+    weight every row comes once before one comes twice.
 
     Args:
         names (`tuple[str, ...]`): of the sources, in the order in which their rows were joined.
-        sizes (`tuple[int, ...]`): rows of each.
-        weights (`tuple[float, ...]`): how often a row of each source is drawn, in relation to each other.
+        sizes (`tuple[int, ...]`): number of rows of each.
+        weights (`tuple[float, ...]`): how often a row of each source is drawn, relative to each other.
         stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`): how long an epoch is, in the words of
-            `datasets.interleave_datasets`: until the first source has been gone through ("first_exhausted"), until
-            all have been, the rows of the others repeated ("all_exhausted"), or every row once, where the weights
-            only decide how early a source's rows come ("all_exhausted_without_replacement").
+            `datasets.interleave_datasets`: until the first source is exhausted ("first_exhausted"), until all are, the
+            rows of the others repeated ("all_exhausted"), or every row once, where the weights only decide how early a
+            source's rows come ("all_exhausted_without_replacement").
         seed (`int`, *optional*, defaults to 42): of the order.
 
     Raises:
@@ -56,7 +56,7 @@ class Mixture:
 
     @property
     def draws(self) -> tuple[int, ...]:
-        """Rows of each source in an epoch."""
+        """Rows drawn of each source in an epoch."""
         if self.stopping_strategy == "all_exhausted_without_replacement":
             return self.sizes
         lengths = [size / weight for size, weight in zip(self.sizes, self.weights, strict=True)]
@@ -67,27 +67,27 @@ class Mixture:
         return sum(self.draws)
 
     def rows(self, epoch: int) -> np.ndarray:
-        """The numbers of the rows of an epoch among all joined rows, in the order in which they are drawn.
+        """Row indices of an epoch among the joined rows, in the order in which they are drawn.
 
         Args:
-            epoch (`int`): from 0 on.
+            epoch (`int`): from 0.
 
         Returns:
-            `np.ndarray`: int64, [`len`] of them.
+            `np.ndarray` of shape `(len(mixture),)`: int64.
         """
-        times, rows, begin = [], [], 0
+        times, rows, offset = [], [], 0
         for source, (size, weight, count) in enumerate(zip(self.sizes, self.weights, self.draws, strict=True)):
-            # Uniform times within the time that a source lasts: drawn by chance in the ratio of the weights.
+            # A source lasts count / weight; rows sorted by uniform times in it are mixed in the ratio of the weights.
             times.append(self._random(source, 0, epoch).uniform(0.0, count / weight, count))
-            rows.append(begin + self._passes(source, size, epoch * count, count))
-            begin += size
+            rows.append(offset + self._passes(source, size, epoch * count, count))
+            offset += size
         return np.concatenate(rows)[np.argsort(np.concatenate(times), kind="stable")]
 
     def check_same(self, state: Mapping[str, Any]) -> None:
         """Raises where a stopped training had other sources, or the same in another order.
 
         Args:
-            state (`Mapping`): what [`state`] gave then.
+            state (`Mapping`): [`state`] of its mixture.
 
         Raises:
             ValueError: names what differs.
@@ -95,41 +95,41 @@ class Mixture:
         check_same_sources(self.state(), state)
 
     def state(self) -> dict[str, Any]:
-        """What decides the order, as JSON takes it."""
+        """All that decides the order, as JSON takes it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
-    def _passes(self, source: int, size: int, begin: int, count: int) -> np.ndarray:
-        first, last = begin // size, (begin + count - 1) // size
+    def _passes(self, source: int, size: int, start: int, count: int) -> np.ndarray:
+        """Entries `start` to `start + count` of the endless sequence of permutations of a source."""
+        first, last = start // size, (start + count - 1) // size
         orders = [self._random(source, 1, number).permutation(size) for number in range(first, last + 1)]
-        return np.concatenate(orders)[begin - first * size :][:count]
+        return np.concatenate(orders)[start - first * size :][:count]
 
     def _random(self, source: int, use: int, number: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, source, use, number))
 
 
 def join_sources(datasets: Mapping[str, Dataset], columns: Sequence[str]) -> Dataset:
-    """Rows of several sources as one data set, one source after the other, each row with its `source`.
+    """Joins several sources to one data set, one source after the other, each row with its `source`.
 
     Args:
         datasets (`Mapping[str, Dataset]`): by name.
-        columns (`Sequence[str]`): which to keep; a source without one of them gets nulls, one that none has is left
-            out.
+        columns (`Sequence[str]`): to keep; a source without one of them gets nulls, one that none has is left out.
 
     Raises:
-        ValueError: if a column is of another kind in one source than in another.
+        ValueError: if a column has another type in one source than in another.
     """
     features = {}
     for name in columns:
-        kinds = [rows.features[name] for rows in datasets.values() if name in rows.features]
-        if kinds:
-            features[name] = next((kind for kind in kinds if kind != Value("null")), kinds[0])
+        types = [rows.features[name] for rows in datasets.values() if name in rows.features]
+        if types:
+            features[name] = next((feature for feature in types if feature != Value("null")), types[0])
     schema = Features({**features, "source": Value("string")})
     parts = []
     for source, rows in datasets.items():
         part = rows.select_columns([name for name in features if name in rows.column_names])
-        for name, kind in features.items():
+        for name, feature in features.items():
             if name not in part.column_names:
-                part = part.add_column(name, [None] * len(part), feature=kind)
+                part = part.add_column(name, [None] * len(part), feature=feature)
         part = part.add_column("source", [source] * len(part), feature=Value("string"))
         try:
             parts.append(part.select_columns(list(schema)).cast(schema))
@@ -152,30 +152,19 @@ def weights_by(sizes: Sequence[float]) -> tuple[float, ...]:
     return tuple(size / sum(sizes) for size in sizes)
 
 
-def check_same_sources(now: Mapping[str, Any], then: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` that names the first thing in which two trainings on several sources differ.
-
-    Args:
-        now (`Mapping`): what decides the order of the rows.
-        then (`Mapping`): the same, of the training that was stopped.
-    """
+def check_same_sources(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    """Raises a `ValueError` that names the first difference between the sources of a training and of a stopped one."""
     for name, value in now.items():
-        if value != then.get(name):
+        if value != before.get(name):
             raise ValueError(
-                f"the mixture's {name} were {then.get(name)} when the training was stopped and are {value} now: "
-                "its rows would be others than those that were to come. Resume with the same sources in the same "
-                "order, or begin a new training in another `output_dir`."
+                f"the mixture's {name} were {before.get(name)} when the training was stopped and are {value} now: "
+                "other rows than those that were still to come would follow. Resume with the same sources in the same "
+                "order, or start a new training in another `output_dir`."
             )
 
 
 def check_weights(names: Sequence[str], weights: Sequence[float], stopping_strategy: str) -> None:
-    """Raises a `ValueError` where these make no mixture.
-
-    Args:
-        names (`Sequence[str]`): of the sources.
-        weights (`Sequence[float]`): of each.
-        stopping_strategy (`str`): see [`Mixture`].
-    """
+    """Raises a `ValueError` where these make no mixture."""
     if not names or len(names) != len(weights) or not all(weight > 0 for weight in weights):
         raise ValueError(
             f"a mixture needs sources and a weight above 0 for each, got {dict(zip(names, weights, strict=False))}."

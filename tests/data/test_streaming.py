@@ -136,12 +136,12 @@ def test_a_loader_goes_on_where_it_was(tmp_path: Path, workers: int, strategy: s
         rest = [batch["labels"].tolist() for batch in islice(second, 24 - stop)]
         assert begun + rest == whole
         third = loader()
-        third.load_state_dict(loader_place(loader(), state))
+        third.load_state_dict(reloaded_state(loader(), state))
         assert next(iter(third))["labels"].tolist() == whole[stop]
 
 
-def loader_place(loader: StatefulDataLoader, state: dict) -> dict:
-    """What a loader says that was given a place and has not read from there yet."""
+def reloaded_state(loader: StatefulDataLoader, state: dict) -> dict:
+    """The state of a loader that was given one and has not read from there yet."""
     loader.load_state_dict(state)
     return loader.state_dict()
 
@@ -149,7 +149,7 @@ def loader_place(loader: StatefulDataLoader, state: dict) -> dict:
 def test_a_bad_row_costs_that_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     stream = speech({"source": write_source(tmp_path / "source", 2, 3, bad=(1,))})
     assert Counter(texts(islice(stream, 10))) == {f"row {number}": 2 for number in (0, 2, 3, 4, 5)}
-    assert stream.lost == 2
+    assert stream.num_skipped == 2
 
 
 def test_a_source_without_usable_rows_ends_the_training(tmp_path: Path) -> None:

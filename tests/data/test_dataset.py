@@ -21,7 +21,7 @@ from hf_distil_whisper.data.dataset import (
     SpeechDataset,
     check_rows,
 )
-from hf_distil_whisper.data.labels import IGNORED
+from hf_distil_whisper.data.labels import IGNORE_INDEX
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import load_source
 from toy_models import toy_audio, toy_processor
@@ -194,7 +194,7 @@ def test_prompts_as_token_ids_of_the_reference_scripts_are_used():
     data = samples(rows, condition_on_prev_probability=1.0, timestamp_probability=0.0)
     assert "<|startofprev|>" not in read(data.label_item(0))
     assert read(data.label_item(1)).startswith("<|startofprev|> Before.<|startoftranscript|>")
-    assert data.label_item(1)["labels"][:2] == [IGNORED, IGNORED]
+    assert data.label_item(1)["labels"][:2] == [IGNORE_INDEX, IGNORE_INDEX]
 
 
 def test_truncated_transcripts_are_not_taught_to_end():
