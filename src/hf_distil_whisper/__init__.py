@@ -69,7 +69,6 @@ if TYPE_CHECKING:
     from hf_distil_whisper.hub.callbacks import PushCheckpointCallback as PushCheckpointCallback
     from hf_distil_whisper.hub.callbacks import SamplePredictionsCallback as SamplePredictionsCallback
     from hf_distil_whisper.hub.callbacks import save_model_card as save_model_card
-    from hf_distil_whisper.hub.dataset_card import PushedDataset as PushedDataset
     from hf_distil_whisper.hub.dataset_card import push_dataset as push_dataset
     from hf_distil_whisper.hub.model_card import Evaluation as Evaluation
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
@@ -203,10 +202,7 @@ _MODULES = {
         "SamplePredictionsCallback",
         "save_model_card",
     ),
-    "hub.dataset_card": (
-        "PushedDataset",
-        "push_dataset",
-    ),
+    "hub.dataset_card": ("push_dataset",),
     "hub.model_card": (
         "Evaluation",
         "generate_model_card",

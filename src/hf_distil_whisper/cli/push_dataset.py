@@ -1,4 +1,4 @@
-"""`push-dataset`: puts labelled rows on the Hub, file by file, with a card that says how they were made."""
+"""`push-dataset`: publishes labelled rows on the Hub, with a card that says how they were made."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,6 @@ from hf_distil_whisper.cli.config import (
 )
 from hf_distil_whisper.cli.inputs import Plan
 from hf_distil_whisper.hub.dataset_card import open_labelled, push_dataset
-from hf_distil_whisper.hub.push import PushError, reason
 
 
 @dataclass
@@ -60,10 +59,10 @@ def _mapping(value: Any, flag: str) -> Any:
         if flag == "folders" and isinstance(value, str):
             raise InputError(f"folders: expected {{name: folder}}, got {value!r}. One folder needs no flag.")
         return value
-    found = parse_yaml(value)
-    if not isinstance(found, dict) or not all(isinstance(part, str) for pair in found.items() for part in pair):
+    mapping = parse_yaml(value)
+    if not isinstance(mapping, dict) or not all(isinstance(part, str) for pair in mapping.items() for part in pair):
         raise InputError(f"{flag}: expected a mapping of names to texts, got {value!r}")
-    return found
+    return mapping
 
 
 def plan_push_dataset(args: PushDatasetArguments) -> Plan:
@@ -81,7 +80,7 @@ def plan_push_dataset(args: PushDatasetArguments) -> Plan:
         plan.problems.append(f"expected one folder, or several by name in --folders, got {given} and {args.folders}")
         return plan
     labelled = args.labelled()
-    rows, hours, files = 0, 0.0, 0
+    rows, hours = 0, 0.0
     for name, folder in (labelled if isinstance(labelled, dict) else {labelled: labelled}).items():
         try:
             source = open_labelled(folder, name)
@@ -89,10 +88,9 @@ def plan_push_dataset(args: PushDatasetArguments) -> Plan:
             plan.problems.append(str(error))
             continue
         rows, hours = rows + source.kept[0], hours + source.kept[1]
-        files += sum(1 for chosen in source.rows if len(chosen))
     visibility = "private" if args.private else "public, unless it exists and is private"
     plan.figures["labelled"] = f"{rows:,} rows, {hours:.2f} h, {'with' if args.embed_audio else 'without'} recordings"
-    plan.steps.append(f"push {files} file{'' if files == 1 else 's'} with a card to {args.repo_id} ({visibility})")
+    plan.steps.append(f"push {rows:,} rows with a card to {args.repo_id} ({visibility})")
     return plan
 
 
@@ -104,10 +102,8 @@ def run(argv: Sequence[str]) -> None:
     """
     command = "hf-distil-whisper push-dataset"
     (args,) = parse_arguments(PushDatasetArguments, argv=argv, command=command, words_to="folder")
-    if not plan_push_dataset(args).settle(dry_run=args.dry_run):
-        return
-    try:
-        done = push_dataset(
+    if plan_push_dataset(args).settle(dry_run=args.dry_run):
+        commit = push_dataset(
             args.labelled(),
             str(args.repo_id),
             teacher=args.teacher_model_name_or_path,
@@ -117,10 +113,4 @@ def run(argv: Sequence[str]) -> None:
             origins=args.origins,
             embed_audio=args.embed_audio,
         )
-    except ValueError:
-        raise  # says what to mend
-    except Exception as error:  # the network, the client and the server each have their own
-        hint = "What is there stays: start the same command again, and it goes on there."
-        raise PushError(f"{args.repo_id} is not complete on the Hub ({reason(error)}). {hint}") from None
-    there = f", {done.there} were there already" if done.there else ""
-    sys.stdout.write(f"{done.rows:,} rows in {done.repo_id}: {done.uploaded} files uploaded{there}\n")
+        sys.stdout.write(f"{commit.commit_url}\n")

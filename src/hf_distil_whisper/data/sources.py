@@ -436,11 +436,13 @@ def _read_files(files: list[str], split: str) -> Dataset:
     return _read_parquet(files, split) if suffix == ".parquet" else _read_tar(files, split)
 
 
-def _read_parquet(files: list[str], split: str = "train") -> Dataset:
+def _read_parquet(files: list[str], split: str = "train", features: Features | None = None) -> Dataset:
     # Every record batch of the cache costs 5 KB of memory for as long as it is open: with 100 rows each, the default
     # for audio, ten million rows would take half a gigabyte.
     options = ParquetFragmentScanOptions(pre_buffer=False)
-    return Dataset.from_parquet(files, split=split, writer_batch_size=1000, fragment_scan_options=options)
+    return Dataset.from_parquet(
+        files, split=split, features=features, writer_batch_size=1000, fragment_scan_options=options
+    )
 
 
 def _read_tar(files: list[str], split: str) -> Dataset:
@@ -579,17 +581,18 @@ class _EndCheckingStream:
 # Labelled shards
 
 
-def load_shards(store: ShardStore) -> Dataset:
+def load_shards(store: ShardStore, features: Features | None = None) -> Dataset:
     """The labelled rows of all shards, in the order of their source.
 
     Args:
         store ([`ShardStore`]): written by [`pseudo_label_dataset`].
+        features (`Features`, *optional*): types of the columns; by default those of the first shard.
 
     Raises:
         ValueError: if the labelling is not complete, or a shard has been damaged since.
     """
     files = shard_files(store)
-    return _read_parquet(files) if files else Dataset.from_dict({})
+    return _read_parquet(files, features=features) if files else Dataset.from_dict({})
 
 
 def shard_files(store: ShardStore) -> list[str]:

@@ -1,37 +1,31 @@
-"""A labelled data set to the Hub, file by file: stopped at any moment, it goes on where it was.
+"""Publishes labelled data sets on the Hub: `Dataset.push_to_hub` and a card that says how the labels were made."""
 
-Knows what lies in the repository by its hashes, and the order of commits; files and cards are made elsewhere.
-"""
-
-import hashlib
 import json
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from string import Template
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets import Audio, Features
+from datasets import Audio, Dataset, Features
 from huggingface_hub import CommitInfo, CommitOperation, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
-from huggingface_hub.hf_api import RepoFile
 from transformers.utils import logging
 
-from hf_distil_whisper.data.shards import (
-    Shard,
-    ShardStore,
-)
+from hf_distil_whisper.data.shards import Shard, ShardStore
 from hf_distil_whisper.data.sources import (
     INDEX,
     ROWS,
     RowErrors,
+    load_shards,
     read_row_index,
+    select_rows,
     shard_files,
 )
 from hf_distil_whisper.hub.model_card import (
@@ -45,30 +39,36 @@ from hf_distil_whisper.hub.model_card import (
     public_name,
     without_tokens,
 )
-from hf_distil_whisper.hub.push import Repository
-from hf_distil_whisper.hub.push import with_retries as try_to_push
+from hf_distil_whisper.hub.push import CARD, PushError, Repository, check_visibility, reason, with_retries
+
+logger = logging.get_logger(__name__)
 
 REPORT = "filter_report.json"
-_ROW_GROUP = 100
-"""Rows that a reader has to fetch at once: what the Hub's own viewer reads easily."""
+DATA = "data"
+"""Folder of the files in the repository if there is one source; several have a folder and configuration each."""
+_PART = re.compile(r"([^/]+)/train-\d+-of-\d+\.parquet")
+_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
+
+
+# Labelled folders
 
 
 @dataclass(frozen=True)
 class LabelledSource:
-    """The rows of one labelled folder, whole or as a filter chose them.
+    """The rows of one labelled folder, all of them or those that a filter selected.
 
     Args:
-        name (`str`): of the source; a configuration of the data set where there are several.
-        files (`list[str]`): Parquet files of the shards, in order.
-        rows (`list[np.ndarray]`): of each file, the numbers of the rows that are published.
+        name (`str`): of the source; a configuration of the data set if there are several.
+        store ([`ShardStore`]): the shards.
+        indices (`np.ndarray`, *optional*): int64 row indices that are published; None for all.
         run (`dict`): what the labels were computed from: teacher and settings.
         shards (`list[Shard]`): with counts, hours and lost rows.
         report (`dict`, *optional*): of the filter.
     """
 
     name: str
-    files: list[str]
-    rows: list[np.ndarray]
+    store: ShardStore
+    indices: np.ndarray | None
     run: dict[str, Any]
     shards: list[Shard]
     report: dict[str, Any] | None = None
@@ -80,7 +80,7 @@ class LabelledSource:
 
     @property
     def lost(self) -> int:
-        """Rows of the source that could not be labelled."""
+        """Number of rows of the source that could not be labelled."""
         return sum(len(shard.info["lost"]) for shard in self.shards)
 
     @property
@@ -90,22 +90,80 @@ class LabelledSource:
             return self.labelled
         return self.report["kept"], self.report["hours_kept"]
 
+    def load(self, embed_audio: bool, errors: RowErrors) -> Dataset:
+        """The rows that are published, with an `Audio` column or none; unreadable recordings are added to `errors`."""
+        dataset = load_shards(self.store, _common_features(shard_files(self.store)))
+        if self.indices is not None:
+            dataset = select_rows(dataset, self.indices)
+        if not embed_audio:
+            return dataset.remove_columns([name for name in dataset.column_names if name == "audio"])
+        return _without_unreadable(dataset, errors).cast_column("audio", Audio())
+
+
+def _common_features(files: Sequence[str]) -> Features | None:
+    """Column types for shards that differ; None if they do not.
+
+    A column that is empty in one shard has no type there (one that is empty in all becomes text). `datasets` goes by
+    the first file, and fails on a text where that one has only nulls.
+    """
+    schemas = []
+    for file in files:
+        with fsspec.open(file, "rb") as opened:
+            schemas.append(pq.read_schema(opened))
+    plain = [schema.remove_metadata() for schema in schemas]
+    if all(schema.equals(plain[0]) for schema in plain) and not any(map(pa.types.is_null, plain[0].types)):
+        return None
+    features = Features.from_arrow_schema(schemas[0])  # knows more than Arrow: the names of a class, for example
+    for field in pa.unify_schemas(plain, promote_options="permissive"):
+        if pa.types.is_null(field.type):
+            field = field.with_type(pa.string())
+        if field.name not in features or field.type != schemas[0].field(field.name).type:
+            features[field.name] = Features.from_arrow_schema(pa.schema([field]))[field.name]
+    return features
+
+
+def _without_unreadable(dataset: Dataset, errors: RowErrors) -> Dataset:
+    """The rows whose recording can be read; `push_to_hub` would stop at the first other one, after hours maybe."""
+    indices, start = [], 0
+    for batch in dataset.with_format("arrow").iter(batch_size=1000):
+        audio = batch["audio"].combine_chunks()
+        has_bytes = pc.is_valid(pc.struct_field(audio, "bytes")).to_pylist()
+        for row, path in enumerate(pc.struct_field(audio, "path").to_pylist()):
+            message = None if has_bytes[row] else _why_unreadable(path)
+            if message is None:
+                indices.append(start + row)
+            else:
+                errors.add(batch["id"][row].as_py() if "id" in batch.column_names else start + row, message)
+        start += len(batch)
+    return dataset if len(indices) == start else dataset.select(indices)
+
+
+def _why_unreadable(path: str | None) -> str | None:
+    if path is None:
+        return "there is no audio in this row"
+    try:
+        with fsspec.open(path, "rb") as file:
+            file.read(1)
+    except OSError as error:
+        return f"its recording {Path(path).name} cannot be read ({type(error).__name__})"
+    return None
+
 
 def open_labelled(folder: str | Path, name: str) -> LabelledSource:
-    """Looks into a folder that `pseudo-label` has filled, or that `filter` has written about one.
+    """Opens a folder that `pseudo-label` or `filter` has written.
 
     Args:
-        folder (`str` or `Path`): of the shards (a URL too), or of the filter's row numbers.
+        folder (`str` or `Path`): of the shards (a URL too), or of the filter's row indices.
         name (`str`): of the source.
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        ValueError: if it holds something else, the labelling is not finished, or no row is left.
+        ValueError: if it holds something else, or the labelling is not complete.
     """
-    index, report, chosen, asked = Path(folder), None, None, folder
+    index, report, indices, requested = Path(folder), None, None, folder
     if (index / INDEX).is_file():
         source, num_rows = read_row_index(index)
-        chosen, folder = np.load(index / ROWS), source["name_or_path"]
+        indices, folder = np.load(index / ROWS), source["name_or_path"]
         if (index / REPORT).is_file():
             report = json.loads((index / REPORT).read_text(encoding="utf-8"))
     elif "://" not in str(folder) and not index.is_dir():
@@ -114,129 +172,36 @@ def open_labelled(folder: str | Path, name: str) -> LabelledSource:
     run = store.identity() if "://" in str(folder) or Path(folder).is_dir() else None
     if run is None or "teacher" not in run:
         raise ValueError(
-            f"{asked}: expected labels of `pseudo-label`, or the choice of `filter` among them, found neither. Name "
-            "the --output_dir of one of these commands."
+            f"{requested}: expected labels of `pseudo-label`, or the choice of `filter` among them, found neither. "
+            "Name the --output_dir of one of these commands."
         )
-    files = shard_files(store)
+    shard_files(store)  # raises if the labelling is not complete
     shards = store.shards()
-    counts = [shard.info["rows"] for shard in shards if shard.info["rows"]]
-    if chosen is not None and num_rows != sum(counts) and source.get("max_samples") is None:
+    count = sum(shard.info["rows"] for shard in shards)
+    if indices is not None and num_rows != count and source.get("max_samples") is None:
         raise ValueError(
-            f"{asked} holds a choice among {num_rows} rows, {folder} has {sum(counts)} now. Filter it again."
+            f"{requested} holds a choice among {num_rows} rows, {folder} has {count} now. Filter it again."
         )
-    return LabelledSource(name, files, _by_file(counts, chosen), run, shards, report)
+    return LabelledSource(name, store, indices, run, shards, report)
 
 
-def embedded_schema(sources: list[LabelledSource], audio: bool) -> dict[str, Features]:
-    """The columns of each source, the same in all of its files.
-
-    A column that is empty in one shard has no type there, and a reader that begins with it would refuse the others.
-
-    Args:
-        sources (`list[LabelledSource]`): whose files are looked at.
-        audio (`bool`): whether there is a column `audio`.
-
-    Returns:
-        `dict[str, Features]`: by name of the source.
-    """
-    found = {}
+def _open_all(labelled: str | Path | Mapping[str, str | Path]) -> list[LabelledSource]:
+    named = labelled if isinstance(labelled, Mapping) else {public_name(str(labelled)): labelled}
+    if not named:
+        raise ValueError("labelled: expected at least one labelled folder, got none.")
+    sources = [open_labelled(folder, name) for name, folder in named.items()]
     for source in sources:
-        schemas = []
-        for file in source.files:
-            with fsspec.open(file, "rb") as opened:
-                schemas.append(pq.read_schema(opened))
-        names = [name for name in schemas[0].names if audio or name != "audio"]
-        bare = [pa.schema([schema.field(name) for name in names if name != "audio"]) for schema in schemas]
-        joined = pa.unify_schemas([schema.remove_metadata() for schema in bare], promote_options="permissive")
-        told = Features.from_arrow_schema(schemas[0])  # knows more than Arrow: the labels of a class, for example
-        guessed = Features.from_arrow_schema(joined)
-        features: dict[str, Any] = {}
-        for name in names:
-            if name == "audio":
-                features[name] = Audio()
-            elif pa.types.is_null(joined.field(name).type):
-                features[name] = Features.from_arrow_schema(pa.schema([(name, pa.string())]))[name]
-            else:
-                same = joined.field(name).type == schemas[0].field(name).type
-                features[name] = (told if same else guessed)[name]
-        found[source.name] = Features(features)
-    return found
+        if not source.kept[0] or (source.indices is not None and not len(source.indices)):
+            raise ValueError(f"{source.name}: no row to publish.")
+        if len(sources) > 1 and not source.name.replace("-", "").replace("_", "").isalnum():
+            raise ValueError(
+                f"labelled: {source.name!r} becomes a folder and a configuration: expected letters, digits, - and _."
+            )
+    return sources
 
 
-def write_part(source: LabelledSource, number: int, features: Features, target: Path, errors: RowErrors) -> int:
-    """Writes the published rows of one file of a source, the recordings inside: the same rows, the same bytes.
+# The card
 
-    Args:
-        source (`LabelledSource`): what to publish.
-        number (`int`): of the file.
-        features (`Features`): from [`embedded_schema`].
-        target (`Path`): the new file.
-        errors (`RowErrors`): takes the rows whose recording is gone.
-
-    Returns:
-        `int`: rows written.
-    """
-    schema = features.arrow_schema
-    written = 0
-    with fsspec.open(source.files[number], "rb") as opened, pq.ParquetWriter(target, schema) as writer:
-        for batch in _chosen(pq.ParquetFile(opened), source.rows[number]):
-            table = _embedded(batch, schema, errors)
-            if len(table):
-                writer.write_table(table)
-                written += len(table)
-    return written
-
-
-def _by_file(counts: list[int], chosen: np.ndarray | None) -> list[np.ndarray]:
-    ends = np.cumsum([0, *counts])
-    if chosen is None:
-        return [np.arange(count) for count in counts]
-    kept = np.sort(chosen)
-    return [kept[(kept >= begin) & (kept < end)] - begin for begin, end in pairwise(ends)]
-
-
-def _chosen(file: pq.ParquetFile, rows: np.ndarray) -> Iterator[pa.Table]:
-    begin = 0
-    for batch in file.iter_batches(batch_size=_ROW_GROUP):
-        here = rows[(rows >= begin) & (rows < begin + len(batch))] - begin
-        begin += len(batch)
-        if len(here):
-            yield pa.Table.from_batches([batch]).take(pa.array(here))
-
-
-def _embedded(table: pa.Table, schema: pa.Schema, errors: RowErrors) -> pa.Table:
-    if "audio" in schema.names:
-        sounds = [_with_bytes(sound) for sound in table["audio"].to_pylist()]
-        for row, sound in enumerate(sounds):
-            if isinstance(sound, str):
-                errors.add(table["id"][row].as_py() if "id" in table.column_names else row, sound)
-        there = [row for row, sound in enumerate(sounds) if not isinstance(sound, str)]
-        audio = pa.array([sounds[row] for row in there], schema.field("audio").type)
-        table = table.take(pa.array(there, pa.int64()))
-        table = table.set_column(table.column_names.index("audio"), "audio", audio)
-    columns = [table[field.name].cast(field.type) for field in schema]
-    return pa.Table.from_arrays(columns, schema=schema)
-
-
-def _with_bytes(sound: dict[str, Any] | None) -> dict[str, Any] | str:
-    """The recording itself and the name of its file without the folders of this machine, or why it is missing."""
-    sound = sound or {}
-    path, content = sound.get("path"), sound.get("bytes")
-    if content is None:
-        if path is None:
-            return "there is no audio in this row"
-        try:
-            with fsspec.open(path, "rb") as file:
-                content = file.read()
-        except OSError as error:
-            return f"its recording {Path(path).name} cannot be read ({type(error).__name__})"
-    return {"bytes": content, "path": None if path is None else Path(path).name}
-
-
-_TEMPLATE = Path(__file__).with_name("dataset_card_template.md")
-
-DATA = "data"
-"""Folder of the files where there is one source."""
 
 _COLUMNS = {
     "id": "name of the row in its source",
@@ -262,7 +227,7 @@ _COLUMNS = {
 }
 _REASONS = {"wer": "word error rate"}
 _NO_SETTINGS = ("teacher", "rows", "ids", "files", "columns", "rows_per_shard")
-"""Of a run's identity: what was labelled and how it lies on the disk, not how it was labelled."""
+"""Entries of a run's identity that say what was labelled and how it is stored, not how it was labelled."""
 _SIZES = (("n<1K", 10**3), ("1K<n<10K", 10**4), ("10K<n<100K", 10**5), ("100K<n<1M", 10**6), ("1M<n<10M", 10**7))
 
 
@@ -272,31 +237,29 @@ def generate_dataset_card(
     repo_id: str,
     features: Features,
     teacher: str | None = None,
-    teacher_revision: str | None = None,
     language: str | None = None,
     licenses: Mapping[str, str] | None = None,
     origins: Mapping[str, str] | None = None,
     left_out: int = 0,
 ) -> DatasetCard:
-    """Writes the card of a labelled data set from what its folders say.
+    """Generates the card of a labelled data set from its folders' manifests and filter reports.
 
     Args:
         sources (`Sequence[LabelledSource]`): from [`open_labelled`].
-        repo_id (`str`): where it lies.
+        repo_id (`str`): of the data set.
         features (`Features`): its columns.
         teacher (`str`, *optional*): Hub id or name of the model that labelled; the folders only know its weights.
-        teacher_revision (`str`, *optional*): its commit.
         language (`str`, *optional*): ISO code; by default that of the labelling.
         licenses (`Mapping[str, str]`, *optional*): of each source, by name: they carry over.
         origins (`Mapping[str, str]`, *optional*): the Hub data set, or any name, that each source comes from.
-        left_out (`int`, *optional*, defaults to 0): rows whose recording was gone when it was published.
+        left_out (`int`, *optional*, defaults to 0): number of rows whose recording could not be read.
 
     Returns:
         [`~huggingface_hub.DatasetCard`]: with the metadata that make `load_dataset` find the files.
     """
     licenses, origins = dict(licenses or {}), dict(origins or {})
-    told = sorted({str(source.run["language"]) for source in sources if source.run.get("language")})
-    languages = [language] if language else told
+    labelled_as = sorted({str(source.run["language"]) for source in sources if source.run.get("language")})
+    languages = [language] if language else labelled_as
     several = len(sources) > 1
     codes = sorted({code.lower() for code in licenses.values()})
     rows = sum(source.kept[0] for source in sources) - left_out
@@ -305,7 +268,7 @@ def generate_dataset_card(
         "license": (codes[0] if len(codes) == 1 else codes) or None,
         "task_categories": ["automatic-speech-recognition"],
         "size_categories": [next((name for name, end in _SIZES if rows < end), "10M<n<100M")],
-        "source_datasets": [place for place in origins.values() if is_hub_id(place)] or None,
+        "source_datasets": [origin for origin in origins.values() if is_hub_id(origin)] or None,
         "tags": ["whisper", "pseudo-labels", "distil-whisper", "hf-distil-whisper"],
         "configs": [_config(source.name if several else None) for source in sources],
     }
@@ -316,7 +279,7 @@ def generate_dataset_card(
         config_argument=f", {json.dumps(sources[0].name)}" if several else "",
         config_flag=f" --train_dataset.config {sources[0].name}" if several else "",
         summary=_summary(sources, teacher, rows),
-        facts=_facts(sources, teacher, teacher_revision, languages),
+        facts=_facts(sources, teacher, languages),
         sources=_sources_table(sources, licenses, origins),
         dropped=_dropped(sources, left_out),
         columns=card_table(["column", "what"], [(name, _COLUMNS.get(name, "of the source")) for name in features]),
@@ -336,34 +299,6 @@ def generate_dataset_card(
     return DatasetCard(without_tokens(front_matter(data) + "\n" + text), ignore_metadata_errors=False)
 
 
-def unfinished_card(repo_id: str, parts: int) -> DatasetCard:
-    """What stands in the repository while it is filled: it says so, and names no file that there is to load.
-
-    `load_dataset` therefore refuses what would otherwise look like a smaller, complete data set.
-
-    Args:
-        repo_id (`str`): where it will lie.
-        parts (`int`): files that it will have.
-    """
-    data = {"configs": [{"config_name": "default", "data_files": "upload-not-finished/*.parquet"}]}
-    return DatasetCard(
-        f"{front_matter(data)}\n# {inline(repo_id)}\n\n**The upload of this data set is not finished.** It will have "
-        f"{parts} file{'' if parts == 1 else 's'}; until this card is replaced, some are missing. Start the same "
-        "`hf-distil-whisper push-dataset` again: it goes on where it was.\n"
-    )
-
-
-def part_path(source: str | None, number: int, count: int) -> str:
-    """Where a file of a source lies in the repository.
-
-    Args:
-        source (`str`, *optional*): its name; None for the only one.
-        number (`int`): of the file.
-        count (`int`): of files.
-    """
-    return f"{source or DATA}/train-{number:05d}-of-{count:05d}.parquet"
-
-
 def _config(source: str | None) -> dict[str, Any]:
     files = [{"split": "train", "path": f"{source or DATA}/train-*.parquet"}]
     return {"config_name": source or "default", "data_files": files}
@@ -378,9 +313,8 @@ def _summary(sources: Sequence[LabelledSource], teacher: str | None, rows: int) 
     )
 
 
-def _facts(
-    sources: Sequence[LabelledSource], teacher: str | None, revision: str | None, languages: Sequence[str]
-) -> str:
+def _facts(sources: Sequence[LabelledSource], teacher: str | None, languages: Sequence[str]) -> str:
+    revision = cached_revision(teacher) if teacher else None
     weights = ", ".join(f"`{name}`" for name in sorted({str(source.run["teacher"]) for source in sources}))
     named = "" if teacher is None else f"{inline(public_name(teacher))}, "
     named += f"revision `{revision}`, " if revision else ""
@@ -448,9 +382,9 @@ def _filter_text(source: LabelledSource, several: bool) -> str:
 
 
 def _license_limit(sources: Sequence[LabelledSource], licenses: Mapping[str, str]) -> str:
-    untold = [inline(source.name) for source in sources if source.name not in licenses]
-    if untold:
-        return f"The licence of {', '.join(untold)} was not told: find it out before you use the recordings."
+    unknown = [inline(source.name) for source in sources if source.name not in licenses]
+    if unknown:
+        return f"The licence of {', '.join(unknown)} was not told: find it out before you use the recordings."
     return "The recordings keep the licences of their sources, and the transcripts are bound by them too."
 
 
@@ -458,42 +392,7 @@ def _shell_word(name: str) -> str:
     return name if re.fullmatch(r"[\w./-]+", name) else json.dumps(name)
 
 
-Answer = TypeVar("Answer")
-
-logger = logging.get_logger(__name__)
-
-FILES_PER_COMMIT = 8
-"""What is redone at most after a crash, and what lies on this machine's disk at once."""
-
-_CARD = "README.md"
-
-
-@dataclass(frozen=True)
-class PushedDataset:
-    """What a push did.
-
-    Args:
-        repo_id (`str`): where it lies, with its owner.
-        rows (`int`): published.
-        uploaded (`int`): files that went up now.
-        there (`int`): files that lay there already, byte by byte the same.
-        commit (`str`): that completed it.
-    """
-
-    repo_id: str
-    rows: int
-    uploaded: int
-    there: int
-    commit: str
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A file to be published."""
-
-    path: str
-    source: LabelledSource
-    number: int
+# The push
 
 
 def push_dataset(
@@ -502,198 +401,100 @@ def push_dataset(
     *,
     teacher: str | None = None,
     private: bool | None = None,
-    token: str | None = None,
     language: str | None = None,
     licenses: Mapping[str, str] | str | None = None,
     origins: Mapping[str, str] | str | None = None,
     embed_audio: bool = True,
-    files_per_commit: int = FILES_PER_COMMIT,
-    errors: RowErrors | None = None,
-) -> PushedDataset:
+) -> CommitInfo:
     """Publishes labelled rows, recordings included, with a card that says how they were made.
 
-    The first commit puts up a card which says that the upload is not finished, and which leads `load_dataset` to
-    nothing; then files come in groups; the last commit brings the card of the whole and takes away files of an earlier
-    push. So no half is ever taken for the whole. Files that lie there already, by their hash, are not sent again. A
-    network that fails is tried again, with growing pauses.
+    Files are uploaded one by one, and one commit for each source makes them visible, so that no half is ever taken for
+    the whole; a last commit brings the card. A push that was interrupted can be started again: files that were
+    uploaded are recognised by their hash and not sent a second time. Needs a token, from `hf auth login` or the
+    variable `HF_TOKEN`.
 
     Args:
-        labelled (`str`, `Path` or `Mapping`): output folder of `pseudo-label`, or of `filter`, whose choice is then
+        labelled (`str`, `Path` or `Mapping`): output folder of `pseudo-label`, or of `filter`, whose selection is then
             published; several by name become configurations of one data set.
         repo_id (`str`): `owner/name`, or a name under the account of the token.
-        teacher (`str`, *optional*): that labelled, for the card.
-        private (`bool`, *optional*): make a private repository; by default the account's or organisation's custom.
-        token (`str`, *optional*): by default that of the environment or of `hf auth login`.
+        teacher (`str`, *optional*): model that labelled, for the card.
+        private (`bool`, *optional*): create a private repository; by default as the account or organisation does.
         language (`str`, *optional*): ISO code, for the card.
-        licenses (`Mapping[str, str]` or `str`, *optional*): of the sources, by name; by default what the cards of
-            `origins` tell.
+        licenses (`Mapping[str, str]` or `str`, *optional*): of the sources, by name; by default those in the cards of
+            `origins`.
         origins (`Mapping[str, str]` or `str`, *optional*): what each source is, a Hub id for example.
         embed_audio (`bool`, *optional*, defaults to `True`): put the recordings into the files. Without them the rows
             hold no audio at all: whoever has the source joins it by `id`.
-        files_per_commit (`int`, *optional*, defaults to 8): files of one group.
-        errors (`RowErrors`, *optional*): takes the rows whose recording is gone.
 
     Returns:
-        [`PushedDataset`]: what went up and what was there.
+        `CommitInfo`: of the last commit. Rows whose recording cannot be read are left out, logged and counted on the
+            card.
 
     Raises:
-        ValueError: if a folder holds no finished labels, a public repository exists where a private one is wanted, or
-            the Hub does not take the card.
-        HfHubHTTPError: where the Hub refuses for good.
+        ValueError: if a folder holds no complete labels, a public repository exists where a private one is wanted, or
+            the Hub does not accept the card.
+        PushError: if the data set is not complete on the Hub; says why.
 
     Example:
         ```python
         >>> push_dataset("filtered", "me/my-labels", teacher="openai/whisper-large-v3", private=True)
         ```
     """
-    if files_per_commit < 1:
-        raise ValueError(f"files_per_commit: expected at least 1, got {files_per_commit}.")
-    sources = _opened(labelled)
-    features = embedded_schema(sources, embed_audio)
-    parts = list(_parts(sources))
-    lost = RowErrors() if errors is None else errors
+    sources = _open_all(labelled)
     origins = _by_name(origins, sources, "origins")
-    facts: dict[str, Any] = {
-        "teacher": teacher,
-        "teacher_revision": cached_revision(teacher) if teacher else None,
-        "language": language,
-        "licenses": _licenses(_by_name(licenses, sources, "licenses"), origins),
-        "origins": origins,
-    }
-    columns = features[sources[0].name]
-    draft = generate_dataset_card(sources, repo_id=repo_id, features=columns, **facts)
+    licenses = _licenses(_by_name(licenses, sources, "licenses"), origins)
+    facts: dict[str, Any] = {"teacher": teacher, "language": language, "licenses": licenses, "origins": origins}
+    draft = generate_dataset_card(sources, repo_id=repo_id, features=Features(), **facts)
     if problem := check_card(draft, "dataset"):
         raise ValueError(f"The Hub would not take the card of {repo_id}: {problem} Correct --licenses or --language.")
-    up = _Upload(HfApi(token=token), Repository(repo_id, private, None, token), len(parts))
-    before, rows = len(lost), 0
-    for begin in range(0, len(parts), files_per_commit):
-        rows += up.group(parts[begin : begin + files_per_commit], features, lost)
-    card = generate_dataset_card(sources, repo_id=up.repo_id, features=columns, left_out=len(lost) - before, **facts)
-    commit = up.finish(str(card), {part.path for part in parts})
-    if len(lost) > before:
-        logger.warning(lost.summary())
-    return PushedDataset(up.repo_id, rows, up.sent, up.there, commit)
+    to, errors, features = Repository(repo_id, private), RowErrors(), Features()
+    try:
+        repo_id = with_retries(lambda: _create_repository(to))
+        for source in sources:
+            rows = source.load(embed_audio, errors)
+            features = features or rows.features
+            push = partial(rows.push_to_hub, repo_id, source.name if len(sources) > 1 else "default", split="train")
+            with_retries(push)
+        if errors:
+            logger.warning(errors.summary())
+        card = generate_dataset_card(sources, repo_id=repo_id, features=features, left_out=len(errors), **facts)
+        folders = {source.name for source in sources} if len(sources) > 1 else {DATA}
+        return with_retries(lambda: _commit_card(repo_id, card, folders))
+    except ValueError:
+        raise  # says what to correct
+    except Exception as error:  # httpx, the client and the server each raise their own
+        hint = "Files that were uploaded are not sent again: start the same command again."
+        raise PushError(f"{repo_id} is not complete on the Hub ({reason(error)}). {hint}") from None
 
 
-class _Upload:
-    """The repository while it is filled.
-
-    Args:
-        api (`HfApi`): with the token.
-        to (`Repository`): where to.
-        parts (`int`): files to come.
-    """
-
-    def __init__(self, api: HfApi, to: Repository, parts: int):
-        self.api, self.parts = api, parts
-        self.sent = self.there = 0
-        made = _tried(lambda: api.create_repo(to.repo_id, repo_type="dataset", private=to.private, exist_ok=True))
-        self.repo_id = made.repo_id
-        info = _tried(lambda: api.dataset_info(self.repo_id))
-        if to.private and not info.private:
-            raise ValueError(
-                f"{self.repo_id} exists and is public, but a private push was asked for. Make it private in its "
-                "settings, choose another name, or leave `private` out."
-            )
-        self.files = {file.path: file for file in self._listed()}
-
-    def _listed(self) -> list[RepoFile]:
-        def look() -> list[RepoFile]:
-            found = self.api.list_repo_tree(self.repo_id, repo_type="dataset", recursive=True)
-            return [file for file in found if isinstance(file, RepoFile)]
-
-        return _tried(look)
-
-    def group(self, parts: Sequence[_Part], features: Mapping[str, Features], lost: RowErrors) -> int:
-        """Writes some files here, and sends those that are not there yet, in one commit. Returns the rows."""
-        rows = 0
-        with tempfile.TemporaryDirectory() as folder:
-            new = {}
-            for place, part in enumerate(parts):
-                file = Path(folder, f"{place}.parquet")
-                rows += write_part(part.source, part.number, features[part.source.name], file, lost)
-                if self._is_there(part.path, file):
-                    self.there += 1
-                else:
-                    new[part.path] = file
-            if new:
-                files: dict[str, Path | bytes] = dict(new)
-                if self.sent == 0:
-                    files[_CARD] = str(unfinished_card(self.repo_id, self.parts)).encode()
-                self._commit(files, [], f"{self.there + self.sent + len(new)} of {self.parts} files")
-                self.sent += len(new)
-        return rows
-
-    def finish(self, card: str, paths: set[str]) -> str:
-        """Puts up the card of the whole, and takes away the files of another push. Returns the commit."""
-        stale = [path for path in self.files if path not in paths and _is_part(path)]
-        files: dict[str, Path | bytes] = {_CARD: card.encode()}
-        return self._commit(files, stale, "All files are there").oid
-
-    def _commit(self, files: Mapping[str, Path | bytes], stale: Sequence[str], message: str) -> CommitInfo:
-        def commit() -> CommitInfo:
-            operations: list[CommitOperation] = [
-                CommitOperationAdd(path, content if isinstance(content, bytes) else str(content))
-                for path, content in files.items()
-            ]
-            operations += [CommitOperationDelete(path) for path in stale]
-            return self.api.create_commit(self.repo_id, operations, commit_message=message, repo_type="dataset")
-
-        return try_to_push(commit)
-
-    def _is_there(self, path: str, file: Path) -> bool:
-        known = self.files.get(path)
-        if known is None or known.size != file.stat().st_size:
-            return False
-        if known.lfs is not None:
-            with file.open("rb") as opened:
-                return hashlib.file_digest(opened, "sha256").hexdigest() == known.lfs.sha256
-        content = file.read_bytes()
-        return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() == known.blob_id
+def _create_repository(to: Repository) -> str:
+    api = HfApi()
+    repo_id = api.create_repo(to.repo_id, repo_type="dataset", private=to.private, exist_ok=True).repo_id
+    check_visibility(to, api.dataset_info(repo_id).private, repo_id)
+    return repo_id
 
 
-def _tried(call: Callable[[], Answer]) -> Answer:
-    """The same patience for questions as for commits."""
-    return cast("Callable[[Callable[[], Answer]], Answer]", try_to_push)(call)
-
-
-def _opened(labelled: str | Path | Mapping[str, str | Path]) -> list[LabelledSource]:
-    named = labelled if isinstance(labelled, Mapping) else {public_name(str(labelled)): labelled}
-    if not named:
-        raise ValueError("labelled: expected at least one labelled folder, got none.")
-    sources = [open_labelled(folder, name) for name, folder in named.items()]
-    for source in sources:
-        if not any(len(rows) for rows in source.rows):
-            raise ValueError(f"{source.name}: no row to publish.")
-        if len(sources) > 1 and not source.name.replace("-", "").replace("_", "").isalnum():
-            raise ValueError(
-                f"labelled: {source.name!r} becomes a folder and a configuration: expected letters, digits, - and _."
-            )
-    return sources
-
-
-def _parts(sources: Sequence[LabelledSource]) -> Iterator[_Part]:
-    for source in sources:
-        numbers = [number for number, rows in enumerate(source.rows) if len(rows)]
-        name = source.name if len(sources) > 1 else None
-        for place, number in enumerate(numbers):
-            yield _Part(part_path(name, place, len(numbers)), source, number)
+def _commit_card(repo_id: str, card: DatasetCard, folders: set[str]) -> CommitInfo:
+    """Replaces the card that `push_to_hub` wrote, and deletes the folders of sources of an earlier push."""
+    api = HfApi()
+    operations: list[CommitOperation] = [CommitOperationAdd(CARD, str(card).encode())]
+    for path in api.list_repo_files(repo_id, repo_type="dataset"):
+        part = _PART.fullmatch(path)
+        if part and part[1] not in folders:
+            operations.append(CommitOperationDelete(path))
+    return api.create_commit(repo_id, operations, commit_message="Card of the data set", repo_type="dataset")
 
 
 def _by_name(
     given: Mapping[str, str] | str | None, sources: Sequence[LabelledSource], argument: str
 ) -> dict[str, str]:
     names = [source.name for source in sources]
-    found = dict.fromkeys(names, given) if isinstance(given, str) else dict(given or {})
-    if unknown := sorted(set(found) - set(names)):
+    by_name = dict.fromkeys(names, given) if isinstance(given, str) else dict(given or {})
+    if unknown := sorted(set(by_name) - set(names)):
         raise ValueError(f"{argument}: no source is called {unknown[0]!r}; there are {', '.join(names)}.")
-    return found
+    return by_name
 
 
 def _licenses(given: Mapping[str, str], origins: Mapping[str, str]) -> dict[str, str]:
-    told = {name: known for name, place in origins.items() if (known := find_license(place, "dataset"))}
-    return {**told, **given}
-
-
-def _is_part(path: str) -> bool:
-    return path.endswith(".parquet") and "/train-" in path and "-of-" in path
+    known = {name: license for name, origin in origins.items() if (license := find_license(origin, "dataset"))}
+    return {**known, **given}

@@ -1,5 +1,6 @@
-"""Labelled data on the Hub: whole or marked as unfinished, going on where it was, readable by others."""
+"""Labelled data on the Hub: visible when complete, resumed without a second upload, readable by others."""
 
+import logging
 import os
 import re
 import signal
@@ -8,27 +9,21 @@ import sys
 import time
 from pathlib import Path
 
+import datasets.config
 import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, Dataset, load_dataset
-from datasets.exceptions import DataFilesNotFoundError
 from huggingface_hub import DatasetCard, HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from hf_distil_whisper.cli import push_dataset as command
 from hf_distil_whisper.cli.filter import run as run_filter
-from hf_distil_whisper.data.audio import (
-    encode_flac,
-    load_audio,
-)
+from hf_distil_whisper.data.audio import encode_flac, load_audio
 from hf_distil_whisper.data.shards import ShardStore
-from hf_distil_whisper.data.sources import (
-    RowErrors,
-    load_source,
-)
+from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.hub import push
 from hf_distil_whisper.hub.dataset_card import push_dataset
+from hf_distil_whisper.hub.push import PushError
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
 from hub_server import ALICE, HubServer
 from toy_models import SENTENCES, toy_audio, toy_processor, toy_whisper
@@ -70,20 +65,27 @@ def write_labels(folder: Path, count: int = 10, per_shard: int = 2, paths: Path 
     return str(folder)
 
 
-def put_files(hub: HubServer, request: str = "commit/") -> int:
-    return sum(request in made for made in hub.requests)
+def uploads(hub: HubServer) -> int:
+    """Number of large files that were uploaded so far."""
+    return sum(request.startswith("PUT /lfs/") for request in hub.requests)
 
 
-def streamed(repo_id: str) -> list[dict]:
-    rows = load_dataset(repo_id, split="train", streaming=True).cast_column("audio", Audio(decode=False))
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file for every one or two rows."""
+    monkeypatch.setattr(datasets.config, "MAX_SHARD_SIZE", "5KB")
+
+
+def streamed(repo_id: str, config: str | None = None) -> list[dict]:
+    rows = load_dataset(repo_id, config, split="train", streaming=True).cast_column("audio", Audio(decode=False))
     return list(rows)
 
 
+@pytest.mark.usefixtures("small_files")
 def test_a_pushed_data_set_is_streamed_back_as_it_was(hub: HubServer, tmp_path: Path) -> None:
     """Labels that only their maker can read are no data set."""
     labelled = write_labels(tmp_path / "labelled")
-    done = push_dataset(labelled, "alice/labels", files_per_commit=2)
-    assert (done.rows, done.uploaded, done.there) == (10, 5, 0)
+    push_dataset(labelled, "alice/labels")
     rows, there = streamed("alice/labels"), load_source(labelled)
     assert [row["whisper_transcript"] for row in rows] == there["whisper_transcript"]
     for row, ours in zip(rows, there, strict=True):
@@ -118,17 +120,18 @@ def test_labels_of_a_real_labelling_are_pushed(hub: HubServer, tmp_path: Path) -
     assert [row["text"] for row in streamed("alice/labels")] == ["hello"] * 3
 
 
-def test_recordings_beside_the_labels_go_along_without_their_folders(hub: HubServer, tmp_path: Path) -> None:
+def test_recordings_beside_the_labels_go_along_without_their_folders(
+    hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Paths of this machine lead nowhere on another one, and tell how it is set up."""
     labelled = write_labels(tmp_path / "labelled", 3, paths=tmp_path / "sound")
     (tmp_path / "sound" / "1.wav").unlink()
-    lost = RowErrors()
-    done = push_dataset(labelled, "alice/labels", errors=lost)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    push_dataset(labelled, "alice/labels")
     rows = streamed("alice/labels")
     assert [row["audio"]["path"] for row in rows] == ["0.wav", "2.wav"]
     assert len(load_audio(rows[0]["audio"])) == 1_600
-    assert [row for row, _ in lost] == ["row-1"]
-    assert done.rows == 2
+    assert "1 row left out:\n  row-1: its recording 1.wav cannot be read" in caplog.text
     everything = b"".join(hub.repo("alice/labels", "dataset").files().values())
     assert str(tmp_path).encode() not in everything
     assert "1 of the kept rows are missing here" in DatasetCard.load("alice/labels").text
@@ -142,78 +145,67 @@ def test_without_recordings_there_is_no_column_that_looks_like_some(hub: HubServ
     assert "join with the source by `id`" in DatasetCard.load("alice/labels").text
 
 
-def test_a_push_that_was_stopped_is_marked_and_goes_on_where_it_was(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("small_files")
+def test_a_push_that_failed_shows_nothing_and_is_resumed(hub: HubServer, tmp_path: Path) -> None:
     """A data set of which a part is missing looks like a smaller one, and nobody notices."""
     labelled = write_labels(tmp_path / "labelled")
-    commits = []
-    create = HfApi.create_commit
-
-    def third_is_refused(*args: object, **kwargs: object) -> object:
-        commits.append(args)
-        if len(commits) == 3:
-            hub.fail("/commit/", 403)
-        return create(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(HfApi, "create_commit", third_is_refused)
-        with pytest.raises(HfHubHTTPError):
-            push_dataset(labelled, "alice/labels", files_per_commit=1)
-    repo = hub.repo("alice/labels", "dataset")
-    assert sum(path.endswith(".parquet") for path in repo.files()) == 2
-    assert "not finished" in repo.files()["README.md"].decode()
-    with pytest.raises(DataFilesNotFoundError):
-        load_dataset("alice/labels", split="train", streaming=True)
-    done = push_dataset(labelled, "alice/labels", files_per_commit=1)
-    assert (done.uploaded, done.there) == (3, 2)
+    hub.fail("/commit/", 403)
+    with pytest.raises(PushError, match="start the same command again"):
+        push_dataset(labelled, "alice/labels")
+    before = uploads(hub)
+    assert before > 2
+    assert set(hub.repo("alice/labels", "dataset").files()) == {".gitattributes"}
+    push_dataset(labelled, "alice/labels")
+    assert uploads(hub) == before
     assert len(streamed("alice/labels")) == 10
-    assert "not finished" not in hub.repo("alice/labels", "dataset").files()["README.md"].decode()
 
 
-def test_a_push_that_was_killed_goes_on(hub: HubServer, tmp_path: Path) -> None:
-    """Nothing on this machine remembers what was done: the Hub's hashes do."""
+@pytest.mark.usefixtures("small_files")
+def test_a_push_that_was_killed_is_resumed(hub: HubServer, tmp_path: Path) -> None:
+    """Nothing on this machine remembers which files were uploaded: the hashes on the Hub do."""
     labelled = write_labels(tmp_path / "labelled", 6, 1)
     code = (
-        f"from hf_distil_whisper import push_dataset; push_dataset({labelled!r}, 'alice/labels', files_per_commit=1)"
+        "import datasets; datasets.config.MAX_SHARD_SIZE = '5KB'\n"
+        f"from hf_distil_whisper import push_dataset; push_dataset({labelled!r}, 'alice/labels')"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    )
-    deadline = time.monotonic() + 60
-    try:
-        while put_files(hub) < 3 and time.monotonic() < deadline:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with hub.hold("POST .*/commit/"):
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+        deadline = time.monotonic() + 60
+        while not any("/commit/" in request for request in hub.requests) and time.monotonic() < deadline:
             time.sleep(0.01)
-    finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    there = sum(path.endswith(".parquet") for path in hub.repo("alice/labels", "dataset").files())
-    assert 2 <= there < 6
-    done = push_dataset(labelled, "alice/labels", files_per_commit=1)
-    assert (done.there, done.there + done.uploaded) == (there, 6)
+    before = uploads(hub)
+    assert before > 2
+    assert set(hub.repo("alice/labels", "dataset").files()) == {".gitattributes"}
+    push_dataset(labelled, "alice/labels")
+    assert uploads(hub) == before
     assert len(streamed("alice/labels")) == 6
 
 
-def test_pushing_the_same_again_sends_nothing(hub: HubServer, tmp_path: Path) -> None:
+def test_pushing_the_same_again_uploads_no_file(hub: HubServer, tmp_path: Path) -> None:
     labelled = write_labels(tmp_path / "labelled")
-    first = push_dataset(labelled, "alice/labels")
-    done = push_dataset(labelled, "alice/labels")
-    assert (done.uploaded, done.there) == (0, 5)
-    assert done.commit == first.commit
+    for _ in range(2):
+        push_dataset(labelled, "alice/labels")
+    assert uploads(hub) == 1
 
 
+@pytest.mark.usefixtures("small_files")
 def test_files_of_another_push_are_gone_with_the_last_commit(hub: HubServer, tmp_path: Path) -> None:
     """Old files beside new ones would double rows under names that fit both."""
+    push_dataset({name: write_labels(tmp_path / name, 2) for name in ("read", "spoken")}, "alice/labels")
     push_dataset(write_labels(tmp_path / "first"), "alice/labels")
     push_dataset(write_labels(tmp_path / "second", 4), "alice/labels")
     assert [row["id"] for row in streamed("alice/labels")] == [f"row-{number}" for number in range(4)]
+    assert {name.split("/")[0] for name in hub.repo("alice/labels", "dataset").files() if "/" in name} == {"data"}
 
 
 def test_the_network_fails_and_is_tried_again(hub: HubServer, tmp_path: Path) -> None:
     hub.fail("/commit/", 500)
     hub.fail("/tree/", 429, times=2)
-    done = push_dataset(write_labels(tmp_path / "labelled"), "alice/labels")
-    assert done.uploaded == 5
+    hub.fail("PUT /lfs/", cut=True, times=2)
+    push_dataset(write_labels(tmp_path / "labelled"), "alice/labels")
     assert len(streamed("alice/labels")) == 10
 
 
@@ -222,18 +214,8 @@ def test_what_the_filter_chose_is_what_is_pushed_and_told(
 ) -> None:
     """A golden test of the card; rows that were dropped must not come back through the Hub."""
     write_labels(tmp_path / "labelled")
-    run_filter(
-        [
-            "--dataset",
-            str(tmp_path / "labelled"),
-            "--output_dir",
-            str(tmp_path / "kept"),
-            "--threshold",
-            "0.1",
-            "--language",
-            "en",
-        ]
-    )
+    flags = ["--dataset", str(tmp_path / "labelled"), "--output_dir", str(tmp_path / "kept")]
+    run_filter([*flags, "--threshold", "0.1", "--language", "en"])
     push_dataset(
         tmp_path / "kept",
         "alice/labels",
@@ -256,16 +238,7 @@ def test_what_the_filter_chose_is_what_is_pushed_and_told(
 def test_several_sources_are_configurations_with_hours_of_their_own(hub: HubServer, tmp_path: Path) -> None:
     folders = {"read": write_labels(tmp_path / "read", 4), "spoken": write_labels(tmp_path / "spoken", 2)}
     push_dataset(folders, "alice/labels", licenses={"read": "cc-by-4.0", "spoken": "cc0-1.0"})
-    assert (
-        len(
-            list(
-                load_dataset("alice/labels", "spoken", split="train", streaming=True).cast_column(
-                    "audio", Audio(decode=False)
-                )
-            )
-        )
-        == 2
-    )
+    assert len(streamed("alice/labels", "spoken")) == 2
     text = DatasetCard.load("alice/labels").text
     assert "| read | 4 | 0.040 | 4 | 0.040 | 0 | 0.000 | cc-by-4.0 |" in text
     assert "| spoken | 2 | 0.020 | 2 | 0.020 | 0 | 0.000 | cc0-1.0 |" in text
@@ -289,21 +262,19 @@ def test_nothing_goes_up_where_something_is_wrong(hub: HubServer, tmp_path: Path
     ShardStore(labelled).remove("00004")
     with pytest.raises(ValueError, match="labels of 8 rows are there, 10"):
         push_dataset(labelled, "alice/labels")
-    with pytest.raises(ValueError, match="at least 1"):
-        push_dataset(labelled, "alice/labels", files_per_commit=0)
     assert ("dataset", "alice/labels") not in hub.repos
 
 
-def test_the_command_pushes_and_says_how_to_go_on(
+def test_the_command_pushes_and_says_how_to_resume(
     hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     labelled = write_labels(tmp_path / "labelled")
     hub.fail("/commit/", 403, times=1)
-    with pytest.raises(push.PushError, match="start the same command again") as error:
+    with pytest.raises(PushError, match="start the same command again") as error:
         command.run([labelled, "--repo_id", "alice/labels"])
     assert ALICE not in str(error.value)
     command.run([labelled, "--repo_id", "alice/labels"])
-    assert "10 rows in alice/labels: 5 files uploaded" in capsys.readouterr().out
+    assert f"{hub.endpoint}/datasets/alice/labels/commit/" in capsys.readouterr().out
     for wrong, message in (
         ([labelled], "--repo_id is missing"),
         (["--repo_id", "alice/labels"], "expected one folder"),
