@@ -42,7 +42,7 @@ def write_labels(folder: Path, count: int = 10, per_shard: int = 2, paths: Path 
     The first `silent` rows have no speaker.
     """
     store = ShardStore(folder)
-    store.begin({"teacher": "0123456789abcdef", "rows": count, "ids": "x", "num_beams": 1, "language": None})
+    store.open_run({"teacher": "0123456789abcdef", "rows": count, "ids": "x", "num_beams": 1, "language": None})
     for begin in range(0, count, per_shard):
         rows = []
         for number in range(begin, min(begin + per_shard, count)):

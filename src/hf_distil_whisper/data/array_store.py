@@ -1,7 +1,4 @@
-"""What stands for a recording or for rows: equal content, equal key, on every machine.
-
-Knows rows and extractors, nothing of what is kept under a key.
-"""
+"""A mapping from content keys to named arrays, in memory or in memory-mapped shards that processes share."""
 
 import hashlib
 import json
@@ -13,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
-from transformers import WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.data.shards import ShardStore
@@ -21,28 +17,28 @@ from hf_distil_whisper.data.shards import ShardStore
 logger = logging.get_logger(__name__)
 
 SHARD_BYTES = 256 * 2**20
-"""About what a shard holds: this much work is lost when a run is killed."""
+"""Approximate size of a shard: the work that is lost when a run is killed."""
 
 _ARRAY = "array-"
 
 
 def content_key(*parts: bytes | np.ndarray) -> bytes:
-    """16 bytes that stand for the parts: equal for equal parts, different for all others one will ever meet."""
+    """A 16-byte key of the parts: the same on every machine for the same parts, and different for all others."""
     digest = hashlib.sha256()
     for part in parts:
         data = np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else part
-        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(len(data).to_bytes(8, "little"))  # ("ab", "c") is not ("a", "bc")
         digest.update(data)
     return digest.digest()[:16]
 
 
 class _Block(NamedTuple):
-    """The entries of one shard.
+    """The entries of one shard: entry `i` of array `a` is `arrays()[a][offsets[a, i] : offsets[a, i + 1]]`.
 
     Args:
-        keys (`np.ndarray` of shape `(entries, 2)`): as two unsigned integers each.
-        offsets (`np.ndarray` of shape `(arrays, entries + 1)`): where each entry begins in each array, and the end.
-        content (`dict[str, np.ndarray]` or `str`): the arrays by name, sorted, or the shard's folder.
+        keys (`np.ndarray` of shape `(entries, 2)`): as two uint64 each.
+        offsets (`np.ndarray` of shape `(arrays, entries + 1)`): in the order of the sorted names.
+        content (`dict[str, np.ndarray]` or `str`): the concatenated arrays by sorted name, or the shard's folder.
     """
 
     keys: np.ndarray
@@ -50,18 +46,18 @@ class _Block(NamedTuple):
     content: dict[str, np.ndarray] | str
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return _mapped_arrays(self.content) if isinstance(self.content, str) else self.content
+        return _map_arrays(self.content) if isinstance(self.content, str) else self.content
 
 
-class CacheStore:
+class ArrayStore:
     """A mapping from content keys to named arrays that survives the run and is shared by processes.
 
-    Entries are collected and committed in shards of `SHARD_BYTES`, from then on other processes find them after
-    `reload`. Without a folder they stay in memory.
+    Entries are collected and committed in shards of `SHARD_BYTES`; other processes see them after `reload`. Without a
+    folder they stay in memory.
 
     Args:
         folder (`str` or `Path`, *optional*): on a local disk, since shards are memory-mapped.
-        identity (`Mapping`, *optional*): what the entries were computed from, as for [`ShardStore.begin`].
+        identity (`Mapping`, *optional*): what the entries are computed from, as for [`ShardStore.open_run`].
 
     Raises:
         ValueError: if the folder is a URL.
@@ -69,7 +65,7 @@ class CacheStore:
 
     Example:
         ```python
-        >>> store = CacheStore("cache/states", {"encoder": fingerprint})
+        >>> store = ArrayStore("cache/states", {"encoder": fingerprint})
         >>> store.add(content_key(recording), {"states": np.zeros((1500, 384), np.float16)})
         >>> store.flush()
         >>> store.get(content_key(recording))["states"].shape
@@ -85,83 +81,82 @@ class CacheStore:
                     f"{folder}: expected a folder on a local disk, since the cache is mapped into memory, got a URL. "
                     "Set --teacher_cache_dir to a local folder."
                 )
-            self._shards.begin(identity or {})
+            self._shards.open_run(identity or {})
         self._blocks: list[_Block] = []
         self._loaded: set[str] = set()
-        self._waiting: dict[bytes, dict[str, np.ndarray]] = {}
-        self._waiting_bytes = 0
+        self._pending: dict[bytes, dict[str, np.ndarray]] = {}
+        self._pending_bytes = 0
         self.reload()
 
     def __len__(self) -> int:
-        return len(self._sorted)
+        return len(self._sorted_keys)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._waiting or self._find(key) is not None
+        return key in self._pending or self._find(key) is not None
 
     def get(self, key: bytes) -> dict[str, np.ndarray] | None:
         """The arrays of an entry, not to be written to; None if there is no such entry."""
-        found = self._find(key)
-        if found is None:
-            return self._waiting.get(key)
-        block, entry = self._blocks[found[0]], found[1]
+        location = self._find(key)
+        if location is None:
+            return self._pending.get(key)
+        block, entry = self._blocks[location[0]], location[1]
         return {
             name: array[offsets[entry] : offsets[entry + 1]]
             for offsets, (name, array) in zip(block.offsets, block.arrays().items(), strict=True)
         }
 
     def add(self, key: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keeps an entry; commits a shard when enough have come together.
+        """Adds an entry; commits a shard when `SHARD_BYTES` are pending.
 
         Args:
             key (`bytes`): from [`content_key`].
             arrays (`Mapping[str, np.ndarray]`): the same names, types and trailing dimensions for all entries.
         """
-        self._waiting[key] = dict(sorted(arrays.items()))
-        self._waiting_bytes += sum(array.nbytes for array in arrays.values())
-        if self._waiting_bytes >= SHARD_BYTES:
+        self._pending[key] = dict(sorted(arrays.items()))
+        self._pending_bytes += sum(array.nbytes for array in arrays.values())
+        if self._pending_bytes >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Commits what has been added; from here on it outlives the process.
+        """Commits the pending entries, which then outlive the process.
 
         Raises:
-            OSError: if the disk is full; all shards committed before are kept.
+            OSError: if the disk is full; all shards committed before remain.
         """
-        if not self._waiting:
+        if not self._pending:
             return
-        block = _joined(self._waiting)
-        self._waiting, self._waiting_bytes = {}, 0
+        block = _join(self._pending)
+        self._pending, self._pending_bytes = {}, 0
         if self._shards is None:
             self._blocks.append(block)
         else:
-            # Its own name for each: processes that write at once need not agree on numbers.
-            name = uuid.uuid4().hex
+            name = uuid.uuid4().hex  # processes that write at once need not agree on numbers
             try:
                 self._shards.commit(name, lambda folder: _write(block, folder), info={"entries": len(block.keys)})
             except OSError as error:
                 raise OSError(
                     f"{self._shards.root}: a shard could not be written ({error}). What was written before is kept, "
-                    "and a run with the same folder goes on from it: make room, or name a folder on a larger disk "
-                    "(--teacher_cache_dir, or a sweep's --output_dir), or set --teacher_cache none."
+                    "and a run with the same folder goes on from it: free some space, or name a folder on a larger "
+                    "disk (--teacher_cache_dir, or a sweep's --output_dir), or set --teacher_cache none."
                 ) from error
-            self._blocks.append(_opened(self._shards.path(name)))
+            self._blocks.append(_open(self._shards.path(name)))
             self._loaded.add(name)
         self._index()
 
     def reload(self) -> None:
-        """Finds what other processes have committed in the meantime."""
+        """Loads the shards that other processes have committed in the meantime."""
         if self._shards is not None:
             for shard in self._shards.shards():
                 if shard.name not in self._loaded:
-                    self._blocks.append(_opened(self._shards.path(shard.name)))
+                    self._blocks.append(_open(self._shards.path(shard.name)))
                     self._loaded.add(shard.name)
         self._index()
 
     def remove_damaged(self) -> int:
-        """Takes shards out whose checksum is wrong, so that they are computed anew. Reads every byte.
+        """Removes shards whose checksum is wrong, so that they are computed again. Reads every byte.
 
         Returns:
-            `int`: how many.
+            `int`: number of removed shards.
         """
         if self._shards is None:
             return 0
@@ -175,28 +170,27 @@ class CacheStore:
         return len(damaged)
 
     def _index(self) -> None:
-        """Keys of all blocks in order: 24 bytes an entry, shared with the workers of a loader."""
+        """Sorts the keys of all blocks: 24 bytes an entry, which the workers of a loader share, unlike a dict."""
         sizes = [len(block.keys) for block in self._blocks]
         keys = np.concatenate([block.keys for block in self._blocks]) if sizes else np.empty((0, 2), np.uint64)
-        order = np.lexsort((keys[:, 1], keys[:, 0]))
-        self._sorted = keys[order]
-        self._places = order
-        self._starts = np.cumsum([0, *sizes])
+        self._order = np.lexsort((keys[:, 1], keys[:, 0]))  # by first half, then second
+        self._sorted_keys = keys[self._order]
+        self._block_starts = np.cumsum([0, *sizes])
 
     def _find(self, key: bytes) -> tuple[int, int] | None:
         """Block and entry of a key."""
         first, second = np.frombuffer(key, np.uint64)
-        position = int(np.searchsorted(self._sorted[:, 0], first))
-        while position < len(self._sorted) and self._sorted[position, 0] == first:
-            if self._sorted[position, 1] == second:
-                place = int(self._places[position])
-                block = int(np.searchsorted(self._starts, place, side="right")) - 1
-                return block, place - int(self._starts[block])
+        position = int(np.searchsorted(self._sorted_keys[:, 0], first))
+        while position < len(self._sorted_keys) and self._sorted_keys[position, 0] == first:
+            if self._sorted_keys[position, 1] == second:
+                entry = int(self._order[position])  # counted over all blocks
+                block = int(np.searchsorted(self._block_starts, entry, side="right")) - 1
+                return block, entry - int(self._block_starts[block])
             position += 1
         return None
 
 
-def _joined(entries: Mapping[bytes, Mapping[str, np.ndarray]]) -> _Block:
+def _join(entries: Mapping[bytes, Mapping[str, np.ndarray]]) -> _Block:
     names = next(iter(entries.values())).keys()
     keys = np.frombuffer(b"".join(entries), np.uint64).reshape(-1, 2)
     columns = {name: [entry[name] for entry in entries.values()] for name in names}
@@ -208,52 +202,23 @@ def _joined(entries: Mapping[bytes, Mapping[str, np.ndarray]]) -> _Block:
 
 
 def _write(block: _Block, folder: Path) -> None:
-    for name, array in (("keys", block.keys), ("offsets", block.offsets)):
+    arrays = {f"{_ARRAY}{name}": array for name, array in block.arrays().items()}
+    for name, array in {"keys": block.keys, "offsets": block.offsets, **arrays}.items():
         np.save(folder / f"{name}.npy", array, allow_pickle=False)
-    for name, array in block.arrays().items():
-        np.save(folder / f"{_ARRAY}{name}.npy", array, allow_pickle=False)
 
 
-def _opened(folder: str) -> _Block:
+def _open(folder: str) -> _Block:
     return _Block(np.load(Path(folder, "keys.npy")), np.load(Path(folder, "offsets.npy")), folder)
 
 
-@lru_cache(maxsize=128)
-def _mapped_arrays(folder: str) -> dict[str, np.ndarray]:
-    """The arrays of a shard; a bounded number of shards, since each array takes a file descriptor."""
+@lru_cache(maxsize=128)  # each array of a shard takes a file descriptor
+def _map_arrays(folder: str) -> dict[str, np.ndarray]:
     paths = sorted(Path(folder).glob(f"{_ARRAY}*.npy"))
     return {path.stem.removeprefix(_ARRAY): np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
 
 
-def recording_key(audio: Any, settings: bytes, name: str) -> bytes:
-    """The key of a row's recording, which is read as it is stored and not decoded.
-
-    Args:
-        audio (`dict`, `str` or `Path`): as [`load_source`] gives it.
-        settings (`bytes`): from [`extractor_settings`].
-        name (`str`): of the row; stands for a recording that cannot be read, which is found out when it is decoded.
-    """
-    if isinstance(audio, dict) and audio.get("bytes") is not None:
-        return content_key(audio["bytes"], settings)
-    try:
-        return content_key(Path(audio["path"] if isinstance(audio, dict) else audio).read_bytes(), settings)
-    except (OSError, TypeError, KeyError):
-        return content_key(f"{name}: {audio!r}"[:1000].encode(), settings)
-
-
-def extractor_settings(processor: WhisperProcessor) -> bytes:
-    """What a processor does to audio.
-
-    Args:
-        processor (`WhisperProcessor`): of the model that listens.
-    """
-    return json.dumps(processor.feature_extractor.to_dict(), sort_keys=True, default=str).encode()
-
-
 def rows_fingerprint(rows: Dataset) -> str:
-    """What a data set says beside its audio, which is not read: ids, texts, labels and all else of every row.
-
-    That of `datasets` depends on paths and times of files in a cache, and so on the machine.
+    """Fingerprint of all columns but the audio, the same on every machine, unlike that of `datasets`.
 
     Args:
         rows (`Dataset`): any.
@@ -262,8 +227,8 @@ def rows_fingerprint(rows: Dataset) -> str:
         `str`: 16 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    told = rows.select_columns(sorted({*rows.column_names} - {"audio"}))
-    for part in told.with_format("arrow").iter(batch_size=10_000):
-        for row in part.to_pylist():
+    columns = rows.select_columns(sorted({*rows.column_names} - {"audio"}))
+    for batch in columns.with_format("arrow").iter(batch_size=10_000):
+        for row in batch.to_pylist():
             digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()[:16]

@@ -17,9 +17,8 @@ from datasets import Dataset
 from transformers import WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.data.array_store import extractor_settings, recording_key
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
-from hf_distil_whisper.data.features import log_mel
+from hf_distil_whisper.data.features import extractor_settings, log_mel, recording_key
 from hf_distil_whisper.data.labels import (
     DrawnVariant,
     LabelError,

@@ -10,7 +10,7 @@ from transformers import WhisperConfig, WhisperForConditionalGeneration, Whisper
 
 from hf_distil_whisper.checkpoints import module_fingerprint
 from hf_distil_whisper.data.array_store import (
-    CacheStore,
+    ArrayStore,
     content_key,
 )
 from hf_distil_whisper.data.audio import SAMPLING_RATE
@@ -57,10 +57,10 @@ class EncoderCache:
     def __init__(self, encoder: nn.Module, dtype: torch.dtype, folder: str | Path | None = None):
         self.dtype = dtype
         if folder is None:
-            self._store = CacheStore()
+            self._store = ArrayStore()
         else:
             identity = {"encoder": module_fingerprint(encoder), "dtype": str(dtype)}
-            self._store = CacheStore(Path(folder, "states"), identity)
+            self._store = ArrayStore(Path(folder, "states"), identity)
             self._store.remove_damaged()
 
     def __contains__(self, key: bytes) -> bool:

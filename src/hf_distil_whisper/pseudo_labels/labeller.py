@@ -22,11 +22,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import weights_fingerprint
-from hf_distil_whisper.data.array_store import (
-    extractor_settings,
-    recording_key,
-)
 from hf_distil_whisper.data.dataset import row_id
+from hf_distil_whisper.data.features import extractor_settings, recording_key
 from hf_distil_whisper.data.packing import (
     PACKED_FEATURES,
     pack_utterances,
@@ -368,7 +365,7 @@ def pseudo_label_dataset(
         "language": language,
         "task": task,
     }
-    store.begin(
+    store.open_run(
         {"teacher": weights_fingerprint(teacher), **_source_identity(dataset)}
         | {
             "backend": backend,

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig, WhisperForConditionalGeneration
 
 from hf_distil_whisper.checkpoints import weights_fingerprint
-from hf_distil_whisper.data.array_store import CacheStore, content_key
+from hf_distil_whisper.data.array_store import ArrayStore, content_key
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.dataset import MANY_EPOCHS
 from hf_distil_whisper.inference.encoder import EncoderCache, encode, encoder_cache_bytes
@@ -151,7 +151,7 @@ class TeacherCacheDataset(Dataset):
 
     def _compute_logits(
         self,
-        store: CacheStore,
+        store: ArrayStore,
         student: WhisperForConditionalGeneration,
         teacher: WhisperForConditionalGeneration,
         rows: range,
@@ -191,7 +191,7 @@ class TeacherCacheDataset(Dataset):
             yield torch.stack([state for state in states if state is not None]), batch
 
     def _run_teacher(
-        self, store: CacheStore, teacher: WhisperForConditionalGeneration, states: Tensor, rows: list[int]
+        self, store: ArrayStore, teacher: WhisperForConditionalGeneration, states: Tensor, rows: list[int]
     ) -> None:
         """Stores the teacher's log-probs of every label variant of a batch of rows."""
         variants = [self._variants(row) for row in rows]
@@ -316,16 +316,16 @@ def _expected_variants(epochs: int, args: DistillationTrainingArguments) -> floa
     return sum(1 - (1 - share) ** draws for share in shares)
 
 
-def _open_logits(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> CacheStore:
+def _open_logits(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> ArrayStore:
     if settings.folder is None:
-        return CacheStore()
+        return ArrayStore()
     identity = {
         "teacher": None if teacher is None else weights_fingerprint(teacher),
         "dtype": str(settings.dtype),
         "top_k": settings.top_k,
         "temperature": settings.temperature,
     }
-    store = CacheStore(Path(settings.folder, "logits"), identity)
+    store = ArrayStore(Path(settings.folder, "logits"), identity)
     store.remove_damaged()
     return store
 

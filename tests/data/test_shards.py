@@ -30,7 +30,7 @@ def write(text: str):
 
 
 def test_a_shard_is_read_back_with_its_info(store: ShardStore) -> None:
-    store.begin(IDENTITY)
+    store.open_run(IDENTITY)
     store.commit("00001", write("b"), info={"rows": 1})
     store.commit("00000", write("a"), info={"rows": 2})
     assert [(shard.name, shard.info) for shard in store.shards()] == [("00000", {"rows": 2}), ("00001", {"rows": 1})]
@@ -40,7 +40,7 @@ def test_a_shard_is_read_back_with_its_info(store: ShardStore) -> None:
 
 
 def test_a_shard_is_written_once(store: ShardStore) -> None:
-    store.begin(IDENTITY)
+    store.open_run(IDENTITY)
     store.commit("00000", write("a"))
     with pytest.raises(FileExistsError, match="a shard is written once"):
         store.commit("00000", write("b"))
@@ -48,19 +48,19 @@ def test_a_shard_is_written_once(store: ShardStore) -> None:
 
 
 def test_a_run_goes_on_with_its_own_settings_only(store: ShardStore) -> None:
-    store.begin(IDENTITY)
+    store.open_run(IDENTITY)
     store.commit("00000", write("a"))
-    store.begin(dict(reversed(IDENTITY.items())))
+    store.open_run(dict(reversed(IDENTITY.items())))
     with pytest.raises(StaleRunError, match="num_beams: 1 there, 5 asked for"):
-        store.begin(IDENTITY | {"num_beams": 5})
+        store.open_run(IDENTITY | {"num_beams": 5})
     with pytest.raises(StaleRunError, match="language: None there, 'de' asked for"):
-        store.begin(IDENTITY | {"language": "de"})
+        store.open_run(IDENTITY | {"language": "de"})
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(StaleRunError, match=r"thesis\.txt.*no store of shards"):
-        ShardStore(tmp_path).begin(IDENTITY)
+        ShardStore(tmp_path).open_run(IDENTITY)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -69,7 +69,7 @@ def test_a_shard_that_fails_leaves_nothing_behind(store: ShardStore) -> None:
         (folder / "rows.txt").write_text("half")
         raise OSError(28, "No space left on device")
 
-    store.begin(IDENTITY)
+    store.open_run(IDENTITY)
     with pytest.raises(OSError, match="No space left"):
         store.commit("00000", full)
     assert store.shards() == []
@@ -78,7 +78,7 @@ def test_a_shard_that_fails_leaves_nothing_behind(store: ShardStore) -> None:
 
 @pytest.mark.parametrize(("content", "reason"), [("cut", "3 bytes, 5 were written"), (None, "is missing")])
 def test_a_shard_cut_short_is_left_out(store: ShardStore, content, reason, caplog) -> None:
-    store.begin(IDENTITY)
+    store.open_run(IDENTITY)
     store.commit("00000", write("whole"))
     store.fs.rm_file(store.path("00000", "rows.txt"))
     if content:
@@ -92,7 +92,7 @@ def test_a_shard_cut_short_is_left_out(store: ShardStore, content, reason, caplo
 
 def test_a_changed_byte_is_found(store: ShardStore) -> None:
     """Of the same size, so that only the checksum tells."""
-    store.begin(IDENTITY)
+    store.open_run(IDENTITY)
     store.commit("00000", write("whole"))
     store.fs.pipe_file(store.path("00000", "rows.txt"), b"whale")
     assert len(store.shards()) == 1
@@ -100,7 +100,7 @@ def test_a_changed_byte_is_found(store: ShardStore) -> None:
 
 
 def test_files_without_a_manifest_are_no_shard(store: ShardStore) -> None:
-    store.begin(IDENTITY)
+    store.open_run(IDENTITY)
     store.commit("00000", write("a"))
     store.fs.rm_file(store.path("00000", MANIFEST))
     assert store.shards() == []
@@ -108,9 +108,9 @@ def test_files_without_a_manifest_are_no_shard(store: ShardStore) -> None:
 
 WRITER = """
 import sys
-from hf_distil_whisper.shards import ShardStore
+from hf_distil_whisper.data.shards import ShardStore
 store, name = ShardStore(sys.argv[1]), sys.argv[2]
-store.begin({"teacher": "toy"})
+store.open_run({"teacher": "toy"})
 for number in range(100_000):
     text = f"{name}-{number}" * 1000
     store.commit(f"{name}-{number:06d}", lambda folder: (folder / "rows.txt").write_text(text), {"number": number})

@@ -5,9 +5,9 @@ import errno
 import numpy as np
 import pytest
 
-from hf_distil_whisper.data import array_store as cache_store
+from hf_distil_whisper.data import array_store
 from hf_distil_whisper.data.array_store import (
-    CacheStore,
+    ArrayStore,
     content_key,
 )
 from hf_distil_whisper.data.shards import StaleRunError
@@ -21,7 +21,7 @@ def entry(number: int) -> dict[str, np.ndarray]:
     }
 
 
-def filled(store: CacheStore, numbers: range, flush_every: int = 4) -> CacheStore:
+def filled(store: ArrayStore, numbers: range, flush_every: int = 4) -> ArrayStore:
     for number in numbers:
         store.add(content_key(str(number).encode()), entry(number))
         if number % flush_every == flush_every - 1:
@@ -30,7 +30,7 @@ def filled(store: CacheStore, numbers: range, flush_every: int = 4) -> CacheStor
     return store
 
 
-def assert_holds(store: CacheStore, numbers: range) -> None:
+def assert_holds(store: ArrayStore, numbers: range) -> None:
     for number in numbers:
         found = store.get(content_key(str(number).encode()))
         assert found is not None, number
@@ -42,7 +42,7 @@ def assert_holds(store: CacheStore, numbers: range) -> None:
 @pytest.mark.parametrize("folder", [None, "cache"])
 def test_entries_of_any_length_are_found_under_their_own_keys(tmp_path, folder):
     """A neighbour's states under a row's labels would train silently on nonsense."""
-    store = filled(CacheStore(tmp_path / folder if folder else None), range(23))
+    store = filled(ArrayStore(tmp_path / folder if folder else None), range(23))
     assert len(store) == 23
     assert_holds(store, range(23))
     assert store.get(content_key(b"23")) is None
@@ -64,7 +64,7 @@ def test_a_key_depends_on_where_one_part_ends_and_the_next_begins():
 
 def test_keys_that_share_their_first_half_are_told_apart():
     """The search goes by the first half alone."""
-    store = CacheStore()
+    store = ArrayStore()
     for second in range(3):
         store.add(b"\x07" * 8 + bytes([second]) * 8, {"values": np.full(1, second)})
     store.flush()
@@ -74,27 +74,27 @@ def test_keys_that_share_their_first_half_are_told_apart():
 
 def test_what_one_process_commits_another_finds_after_a_reload(tmp_path):
     """Each process fills its share; all of them train on everything."""
-    first, second = CacheStore(tmp_path, {"teacher": "a"}), CacheStore(tmp_path, {"teacher": "a"})
+    first, second = ArrayStore(tmp_path, {"teacher": "a"}), ArrayStore(tmp_path, {"teacher": "a"})
     filled(first, range(5))
     filled(second, range(5, 9))
     first.reload()
     assert_holds(first, range(9))
-    assert_holds(CacheStore(tmp_path, {"teacher": "a"}), range(9))
+    assert_holds(ArrayStore(tmp_path, {"teacher": "a"}), range(9))
 
 
 def test_an_entry_that_was_not_committed_is_lost_and_nothing_else(tmp_path):
     """A killed run goes on from its last shard."""
-    store = filled(CacheStore(tmp_path), range(4))
+    store = filled(ArrayStore(tmp_path), range(4))
     store.add(content_key(b"4"), entry(4))
     assert content_key(b"4") in store
-    again = CacheStore(tmp_path)
+    again = ArrayStore(tmp_path)
     assert len(again) == 4
     assert content_key(b"4") not in again
 
 
 def test_an_entry_is_found_before_it_is_committed(tmp_path):
     """What was just computed would be computed again."""
-    for store in (CacheStore(), CacheStore(tmp_path)):
+    for store in (ArrayStore(), ArrayStore(tmp_path)):
         store.add(content_key(b"0"), entry(0))
         for name, array in entry(0).items():
             np.testing.assert_array_equal(store.get(content_key(b"0"))[name], array)
@@ -103,16 +103,16 @@ def test_an_entry_is_found_before_it_is_committed(tmp_path):
 
 def test_shards_are_committed_when_enough_has_come_together(tmp_path, monkeypatch):
     """One shard for everything would lose everything when the run is killed."""
-    monkeypatch.setattr(cache_store, "SHARD_BYTES", 100)
-    store = CacheStore(tmp_path)
+    monkeypatch.setattr(array_store, "SHARD_BYTES", 100)
+    store = ArrayStore(tmp_path)
     for number in range(40):
         store.add(content_key(str(number).encode()), entry(number))
-    assert 30 < len(CacheStore(tmp_path)) < 40
+    assert 30 < len(ArrayStore(tmp_path)) < 40
 
 
 def test_a_damaged_shard_is_taken_out_and_the_others_stay(tmp_path):
     """A flipped bit in the teacher's states shows in no loss curve."""
-    store = filled(CacheStore(tmp_path), range(8))
+    store = filled(ArrayStore(tmp_path), range(8))
     path = sorted(tmp_path.glob("*/array-values.npy"))[0]
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -124,16 +124,16 @@ def test_a_damaged_shard_is_taken_out_and_the_others_stay(tmp_path):
 
 def test_entries_computed_from_something_else_are_refused(tmp_path):
     """Another teacher's distributions fit every shape."""
-    filled(CacheStore(tmp_path, {"teacher": "a", "top_k": 64}), range(2))
+    filled(ArrayStore(tmp_path, {"teacher": "a", "top_k": 64}), range(2))
     with pytest.raises(StaleRunError, match=r"teacher: 'a' there, 'b' asked for"):
-        CacheStore(tmp_path, {"teacher": "b", "top_k": 64})
+        ArrayStore(tmp_path, {"teacher": "b", "top_k": 64})
     with pytest.raises(ValueError, match="--teacher_cache_dir to a local folder"):
-        CacheStore("memory://cache")
+        ArrayStore("memory://cache")
 
 
 def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, monkeypatch):
     """Hours of the teacher's work are lost, or a bare errno is all that is left to read."""
-    store = filled(CacheStore(tmp_path), range(4))
+    store = filled(ArrayStore(tmp_path), range(4))
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -143,4 +143,4 @@ def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"No space left.*written before is kept.*--teacher_cache_dir"):
         store.flush()
     monkeypatch.undo()
-    assert_holds(CacheStore(tmp_path), range(4))
+    assert_holds(ArrayStore(tmp_path), range(4))
