@@ -10,7 +10,7 @@ from hf_distil_whisper.cli.config import (
     parse_arguments,
     setting,
 )
-from hf_distil_whisper.cli.inputs import Plan, check_method
+from hf_distil_whisper.cli.inputs import Plan
 from long_form_memory import long_form_memory
 
 
@@ -72,7 +72,7 @@ def run_long_form_memory(argv: Sequence[str], machine: str) -> None:
     plan = Plan("benchmark long-form-memory")
     plan.single_process()
     plan.listener(args.model_name_or_path, None)
-    check_method(plan, args.method, "method", {}, {"temperature_fallback": args.temperature_fallback})
+    plan.long_form_method(args.method, "method", {}, {"temperature_fallback": args.temperature_fallback})
     lengths = ", ".join(f"{minutes:g}" for minutes in args.minutes)
     way = "window after window" if args.method == "sequential" else f"in chunks, {args.batch_size} a pass"
     way += ", repeated where unlikely" if args.temperature_fallback else ""

@@ -1,4 +1,4 @@
-"""Distils a student on labelled speech; the same as `hf-distil-whisper train`.
+"""Distils a student on labelled speech; the same as `hf-distil-whisper train`, to be copied and extended.
 
     accelerate launch examples/run_distillation.py configs/quickstart.yaml
     torchrun --nproc_per_node 2 examples/run_distillation.py configs/quickstart.yaml --use_cpu --max_steps 100
@@ -13,7 +13,6 @@ from hf_distil_whisper import (
     DistillationTrainingArguments,
     TrainArguments,
     build_trainer,
-    finish_training,
     parse_arguments,
     plan_training,
     run_script,
@@ -23,12 +22,12 @@ from hf_distil_whisper import (
 def main(argv: Sequence[str]) -> None:
     args, training_args = parse_arguments(TrainArguments, DistillationTrainingArguments, argv=argv)
     plan = plan_training(args, training_args)
-    if not plan.settle(dry_run=args.dry_run):
+    if not plan.report(dry_run=args.dry_run):
         return
     # A DistillationTrainer, which is a Seq2SeqTrainer: add callbacks, or replace its datasets, before it trains.
-    trainer = build_trainer(args, training_args, plan.rows)
-    trainer.train(resume_from_checkpoint=plan.checkpoint)
-    finish_training(trainer, args)
+    trainer = build_trainer(plan)
+    trainer.train(resume_from_checkpoint=plan.fetch_checkpoint())
+    trainer.finish()  # validates, saves student, scores and card, and pushes them with --push_to_hub
 
 
 if __name__ == "__main__":

@@ -1,43 +1,65 @@
-r"""Transcribes a dataset with the teacher; the same as `hf-distil-whisper pseudo-label`.
+r"""Transcribes a dataset with the teacher and shows what a filter by word error rate would keep.
 
     accelerate launch examples/run_pseudo_labelling.py --teacher_model_name_or_path openai/whisper-small.en \
-        --dataset.path corpus --dataset.speaker_column speaker --output_dir runs/labelled
+        --dataset corpus --speaker_column speaker --output_dir runs/labelled
 
-Every process labels its share, and a run that was stopped goes on where it was when it is started again.
-The table at the end shows what each threshold of the filter would leave; `wer_threshold` in the training's recipe, or
-`hf-distil-whisper filter`, then drops the bad rows. `--dry_run` checks the inputs and prints the plan.
+Every process labels its share, and a run that was stopped goes on when it is started again. `wer_threshold` in the
+recipe of a training, or `hf-distil-whisper filter`, then drops the bad rows.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
+from accelerate import PartialState
+
 from hf_distil_whisper import (
     EmptyFilterError,
-    PseudoLabelArguments,
     filter_by_wer,
-    is_main_process,
-    parse_arguments,
-    plan_labels,
-    run_labelling,
+    load_model,
+    load_processor,
+    load_source,
+    pseudo_label_dataset,
     run_script,
 )
 
 
 def main(argv: Sequence[str]) -> None:
-    (args,) = parse_arguments(PseudoLabelArguments, argv=argv)
-    plan = plan_labels(args)
-    if not plan.settle(dry_run=args.dry_run):
-        return
-    labelled = run_labelling(args, plan.rows["dataset"])
-    if not is_main_process():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher_model_name_or_path", required=True, help="Hub name or folder of a Whisper")
+    parser.add_argument("--dataset", required=True, help="Hub name, folder or file of recordings")
+    parser.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    parser.add_argument("--text_column", default="text", help="column of the reference text (default: text)")
+    parser.add_argument("--speaker_column", help="column of the speaker (default: speaker, if there is one)")
+    parser.add_argument("--output_dir", required=True, help="folder for the labelled rows")
+    parser.add_argument("--language", help="language of the speech, for multilingual teachers")
+    parser.add_argument("--batch_size", type=int, default=16, help="windows in one pass (default: 16)")
+    args = parser.parse_args(argv)
+
+    rows = load_source(
+        args.dataset, split=args.split, text_column=args.text_column, speaker_column=args.speaker_column
+    )
+    if "speaker" in rows.column_names:
+        rows = rows.sort("speaker")  # neighbouring utterances of one speaker are packed, longer recordings split
+    teacher = load_model(args.teacher_model_name_or_path).to(PartialState().device)
+    processor = load_processor(args.teacher_model_name_or_path)
+    labelled = pseudo_label_dataset(
+        rows,
+        teacher,
+        processor,
+        output_dir=args.output_dir,
+        language=args.language,
+        batch_size=args.batch_size,
+        max_duration=30.0,
+    )
+    if not PartialState().is_main_process:
         return
     print(f"{len(labelled)} rows labelled, {sum(labelled['truncated'])} of them cut off")
-    if "text" in labelled.column_names:
-        try:
-            _, report = filter_by_wer(labelled, language=args.language or "en")
-            print(report.table())
-        except EmptyFilterError as error:
-            print(error)
+    try:
+        _, report = filter_by_wer(labelled, threshold=0.1, language=args.language or "en")
+        print(report.table())
+    except EmptyFilterError as error:
+        print(error)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_run_evaluation(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     argv = ["--model_name_or_path", str(toys / "teacher"), "--eval_datasets", str(toys / "corpus")]
     run("run_evaluation", *argv, "--output_dir", str(tmp_path / "out"))
     assert "WER %" in capsys.readouterr().out
-    assert "test" in json.loads((tmp_path / "out" / "results.json").read_text())
+    assert "corpus" in json.loads((tmp_path / "out" / "results.json").read_text())
 
 
 def launch(*command: str) -> subprocess.CompletedProcess:
@@ -115,6 +115,5 @@ def test_a_script_ends_with_a_message_and_exit_code_2(toys: Path) -> None:
     done = launch(
         "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml", "examples/create_student.py"
     )
-    assert "create_student.py: error: the inputs are not ready:" in done.stderr
-    assert "--teacher_model_name_or_path is missing" in done.stderr
+    assert "create_student.py: error: the following arguments are required: --teacher_model_name" in done.stderr
     assert done.returncode != 0

@@ -79,7 +79,7 @@ def _run_cell(args: SweepArguments, cell: Cell, sets: Mapping[str, Dataset]) -> 
     training, training_args = cell.arguments(args.recipe or "")
     plan = plan_training(training, training_args)
     plan.check()
-    trainer = build_trainer(training, training_args, plan.rows)
+    trainer = build_trainer(plan)
     if args.minutes is not None:
         limit_time(trainer, args.minutes)
     trainer.train()
@@ -137,10 +137,10 @@ def _states_of(student: WhisperForConditionalGeneration, args: SweepArguments) -
 
 
 def _training_size(plan: TrainingPlan) -> dict[str, Any]:
-    rows = plan.datasets.get("train_dataset")
-    if rows is None:  # a stream
+    data = plan.data
+    if data is None or plan.args.streaming:
         return {"rows": None, "rows_dropped": None, "hours": None}
-    return {"rows": len(rows), "rows_dropped": plan.rows_dropped, "hours": hours_of_audio(rows)}
+    return {"rows": len(data.train), "rows_dropped": data.rows_dropped, "hours": hours_of_audio(data.train)}
 
 
 def readable(rows: Dataset, errors: RowErrors) -> Dataset:

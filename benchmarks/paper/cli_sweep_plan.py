@@ -262,7 +262,8 @@ def _plan_cells(plan: SweepPlan, args: SweepArguments, cells: Sequence[Cell]) ->
         plan.problems += [f"cell {cell.name!r}: {one}" for one in planned.problems]
         if planned.problems:
             continue
-        rows = planned.datasets.get("train_dataset")  # None: a stream, of which only the place is known
+        # Of streams only the path is known.
+        rows = planned.data.train if planned.data and not training.streaming else None
         if rows is not None and rows._fingerprint not in labels:
             labels[rows._fingerprint] = rows_fingerprint(rows)
         plan.depends[cell.name] = {

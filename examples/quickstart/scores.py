@@ -19,9 +19,8 @@ from hf_distil_whisper import (
     measure_latency,
     pack_utterances,
     transcribe,
-    window_features,
 )
-from hf_distil_whisper.inference.encoder import EncoderCache
+from hf_distil_whisper.inference.encoder import EncoderCache, window_features
 from hf_distil_whisper.inference.generation import generate_tokens_cached
 
 SETS = {"test": "test", "unseen voices": "test_unseen"}

@@ -10,22 +10,10 @@ if TYPE_CHECKING:
     from hf_distil_whisper.checkpoints import load_model as load_model
     from hf_distil_whisper.checkpoints import load_processor as load_processor
     from hf_distil_whisper.checkpoints import save_checkpoint as save_checkpoint
-    from hf_distil_whisper.cli.config import DataSource as DataSource
-    from hf_distil_whisper.cli.config import InputError as InputError
-    from hf_distil_whisper.cli.config import is_main_process as is_main_process
     from hf_distil_whisper.cli.config import parse_arguments as parse_arguments
-    from hf_distil_whisper.cli.create_student import CreateStudentArguments as CreateStudentArguments
-    from hf_distil_whisper.cli.create_student import plan_student as plan_student
-    from hf_distil_whisper.cli.evaluate import EvaluateArguments as EvaluateArguments
-    from hf_distil_whisper.cli.evaluate import plan_evaluation as plan_evaluation
-    from hf_distil_whisper.cli.evaluate import run_evaluation as run_evaluation
     from hf_distil_whisper.cli.main import run_script as run_script
-    from hf_distil_whisper.cli.pseudo_label import PseudoLabelArguments as PseudoLabelArguments
-    from hf_distil_whisper.cli.pseudo_label import plan_labels as plan_labels
-    from hf_distil_whisper.cli.pseudo_label import run_labelling as run_labelling
     from hf_distil_whisper.cli.train import TrainArguments as TrainArguments
     from hf_distil_whisper.cli.train import build_trainer as build_trainer
-    from hf_distil_whisper.cli.train import finish_training as finish_training
     from hf_distil_whisper.cli.train import plan_training as plan_training
     from hf_distil_whisper.data.audio import AudioError as AudioError
     from hf_distil_whisper.data.audio import load_audio as load_audio
@@ -39,56 +27,30 @@ if TYPE_CHECKING:
     from hf_distil_whisper.data.sources import load_source as load_source
     from hf_distil_whisper.data.streaming import SpeechStream as SpeechStream
     from hf_distil_whisper.evaluation.demo import build_demo as build_demo
-    from hf_distil_whisper.evaluation.evaluate import EvaluationResult as EvaluationResult
     from hf_distil_whisper.evaluation.evaluate import evaluate_model as evaluate_model
-    from hf_distil_whisper.evaluation.evaluate import evaluate_shared as evaluate_shared
-    from hf_distil_whisper.evaluation.evaluate import merge_results as merge_results
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
-    from hf_distil_whisper.evaluation.noise import babble as babble
-    from hf_distil_whisper.evaluation.noise import evaluate_in_noise as evaluate_in_noise
-    from hf_distil_whisper.evaluation.results import align_words as align_words
-    from hf_distil_whisper.evaluation.results import alignment_text as alignment_text
     from hf_distil_whisper.evaluation.results import effective_robustness as effective_robustness
-    from hf_distil_whisper.evaluation.results import long_form_summary as long_form_summary
-    from hf_distil_whisper.evaluation.results import long_form_table as long_form_table
-    from hf_distil_whisper.evaluation.results import relative_error_rate as relative_error_rate
-    from hf_distil_whisper.evaluation.results import results_table as results_table
-    from hf_distil_whisper.evaluation.results import save_results as save_results
-    from hf_distil_whisper.evaluation.results import set_averages as set_averages
-    from hf_distil_whisper.evaluation.results import summarise_results as summarise_results
-    from hf_distil_whisper.evaluation.results import worst_utterances as worst_utterances
     from hf_distil_whisper.evaluation.significance import compare_results as compare_results
-    from hf_distil_whisper.evaluation.significance import confidence_interval as confidence_interval
-    from hf_distil_whisper.evaluation.word_times import WordTimeErrors as WordTimeErrors
-    from hf_distil_whisper.evaluation.word_times import compare_word_times as compare_word_times
     from hf_distil_whisper.export.ggml import export_ggml as export_ggml
     from hf_distil_whisper.export.onnx import export_onnx as export_onnx
     from hf_distil_whisper.hub.callbacks import ModelCardCallback as ModelCardCallback
     from hf_distil_whisper.hub.callbacks import PushCheckpointCallback as PushCheckpointCallback
-    from hf_distil_whisper.hub.callbacks import SamplePredictionsCallback as SamplePredictionsCallback
     from hf_distil_whisper.hub.callbacks import save_model_card as save_model_card
     from hf_distil_whisper.hub.dataset_card import push_dataset as push_dataset
-    from hf_distil_whisper.hub.model_card import Evaluation as Evaluation
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
     from hf_distil_whisper.hub.model_card import push_student as push_student
-    from hf_distil_whisper.hub.model_card import read_evaluation as read_evaluation
     from hf_distil_whisper.hub.push import PushError as PushError
-    from hf_distil_whisper.inference.alignment_heads import HeadSearch as HeadSearch
-    from hf_distil_whisper.inference.alignment_heads import find_alignment_heads as find_alignment_heads
     from hf_distil_whisper.inference.ctranslate2 import export_ctranslate2 as export_ctranslate2
-    from hf_distil_whisper.inference.encoder import window_features as window_features
+    from hf_distil_whisper.inference.generation import GenerationSettings as GenerationSettings
     from hf_distil_whisper.inference.speculative import assistant_arguments as assistant_arguments
     from hf_distil_whisper.inference.speculative import create_assistant as create_assistant
-    from hf_distil_whisper.inference.transcribe import Segment as Segment
     from hf_distil_whisper.inference.transcribe import TemperatureFallback as TemperatureFallback
     from hf_distil_whisper.inference.transcribe import Transcription as Transcription
-    from hf_distil_whisper.inference.transcribe import Word as Word
     from hf_distil_whisper.inference.transcribe import transcribe as transcribe
     from hf_distil_whisper.inference.transcribe import transcribe_chunked as transcribe_chunked
     from hf_distil_whisper.inference.transcribe import transcribe_sequential as transcribe_sequential
-    from hf_distil_whisper.inference.word_timestamps import set_alignment_heads as set_alignment_heads
     from hf_distil_whisper.metrics import WordErrorRate as WordErrorRate
     from hf_distil_whisper.metrics import WordErrors as WordErrors
     from hf_distil_whisper.metrics import character_errors as character_errors
@@ -98,7 +60,6 @@ if TYPE_CHECKING:
     from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError as EmptyFilterError
     from hf_distil_whisper.pseudo_labels.filtering import FilterReport as FilterReport
     from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer as filter_by_wer
-    from hf_distil_whisper.pseudo_labels.filtering import filter_stream_by_wer as filter_stream_by_wer
     from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset as pseudo_label_dataset
     from hf_distil_whisper.student import create_student as create_student
     from hf_distil_whisper.student import select_layers as select_layers
@@ -109,127 +70,43 @@ if TYPE_CHECKING:
     from hf_distil_whisper.training.losses import kl_divergence_loss as kl_divergence_loss
     from hf_distil_whisper.training.losses import pseudo_label_loss as pseudo_label_loss
     from hf_distil_whisper.training.trainer import DistillationTrainer as DistillationTrainer
-    from hf_distil_whisper.training.validation import WordErrorMetrics as WordErrorMetrics
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "checkpoints": (
-        "load_model",
-        "load_processor",
-        "save_checkpoint",
-    ),
-    "cli.config": (
-        "DataSource",
-        "InputError",
-        "is_main_process",
-        "parse_arguments",
-    ),
-    "cli.create_student": (
-        "CreateStudentArguments",
-        "plan_student",
-    ),
-    "cli.evaluate": (
-        "EvaluateArguments",
-        "plan_evaluation",
-        "run_evaluation",
-    ),
+    "checkpoints": ("load_model", "load_processor", "save_checkpoint"),
+    "cli.config": ("parse_arguments",),
     "cli.main": ("run_script",),
-    "cli.pseudo_label": (
-        "PseudoLabelArguments",
-        "plan_labels",
-        "run_labelling",
-    ),
-    "cli.train": (
-        "TrainArguments",
-        "build_trainer",
-        "finish_training",
-        "plan_training",
-    ),
-    "data.audio": (
-        "AudioError",
-        "load_audio",
-    ),
+    "cli.train": ("TrainArguments", "build_trainer", "plan_training"),
+    "data.audio": ("AudioError", "load_audio"),
     "data.collator": ("DataCollatorSpeechSeq2SeqWithPadding",),
     "data.dataset": ("SpeechDataset",),
     "data.packing": ("pack_utterances",),
-    "data.sources": (
-        "Columns",
-        "RowErrors",
-        "load_source",
-    ),
+    "data.sources": ("Columns", "RowErrors", "load_source"),
     "data.streaming": ("SpeechStream",),
     "evaluation.demo": ("build_demo",),
-    "evaluation.evaluate": (
-        "EvaluationResult",
-        "evaluate_model",
-        "evaluate_shared",
-        "merge_results",
-    ),
+    "evaluation.evaluate": ("evaluate_model",),
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
-    "evaluation.noise": (
-        "add_noise",
-        "babble",
-        "evaluate_in_noise",
-    ),
-    "evaluation.results": (
-        "align_words",
-        "alignment_text",
-        "effective_robustness",
-        "long_form_summary",
-        "long_form_table",
-        "relative_error_rate",
-        "results_table",
-        "save_results",
-        "set_averages",
-        "summarise_results",
-        "worst_utterances",
-    ),
-    "evaluation.significance": (
-        "compare_results",
-        "confidence_interval",
-    ),
-    "evaluation.word_times": (
-        "WordTimeErrors",
-        "compare_word_times",
-    ),
+    "evaluation.noise": ("add_noise",),
+    "evaluation.results": ("effective_robustness",),
+    "evaluation.significance": ("compare_results",),
     "export.ggml": ("export_ggml",),
     "export.onnx": ("export_onnx",),
-    "hub.callbacks": (
-        "ModelCardCallback",
-        "PushCheckpointCallback",
-        "SamplePredictionsCallback",
-        "save_model_card",
-    ),
+    "hub.callbacks": ("ModelCardCallback", "PushCheckpointCallback", "save_model_card"),
     "hub.dataset_card": ("push_dataset",),
-    "hub.model_card": (
-        "Evaluation",
-        "generate_model_card",
-        "push_student",
-        "read_evaluation",
-    ),
+    "hub.model_card": ("generate_model_card", "push_student"),
     "hub.push": ("PushError",),
-    "inference.alignment_heads": (
-        "HeadSearch",
-        "find_alignment_heads",
-    ),
     "inference.ctranslate2": ("export_ctranslate2",),
-    "inference.encoder": ("window_features",),
-    "inference.speculative": (
-        "assistant_arguments",
-        "create_assistant",
-    ),
+    "inference.generation": ("GenerationSettings",),
+    "inference.speculative": ("assistant_arguments", "create_assistant"),
     "inference.transcribe": (
-        "Segment",
         "TemperatureFallback",
         "Transcription",
-        "Word",
         "transcribe",
         "transcribe_chunked",
         "transcribe_sequential",
     ),
-    "inference.word_timestamps": ("set_alignment_heads",),
     "metrics": (
         "WordErrorRate",
         "WordErrors",
@@ -238,29 +115,13 @@ _MODULES = {
         "repeated_ngrams",
         "word_errors",
     ),
-    "pseudo_labels.filtering": (
-        "EmptyFilterError",
-        "FilterReport",
-        "filter_by_wer",
-        "filter_stream_by_wer",
-    ),
+    "pseudo_labels.filtering": ("EmptyFilterError", "FilterReport", "filter_by_wer"),
     "pseudo_labels.labeller": ("pseudo_label_dataset",),
-    "student": (
-        "create_student",
-        "select_layers",
-    ),
+    "student": ("create_student", "select_layers"),
     "training.args": ("DistillationTrainingArguments",),
-    "training.fused_loss": (
-        "DistillationLoss",
-        "fused_distillation_loss",
-    ),
-    "training.losses": (
-        "hidden_state_mse_loss",
-        "kl_divergence_loss",
-        "pseudo_label_loss",
-    ),
+    "training.fused_loss": ("DistillationLoss", "fused_distillation_loss"),
+    "training.losses": ("hidden_state_mse_loss", "kl_divergence_loss", "pseudo_label_loss"),
     "training.trainer": ("DistillationTrainer",),
-    "training.validation": ("WordErrorMetrics",),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -394,11 +394,11 @@ def test_a_cache_is_filled_before_the_training_that_reads_it(
     argv += ["--teacher_cache_dir", str(tmp_path / "cache"), "--teacher_cache_top_k", "8"]
     assert main(["cache", *argv, "--dry_run"]) == 0
     said = capsys.readouterr().out
-    assert "keep the encoder's states and the teacher's distributions in" in said
+    assert "cache encoder outputs and teacher logits in" in said
     assert "train 2 steps" not in said
     assert not (tmp_path / "cache").exists()
     assert main(["cache", *argv]) == 0
-    assert "6 rows: both kept in" in capsys.readouterr().out
+    assert "6 rows: cached both in" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
     assert before
     assert main(["train", *argv]) == 0

@@ -36,11 +36,11 @@ def test_scalars_mean_what_they_look_like(text: str, value: object) -> None:
     assert type(parsed) is type(value)
 
 
-def test_a_key_that_stands_twice_is_an_error(tmp_path) -> None:
+def test_a_key_given_twice_is_an_error(tmp_path) -> None:
     """PyYAML keeps the last one, so that an edited line above it has no effect."""
     recipe = tmp_path / "twice.yaml"
     recipe.write_text("max_steps: 1\nmax_steps: 2\n")
-    with pytest.raises(InputError, match=r"twice\.yaml.*'max_steps' stands twice"):
+    with pytest.raises(InputError, match=r"twice\.yaml.*'max_steps' is given twice"):
         load_recipe(recipe)
 
 

@@ -54,9 +54,9 @@ def test_what_a_stream_cannot_do_is_said_before_anything_is_read(
     argv = training(toys, tmp_path, "--teacher_cache", "both", weights=False)
     assert main([*argv, "--train_dataset.read.transcript_column", "label"]) == 2
     said = capsys.readouterr().err
-    assert "--streaming true: a teacher cache keeps rows to come back to" in said
+    assert "--streaming true: a teacher cache is read again in every epoch" in said
     assert "--max_steps is missing: a stream has no end" in said
-    assert "--train_dataset.spoken.weight is missing: a stream does not know its number of rows" in said
+    assert "--train_dataset.spoken.weight is missing: the number of rows of a stream is not known" in said
     assert "--train_dataset.read: " in said
     assert "has no column 'label'; it has: " in said
 

@@ -50,7 +50,7 @@ def test_one_file_a_recording_in_every_form(
     if form == "json":
         assert set(json.loads(texts[0])) == {"audio", "text", "segments", "statistics"}
     assert main(argv) == 2
-    assert f"one.{form} is there already" in capsys.readouterr().err
+    assert f"one.{form} exists already" in capsys.readouterr().err
 
 
 def test_without_a_folder_json_is_a_line_each_and_subtitles_are_of_one_recording(

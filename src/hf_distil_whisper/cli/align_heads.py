@@ -167,7 +167,7 @@ def run(argv: Sequence[str]) -> None:
     """
     (args,) = parse_arguments(AlignHeadsArguments, argv=argv, command="hf-distil-whisper align-heads")
     plan = plan_align_heads(args)
-    if not plan.settle(dry_run=args.dry_run):
+    if not plan.report(dry_run=args.dry_run):
         return
     folder, dtype, device = args.model_name_or_path, torch_dtype(args.dtype), best_device()
     student = load_model(folder, dtype=dtype).to(device)

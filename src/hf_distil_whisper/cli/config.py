@@ -1,9 +1,10 @@
-"""Dataclasses ⇄ YAML + flags: the settings of a command from a recipe, overruled by flags.
+"""Settings of a command: recipes in YAML, overruled by flags, as dataclasses.
 
-A recipe's values pass through the same argument parser as flags, so both are converted and checked alike. What the
-settings mean is known by the commands.
+A recipe's values pass through the same argument parser as flags, so that both are converted and checked alike.
 """
 
+import argparse
+import copy
 import dataclasses
 import difflib
 import json
@@ -15,12 +16,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-import torch
 import yaml
-from transformers import HfArgumentParser
-from transformers.hf_argparser import string_to_bool
+
+if TYPE_CHECKING:
+    from transformers import HfArgumentParser
 
 
 class InputError(ValueError):
@@ -30,14 +31,14 @@ class InputError(ValueError):
 class _RecipeLoader(yaml.SafeLoader):
     """YAML 1.2's scalars: `1e-4` is a number, `no`, `off` and `12:30` are text, only `true` and `false` booleans."""
 
-    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - the loader's own way of being configured
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012 - PyYAML fills it through `add_implicit_resolver`
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        """A key that stands twice would silently lose its first value."""
+        # PyYAML keeps the last of two values without a word.
         keys = [key.value for key, _ in node.value]
         for key in keys:
             if keys.count(key) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"{key!r} stands twice", node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key!r} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -56,14 +57,19 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, _RecipeLoader)  # a subclass of SafeLoader
 
 
-def nearest(word: str, words: list[str]) -> str:
+def nearest(word: str, words: Sequence[str]) -> str:
     """Returns `" (did you mean …?)"` with the most similar of `words`, or nothing where none is similar."""
     close = difflib.get_close_matches(word, words, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def is_main_process() -> bool:
+    """Whether this process prints: the first of those that torchrun or accelerate started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def recipe_folder() -> Path:
-    """Where the recipes lie: inside an installed wheel, or at the top of a source tree."""
+    """The folder of the recipes: inside an installed wheel, or at the top of a source tree."""
     packaged = Path(__file__).parents[1] / "configs"
     return packaged if packaged.is_dir() else Path(__file__).parents[3] / "configs"
 
@@ -97,7 +103,7 @@ def load_recipe(path: Path) -> dict[str, Any]:
     """Reads the settings of a recipe.
 
     Raises:
-        InputError: if the file is not YAML, or holds something else than keys and values.
+        InputError: if the file is not YAML, or holds anything but keys and values.
     """
     try:
         settings = parse_yaml(path.read_text(encoding="utf-8"))
@@ -108,12 +114,17 @@ def load_recipe(path: Path) -> dict[str, Any]:
     return settings
 
 
-def is_main_process() -> bool:
-    """Whether this process may speak: the first of those that torchrun or accelerate started, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+def setting(default: Any, help: str) -> Any:
+    """Field of an arguments dataclass with its help text."""
+    return field(default=default, metadata={"help": help.replace("%", "%%")})
 
 
-PREFIX = "corpus:"
+def source_setting(help: str) -> Any:
+    """Field of an arguments dataclass for one or several datasets (type `DataSource | str | None`, for example)."""
+    return setting(None, f"{help} Its keys are listed below.")
+
+
+CORPUS_PREFIX = "corpus:"
 _ACCESS = ("open", "gated", "local")
 
 
@@ -123,13 +134,13 @@ class Corpus:
 
     Args:
         name (`str`): as in `corpus:<name>`.
-        hours (`float`): of training speech, or of the set to score on.
-        domain (`str`): what is spoken about, and where.
-        licence (`str`): under which its speech may be used.
-        access (`str`): "open", "gated" (needs a consent on its page) or "local" (does not load from the Hub).
+        hours (`float`): of training speech, or of the test set.
+        domain (`str`): topic and recording situation.
+        licence (`str`): of its speech.
+        access (`str`): "open", "gated" (asks for a consent on its page) or "local" (does not load from the Hub).
         source (`dict`): keys of [`DataSource`] that hold for all splits.
         splits (`dict[str, dict]`): further keys for each split.
-        preparation (`str`): what is to be done, and to be known, before.
+        preparation (`str`): what to do, and what to know, before it is used.
         speakers (`int`, *optional*): where known.
     """
 
@@ -141,7 +152,7 @@ class Corpus:
     source: dict[str, Any]
     splits: dict[str, dict[str, Any]]
     preparation: str
-    speakers: int | None = field(default=None)
+    speakers: int | None = None
 
     def __post_init__(self) -> None:
         if self.access not in _ACCESS:
@@ -155,17 +166,9 @@ def load_corpora() -> dict[str, Corpus]:
     return {name: Corpus(name, **facts) for file in files for name, facts in load_recipe(file).items()}
 
 
-def corpus_source(place: str, flag: str) -> dict[str, Any]:
-    """Turns the name of a corpus into keys of a [`DataSource`].
-
-    Args:
-        place (`str`): `"corpus:<name>"` for its first split, or `"corpus:<name>/<split>"`.
-        flag (`str`): stands in error messages.
-
-    Raises:
-        InputError: for an unknown corpus or split; names those that exist.
-    """
-    name, _, split = place.removeprefix(PREFIX).partition("/")
+def _corpus_keys(path: str, flag: str) -> dict[str, Any]:
+    """Keys of a [`DataSource`] for `corpus:<name>/<split>`; the first split where none is named."""
+    name, _, split = path.removeprefix(CORPUS_PREFIX).partition("/")
     corpora = load_corpora()
     if name not in corpora:
         raise InputError(f"{flag}: no corpus {name!r}{nearest(name, list(corpora))}. Corpora: {', '.join(corpora)}")
@@ -178,92 +181,110 @@ def corpus_source(place: str, flag: str) -> dict[str, Any]:
 
 @dataclass
 class DataSource:
-    """Where the rows of one dataset come from; the keys under `train_dataset` and each entry of `eval_datasets`.
+    """Where the rows of one dataset come from: `train_dataset` or one entry of `eval_datasets`, for example.
 
-    Args:
-        path (`str`): Hub name; folder (`save_to_disk`, audio with metadata, Parquet, tar); file; URL; or a corpus of
-            the paper, `corpus:<name>/<split>`, which brings the other keys with it.
-        split (`str`, *optional*, defaults to `"train"`): `"test"` where a dataset is only scored, unless its folder
-            holds the one data set that `pseudo-label` or `filter` wrote.
-        config (`str`, *optional*): configuration of a Hub dataset, for example a language.
-        revision (`str`, *optional*): of a Hub dataset.
-        audio_column (`str`, *optional*, defaults to `"audio"`).
-        text_column (`str`, *optional*, defaults to `"text"`): reference text; null for audio without text.
-        transcript_column (`str`, *optional*, defaults to `"whisper_transcript"`): pseudo-labels to train on.
-        speaker_column (`str`, *optional*): only utterances of one speaker are packed together.
-        recording_column (`str`, *optional*): and only those of one recording.
-        language_column (`str`, *optional*): of each row, code or name, where a source holds several languages.
-        id_column (`str`, *optional*): row numbers where left out.
-        max_samples (`int`, *optional*): first rows only.
-        share (`float`, *optional*): so much of all rows, more than 0 and at most 1, drawn at random: always the same
-            ones, and a larger share holds a smaller one.
-        weight (`float`, *optional*): how often its rows are drawn in a training on several sources, in relation to the
-            weights of the others.
-        wer_threshold (`float`, *optional*): keeps the rows whose pseudo-label differs from the text by at most this
-            WER, as a fraction (λ of section 4.2; 0.1 in the paper).
+    The help text of each field says what it holds; `hf-distil-whisper <command> --help` prints them.
     """
 
-    path: str
-    split: str = "train"
-    config: str | None = None
-    revision: str | None = None
-    audio_column: str = "audio"
-    text_column: str | None = "text"
-    transcript_column: str = "whisper_transcript"
-    speaker_column: str | None = None
-    recording_column: str | None = None
-    language_column: str | None = None
-    id_column: str | None = None
-    max_samples: int | None = None
-    share: float | None = None
-    weight: float | None = None
-    wer_threshold: float | None = None
+    path: str = field(
+        metadata={
+            "help": "Hub name, folder (save_to_disk, audio with metadata, Parquet, tar), file or URL; or a corpus of "
+            "the paper, corpus:<name>/<split>, which sets the other keys."
+        }
+    )
+    split: str = setting("train", "Split to read (default: train, or test where the dataset is only evaluated on).")
+    config: str | None = setting(None, "Configuration of a Hub dataset, a language for example.")
+    revision: str | None = setting(None, "Branch, tag or commit of a Hub dataset.")
+    audio_column: str = setting("audio", "Column of the recordings (default: audio).")
+    text_column: str | None = setting("text", "Column of the reference text; null for audio alone (default: text).")
+    transcript_column: str = setting(
+        "whisper_transcript", "Column of the pseudo-labels to train on (default: whisper_transcript)."
+    )
+    speaker_column: str | None = setting(None, "Column of the speaker: only utterances of one speaker are packed.")
+    recording_column: str | None = setting(None, "Column of the recording: only utterances of one are packed.")
+    language_column: str | None = setting(None, "Column of each row's language (code or name), for mixed languages.")
+    id_column: str | None = setting(None, "Column of the row's id (default: split and row index).")
+    max_samples: int | None = setting(None, "Read only the first rows, this many.")
+    share: float | None = setting(
+        None, "Read only this fraction of the rows, drawn at random; a larger share contains a smaller one."
+    )
+    weight: float | None = setting(
+        None, "How often rows of this dataset are drawn in a training on several, relative to the others' weights."
+    )
+    wer_threshold: float | None = setting(
+        None,
+        "Train only on rows whose pseudo-label has at most this WER against the text, as a fraction (paper: 0.1).",
+    )
 
     def __post_init__(self) -> None:
-        for name, value in (("path", self.path), ("split", self.split)):
-            if not isinstance(value, str):
-                raise InputError(f"{name}: expected text, got {value!r}")
-        if self.max_samples is not None and (not isinstance(self.max_samples, int) or self.max_samples < 1):
-            raise InputError(f"max_samples: expected a whole number above 0, got {self.max_samples!r}")
-        if self.share is not None and (not isinstance(self.share, int | float) or not 0 < self.share <= 1):
-            raise InputError(f"share: expected a fraction of the rows, more than 0 and at most 1, got {self.share!r}")
-        if self.wer_threshold is not None and (
-            not isinstance(self.wer_threshold, int | float) or not 0 <= self.wer_threshold
-        ):
-            raise InputError(f"wer_threshold: expected a fraction such as 0.1 (10 % WER), got {self.wer_threshold!r}")
-        if self.weight is not None and (not isinstance(self.weight, int | float) or not self.weight > 0):
-            raise InputError(f"weight: expected a number above 0, got {self.weight!r}")
+        number = (int, float)
+        checks = {
+            "path": (isinstance(self.path, str), "text"),
+            "split": (isinstance(self.split, str), "text"),
+            "max_samples": (
+                self.max_samples is None or (isinstance(self.max_samples, int) and self.max_samples >= 1),
+                "a whole number above 0",
+            ),
+            "share": (
+                self.share is None or (isinstance(self.share, number) and 0 < self.share <= 1),
+                "a fraction of the rows, more than 0 and at most 1",
+            ),
+            "weight": (
+                self.weight is None or (isinstance(self.weight, number) and self.weight > 0),
+                "a number above 0",
+            ),
+            "wer_threshold": (
+                self.wer_threshold is None or (isinstance(self.wer_threshold, number) and self.wer_threshold >= 0),
+                "a fraction such as 0.1 (10 % WER)",
+            ),
+        }
+        for name, (valid, expected) in checks.items():
+            if not valid:
+                raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+
+    def arguments(self) -> dict[str, Any]:
+        """The keys that [`load_source`] takes, by the names of its parameters."""
+        of_training = ("path", "transcript_column", "share", "weight", "wer_threshold")
+        keys = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {"name_or_path": self.path, **{key: keys[key] for key in keys if key not in of_training}}
 
 
-def as_source(value: Any, flag: str, split: str = "train") -> DataSource:
-    """Reads a dataset's place from what a recipe or flag gives: a path, or a mapping with `path` and more.
+_KEYS = [item.name for item in dataclasses.fields(DataSource)]
+
+
+def as_source(value: Any, flag: str, split: str = "train") -> DataSource | None:
+    """Reads a dataset from what a recipe or flag gives: a path, or a mapping with `path` and more.
 
     Args:
-        value (`str`, `dict` or `DataSource`): `"corpus"`, `{"path": "corpus", "split": "dev"}` or its YAML text.
-        flag (`str`): stands in error messages, for example `"train_dataset"`.
+        value (`str`, `dict` or [`DataSource`], *optional*): `"corpus"`, `{"path": "corpus", "split": "dev"}` or its
+            YAML text; None and "" stay None.
+        flag (`str`): named in error messages, for example `"train_dataset"`.
         split (`str`, *optional*, defaults to `"train"`): used where `value` names none.
 
     Raises:
         InputError: on an unknown key, a missing path or a value of the wrong type.
     """
+    return None if value is None or value == "" else _read_source(value, flag, split)
+
+
+def _read_source(value: Any, flag: str, split: str) -> DataSource:
     if isinstance(value, DataSource):
         return value
-    if isinstance(value, str) and value.lstrip().startswith("{"):
-        value = parse_yaml(value)
     if isinstance(value, str):
-        value = {"path": value}
+        value = parse_yaml(value) if value.lstrip().startswith("{") else {"path": value}
     if not isinstance(value, dict):
         raise InputError(f"{flag}: expected a path or a mapping with the key 'path', got {value!r}")
-    names = [item.name for item in dataclasses.fields(DataSource)]
     for key in value:
-        if key not in names:
-            raise InputError(f"{flag}: unknown key {key!r}{nearest(str(key), names)}. Keys: {', '.join(names)}")
+        if key not in _KEYS:
+            raise InputError(f"{flag}: unknown key {key!r}{nearest(str(key), _KEYS)}. Keys: {', '.join(_KEYS)}")
     if "path" not in value:
         raise InputError(f"{flag}: the key 'path' is missing: a Hub name, folder, file or URL")
-    if str(value["path"]).startswith(PREFIX):
-        value = {**corpus_source(value["path"], flag), **{key: part for key, part in value.items() if key != "path"}}
-    if any((Path(str(value["path"])) / name).is_file() for name in ("state.json", "run.json", "row_index.json")):
-        split = "train"  # one data set that a command has written is read whole, whatever the flag's usual split
+    path = str(value["path"])
+    if path.startswith(CORPUS_PREFIX):
+        value = _corpus_keys(path, flag) | {key: given for key, given in value.items() if key != "path"}
+        path = value["path"]
+    if any(Path(path, name).is_file() for name in ("state.json", "run.json", "row_index.json")):
+        split = "train"  # what `pseudo-label` and `filter` write has one split, whatever the flag's usual one
     try:
         return DataSource(**{"split": split, **value})
     except InputError as error:
@@ -276,7 +297,7 @@ def as_sources(value: Any, flag: str, split: str = "test") -> dict[str, DataSour
     Args:
         value (`str`, `dict`, *optional*): `{"test": {"path": "corpus"}}`, its YAML text, or one path, which is then
             named after its split.
-        flag (`str`): stands in error messages.
+        flag (`str`): named in error messages.
         split (`str`, *optional*, defaults to `"test"`): used where a dataset names none.
 
     Raises:
@@ -288,29 +309,26 @@ def as_sources(value: Any, flag: str, split: str = "test") -> dict[str, DataSour
         value = parse_yaml(value) if value.lstrip().startswith("{") else {split: value}
     if not isinstance(value, dict):
         raise InputError(f"{flag}: expected a mapping of names to datasets, got {value!r}")
-    return {name: as_source(source, f"{flag}.{name}", split) for name, source in value.items()}
+    return {name: _read_source(source, f"{flag}.{name}", split) for name, source in value.items()}
 
 
 def as_training_sources(value: Any, flag: str, split: str = "train") -> dict[str, DataSource]:
-    """Reads one data set, or several by name, to train on or to take all of the rows of.
+    """Reads one dataset, or several by name, to train on.
 
     Args:
         value (`str`, `dict`, *optional*): as `as_source` takes it, or `{"read": {"path": ...}, "spoken": ...}`.
-        flag (`str`): stands in error messages, and names a single data set.
-        split (`str`, *optional*, defaults to `"train"`): used where a data set names none.
+        flag (`str`): named in error messages, and the name of a single dataset.
+        split (`str`, *optional*, defaults to `"train"`): used where a dataset names none.
 
     Raises:
-        InputError: as `as_source`, and where only some of several sources have a weight.
+        InputError: as `as_source`, and where only some of several datasets have a weight.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = parse_yaml(value)
-    if value is None or value == "":
-        return {}
-    names = [item.name for item in dataclasses.fields(DataSource)]
-    if not isinstance(value, dict) or not value or set(value) & set(names):
-        return {flag: as_source(value, flag, split)}
-    if not all(isinstance(place, str | dict | DataSource) for place in value.values()):
-        return {flag: as_source(value, flag, split)}  # no mapping of sources: says which key is unknown
+    several = isinstance(value, dict) and value and not set(value) & set(_KEYS)
+    if not several or not all(isinstance(source, str | dict | DataSource) for source in value.values()):
+        source = as_source(value, flag, split)
+        return {} if source is None else {flag: source}
     sources = as_sources(value, flag, split)
     weighted = [name for name, source in sources.items() if source.weight is not None]
     if weighted and len(weighted) < len(sources):
@@ -343,23 +361,8 @@ def _path_ends(place: str) -> list[str]:
     return [str(Path(*parts[start:])) for start in reversed(range(len(parts)))]
 
 
-def setting(default: Any, help: str) -> Any:
-    """Field of an arguments dataclass with its help text."""
-    return field(default=default, metadata={"help": help.replace("%", "%%")})
-
-
-def source_setting(help: str) -> Any:
-    """Field of an arguments dataclass that holds one or several datasets."""
-    return setting(None, f"{help} Single keys: --<this>.split test.")
-
-
 _SWITCHES = {"on": "true", "off": "false"}
 """What YAML users write for a boolean and `string_to_bool` does not know."""
-
-
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def parse_arguments(
@@ -368,10 +371,11 @@ def parse_arguments(
     """Fills dataclasses from an optional recipe and from flags, which win.
 
     `train distil-large-v3 --max_steps 100 --train_dataset.path corpus` reads `configs/distil-large-v3.yaml`, then
-    replaces two of its values; `--lora null` takes one away.
+    replaces two of its values; `--lora null` removes one.
 
     Args:
-        types (`type`): dataclasses whose fields are the accepted keys.
+        types (`type`): dataclasses whose fields are the accepted keys. A class may sort flags under headings of
+            `--help` in its `flag_groups`, a mapping of headings to names of flags.
         argv (`Sequence[str]`, *optional*): a recipe's name or YAML file, then flags; by default those of the process.
         command (`str`, *optional*): name of the program in its help text.
         words_to (`str`, *optional*): name of a list field that takes the words which belong to no flag. A recipe is
@@ -382,13 +386,19 @@ def parse_arguments(
 
     Raises:
         InputError: on an unknown key or flag (with the nearest valid one), or a value of the wrong type.
+
+    Example:
+        ```python
+        args, training_args = parse_arguments(TrainArguments, DistillationTrainingArguments)
+        ```
     """
+    import torch  # not above: `hf-distil-whisper` lists its commands at once, and torch takes seconds
+
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = _Parser(types, prog=command, allow_abbrev=False)
-    parser.usage = f"{parser.prog} [recipe or file.yaml] [--flag value ...]"
-    named = arguments[:1] and not arguments[0].startswith("-")
-    with_recipe = named and (words_to is None or arguments[0].endswith((".yaml", ".yml")))
-    recipe = find_recipe(arguments.pop(0)) if with_recipe else None
+    parser = _build_parser(types, command)
+    is_word = bool(arguments) and not arguments[0].startswith("-")
+    has_recipe = is_word and (words_to is None or arguments[0].endswith((".yaml", ".yml")))
+    recipe = find_recipe(arguments.pop(0)) if has_recipe else None
     settings = load_recipe(recipe) if recipe else {}
     flags = _move_dotted_flags(arguments, settings)
     try:
@@ -404,18 +414,76 @@ def parse_arguments(
         names = [option for action in parser._actions for option in action.option_strings]
         raise InputError(f"unknown argument {unknown[0]!r}{nearest(unknown[0].split('=')[0], names)}")
     if vars(values).get("dry_run") and "use_cpu" in values and not torch.accelerator.is_available():
-        values.use_cpu = True  # a dry run may happen far from the accelerator; TrainingArguments refuses bf16 there
+        values.use_cpu = True  # TrainingArguments refuses bf16 without an accelerator, which a dry run may not have
     try:
         return parser.parse_dict(vars(values))
     except InputError as error:
         raise InputError(f"{recipe}: {error}" if recipe else str(error)) from error
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """One spelling of each flag with the type of its value, and no "(default: None)"."""
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return {"string_to_bool": "bool"}.get(name := getattr(action.type, "__name__", "value"), name)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        shown = copy.copy(action)
+        shown.option_strings = action.option_strings[-1:] if action.dest == "help" else action.option_strings[:1]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def _build_parser(types: Sequence[type], command: str | None) -> "HfArgumentParser":
+    from transformers import HfArgumentParser  # not above: takes 1.4 s, as said in `parse_arguments`
+
+    parser = HfArgumentParser(types, prog=command, allow_abbrev=False, formatter_class=_HelpFormatter)
+    parser.usage = f"{parser.prog} [recipe or file.yaml] [--flag value ...]"
+    parser.error = _raise_input_error
+    _sort_flags(parser, types)
+    return parser
+
+
+def _raise_input_error(message: str) -> NoReturn:
+    raise InputError(message)
+
+
+def _sort_flags(parser: "HfArgumentParser", types: Sequence[type]) -> None:
+    """Sorts the flags of `--help` under headings: those of `flag_groups`, the others of ours, the Trainer's."""
+    from transformers import Seq2SeqTrainingArguments  # as above
+
+    groups: dict[str, Sequence[str]] = {}
+    for kind in types:
+        groups |= getattr(kind, "flag_groups", {})
+    named = {name for names in groups.values() for name in names}
+    if any(issubclass(kind, Seq2SeqTrainingArguments) for kind in types):
+        inherited = [item.name for item in dataclasses.fields(Seq2SeqTrainingArguments) if item.name not in named]
+        groups["the Trainer's own (transformers.Seq2SeqTrainingArguments)"] = inherited
+    # argparse groups flags when they are added, which HfArgumentParser does in the order of the fields.
+    options = parser._optionals._group_actions
+    by_name: dict[str, list[argparse.Action]] = {}
+    for action in options:
+        by_name.setdefault(action.dest, []).append(action)
+        if isinstance(action, argparse._StoreFalseAction):
+            action.help = argparse.SUPPRESS  # `--no_x` beside `--x false`
+    for heading, names in groups.items():
+        group = parser.add_argument_group(heading)
+        for action in (action for name in names for action in by_name[name]):
+            options.remove(action)
+            group._group_actions.append(action)
+    if any("DataSource" in str(item.type) for kind in types for item in dataclasses.fields(kind)):
+        keys = parser.add_argument_group("keys of a dataset: --<flag>.<key> value")
+        for item in dataclasses.fields(DataSource):
+            keys._group_actions.append(argparse.Action([], item.name, help=item.metadata["help"]))
+
+
 def _move_dotted_flags(arguments: list[str], settings: dict[str, Any]) -> list[str]:
     """`--eval_datasets.test.split dev` → settings["eval_datasets"]["test"]["split"]; returns the other arguments.
 
-    A plain `--train_dataset corpus` beside `--train_dataset.split dev` moves too: it would overrule the mapping. So
-    does `--lora null`, nothing in place of the recipe's value: no flag's type knows null.
+    A plain `--train_dataset corpus` beside `--train_dataset.split dev` moves too: it would replace the mapping. So
+    does `--lora null`, which removes the recipe's value: no flag's type knows null.
     """
     dotted = {argument[2:].split(".")[0] for argument in arguments if _is_dotted(argument)}
     others: list[str] = []
@@ -447,8 +515,10 @@ def _is_dotted(argument: str) -> bool:
     return argument.startswith("--") and "." in argument.partition("=")[0]
 
 
-def _convert(parser: _Parser, settings: dict[str, Any]) -> dict[str, Any]:
+def _convert(parser: "HfArgumentParser", settings: dict[str, Any]) -> dict[str, Any]:
     """Passes a recipe's values through the parser, so that they get the types of its fields."""
+    from transformers.hf_argparser import string_to_bool  # as in `_build_parser`
+
     actions = {action.dest: action for action in reversed(parser._actions) if action.dest != "help"}
     converted: dict[str, Any] = {}
     tokens: list[str] = []
@@ -457,7 +527,7 @@ def _convert(parser: _Parser, settings: dict[str, Any]) -> dict[str, Any]:
             raise InputError(f"unknown key {key!r}{nearest(str(key), list(actions))}")
         if isinstance(value, list) and actions[key].nargs == "+":
             tokens += [f"--{key}", *map(str, value)]
-        elif value is None:  # takes a value away: the default holds, which is null for all that may be null
+        elif value is None:  # removes a value: the default holds, which is null for all that may be null
             converted[key] = actions[key].default
         elif isinstance(value, list):
             converted[key] = value

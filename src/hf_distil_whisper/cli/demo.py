@@ -92,7 +92,7 @@ def run(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`): a recipe, then flags.
     """
     (args,) = parse_arguments(DemoArguments, argv=argv, command="hf-distil-whisper demo")
-    if not plan_demo(args).settle(dry_run=args.dry_run):
+    if not plan_demo(args).report(dry_run=args.dry_run):
         return
     places = (args.model_name_or_path, args.teacher_model_name_or_path)
     student, teacher = (load_model(at, dtype=torch_dtype(args.dtype)).to(best_device()) for at in places)

@@ -1,13 +1,12 @@
 """`evaluate`: error rates and real-time factors of models on test sets, above all of a student beside its teacher."""
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import PartialState
 from datasets import Dataset
 
 from hf_distil_whisper.cli.config import (
@@ -23,7 +22,6 @@ from hf_distil_whisper.cli.config import (
 from hf_distil_whisper.cli.inputs import (
     Plan,
     as_fallback,
-    check_method,
     describe_rows,
     fallback_setting,
     generation_bytes,
@@ -51,52 +49,45 @@ GROUPS = {
     "long_form_datasets": LONG_FORM,
     "ood_long_form_datasets": LONG_FORM_OUTSIDE,
 }
-"""Flag that names sets → what they are called in tables."""
+"""Flag → heading of its sets in tables."""
 
 
 @dataclass
 class EvaluateArguments:
-    """Flags of `evaluate`.
+    """Flags of `evaluate`."""
 
-    Args:
-        model_name_or_path (`str`): model to score, Hub name or folder: a Whisper, or a CTC model such as wav2vec2.
-        teacher_model_name_or_path (`str`, *optional*): scored on the same sets; the others are tested against it.
-        other_models (`dict[str, str]`, *optional*): more models to score, Hub name or folder by the name in the table.
-        eval_datasets (`dict[str, DataSource]`, *optional*): sets of recordings up to 30 s, by name; of the kind that
-            the model was trained on ("in distribution").
-        ood_datasets (`dict[str, DataSource]`, *optional*): sets of recordings up to 30 s of other kinds.
-        long_form_datasets (`dict[str, DataSource]`, *optional*): sets of longer recordings, by name.
-        ood_long_form_datasets (`dict[str, DataSource]`, *optional*): sets of longer recordings of other kinds.
-        reference (`str`, *optional*): one of `eval_datasets`; prints how models fare on `ood_datasets` in relation to
-            it, beside the teacher (Table 6).
-        long_form_method (`str`, *optional*, defaults to `"chunked"`): section 5, or `"sequential"`.
-        temperature_fallback (`bool` or `dict`, *optional*): sequential only: repeat windows that come out repetitive
-            or unlikely, skip those without speech; true, or a mapping of [`TemperatureFallback`]'s fields.
-        condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): sequential only: prompt each window with
-            the text before it.
-        output_dir (`str`, *optional*): folder for `results.json`, and for every set and model the rows and the worst
-            of them.
-        language (`str`, *optional*): of the speech, for multilingual models.
-        normalizer (`str`, *optional*): a language, or `"basic"`, in place of the language's own.
-        batch_size (`int`, *optional*, defaults to 16): recordings or chunks in one pass.
-        dtype (`str`, *optional*, defaults to `"float32"`): type of the weights.
-        dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
-    """
-
-    model_name_or_path: str | None = setting(None, "Model to score: Hub name or folder.")
-    teacher_model_name_or_path: str | None = setting(None, "Scored on the same sets; others are tested against it.")
-    other_models: dict[str, str] | str | None = setting(None, "More models, Whisper or CTC: {name: path}.")
-    eval_datasets: dict[str, DataSource] | str | None = source_setting("Recordings up to 30 s: {name: path}.")
-    ood_datasets: dict[str, DataSource] | str | None = source_setting("The same, out of distribution.")
-    long_form_datasets: dict[str, DataSource] | str | None = source_setting("Longer recordings: {name: path}.")
-    ood_long_form_datasets: dict[str, DataSource] | str | None = source_setting("The same, out of distribution.")
-    reference: str | None = setting(None, "Set in distribution that effective robustness refers to.")
-    long_form_method: Literal["chunked", "sequential"] = setting("chunked", "How longer recordings are transcribed.")
+    model_name_or_path: str | None = setting(None, "Model to score: Hub name or folder of a Whisper.")
+    teacher_model_name_or_path: str | None = setting(
+        None, "Scored on the same sets; the other models are tested against it."
+    )
+    other_models: dict[str, str] | str | None = setting(
+        None, "More models, by their names in the table: {name: path}."
+    )
+    eval_datasets: dict[str, DataSource] | str | None = source_setting(
+        "Sets of recordings up to 30 s, of the kind that the model was trained on: {name: path}."
+    )
+    ood_datasets: dict[str, DataSource] | str | None = source_setting(
+        "Sets of recordings up to 30 s, out of distribution: {name: path}."
+    )
+    long_form_datasets: dict[str, DataSource] | str | None = source_setting("Sets of longer recordings: {name: path}.")
+    ood_long_form_datasets: dict[str, DataSource] | str | None = source_setting(
+        "Sets of longer recordings, out of distribution: {name: path}."
+    )
+    reference: str | None = setting(
+        None, "One of --eval_datasets: prints effective robustness on --ood_datasets relative to it (Table 6)."
+    )
+    long_form_method: Literal["chunked", "sequential"] = setting(
+        "chunked", "Algorithm for recordings over 30 s: chunked (section 5) or sequential."
+    )
     temperature_fallback: dict[str, Any] | str | None = fallback_setting()
     condition_on_prev_tokens: bool = setting(False, "Sequential only: prompt each window with the text before it.")
-    output_dir: str | None = setting(None, "Folder for results.json and the rows.")
-    language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
-    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
+    output_dir: str | None = setting(
+        None, "Folder for results.json, tables, and for each set and model its rows and the worst of them."
+    )
+    language: str | None = setting(None, "Language of the speech, for multilingual models (default: detected).")
+    normalizer: str | None = setting(
+        None, 'Language of the text normaliser, or "basic" (default: that of --language).'
+    )
     batch_size: int = setting(16, "Recordings or chunks in one pass.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
@@ -112,19 +103,9 @@ class EvaluateArguments:
         teacher = {TEACHER: self.teacher_model_name_or_path} if self.teacher_model_name_or_path else {}
         return {"model": self.model_name_or_path or "", **teacher, **_as_models(self.other_models)}
 
-    def sources(self) -> dict[str, dict[str, DataSource]]:
-        """The sets by name, for each flag that names some."""
-        return {flag: as_sources(getattr(self, flag), flag) for flag in GROUPS}
-
-    def groups(self) -> dict[str, str]:
-        """What each set is: a value of `GROUPS`."""
-        return {name: GROUPS[flag] for flag, sources in self.sources().items() for name in sources}
-
 
 def _as_models(value: Any) -> dict[str, str]:
-    if value is None:
-        return {}
-    models = parse_yaml(value) if isinstance(value, str) else value
+    models = parse_yaml(value) if isinstance(value, str) else value or {}
     if not isinstance(models, dict) or not all(isinstance(part, str) for pair in models.items() for part in pair):
         raise InputError(
             f"other_models: expected a mapping of names to models, got {value!r}. Write {{name: path}}, also where a "
@@ -133,55 +114,65 @@ def _as_models(value: Any) -> dict[str, str]:
     return models
 
 
-def plan_evaluation(args: EvaluateArguments) -> Plan:
-    """Checks models and test sets.
+@dataclass
+class EvaluationSet:
+    """One set to score on.
 
     Args:
-        args (`EvaluateArguments`): what to score on what.
+        name (`str`): in tables and file names.
+        group (`str`): a value of `GROUPS`, for example "in distribution".
+        rows (`Dataset`): recordings with `text`.
     """
-    plan = Plan("evaluate")
-    sources = args.sources()
-    sets = [name for names in sources.values() for name in names]
-    _check_names(plan, sets, [*_as_models(args.other_models)])
+
+    name: str
+    group: str
+    rows: Dataset
+
+
+@dataclass
+class EvaluationPlan(Plan):
+    """A [`Plan`] with the sets to score on.
+
+    Args:
+        sets (`list[EvaluationSet]`): in the order of the flags.
+    """
+
+    sets: list[EvaluationSet] = field(default_factory=list)
+
+
+def plan_evaluation(args: EvaluateArguments) -> EvaluationPlan:
+    """Checks models and test sets."""
+    plan = EvaluationPlan("evaluate")
+    sources = [(flag, name, source) for flag in GROUPS for name, source in getattr(args, flag).items()]
+    names = [name for _, name, _ in sources]
+    _check_names(plan, names, [*_as_models(args.other_models)])
     _check_models(plan, args)
     _check_reference(plan, args)
     sequential = {name: getattr(args, name) for name in ("temperature_fallback", "condition_on_prev_tokens")}
-    check_method(plan, args.long_form_method, "long_form_method", {}, sequential)
-    if not sets:
+    plan.long_form_method(args.long_form_method, "long_form_method", chunked={}, sequential=sequential)
+    if not sources:
         flags = ", ".join(f"--{flag}" for flag in GROUPS)
         plan.problems.append(f"{flags} are missing: give at least one set to score on")
-    for flag, named in sources.items():
-        for name, source in named.items():
-            rows = plan.source(source, f"{flag}.{name}", ("text",))
-            if rows is not None:
-                plan.figures[f"audio of {name}"] = describe_rows(rows)
+    for flag, name, source in sources:
+        rows = plan.source(source, f"{flag}.{name}", ("text",))
+        if rows is not None:
+            plan.sets.append(EvaluationSet(name, GROUPS[flag], rows))
+            plan.figures[f"audio of {name}"] = describe_rows(rows)
     for column, name in args.models().items():
-        plan.steps.append(f"score {column} {name} on {', '.join(sets) or 'no set'}")
+        plan.steps.append(f"score {column} {name} on {', '.join(names) or 'no set'}")
     if args.output_dir is not None:
         plan.output(args.output_dir)
         plan.steps.append(f"write the results to {args.output_dir}")
     return plan
 
 
-def _check_reference(plan: Plan, args: EvaluateArguments) -> None:
-    if args.reference is None:
-        return
-    sets = args.sources()
-    if args.reference not in sets["eval_datasets"]:
-        names = ", ".join(sets["eval_datasets"]) or "none"
-        plan.problems.append(f"--reference: {args.reference!r} is not among --eval_datasets, which are {names}")
-    if not sets["ood_datasets"] or args.teacher_model_name_or_path is None:
-        plan.problems.append("--reference compares with a teacher out of distribution: give it and --ood_datasets too")
-
-
 def _check_names(plan: Plan, sets: Sequence[str], models: Sequence[str]) -> None:
     """Each name is one row of the table and part of a file's name."""
-    for name in sets:
-        if sets.count(name) > 1:
-            plan.problems.append(
-                f"two sets are called {name!r}: one would replace the other in the results. Rename one"
-            )
-            break
+    twice = [name for name in sets if sets.count(name) > 1]
+    if twice:
+        plan.problems.append(
+            f"two sets are called {twice[0]!r}: one would replace the other in the results. Rename one"
+        )
     for name in {"model", TEACHER} & set(models):
         plan.problems.append(f"--other_models.{name}: {name!r} is the name of another model already. Rename it")
     for name in (*sets, *models):
@@ -191,42 +182,49 @@ def _check_names(plan: Plan, sets: Sequence[str], models: Sequence[str]) -> None
 
 def _check_models(plan: Plan, args: EvaluateArguments) -> None:
     flags = {"model": "model_name_or_path", TEACHER: "teacher_model_name_or_path"}
-    whispers, memory = {}, 0.0
+    models = {}
     for column, name in args.models().items():
-        flag = flags.get(column, f"other_models.{column}")
-        model = plan.model(name, flag)
-        if model is None:
-            continue
-        plan.processor(name, flag)
-        memory = max(memory, generation_bytes(model, torch_dtype(args.dtype), args.batch_size))
-        whispers[column] = model
-    plan.scoring(whispers, args.language, args.normalizer)
-    if memory:
+        model = plan.model_and_processor(name, flags.get(column, f"other_models.{column}"))
+        if model is not None:
+            models[column] = model
+    plan.scoring(models, args.language, args.normalizer)
+    if models:
+        dtype = torch_dtype(args.dtype)
+        memory = max(generation_bytes(model, dtype, args.batch_size) for model in models.values())
         plan.figures["memory expected"] = gigabytes(memory)
 
 
-def run_evaluation(args: EvaluateArguments, datasets: Mapping[str, Dataset]) -> dict[str, dict[str, EvaluationResult]]:
-    """Scores the models of a plan, one after another. Several processes share the rows of each set.
+def _check_reference(plan: Plan, args: EvaluateArguments) -> None:
+    if args.reference is None:
+        return
+    if args.reference not in (args.eval_datasets or {}):
+        names = ", ".join(args.eval_datasets or {}) or "none"
+        plan.problems.append(f"--reference: {args.reference!r} is not among --eval_datasets, which are {names}")
+    if not args.ood_datasets or args.teacher_model_name_or_path is None:
+        plan.problems.append("--reference compares with a teacher out of distribution: give it and --ood_datasets too")
+
+
+def run_evaluation(args: EvaluateArguments, sets: Sequence[EvaluationSet]) -> dict[str, dict[str, EvaluationResult]]:
+    """Scores the models, one after another. Several processes share the rows of each set.
 
     Args:
         args (`EvaluateArguments`): as checked by [`plan_evaluation`].
-        datasets (`Mapping[str, Dataset]`): `plan.datasets`.
+        sets (`Sequence[EvaluationSet]`): those of the plan.
 
     Returns:
         `dict[str, dict[str, EvaluationResult]]`: by set, then by `"model"`, `"teacher"` and the names of other models;
         the same in every process.
     """
-    results: dict[str, dict[str, EvaluationResult]] = {}
+    results: dict[str, dict[str, EvaluationResult]] = {one.name: {} for one in sets}
     for column, name in args.models().items():
-        evaluate = _whisper_evaluation(args, name)
-        for flag, rows in datasets.items():
-            kind, dataset = flag.split(".", 1)
-            heard = partial(evaluate, GROUPS[kind] in LONG_FORMS)
-            results.setdefault(dataset, {})[column] = evaluate_shared(rows, heard)
+        evaluate = _evaluation(args, name)
+        for one in sets:
+            results[one.name][column] = evaluate_shared(one.rows, partial(evaluate, one.group in LONG_FORMS))
     return results
 
 
-def _whisper_evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset], EvaluationResult]:
+def _evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset], EvaluationResult]:
+    """Loads a model; returns what scores it on rows, of long form or not."""
     model, processor = load_listener(name, args.dtype)
     options: dict[str, Any] = {
         "language": args.language,
@@ -235,17 +233,17 @@ def _whisper_evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, D
     }
 
     def evaluate(long_form: bool, rows: Dataset) -> EvaluationResult:
-        if long_form:
-            return evaluate_long_form(
-                model,
-                rows,
-                processor,
-                method=args.long_form_method,
-                temperature_fallback=as_fallback(args.temperature_fallback),
-                condition_on_prev_tokens=args.condition_on_prev_tokens,
-                **options,
-            )
-        return evaluate_model(model, rows, processor, **options)
+        if not long_form:
+            return evaluate_model(model, rows, processor, **options)
+        return evaluate_long_form(
+            model,
+            rows,
+            processor,
+            method=args.long_form_method,
+            temperature_fallback=as_fallback(args.temperature_fallback),
+            condition_on_prev_tokens=args.condition_on_prev_tokens,
+            **options,
+        )
 
     return evaluate
 
@@ -258,12 +256,11 @@ def run(argv: Sequence[str]) -> None:
     """
     (args,) = parse_arguments(EvaluateArguments, argv=argv, command="hf-distil-whisper evaluate")
     plan = plan_evaluation(args)
-    if not plan.settle(dry_run=args.dry_run):
+    if not plan.report(dry_run=args.dry_run):
         return
-    results = run_evaluation(args, plan.datasets)
+    results = run_evaluation(args, plan.sets)
     if is_main_process():
+        groups = {one.name: one.group for one in plan.sets}
         if args.output_dir is not None:
-            save_results(results, args.output_dir, args.groups(), args.reference)
-        sys.stdout.write(results_table(results, args.groups(), args.reference) + "\n")
-    # A process that leaves without this may abort with its work done: github.com/pytorch/pytorch/issues/190489
-    PartialState().destroy_process_group()
+            save_results(results, args.output_dir, groups, args.reference)
+        sys.stdout.write(results_table(results, groups, args.reference) + "\n")

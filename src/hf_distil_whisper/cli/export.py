@@ -343,7 +343,7 @@ def run(argv: Sequence[str]) -> None:
         argv = ["--model_name_or_path", *argv]
     (args,) = parse_arguments(ExportArguments, argv=argv, command="hf-distil-whisper export")
     plan = plan_export(args)
-    if not plan.settle(dry_run=args.dry_run):
+    if not plan.report(dry_run=args.dry_run):
         return
     rows: list[dict[str, Any]] = [{"id": file, "audio": file, "text": None} for file in args.audio]
     for row in without_decoder(plan.datasets["dataset"]) if "dataset" in plan.datasets else []:

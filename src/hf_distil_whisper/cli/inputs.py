@@ -1,9 +1,13 @@
-"""Settings of sequential long form that commands share: when a window is transcribed again."""
+"""Checks of a command's inputs, collected in a [`Plan`] that is printed before anything is loaded or written.
+
+Models are opened without weights, datasets are opened and their columns compared; all problems are reported at once.
+"""
 
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,55 +26,30 @@ from transformers import (
     WhisperProcessor,
 )
 
-from hf_distil_whisper.checkpoints import (
-    check_compatible,
-    load_model,
-    load_processor,
-)
-from hf_distil_whisper.cli.config import (
-    DataSource,
-    InputError,
-    is_main_process,
-    nearest,
-    parse_yaml,
-)
-from hf_distil_whisper.data.shards import (
-    RUN,
-    ShardStore,
-)
-from hf_distil_whisper.data.sources import (
-    load_source,
-    mean_duration,
-)
+from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
+from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process, nearest, parse_yaml
+from hf_distil_whisper.data.shards import RUN, ShardStore
+from hf_distil_whisper.data.sources import load_source, mean_duration
 from hf_distil_whisper.inference.decoder import Assistant
-from hf_distil_whisper.inference.prompt import (
-    resolve_language,
-    scoring_language,
-)
+from hf_distil_whisper.inference.prompt import resolve_language, scoring_language
 from hf_distil_whisper.inference.sequential import TemperatureFallback
-from hf_distil_whisper.inference.speculative import (
-    check_assistant,
-    create_assistant,
-)
+from hf_distil_whisper.inference.speculative import check_assistant, create_assistant
 
 _DATA = "a Hub name, folder, file or URL"
 _MODEL = "a Hub name or a folder with config.json"
 
-FLAC_BYTES_PER_HOUR = 65e6
-"""Speech at 16 kHz and 16 bit after FLAC's compression, measured on read speech: 55 to 60 % of PCM."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
 class Plan:
-    """Checked inputs of one command.
+    """What a command is going to do, and what is wrong with its inputs.
 
     Args:
-        command (`str`): stands in the heading.
+        command (`str`): heading of the plan.
         steps (`list[str]`): what will be done, in order.
-        figures (`dict[str, str]`): what it will take, by name.
-        problems (`list[str]`): what is wrong with the inputs, each with the flag's name.
-        datasets (`dict[str, Dataset]`): the rows that were found, by the flag that names them.
-        streams (`dict[str, IterableDataset]`): the same, where they are only to be read as they come.
+        figures (`dict[str, str]`): what it will take, by name: hours of audio, memory, disk.
+        problems (`list[str]`): what is wrong, each with the flag's name and what to do.
     """
 
     command: str
@@ -78,7 +57,6 @@ class Plan:
     figures: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     datasets: dict[str, Dataset] = field(default_factory=dict)
-    streams: dict[str, IterableDataset] = field(default_factory=dict)
 
     def text(self) -> str:
         """Steps and figures as text for a terminal."""
@@ -90,8 +68,11 @@ class Plan:
         if self.problems:
             raise InputError("\n  ".join(["the inputs are not ready:", *self.problems]))
 
-    def settle(self, *, dry_run: bool) -> bool:
-        """Prints the plan; returns whether to go on.
+    def report(self, *, dry_run: bool = False) -> bool:
+        """Prints the plan, raises its problems, and returns whether the command is to run.
+
+        Args:
+            dry_run (`bool`, *optional*, defaults to `False`): stop after the plan.
 
         Raises:
             InputError: if an input is wrong; all problems at once.
@@ -104,21 +85,31 @@ class Plan:
         sys.stdout.flush()
         return not dry_run
 
+    settle = report
+
+    @contextmanager
+    def collect(self, flag: str) -> Iterator[None]:
+        """Turns a `ValueError` or `OSError` of its block into a problem of that flag."""
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            self.problems.append(f"--{flag}: {error}")
+
     def require(self, value: object, flag: str, expected: str) -> bool:
-        """Notes a flag that was not given."""
+        """Whether a flag is given; a problem where it is not."""
         if value is None or value == "" or value == {}:
             self.problems.append(f"--{flag} is missing: {expected}")
             return False
         return True
 
     def single_process(self) -> None:
-        """Notes a start in several processes, each of which would do the whole work and write to the same folder."""
+        """Checks that the command was started once: every process would do all of the work in the same folder."""
         world_size = os.environ.get("WORLD_SIZE", "1")
         if world_size != "1":
             self.problems.append(f"{self.command} works in one process, got {world_size}: set --num_processes 1")
 
     def model_config(self, name_or_path: str | None, flag: str) -> PreTrainedConfig | None:
-        """Checks that a model of any kind is there; returns its config."""
+        """Checks that there is a model of any kind; returns its config."""
         if not self.require(name_or_path, flag, _MODEL) or name_or_path is None:
             return None
         try:
@@ -129,7 +120,7 @@ class Plan:
             return None
 
     def model(self, name_or_path: str | None, flag: str) -> WhisperForConditionalGeneration | None:
-        """Checks that a Whisper is there; returns its architecture on the meta device, without weights."""
+        """Checks that there is a Whisper; returns its architecture on the meta device, without weights."""
         config = self.model_config(name_or_path, flag)
         if config is None:
             return None
@@ -141,140 +132,129 @@ class Plan:
         try:
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
         except OSError:
-            return model  # a checkpoint without the file has its settings in config.json
+            pass  # a checkpoint without the file has these settings in config.json
         return model
 
-    def processor(self, name_or_path: str, flag: str) -> WhisperProcessor | None:
-        """Checks that the files of a processor lie beside a model."""
-        try:
-            return load_processor(name_or_path)
-        except (OSError, ValueError) as error:
-            self.problems.append(f"--{flag}: {error}")
-            return None
+    def processor(self, name_or_path: str | None, flag: str) -> WhisperProcessor | None:
+        """Checks that there are the files of a processor beside a model."""
+        with self.collect(flag):
+            return load_processor(name_or_path or "")
+        return None
+
+    def model_and_processor(self, name_or_path: str | None, flag: str) -> WhisperForConditionalGeneration | None:
+        """Checks that there is a Whisper with its processor; returns its architecture, as [`model`] does."""
+        model = self.model(name_or_path, flag)
+        if model is not None:
+            self.processor(name_or_path, flag)
+        return model
 
     def listener(self, name_or_path: str | None, language: str | None) -> WhisperForConditionalGeneration | None:
-        """As [`model`], of `--model_name_or_path`; also notes what its processor lacks, and an unknown language."""
-        model = self.model(name_or_path, "model_name_or_path")
+        """Checks `--model_name_or_path` as [`model_and_processor`] does, and that the model knows `--language`."""
+        model = self.model_and_processor(name_or_path, "model_name_or_path")
         if model is not None:
-            self.processor(name_or_path or "", "model_name_or_path")
-            try:
+            with self.collect("language"):
                 resolve_language(model, language)
-            except ValueError as error:
-                self.problems.append(f"--language: {error}")
         return model
 
     def scoring(
-        self,
-        models: Mapping[str, WhisperForConditionalGeneration],
-        language: str | None,
-        normalizer: str | None,
+        self, models: Mapping[str, WhisperForConditionalGeneration], language: str | None, normalizer: str | None
     ) -> None:
-        """Notes a language that a model does not know, and models whose rates could not be compared."""
+        """Checks that all models know the language, and that one normaliser applies to all of them.
+
+        Args:
+            models (`Mapping[str, WhisperForConditionalGeneration]`): to compare, by name.
+            language (`str`, *optional*): of the speech.
+            normalizer (`str`, *optional*): language of the text normaliser, or "basic".
+        """
         languages = {}
-        for column, model in models.items():
-            try:
-                languages[column] = scoring_language(model, language)
-            except ValueError as error:
-                self.problems.append(f"--language: {error}")
+        for name, model in models.items():
+            with self.collect("language"):
+                languages[name] = scoring_language(model, language)
         if len(set(languages.values())) > 1 and normalizer is None:
-            pairs = ", ".join(f"{column} by {found!r}" for column, found in languages.items())
+            pairs = ", ".join(f"{name} by {code!r}" for name, code in languages.items())
             self.problems.append(
                 f"--language is missing: the models would be normalised differently ({pairs}), so that their rates "
-                "could not be compared. Say which one is spoken, or choose a --normalizer"
+                "could not be compared. Name the language of the speech, or choose a --normalizer"
             )
 
     def repository(self, repo_id: str | None) -> None:
-        """Notes a name of a repository that is missing or not allowed."""
-        if repo_id is None:
-            self.problems.append("--repo_id is missing: owner/name, or a name under your account")
-            return
-        try:
-            validate_repo_id(repo_id)
-        except HFValidationError as error:
-            self.problems.append(f"--repo_id: {error}")
+        """Checks the name of a repository on the Hub."""
+        if self.require(repo_id, "repo_id", "owner/name, or a name under your account") and repo_id is not None:
+            try:
+                validate_repo_id(repo_id)
+            except HFValidationError as error:
+                self.problems.append(f"--repo_id: {error}")
 
     def source(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> Dataset | None:
-        """Checks that a dataset is there and holds `columns`; keeps its rows in `datasets`."""
-        if source is None:
-            self.problems.append(f"--{flag} is missing: {_DATA}")
+        """Opens a dataset, or its `share`, and checks that it has `columns`."""
+        if not self.require(source, flag, _DATA) or source is None:
             return None
-        try:
-            dataset = open_source(source)
-        except (OSError, ValueError) as error:
-            self.problems.append(f"--{flag}: {error}")
-            return None
-        if not self._holds(dataset, source, flag, columns):
-            return None
-        self.datasets[flag] = dataset
-        return dataset
+        with self.collect(flag):
+            rows = open_source(source)
+            if self._has_columns(rows, source, flag, columns):
+                self.datasets[flag] = rows
+                return rows
+        return None
 
     def stream(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> IterableDataset | None:
-        """Checks that a dataset is there to be read as it comes and holds `columns`; keeps it in `streams`."""
-        if source is None:
-            self.problems.append(f"--{flag} is missing: {_DATA}")
+        """Opens a dataset to be read row by row, without a copy before, and checks that it has `columns`."""
+        if not self.require(source, flag, _DATA) or source is None:
             return None
         if source.share is not None:
-            self.problems.append(f"--{flag}.share: a stream does not know its number of rows; leave it out")
+            self.problems.append(f"--{flag}.share: the number of rows of a stream is not known; leave it out")
             return None
-        try:
-            rows = load_source(**source_arguments(source), streaming=True)
-        except (OSError, ValueError) as error:
-            self.problems.append(f"--{flag}: {error}")
-            return None
-        if not self._holds(rows, source, flag, columns):
-            return None
-        self.streams[flag] = rows
-        return rows
+        with self.collect(flag):
+            rows = load_source(**source.arguments(), streaming=True)
+            return rows if self._has_columns(rows, source, flag, columns) else None
+        return None
 
-    def _holds(self, rows: Dataset | IterableDataset, source: DataSource, flag: str, columns: tuple[str, ...]) -> bool:
-        there = rows.column_names or []
-        missing = [column for column in columns if column not in there]
+    def _has_columns(
+        self, rows: Dataset | IterableDataset, source: DataSource, flag: str, columns: tuple[str, ...]
+    ) -> bool:
+        names = rows.column_names or []
+        missing = [column for column in columns if column not in names]
         if missing:
-            self.problems.append(f"--{flag}: {source.path!r} has no column {missing[0]!r}; it has: {', '.join(there)}")
+            self.problems.append(f"--{flag}: {source.path!r} has no column {missing[0]!r}; it has: {', '.join(names)}")
         return not missing
 
-    @property
-    def rows(self) -> dict[str, Dataset | IterableDataset]:
-        """What was found for each flag, as data set or stream."""
-        return {**self.datasets, **self.streams}
-
-    def output(self, folder: str | None, flag: str = "output_dir", goes_on: bool = False) -> None:
-        """Checks that nothing would be overwritten; `goes_on`: shards of a run that was stopped may be there."""
+    def output(self, folder: str | None, flag: str = "output_dir", resumes: bool = False) -> None:
+        """Checks that nothing would be overwritten; with `resumes`, shards of a stopped run may be there."""
         if not self.require(folder, flag, "the folder to write to") or folder is None:
             return
         if Path(folder).is_file():
             self.problems.append(f"--{flag}: {folder} is a file, expected a folder")
-        elif goes_on and (Path(folder) / RUN).is_file():
-            there = sum(shard.info["source_rows"] for shard in ShardStore(folder).shards())
-            self.steps.append(f"go on after the {there} rows that {folder} holds already")
+        elif resumes and (Path(folder) / RUN).is_file():
+            done = sum(shard.info["source_rows"] for shard in ShardStore(folder).shards())
+            self.steps.append(f"go on after the {done} rows that {folder} holds already")
         elif Path(folder).is_dir() and any(Path(folder).iterdir()):
             self.problems.append(f"--{flag}: {folder} holds another run already; choose a new folder or empty it")
 
+    def long_form_method(
+        self, method: str, flag: str, chunked: Mapping[str, object], sequential: Mapping[str, object]
+    ) -> None:
+        """Checks that no setting of the other long-form algorithm is given: it would have no effect.
+
+        Args:
+            method (`str`): "chunked" or "sequential".
+            flag (`str`): that chooses it.
+            chunked (`Mapping[str, object]`): settings of the one, by flag; None or False where not given.
+            sequential (`Mapping[str, object]`): of the other.
+        """
+        other, settings = ("sequential", sequential) if method == "chunked" else ("chunked", chunked)
+        for name, value in settings.items():
+            if value is not None and value is not False:
+                self.problems.append(
+                    f"--{name}: belongs to --{flag} {other}, but it is {method}. Leave one of them out"
+                )
+
 
 def open_source(source: DataSource) -> Dataset:
-    """Loads the rows that a [`DataSource`] names, or its share of them, under the library's column names."""
-    rows = load_source(**source_arguments(source))
+    """Loads the rows of a dataset, or its `share` of them."""
+    rows = load_source(**source.arguments())
     if source.share is None:
         return rows
     drawn = np.random.default_rng(0).permutation(len(rows))[: max(round(source.share * len(rows)), 1)]
     return rows.select(sorted(drawn))
-
-
-def source_arguments(source: DataSource) -> dict[str, Any]:
-    """A [`DataSource`] as arguments of [`load_source`]."""
-    names = (
-        "split",
-        "config",
-        "revision",
-        "audio_column",
-        "text_column",
-        "speaker_column",
-        "recording_column",
-        "language_column",
-        "id_column",
-        "max_samples",
-    )
-    return {"name_or_path": source.path, **{name: getattr(source, name) for name in names}}
 
 
 def hours_of_audio(dataset: Dataset) -> float:
@@ -283,26 +263,13 @@ def hours_of_audio(dataset: Dataset) -> float:
 
 
 def describe_rows(dataset: Dataset) -> str:
-    """For a plan: `"12.3 h in 4,000 rows"`."""
+    """For a plan: `"12.30 h in 4,000 rows"`."""
     return f"{hours_of_audio(dataset):.2f} h in {len(dataset):,} rows"
 
 
 def gigabytes(number_of_bytes: float) -> str:
     """`"1.23 GB"`, below that `"456 MB"`."""
     return f"{number_of_bytes / 1e9:.2f} GB" if number_of_bytes >= 1e9 else f"{number_of_bytes / 1e6:.0f} MB"
-
-
-def best_device() -> torch.device:
-    """The accelerator where there is one, else the CPU; of several processes on a machine, each takes its own."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if found is None:
-        return torch.device("cpu")
-    return torch.device(found.type, int(os.environ["LOCAL_RANK"])) if "LOCAL_RANK" in os.environ else found
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """`"bfloat16"` → `torch.bfloat16`."""
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
 def generation_bytes(model: WhisperForConditionalGeneration, dtype: torch.dtype, sequences: int) -> float:
@@ -320,51 +287,29 @@ def generation_bytes(model: WhisperForConditionalGeneration, dtype: torch.dtype,
     return dtype.itemsize * (model.num_parameters() + sequences * (states + encoder_peak))
 
 
-def training_bytes(
-    student: WhisperForConditionalGeneration,
-    teacher: WhisperForConditionalGeneration | None,
-    *,
-    rows: int,
-    freeze_encoder: bool,
-    half_precision: bool,
-    chunk_size: int,
-) -> float:
-    """Memory of a training process: weights in float32, gradients and AdamW's moments of what is trained, activations.
+def best_device() -> torch.device:
+    """The accelerator, else the CPU; each of several processes on a machine takes an accelerator of its own."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is None:
+        return torch.device("cpu")
+    local_rank = os.environ.get("LOCAL_RANK")
+    return accelerator if local_rank is None else torch.device(accelerator.type, int(local_rank))
 
-    An estimate: activations of the trained layers at 448 tokens and 40 numbers per token and channel, logits of one
-    chunk of the loss; the frozen encoder's are freed layer by layer.
 
-    Args:
-        student (`WhisperForConditionalGeneration`): may be on the meta device.
-        teacher (`WhisperForConditionalGeneration`, *optional*): the same.
-        rows (`int`): windows per process and step.
-        freeze_encoder (`bool`): whether the encoder is trained, and computed once for both.
-        half_precision (`bool`): whether activations take 2 bytes.
-        chunk_size (`int`): tokens whose logits are held at once.
-    """
-    config, itemsize = student.config, 2 if half_precision else 4
-    encoder = student.get_encoder().num_parameters()
-    trained = student.num_parameters() - (encoder if freeze_encoder else 0)
-    weights = 4 * student.num_parameters() + 12 * trained
-    if teacher is not None:
-        weights += itemsize * (teacher.num_parameters() - (encoder if freeze_encoder else 0))
-    frames, tokens, width = config.max_source_positions, config.max_target_positions, config.d_model
-    layer = 40 * width * itemsize
-    decoder = config.decoder_layers * (tokens * layer + 2 * frames * width * itemsize)
-    encoder_layers = 1 if freeze_encoder else config.encoder_layers
-    logits = 4 * 4 * chunk_size * config.vocab_size
-    return weights + rows * (decoder + encoder_layers * frames * layer) + logits
+def torch_dtype(name: str) -> torch.dtype:
+    """`"bfloat16"` → `torch.bfloat16`."""
+    return DTYPES[name]
 
 
 def machine() -> str:
-    """What the figures were measured on, in words and without names."""
+    """The machine that figures are measured on, for example `"NVIDIA H200 (AVX512), 16 threads, torch 2.13.0"`."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} processor"
     level = torch.backends.cpu.get_cpu_capability()
     return f"{device} ({level}), {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def load_listener(name_or_path: str, dtype: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
-    """A Whisper on the best device, in eval mode, with its processor.
+    """Loads a Whisper for inference, on the best device and in eval mode, and its processor.
 
     Args:
         name_or_path (`str`): Hub name or folder.
@@ -372,7 +317,7 @@ def load_listener(name_or_path: str, dtype: str) -> tuple[WhisperForConditionalG
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if model and processor do not go together.
+        ValueError: if the vocabularies of model and processor do not match.
     """
     model, processor = load_model(name_or_path, dtype=torch_dtype(dtype)), load_processor(name_or_path)
     check_compatible(model, None, processor)
@@ -380,28 +325,31 @@ def load_listener(name_or_path: str, dtype: str) -> tuple[WhisperForConditionalG
 
 
 def load_assistant(
-    place: str, model: WhisperForConditionalGeneration
+    name_or_path: str, model: WhisperForConditionalGeneration
 ) -> tuple[WhisperForConditionalGeneration, Assistant]:
-    """A checkpoint, and what drafts of it: its decoder where the encoder is the model's own, else all of it.
+    """Loads a checkpoint that drafts for `model`; returns it, and what drafts: its decoder alone, or all of it.
 
     Args:
-        place (`str`): Hub name or folder.
-        model (`WhisperForConditionalGeneration`): whose text it is.
+        name_or_path (`str`): Hub name or folder.
+        model (`WhisperForConditionalGeneration`): the model whose text is written.
 
     Raises:
         ValueError: for another vocabulary, or other mel bins.
     """
-    whole = load_model(place, dtype=model.dtype).to(model.device).eval()
-    check_assistant(whole, model)
+    checkpoint = load_model(name_or_path, dtype=model.dtype).to(model.device).eval()
+    check_assistant(checkpoint, model)
     try:
-        return whole, create_assistant(whole, model)
+        return checkpoint, create_assistant(checkpoint, model)
     except ValueError:
-        return whole, whole
+        return checkpoint, checkpoint  # its encoder is not the model's
 
 
 def fallback_setting() -> Any:
     """Field of an arguments dataclass for [`as_fallback`]; the flag alone stands for true."""
-    text = "Sequential only: repeat unlikely windows; true, or thresholds such as {logprob_threshold: -0.8}."
+    text = (
+        "Sequential only: transcribe repetitive or unlikely windows again at higher temperatures and skip silence; "
+        "true, or thresholds such as {logprob_threshold: -0.8}."
+    )
     return field(default=None, metadata={"help": text, "nargs": "?", "const": "true"})
 
 
@@ -415,11 +363,10 @@ def as_fallback(value: Any) -> bool | TemperatureFallback:
     Raises:
         InputError: on an unknown key, or a value of the wrong type.
     """
-    flag = "--temperature_fallback"
+    flag, names = "--temperature_fallback", [item.name for item in fields(TemperatureFallback)]
     value = parse_yaml(value) if isinstance(value, str) else value
     if value is None or isinstance(value, bool | TemperatureFallback):
         return value or False
-    names = [item.name for item in fields(TemperatureFallback)]
     if not isinstance(value, dict):
         raise InputError(f"{flag}: expected true, false or a mapping with {', '.join(names)}, got {value!r}")
     settings = dict(value)
@@ -427,8 +374,8 @@ def as_fallback(value: Any) -> bool | TemperatureFallback:
         if name not in names:
             raise InputError(f"{flag}: unknown key {name!r}{nearest(str(name), names)}. Keys: {', '.join(names)}")
         if name == "temperatures":
-            settings[name] = numbers = tuple(number if isinstance(number, list) else [number])
-            if not all(isinstance(one, int | float) for one in numbers):
+            settings[name] = tuple(number if isinstance(number, list) else [number])
+            if not all(isinstance(temperature, int | float) for temperature in settings[name]):
                 raise InputError(f"{flag}.{name}: expected numbers such as [0.0, 0.4, 0.8], got {number!r}")
         elif number is not None and not isinstance(number, int | float):
             raise InputError(f"{flag}.{name}: expected a number or null, got {number!r}")
@@ -436,19 +383,3 @@ def as_fallback(value: Any) -> bool | TemperatureFallback:
         return TemperatureFallback(**settings)
     except ValueError as error:
         raise InputError(f"{flag}: {error}") from error
-
-
-def check_method(plan: Plan, method: str, flag: str, chunked: dict[str, Any], sequential: dict[str, Any]) -> None:
-    """Notes settings that the chosen algorithm of long form would not read.
-
-    Args:
-        plan (`Plan`): takes the problems.
-        method (`str`): "chunked" or "sequential".
-        flag (`str`): that chooses it.
-        chunked (`dict[str, Any]`): settings of the one by name; what is None or False was not given.
-        sequential (`dict[str, Any]`): of the other.
-    """
-    other, settings = ("sequential", sequential) if method == "chunked" else ("chunked", chunked)
-    for name, value in settings.items():
-        if value is not None and value is not False:
-            plan.problems.append(f"--{name}: belongs to --{flag} {other}, but it is {method}. Leave one of them out")

@@ -1,7 +1,4 @@
-"""`hf-distil-whisper <command>`: lists the commands, hands over to one of them, turns errors into messages.
-
-Imports nothing heavy: the list of commands appears at once, each command loads what it needs.
-"""
+"""`hf-distil-whisper <command>`: lists the commands, runs one of them, turns errors of the user into messages."""
 
 import importlib
 import logging
@@ -9,26 +6,24 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from hf_distil_whisper.cli.config import (
-    is_main_process,
-    nearest,
-    recipe_names,
-)
+# Nothing here imports torch or transformers, so that the list of commands appears at once.
+import hf_distil_whisper
+from hf_distil_whisper.cli.config import is_main_process, nearest, recipe_names
 
 COMMANDS = {
-    "create-student": ("copy spaced layers of a teacher into a smaller Whisper", "create_student"),
+    "create-student": ("copy evenly spaced layers of a teacher into a student", "create_student"),
     "pseudo-label": ("transcribe a dataset with the teacher", "pseudo_label"),
     "filter": ("keep the rows whose transcript agrees with the reference text", "filter"),
-    "audit": ("hold kept and dropped pseudo-labels against the ground truth", "audit"),
-    "cache": ("precompute encoder outputs and teacher logits for a training", "cache"),
+    "audit": ("compare kept and dropped pseudo-labels with the ground truth", "audit"),
+    "cache": ("precompute encoder outputs and teacher logits", "cache"),
     "train": ("distil a student on labelled speech, or fine-tune it without a teacher", "train"),
     "evaluate": ("score one model, or a student beside its teacher, on test sets", "evaluate"),
-    "align-heads": ("find the heads of a student that tell when each word is said", "align_heads"),
-    "export": ("write a model for CTranslate2, whisper.cpp or ONNX and compare the texts", "export"),
-    "transcribe": ("write down what is said in audio files of any length", "transcribe"),
-    "push": ("put a student that lies in a folder on the Hub, complete and with its card", "push"),
-    "push-dataset": ("put labelled rows on the Hub, with a card that says how they were made", "push_dataset"),
-    "demo": ("try a student beside its teacher, on a page in the browser", "demo"),
+    "transcribe": ("transcribe audio files of any length", "transcribe"),
+    "align-heads": ("choose a student's alignment heads for word timestamps", "align_heads"),
+    "export": ("convert a model for CTranslate2, whisper.cpp or ONNX and compare the transcripts", "export"),
+    "push": ("upload a student to the Hub, complete and with its card", "push"),
+    "push-dataset": ("upload labelled rows to the Hub, with a card", "push_dataset"),
+    "demo": ("compare a student with its teacher in the browser", "demo"),
 }
 """Name → what it does, module of this package that holds its `run(argv)`."""
 
@@ -46,7 +41,7 @@ def overview() -> str:
 def run_script(
     main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None, name: str | None = None
 ) -> int:
-    """Runs a command or a script and turns what the user can mend into one message on stderr.
+    """Runs a command or a script; errors that the user can correct become one message on stderr.
 
     Args:
         main (`Callable`): takes the arguments after the program's name.
@@ -55,12 +50,18 @@ def run_script(
 
     Returns:
         `int`: the exit code, 0, or 2 where an input is wrong or no row is left.
+
+    Example:
+        ```python
+        if __name__ == "__main__":
+            sys.exit(run_script(main))
+        ```
     """
     arguments = sys.argv[1:] if argv is None else argv
     logging.basicConfig(format="%(message)s")
     logging.getLogger("hf_distil_whisper").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     if not is_main_process():
-        from transformers.utils.logging import disable_progress_bar  # only here: it takes seconds
+        from transformers.utils.logging import disable_progress_bar  # not above: takes seconds
 
         disable_progress_bar()
     try:
@@ -70,7 +71,17 @@ def run_script(
             raise
         sys.stderr.write(f"{name or os.path.basename(sys.argv[0])}: error: {error}\n")
         return _EXIT_INPUT
+    _destroy_process_group()
     return 0
+
+
+def _destroy_process_group() -> None:
+    """A process that exits without this may abort with its work done: github.com/pytorch/pytorch/issues/190489."""
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        from accelerate import PartialState
+
+        PartialState().destroy_process_group()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,11 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv (`Sequence[str]`, *optional*): arguments after the program's name, by default those of the process.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    command, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help", "help"):
         sys.stdout.write(overview() + "\n")
         return 0
-    command, *rest = arguments
+    if command in ("-V", "--version"):
+        sys.stdout.write(f"hf-distil-whisper {hf_distil_whisper.__version__}\n")
+        return 0
     if command not in COMMANDS:
         hint = nearest(command, list(COMMANDS))
         sys.stderr.write(f"hf-distil-whisper: error: no command {command!r}{hint}\n\n{overview()}\n")

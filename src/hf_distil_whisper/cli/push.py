@@ -64,7 +64,7 @@ def run(argv: Sequence[str]) -> None:
         argv (`Sequence[str]`): the folder, then flags.
     """
     (args,) = parse_arguments(PushArguments, argv=argv, command="hf-distil-whisper push", words_to="folder")
-    if plan_push(args).settle(dry_run=args.dry_run):
+    if plan_push(args).report(dry_run=args.dry_run):
         (folder,) = args.folder or []
         commit = push_student(folder, str(args.repo_id), private=args.private or None, revision=args.revision)
         sys.stdout.write(f"{commit.commit_url}\n")

@@ -102,7 +102,7 @@ def run(argv: Sequence[str]) -> None:
     """
     command = "hf-distil-whisper push-dataset"
     (args,) = parse_arguments(PushDatasetArguments, argv=argv, command=command, words_to="folder")
-    if plan_push_dataset(args).settle(dry_run=args.dry_run):
+    if plan_push_dataset(args).report(dry_run=args.dry_run):
         commit = push_dataset(
             args.labelled(),
             str(args.repo_id),

@@ -3,10 +3,10 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from accelerate import PartialState
@@ -14,11 +14,7 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import (
-    check_compatible,
-    load_model,
-    load_processor,
-)
+from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
 from hf_distil_whisper.cli.config import (
     DataSource,
     as_sources,
@@ -28,28 +24,11 @@ from hf_distil_whisper.cli.config import (
     setting,
     source_setting,
 )
-from hf_distil_whisper.cli.create_student import (
-    StudentArguments,
-    add_student,
-)
-from hf_distil_whisper.cli.inputs import (
-    Plan,
-    describe_rows,
-    gigabytes,
-    hours_of_audio,
-    training_bytes,
-)
+from hf_distil_whisper.cli.create_student import StudentArguments, plan_layers
+from hf_distil_whisper.cli.inputs import Plan, describe_rows, gigabytes, hours_of_audio
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.data.dataset import (
-    LABEL_COLUMNS,
-    SpeechDataset,
-    check_rows,
-)
-from hf_distil_whisper.data.mixture import (
-    Mixture,
-    join_sources,
-    weights_by,
-)
+from hf_distil_whisper.data.dataset import LABEL_COLUMNS, SpeechDataset, check_rows
+from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 from hf_distil_whisper.data.sources import name_columns
 from hf_distil_whisper.data.streaming import SpeechStream
 from hf_distil_whisper.hub.callbacks import (
@@ -62,345 +41,350 @@ from hf_distil_whisper.hub.callbacks import (
 )
 from hf_distil_whisper.hub.model_card import find_license
 from hf_distil_whisper.hub.push import PushError
-from hf_distil_whisper.hub.resume import (
-    HubCheckpoint,
-    checkpoint_to_resume,
-    fetch_checkpoint,
-)
-from hf_distil_whisper.inference.prompt import (
-    is_multilingual,
-    resolve_language,
-    scoring_language,
-)
-from hf_distil_whisper.pseudo_labels.filtering import (
-    filter_by_wer,
-    filter_stream_by_wer,
-)
+from hf_distil_whisper.hub.resume import HubCheckpoint, checkpoint_to_resume, fetch_checkpoint
+from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, scoring_language
+from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer, filter_stream_by_wer
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.args import DistillationTrainingArguments
-from hf_distil_whisper.training.teacher_cache import (
-    expected_cache_bytes,
-)
+from hf_distil_whisper.training.teacher_cache import expected_cache_bytes
 from hf_distil_whisper.training.trainer import DistillationTrainer
 
+logger = logging.getLogger(__name__)
+
 LABELS = "whisper_transcript"
-"""The column of the labels, whatever its name in a source."""
+"""Column of the labels in [`TrainingData`], whatever its name in a source."""
 
 _CACHED = {
-    "encoder": "the encoder's states",
-    "logits": "the teacher's distributions",
-    "both": "the encoder's states and the teacher's distributions",
-    "none": "nothing of encoder and teacher",
+    "encoder": "encoder outputs",
+    "logits": "teacher logits",
+    "both": "encoder outputs and teacher logits",
 }
 
 
 @dataclass
 class TrainArguments(StudentArguments):
-    """Models and data of `train`; everything else stands in [`DistillationTrainingArguments`].
+    """Models and data of `train`; everything else is in [`DistillationTrainingArguments`].
 
-    Args:
-        model_name_or_path (`str`, *optional*): student to train. Where left out, it is made of the teacher's layers:
-            `decoder_layers` and the others of [`StudentArguments`].
-        train_dataset ([`DataSource`] or `dict[str, DataSource]`): labelled rows, of one source or of several by name;
-            `wer_threshold` filters them first, `weight` says how often a source is drawn from.
-        source_weights (`str`, *optional*, defaults to `"rows"`): the weights of several sources that give none: in
-            the ratio of their "rows", so that each comes once an epoch, or of their "hours".
-        stopping_strategy (`str`, *optional*, defaults to `"all_exhausted"`): how long an epoch of several sources is;
-            see [`Mixture`].
-        streaming (`bool`, *optional*, defaults to `False`): reads the training rows as they come, file by file,
-            without a copy before ([`SpeechStream`]). Needs `max_steps`, and a weight for each of several sources.
-        shuffle_buffer (`int`, *optional*, defaults to 1000): rows of a stream that are shuffled together.
-        eval_datasets (`dict[str, DataSource]`, *optional*): rows with text to validate on, by name.
-        max_label_length (`int`, *optional*, defaults to 448): tokens; a row with more is left out and listed.
-        attn_implementation (`str`, *optional*): `"sdpa"`, `"eager"` or `"flash_attention_2"`, for student and teacher.
-        license (`str`, *optional*): of the student's weights, for its card; by default what the teacher's card tells
-            of its own, which bind it.
-        sample_predictions (`int`, *optional*, defaults to 0): rows of each validation set shown, errors marked.
-        dry_run (`bool`, *optional*, defaults to `False`): check the inputs and print the plan only.
+    The help text of each field says what it holds: `hf-distil-whisper train --help`.
     """
 
-    model_name_or_path: str | None = setting(None, "Student: Hub name or folder. Left out: made by --decoder_layers.")
+    model_name_or_path: str | None = setting(
+        None, "Student to train: Hub name or folder. Without it, --decoder_layers makes one from the teacher."
+    )
     train_dataset: DataSource | str | dict[str, DataSource] | None = source_setting(
-        "Labelled rows, of one source or of several: {name: {path, weight, ...}}."
+        "Labelled rows to train on: a path, or several datasets as {name: {path: ..., weight: ...}}."
     )
-    source_weights: Literal["rows", "hours"] = setting("rows", "Weights of several sources that give none.")
+    source_weights: Literal["rows", "hours"] = setting(
+        "rows", "Weights of several datasets that give none: in the ratio of their rows or of their hours of audio."
+    )
     stopping_strategy: Literal["first_exhausted", "all_exhausted", "all_exhausted_without_replacement"] = setting(
-        "all_exhausted", "When an epoch of several sources ends."
+        "all_exhausted", "When an epoch over several datasets ends, as in datasets.interleave_datasets."
     )
-    streaming: bool = setting(False, "Read the training rows as they come, without a copy before.")
+    streaming: bool = setting(
+        False, "Read the training rows file by file, without a copy before. Needs --max_steps and explicit weights."
+    )
     shuffle_buffer: int = setting(1000, "Rows of a stream that are shuffled together, in each worker.")
-    eval_datasets: dict[str, DataSource] | str | None = source_setting("Rows with text to validate on: {name: path}.")
-    max_label_length: int = setting(448, "Tokens of a label; a row with more is left out and listed.")
-    attn_implementation: str | None = setting(None, '"sdpa", "eager" or "flash_attention_2", for student and teacher.')
-    license: str | None = setting(None, "Licence of the student's weights, for its card. Default: the teacher's.")
-    sample_predictions: int = setting(0, "Rows of each validation set shown with errors marked: a file, --report_to.")
+    eval_datasets: dict[str, DataSource] | str | None = source_setting(
+        "Datasets with reference text to validate on, by name: {name: path}."
+    )
+    max_label_length: int = setting(448, "Longest label in tokens; rows with a longer one are left out and listed.")
+    attn_implementation: str | None = setting(
+        None, 'Attention of student and teacher: "sdpa", "eager" or "flash_attention_2".'
+    )
+    license: str | None = setting(None, "Licence of the student, for its card (default: that of the teacher's card).")
+    sample_predictions: int = setting(
+        0, "Rows of each validation set whose transcripts are shown, errors marked, in a file and the trackers."
+    )
     dry_run: bool = setting(False, "Check the inputs and print the plan only.")
+
+    flag_groups: ClassVar[dict[str, tuple[str, ...]]] = {
+        "model": (
+            *("teacher_model_name_or_path", "model_name_or_path", "decoder_layers", "encoder_layers"),
+            *("decoder_layer_ids", "encoder_layer_ids", "attn_implementation", "lora"),
+        ),
+        "data": (
+            *("train_dataset", "eval_datasets", "source_weights", "stopping_strategy", "streaming", "shuffle_buffer"),
+            *("language", "task", "timestamp_probability", "condition_on_prev_probability", "max_label_length"),
+        ),
+        "objective": (
+            *("kl_weight", "pl_weight", "mse_weight", "temperature", "freeze_encoder", "freeze_embed_positions"),
+            *("freeze_decoder", "loss_chunk_size"),
+        ),
+        "cache": ("teacher_cache", "teacher_cache_dir", "teacher_cache_top_k"),
+        "evaluation": (
+            *("predict_with_generate", "normalizer", "metric_for_best_model", "greater_is_better"),
+            *("early_stopping_patience", "early_stopping_threshold", "sample_predictions"),
+        ),
+        "Hub": (
+            *("push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_token"),
+            *("hub_always_push", "license"),
+        ),
+        "run": ("output_dir", "resume_from_checkpoint", "dry_run"),
+    }
 
     def __post_init__(self) -> None:
         sources = self.sources()
         self.train_dataset = sources.get("train_dataset", sources) or None
-        self.eval_datasets = as_sources(self.eval_datasets, "eval_datasets")
+        self.eval_datasets = self.validation_sources()
 
     def sources(self) -> dict[str, DataSource]:
-        """What to train on, by name; a single one is called `train_dataset`."""
+        """The datasets to train on, by name; a single one is called `train_dataset`."""
         return as_training_sources(self.train_dataset, "train_dataset")
+
+    def validation_sources(self) -> dict[str, DataSource]:
+        """The datasets to validate on, by name."""
+        return as_sources(self.eval_datasets, "eval_datasets")
+
+
+@dataclass
+class TrainingData:
+    """Rows of a training, checked and filtered.
+
+    Args:
+        train (`Dataset` or `dict[str, IterableDataset]`): labelled rows, those of several sources joined; with
+            `--streaming`, one stream for each source by its name. Labels are in the column `whisper_transcript`.
+        eval (`dict[str, Dataset]`): validation sets by name.
+        mixture ([`Mixture`], *optional*): how the rows of several sources are drawn; None for one source, or streams.
+        rows_dropped (`int`, *optional*, defaults to 0): labelled rows that a `wer_threshold` keeps from training.
+    """
+
+    train: Dataset | dict[str, IterableDataset]
+    eval: dict[str, Dataset]
+    mixture: Mixture | None = None
+    rows_dropped: int = 0
 
 
 @dataclass
 class TrainingPlan(Plan):
-    """A [`Plan`] that also knows where to go on, and what the filter left out.
+    """A [`Plan`] with everything that [`build_trainer`] needs.
 
     Args:
-        checkpoint (`str` or [`HubCheckpoint`], *optional*): folder to resume from, or what to fetch from the Hub.
-        rows_dropped (`int`, *optional*, defaults to 0): labelled rows that a `wer_threshold` keeps from training.
+        args ([`TrainArguments`]): models and data.
+        training_args ([`DistillationTrainingArguments`]): everything else.
+        data ([`TrainingData`], *optional*): the rows; None where the plan has problems.
+        checkpoint (`str` or [`HubCheckpoint`], *optional*): folder to resume from, or what to download from the Hub.
     """
 
+    args: TrainArguments = field(kw_only=True)
+    training_args: DistillationTrainingArguments = field(kw_only=True)
+    data: TrainingData | None = None
     checkpoint: str | HubCheckpoint | None = None
-    rows_dropped: int = 0
+
+    def fetch_checkpoint(self) -> str | None:
+        """Folder for `trainer.train(resume_from_checkpoint=...)`, downloaded first where it is on the Hub."""
+        if not isinstance(self.checkpoint, HubCheckpoint):
+            return self.checkpoint
+        with PartialState().local_main_process_first():
+            return fetch_checkpoint(self.checkpoint, str(self.training_args.output_dir), self.training_args.hub_token)
 
 
 def plan_training(
     args: TrainArguments, training_args: DistillationTrainingArguments, only_cache: bool = False
 ) -> TrainingPlan:
-    """Checks models, vocabularies, rows, columns and the output folder, and filters the rows.
+    """Checks models, rows and output folder of a training and filters the rows; loads no weights.
 
     Args:
-        args (`TrainArguments`): models and data.
-        training_args (`DistillationTrainingArguments`): everything else.
-        only_cache (`bool`, *optional*, defaults to `False`): plan what is asked of the models before the training.
+        args ([`TrainArguments`]): models and data.
+        training_args ([`DistillationTrainingArguments`]): everything else.
+        only_cache (`bool`, *optional*, defaults to `False`): plan the teacher cache alone, without the training.
+
+    Returns:
+        [`TrainingPlan`]: its `report` prints the plan and raises an error with all problems.
+
+    Example:
+        ```python
+        args, training_args = parse_arguments(TrainArguments, DistillationTrainingArguments)
+        plan = plan_training(args, training_args)
+        if plan.report(dry_run=args.dry_run):
+            trainer = build_trainer(plan)
+            trainer.train(resume_from_checkpoint=plan.fetch_checkpoint())
+            trainer.finish()
+        ```
     """
-    plan = TrainingPlan("cache" if only_cache else "train")
+    plan = TrainingPlan("cache" if only_cache else "train", args=args, training_args=training_args)
+    if not only_cache:
+        _plan_checkpoint(plan)
+    student, teacher = _plan_models(plan)
+    validation_sets = _plan_validation(plan)
+    if args.streaming:
+        _check_streaming(plan, only_cache)
+        plan.data = _plan_streams(plan, student, validation_sets)
+    else:
+        plan.data = _plan_rows(plan, student, validation_sets)
+        if plan.data is not None and student is not None:
+            _plan_cache(plan, plan.data.train, student)
+    if not only_cache:
+        _plan_steps(plan)
+    if student is not None:
+        _plan_costs(plan, student, teacher)
+    if not only_cache:
+        _plan_output(plan)
+    return plan
+
+
+def _plan_checkpoint(plan: TrainingPlan) -> None:
     try:
-        plan.checkpoint = None if only_cache else checkpoint_to_resume(training_args)
+        plan.checkpoint = checkpoint_to_resume(plan.training_args)
     except ValueError as error:
         plan.problems.append(str(error))
     if isinstance(plan.checkpoint, HubCheckpoint):
         plan.steps.append(f"fetch {plan.checkpoint}")
-    student, teacher = _plan_models(plan, args, training_args)
-    _plan_validation(plan, args)
-    if args.sample_predictions and not (args.eval_datasets and training_args.predict_with_generate):
-        plan.problems.append("--sample_predictions: needs --eval_datasets, and --predict_with_generate true")
-    if args.streaming:
-        _plan_streams(plan, args, training_args, student, only_cache)
-        if student is not None:
-            _plan_costs(plan, training_args, student, teacher)
-        _plan_end(plan, training_args)
-        return plan
-    rows = _plan_rows(plan, args, training_args, student)
-    if rows is not None and student is not None:
-        _plan_cache(plan, training_args, student, rows)
-        if not only_cache:
-            _plan_epochs(plan, training_args, rows, training_mixture(args, rows, data_seed(training_args)))
-        plan.figures["audio"] = describe_rows(rows)
-        _plan_costs(plan, training_args, student, teacher)
-    if not only_cache:
-        _plan_end(plan, training_args)
-    return plan
-
-
-def _plan_end(plan: Plan, args: DistillationTrainingArguments) -> None:
-    plan.steps.append(f"save the student, its processor and its card to {args.output_dir}")
-    if args.push_to_hub:
-        plan.steps[-1] += f"; push them to {args.hub_model_id or 'a repository of that name'} ({args.hub_strategy})"
-
-
-def needs_teacher(training_args: DistillationTrainingArguments) -> bool:
-    """Whether the loss has a part that comes from the teacher's states.
-
-    Args:
-        training_args (`DistillationTrainingArguments`): holds the weights.
-    """
-    return training_args.kl_weight > 0 or training_args.mse_weight > 0
-
-
-def data_seed(training_args: DistillationTrainingArguments) -> int:
-    """Of what is drawn from the data.
-
-    Args:
-        training_args (`DistillationTrainingArguments`): holds the seeds.
-    """
-    return training_args.seed if training_args.data_seed is None else training_args.data_seed
 
 
 def _plan_models(
-    plan: Plan, args: TrainArguments, training_args: DistillationTrainingArguments
+    plan: TrainingPlan,
 ) -> tuple[WhisperForConditionalGeneration | None, WhisperForConditionalGeneration | None]:
     """Student and teacher without weights; None where one is missing or not needed."""
-    chosen = args.decoder_layers or args.encoder_layers or args.decoder_layer_ids or args.encoder_layer_ids
-    if args.model_name_or_path is not None and chosen:
+    args, training_args = plan.args, plan.training_args
+    makes_student = args.decoder_layers or args.encoder_layers or args.decoder_layer_ids or args.encoder_layer_ids
+    if args.model_name_or_path is not None and makes_student:
         plan.problems.append(
             "--model_name_or_path is a finished student, --decoder_layers and its like make a new one: leave one out"
         )
-    if args.model_name_or_path is None and not chosen:
+    if args.model_name_or_path is None and not makes_student:
         plan.problems.append(
-            "--model_name_or_path is missing: a student, or --decoder_layers 2 to make one of the teacher"
+            "--model_name_or_path is missing: a student, or --decoder_layers 2 to make one from the teacher"
         )
         return None, None
     teacher = None
-    if needs_teacher(training_args) or args.model_name_or_path is None:
+    if _needs_teacher(training_args) or args.model_name_or_path is None:
         teacher = plan.model(args.teacher_model_name_or_path, "teacher_model_name_or_path")
     if args.model_name_or_path is None:
-        student = add_student(plan, teacher, args)
         base, flag = args.teacher_model_name_or_path, "teacher_model_name_or_path"
+        student = plan_layers(plan, teacher, args)
     else:
-        student = plan.model(args.model_name_or_path, "model_name_or_path")
         base, flag = args.model_name_or_path, "model_name_or_path"
-    if not needs_teacher(training_args):
+        student = plan.model(base, flag)
+    if not _needs_teacher(training_args):
         teacher = None
     if student is not None:
-        processor = plan.processor(base or "", flag)
-        try:
+        processor = plan.processor(base, flag)
+        with plan.collect(flag):
             check_compatible(student, teacher, processor)
             resolve_language(student, training_args.language, training_args.task)
-        except ValueError as error:
-            plan.problems.append(f"--{flag}: {error}")
     return student, teacher
 
 
-def _plan_validation(plan: Plan, args: TrainArguments) -> None:
-    for name, place in as_sources(args.eval_datasets, "eval_datasets").items():
-        rows = plan.source(place, f"eval_datasets.{name}", ("text",))
+def _needs_teacher(training_args: DistillationTrainingArguments) -> bool:
+    """Whether a term of the loss compares with the teacher."""
+    return training_args.kl_weight > 0 or training_args.mse_weight > 0
+
+
+def _plan_validation(plan: TrainingPlan) -> dict[str, Dataset]:
+    validation_sets = {}
+    for name, source in plan.args.validation_sources().items():
+        rows = plan.source(source, f"eval_datasets.{name}", ("text",))
         if rows is not None:
+            validation_sets[name] = rows
             plan.figures[f"audio of {name}"] = describe_rows(rows)
+    if plan.args.sample_predictions and not (plan.args.eval_datasets and plan.training_args.predict_with_generate):
+        plan.problems.append("--sample_predictions: needs --eval_datasets, and --predict_with_generate true")
+    return validation_sets
 
 
 def _flag(name: str) -> str:
     return name if name == "train_dataset" else f"train_dataset.{name}"
 
 
-def _plan_streams(
-    plan: Plan,
-    args: TrainArguments,
-    training_args: DistillationTrainingArguments,
-    student: WhisperForConditionalGeneration | None,
-    only_cache: bool,
-) -> None:
-    """Labelled rows that are read as they come, filtered row by row."""
-    if only_cache or training_args.teacher_cache != "none":
-        plan.problems.append(
-            "--streaming true: a teacher cache keeps rows to come back to, which a stream has not; set "
-            "--teacher_cache none"
-        )
-    if training_args.max_steps < 1:
-        plan.problems.append("--max_steps is missing: a stream has no end, so give the number of steps")
-    if not args.sources():
-        plan.source(None, "train_dataset")
-    for name, source in args.sources().items():
-        if len(args.sources()) > 1 and source.weight is None:
-            plan.problems.append(f"--{_flag(name)}.weight is missing: a stream does not know its number of rows")
-        if student is None:
-            plan.stream(source, _flag(name), (source.transcript_column,))
-        else:
-            _plan_stream(plan, source, name, training_args, student)
-    batch = training_args.train_batch_size * training_args.gradient_accumulation_steps * training_args.world_size
-    plan.steps.append(f"train {training_args.max_steps:,} steps of {batch} rows: {_loss(training_args)}")
-
-
-def _plan_stream(
-    plan: Plan,
-    source: DataSource,
-    name: str,
-    training_args: DistillationTrainingArguments,
-    student: WhisperForConditionalGeneration,
-) -> None:
-    """One source as a stream of labelled rows, its first row looked at, its labels in `whisper_transcript`."""
-    flag = _flag(name)
-    rows = plan.stream(source, flag, (source.transcript_column,))
-    if rows is None:
-        return
-    first = next(iter(rows), None)
-    if first is None:
-        plan.problems.append(f"--{flag}: {source.path!r} holds no row")
-        return
-    _check_language(plan, flag, source, student, training_args, first, "language" in first)
-    if source.wer_threshold is not None:
-        try:
-            rows = filter_stream_by_wer(
-                rows,
-                source.wer_threshold,
-                prediction_column=source.transcript_column,
-                language=training_args.normalizer or scoring_language(student, training_args.language),
-            )
-        except ValueError as error:
-            plan.problems.append(f"--{flag}.wer_threshold: {error}")
-            return
-        plan.steps.append(f"keep the rows of {name} with WER ≤ {source.wer_threshold:.1%}, as they come")
-    plan.streams[flag] = name_columns(rows, {LABELS: source.transcript_column}, source.path)
-
-
-def _loss(training_args: DistillationTrainingArguments) -> str:
-    return f"{training_args.kl_weight:g} · KL + {training_args.pl_weight:g} · PL + {training_args.mse_weight:g} · MSE"
-
-
 def _plan_rows(
-    plan: TrainingPlan,
-    args: TrainArguments,
-    training_args: DistillationTrainingArguments,
-    student: WhisperForConditionalGeneration | None,
-) -> Dataset | None:
-    """Rows to train on after the filter."""
-    kept = {}
-    for name, source in args.sources().items():
-        flag = _flag(name)
-        found = _plan_source(plan, source, flag, training_args, student)
-        if found is not None:
-            kept[name] = found
-    if not args.sources():
-        plan.source(None, "train_dataset")
-    if len(kept) < max(len(args.sources()), 1):
+    plan: TrainingPlan, student: WhisperForConditionalGeneration | None, validation_sets: dict[str, Dataset]
+) -> TrainingData | None:
+    """The rows of all sources after their filters, joined; None where one of them has a problem."""
+    sources = plan.args.sources()
+    plan.require(sources, "train_dataset", "a Hub name, folder, file or URL")
+    rows_by_source, rows_dropped = {}, 0
+    for name, source in sources.items():
+        rows = plan.source(source, _flag(name), (source.transcript_column,))
+        if rows is not None and student is not None:
+            has_language = "language" in rows.column_names and None not in rows.unique("language")
+            _check_language(plan, source, _flag(name), student, rows[0], has_language)
+            rows, dropped = _filter_rows(plan, source, name, student, rows)
+            rows_dropped += dropped
+        if rows is not None:
+            rows_by_source[name] = name_columns(rows, {LABELS: source.transcript_column}, source.path)
+    if not sources or len(rows_by_source) < len(sources):
         return None
-    if len(kept) > 1:
-        plan.datasets = {flag: rows for flag, rows in plan.datasets.items() if not flag.startswith("train_dataset")}
-        plan.datasets["train_dataset"] = join_sources(kept, (*LABEL_COLUMNS, "audio", LABELS))
+    if len(sources) > 1:
+        rows = join_sources(rows_by_source, (*LABEL_COLUMNS, "audio", LABELS))
     else:
-        plan.datasets["train_dataset"] = next(iter(kept.values()))
-    return plan.datasets["train_dataset"]
+        (rows,) = rows_by_source.values()
+    plan.figures["audio"] = describe_rows(rows)
+    return TrainingData(rows, validation_sets, _mixture(plan, rows), rows_dropped)
 
 
-def _plan_source(
-    plan: TrainingPlan,
-    source: DataSource,
-    flag: str,
-    training_args: DistillationTrainingArguments,
-    student: WhisperForConditionalGeneration | None,
-) -> Dataset | None:
-    """Labelled rows of one source after the filter, their labels in the column `whisper_transcript`."""
-    labelled = plan.source(source, flag, (source.transcript_column,))
-    if labelled is None or student is None:
-        return labelled
-    told = "language" in labelled.column_names and None not in labelled.unique("language")
-    _check_language(plan, flag, source, student, training_args, labelled[0], told)
-    if source.wer_threshold is not None:
-        try:
-            labelled, report = filter_by_wer(
-                labelled,
-                source.wer_threshold,
-                prediction_column=source.transcript_column,
-                language=training_args.normalizer or scoring_language(student, training_args.language),
-            )
-        except ValueError as error:
-            plan.problems.append(f"--{flag}.wer_threshold: {error}")
-            return None
-        plan.rows_dropped += report.dropped
-        of = "" if flag == "train_dataset" else f" of {flag.partition('.')[2]}"
+def _filter_rows(
+    plan: TrainingPlan, source: DataSource, name: str, student: WhisperForConditionalGeneration, rows: Dataset
+) -> tuple[Dataset | None, int]:
+    """The rows within `wer_threshold`, and how many were dropped."""
+    if source.wer_threshold is None:
+        return rows, 0
+    with plan.collect(f"{_flag(name)}.wer_threshold"):
+        passing, report = filter_by_wer(
+            rows,
+            source.wer_threshold,
+            prediction_column=source.transcript_column,
+            language=plan.training_args.normalizer or scoring_language(student, plan.training_args.language),
+        )
+        of = "" if name == "train_dataset" else f" of {name}"
         plan.steps.append(
             f"keep {report.kept:,} of {report.kept + report.dropped:,} rows{of} (WER ≤ {source.wer_threshold:.1%})"
         )
-    return name_columns(labelled, {LABELS: source.transcript_column}, source.path)
+        return passing, report.dropped
+    return None, 0
+
+
+def _check_streaming(plan: TrainingPlan, only_cache: bool) -> None:
+    sources = plan.args.sources()
+    if only_cache or plan.training_args.teacher_cache != "none":
+        plan.problems.append(
+            "--streaming true: a teacher cache is read again in every epoch, by row index, which a stream does not "
+            "have; set --teacher_cache none"
+        )
+    if plan.training_args.max_steps < 1:
+        plan.problems.append("--max_steps is missing: a stream has no end, so give the number of steps")
+    for name, source in sources.items():
+        if len(sources) > 1 and source.weight is None:
+            plan.problems.append(f"--{_flag(name)}.weight is missing: the number of rows of a stream is not known")
+
+
+def _plan_streams(
+    plan: TrainingPlan, student: WhisperForConditionalGeneration | None, validation_sets: dict[str, Dataset]
+) -> TrainingData | None:
+    """A stream of labelled rows for each source, filtered row by row; only the first row is read here."""
+    sources = plan.args.sources()
+    plan.require(sources, "train_dataset", "a Hub name, folder, file or URL")
+    streams = {}
+    for name, source in sources.items():
+        rows = plan.stream(source, _flag(name), (source.transcript_column,))
+        if rows is None or student is None:
+            continue
+        first = next(iter(rows), None)
+        if first is None:
+            plan.problems.append(f"--{_flag(name)}: {source.path!r} holds no row")
+            continue
+        _check_language(plan, source, _flag(name), student, first, "language" in first)
+        with plan.collect(f"{_flag(name)}.wer_threshold"):
+            if source.wer_threshold is not None:
+                language = plan.training_args.normalizer or scoring_language(student, plan.training_args.language)
+                rows = filter_stream_by_wer(
+                    rows, source.wer_threshold, prediction_column=source.transcript_column, language=language
+                )
+                plan.steps.append(f"keep the rows of {name} with WER ≤ {source.wer_threshold:.1%}, as they come")
+            streams[name] = name_columns(rows, {LABELS: source.transcript_column}, source.path)
+    return TrainingData(streams, validation_sets) if sources and len(streams) == len(sources) else None
 
 
 def _check_language(
-    plan: Plan,
-    flag: str,
+    plan: TrainingPlan,
     source: DataSource,
+    flag: str,
     student: WhisperForConditionalGeneration,
-    training_args: DistillationTrainingArguments,
-    first: Mapping[str, Any],
-    told: bool,
+    first_row: Mapping[str, Any],
+    has_language: bool,
 ) -> None:
-    """Whether labels for a multilingual model say their language: in general, by row, or in the labels themselves."""
-    label = str(first[source.transcript_column])
-    if not is_multilingual(student) or training_args.language is not None or told:
+    """Labels for a multilingual model begin with a language: `--language`, that of the row, or one in the label."""
+    label = str(first_row[source.transcript_column])
+    if not is_multilingual(student) or plan.training_args.language is not None or has_language:
         return
     if "<|startoftranscript|>" not in label:
         plan.problems.append(
@@ -410,216 +394,251 @@ def _check_language(
         )
 
 
-def training_mixture(args: TrainArguments, rows: Dataset, seed: int) -> Mixture | None:
-    """How the sources of a training are mixed; None for a single one.
-
-    Args:
-        args (`TrainArguments`): names the sources and their weights.
-        rows (`Dataset`): as [`plan_training`] has joined them, or a part of them in that order.
-        seed (`int`): of the order.
-    """
-    sources = args.sources()
+def _mixture(plan: TrainingPlan, rows: Dataset) -> Mixture | None:
+    """How the sources are mixed; `rows` are those that [`_plan_rows`] has joined, or fewer in the same order."""
+    sources = plan.args.sources()
     if len(sources) < 2:
         return None
     counts = Counter(rows["source"])
     names = tuple(name for name in sources if counts[name])
     sizes = tuple(counts[name] for name in names)
     weights = tuple(weight for name in names if (weight := sources[name].weight) is not None)
-    if not weights and args.source_weights == "hours":
-        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    if not weights and plan.args.source_weights == "hours":
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
         weights = tuple(
             hours_of_audio(rows.select(range(start, start + size))) for start, size in zip(starts, sizes, strict=True)
         )
-    return Mixture(names, sizes, weights or weights_by(sizes), args.stopping_strategy, seed)
+    return Mixture(names, sizes, weights or weights_by(sizes), plan.args.stopping_strategy, _data_seed(plan))
+
+
+def _data_seed(plan: TrainingPlan) -> int:
+    """Seed of what is drawn from the data: variants of the labels, order of the sources."""
+    return plan.training_args.seed if plan.training_args.data_seed is None else plan.training_args.data_seed
 
 
 def _plan_cache(
-    plan: Plan,
-    training_args: DistillationTrainingArguments,
-    student: WhisperForConditionalGeneration,
-    rows: Dataset,
+    plan: TrainingPlan, rows: Dataset | dict[str, IterableDataset], student: WhisperForConditionalGeneration
 ) -> None:
-    """What is asked of encoder and teacher once, and the room that it takes."""
+    training_args = plan.training_args
     if training_args.teacher_cache == "none":
         return
-    place = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
-    about = (len(rows), student.config, _cache_dtype(training_args), training_args)
-    plan.steps.append(f"keep {_CACHED[training_args.teacher_cache]} {place}")
-    plan.figures["teacher cache"] = gigabytes(expected_cache_bytes(*about))
+    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+    where = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
+    plan.steps.append(f"cache {_CACHED[training_args.teacher_cache]} {where}")
+    plan.figures["teacher cache"] = gigabytes(expected_cache_bytes(len(rows), student.config, dtype, training_args))
 
 
-def _plan_epochs(
-    plan: Plan, training_args: DistillationTrainingArguments, rows: Dataset, mixture: Mixture | None
-) -> None:
-    length = len(rows) if mixture is None else len(mixture)
+def _plan_steps(plan: TrainingPlan) -> None:
+    """Number of steps, rows in one of them, and the loss."""
+    args = plan.training_args
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    loss = f"{args.kl_weight:g} · KL + {args.pl_weight:g} · PL + {args.mse_weight:g} · MSE"
+    if plan.args.streaming:
+        plan.steps.append(f"train {args.max_steps:,} steps of {batch} rows: {loss}")
+        return
+    if plan.data is None:
+        return
+    length, mixture = len(plan.data.train), plan.data.mixture
     if mixture is not None:
+        length = len(mixture)
         shares = [f"{name} {count / length:.0%}" for name, count in zip(mixture.names, mixture.draws, strict=True)]
         plan.steps.append(f"draw {length:,} rows an epoch: {', '.join(shares)}")
-    batch = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
-    batch *= training_args.world_size
-    passes = training_args.num_train_epochs
-    steps = -(-length // batch) * passes
-    if training_args.max_steps > 0:
-        steps, passes = training_args.max_steps, training_args.max_steps * batch / length
-    plan.steps.append(
-        f"train {steps:,.0f} steps of {batch} rows, {passes:.1f} passes over the data: {_loss(training_args)}"
-    )
+    epochs = args.num_train_epochs
+    steps = -(-length // batch) * epochs
+    if args.max_steps > 0:
+        steps, epochs = args.max_steps, args.max_steps * batch / length
+    plan.steps.append(f"train {steps:,.0f} steps of {batch} rows, {epochs:.1f} passes over the data: {loss}")
 
 
 def _plan_costs(
-    plan: Plan,
-    training_args: DistillationTrainingArguments,
+    plan: TrainingPlan, student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration | None
+) -> None:
+    args = plan.training_args
+    plan.figures["memory expected"] = gigabytes(_training_bytes(student, teacher, args))
+    encoder = student.get_encoder().num_parameters()
+    trained = student.num_parameters() - (encoder if args.freeze_encoder else 0)
+    plan.figures["disk expected"] = gigabytes(4 * student.num_parameters())
+    if args.save_strategy != "no":
+        checkpoint = 4 * student.num_parameters() + 8 * trained
+        plan.figures["disk expected"] += f" and {gigabytes(checkpoint)} for each checkpoint"
+
+
+def _training_bytes(
     student: WhisperForConditionalGeneration,
     teacher: WhisperForConditionalGeneration | None,
-) -> None:
-    memory = training_bytes(
-        student,
-        teacher,
-        rows=training_args.per_device_train_batch_size,
-        freeze_encoder=training_args.freeze_encoder,
-        half_precision=training_args.bf16 or training_args.fp16,
-        chunk_size=training_args.loss_chunk_size,
-    )
-    plan.figures["memory expected"] = gigabytes(memory)
+    args: DistillationTrainingArguments,
+) -> float:
+    """Estimated memory of a training process: float32 weights, gradients, AdamW's moments, activations, logits."""
+    config, itemsize = student.config, 2 if args.bf16 or args.fp16 else 4
     encoder = student.get_encoder().num_parameters()
-    trained = student.num_parameters() - (encoder if training_args.freeze_encoder else 0)
-    checkpoint = 4 * student.num_parameters() + 8 * trained
-    kept = "" if training_args.save_strategy == "no" else f" and {gigabytes(checkpoint)} for each checkpoint kept"
-    plan.figures["disk expected"] = f"{gigabytes(4 * student.num_parameters())}{kept}"
+    trained = student.num_parameters() - (encoder if args.freeze_encoder else 0)
+    weights = 4 * student.num_parameters() + 12 * trained
+    if teacher is not None:
+        weights += itemsize * (teacher.num_parameters() - (encoder if args.freeze_encoder else 0))
+    frames, tokens, width = config.max_source_positions, config.max_target_positions, config.d_model
+    # 40 numbers per token and channel in each trained layer; those of a frozen encoder are freed layer by layer.
+    layer = 40 * width * itemsize
+    decoder = config.decoder_layers * (tokens * layer + 2 * frames * width * itemsize)
+    encoder_layers = 1 if args.freeze_encoder else config.encoder_layers
+    activations = args.per_device_train_batch_size * (decoder + encoder_layers * frames * layer)
+    logits = 4 * 4 * args.loss_chunk_size * config.vocab_size  # of one chunk of the loss
+    return weights + activations + logits
 
 
-def _cache_dtype(training_args: DistillationTrainingArguments) -> torch.dtype:
-    return torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+def _plan_output(plan: TrainingPlan) -> None:
+    args = plan.training_args
+    push = ""
+    if args.push_to_hub:
+        push = f"; push them to {args.hub_model_id or 'a repository of that name'} ({args.hub_strategy})"
+    plan.steps.append(f"save the student, its processor and its card to {args.output_dir}{push}")
 
 
-logger = logging.getLogger(__name__)
-
-
-def build_trainer(
-    args: TrainArguments,
-    training_args: DistillationTrainingArguments,
-    datasets: Mapping[str, Dataset | IterableDataset],
-) -> DistillationTrainer:
-    """Loads the models of a plan and puts its rows before the trainer.
+class RecipeTrainer(DistillationTrainer):
+    """A [`DistillationTrainer`] made by [`build_trainer`], whose `finish` ends the training of a recipe.
 
     Args:
-        args (`TrainArguments`): as checked by [`plan_training`].
-        training_args (`DistillationTrainingArguments`): the same.
-        datasets (`Mapping[str, Dataset | IterableDataset]`): `plan.rows`.
+        card (`dict`): facts about teacher and data for the model card; see [`ModelCardCallback`].
+        arguments: as for [`DistillationTrainer`].
+    """
+
+    def __init__(self, *, card: dict[str, Any], **arguments: Any):
+        super().__init__(callbacks=[ModelCardCallback(**card)], **arguments)
+        self.card = card
+
+    def finish(self) -> dict[str, float]:
+        """Validates the trained student, saves it with processor, scores and card, and pushes it where asked to.
+
+        Returns:
+            `dict[str, float]`: the metrics, also in `eval_results.json`; empty without validation sets.
+
+        Raises:
+            PushError: if the push failed, after everything else is done.
+        """
+        metrics = self.evaluate() if self.eval_dataset is not None else {}
+        if metrics:
+            self.save_metrics("eval", metrics, combined=False)
+        self.save_state()
+        # By every process, since shards are gathered. `_internal_call` leaves out the Trainer's own push.
+        self.save_model(_internal_call=True)
+        if self.is_world_process_zero():
+            save_model_card(
+                str(self.args.output_dir),
+                self.model,
+                log_history=self.state.log_history,
+                results=latest_word_errors([metrics]),
+                run_url=run_url(self.args),
+                training_args=self.args,
+                teacher_parameters=self.teacher_model.num_parameters() if self.teacher_model is not None else None,
+                **self.card,
+            )
+            if self.args.push_to_hub:
+                self.push_output_dir()
+                if self.push_error is not None:
+                    raise PushError(self.push_error)
+        return metrics
+
+
+def build_trainer(plan: TrainingPlan) -> RecipeTrainer:
+    """Loads the models of a plan and builds the trainer with its rows.
+
+    Args:
+        plan ([`TrainingPlan`]): from [`plan_training`], without problems.
 
     Returns:
-        [`DistillationTrainer`]: call its `train`.
+        [`RecipeTrainer`]: a [`DistillationTrainer`], which is a `Seq2SeqTrainer`: add callbacks or replace its
+        datasets, call `train`, then `finish`.
     """
-    base = args.model_name_or_path or args.teacher_model_name_or_path or ""
-    processor = load_processor(base)
+    args, training_args = plan.args, plan.training_args
+    processor = load_processor(args.model_name_or_path or args.teacher_model_name_or_path or "")
     teacher = None
-    if needs_teacher(training_args) or args.model_name_or_path is None:
+    if _needs_teacher(training_args) or args.model_name_or_path is None:
         teacher = load_model(args.teacher_model_name_or_path or "", attn_implementation=args.attn_implementation)
     if args.model_name_or_path is not None:
         student = load_model(args.model_name_or_path, attn_implementation=args.attn_implementation)
     else:
         student = create_student(teacher or "", **args.layers())
-    train_dataset, eval_datasets = speech_datasets(args, training_args, datasets, student, processor)
-    trainer = DistillationTrainer(
+    train_dataset, eval_datasets = _speech_datasets(plan, student, processor)
+    trainer = RecipeTrainer(
+        card=_card_details(plan),
         model=student,
-        teacher_model=teacher if needs_teacher(training_args) else None,
+        teacher_model=teacher if _needs_teacher(training_args) else None,
         args=training_args,
         data_collator=DataCollatorSpeechSeq2SeqWithPadding(processor),
         train_dataset=train_dataset,
         eval_dataset=eval_datasets or None,
         processing_class=processor,
-        callbacks=[ModelCardCallback(**card_details(args, training_args))],
     )
     if args.sample_predictions:
         trainer.add_callback(SamplePredictionsCallback(trainer, args.sample_predictions))
     return trainer
 
 
-def speech_datasets(
-    args: TrainArguments,
-    training_args: DistillationTrainingArguments,
-    datasets: Mapping[str, Dataset | IterableDataset],
-    student: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
+def _speech_datasets(
+    plan: TrainingPlan, student: WhisperForConditionalGeneration, processor: WhisperProcessor
 ) -> tuple[TorchDataset, dict[str, TorchDataset]]:
-    """Rows as features and labels: those to train on, and those to validate on by name. Unusable ones are listed.
-
-    Args:
-        args (`TrainArguments`): names the columns.
-        training_args (`DistillationTrainingArguments`): language, probabilities and seed.
-        datasets (`Mapping[str, Dataset | IterableDataset]`): `plan.rows`.
-        student (`WhisperForConditionalGeneration`): decides whether labels begin with a language.
-        processor (`WhisperProcessor`): features and tokens.
-    """
+    """Rows as features and labels: those to train on, and the validation sets by name. Unusable rows are listed."""
+    args, training_args, data = plan.args, plan.training_args, plan.data
+    if data is None:
+        raise ValueError("the plan has no rows: its `report` says what is missing.")
     labels: dict[str, Any] = {
         "language": resolve_language(student, training_args.language, training_args.task),
         "task": training_args.task,
         "max_label_length": args.max_label_length,
     }
-    draws: dict[str, Any] = {
+    variants: dict[str, Any] = {
         "timestamp_probability": training_args.timestamp_probability,
         "condition_on_prev_probability": training_args.condition_on_prev_probability,
-        "seed": data_seed(training_args),
+        "seed": _data_seed(plan),
     }
-    found: dict[str, TorchDataset] = {}
-    streams = [rows for rows in datasets.values() if isinstance(rows, IterableDataset)]
-    if streams:
-        found["train_dataset"] = SpeechStream(
-            dict(zip(args.sources(), streams, strict=True)),
+
+    def usable(rows: Dataset, flag: str, column: str) -> tuple[Dataset, dict[str, Any]]:
+        has_language = "language" in rows.column_names and is_multilingual(student)
+        options = {"transcript_column": column, "language_column": "language" if has_language else None, **labels}
+        rows, errors = check_rows(rows, processor, **options)
+        if errors:
+            logger.warning(f"--{flag}: {errors.summary()}")
+        return rows, options | variants
+
+    train: TorchDataset
+    if isinstance(data.train, dict):
+        train = SpeechStream(
+            data.train,
             processor,
             weights={name: source.weight or 1.0 for name, source in args.sources().items()},
             stopping_strategy=args.stopping_strategy,
             shuffle_buffer=args.shuffle_buffer,
             transcript_column=LABELS,
             language_column="language" if is_multilingual(student) else None,
-            **draws,
+            **variants,
             **labels,
         )
-    for flag, rows in datasets.items():
-        if isinstance(rows, IterableDataset):
-            continue
-        train = flag == "train_dataset"
-        column = LABELS if train else "text"
-        told = "language" in rows.column_names and is_multilingual(student)
-        labels["language_column"] = "language" if told else None
-        rows, errors = check_rows(rows, processor, transcript_column=column, **labels)
-        if errors:
-            logger.warning(f"--{flag}: {errors.summary()}")
-        found[flag] = SpeechDataset(
-            rows,
-            processor,
-            transcript_column=column,
-            train=train,
-            mixture=training_mixture(args, rows, data_seed(training_args)) if train else None,
-            **draws,
-            **labels,
-        )
-    train_dataset = found.pop("train_dataset")
-    return train_dataset, {flag.removeprefix("eval_datasets."): dataset for flag, dataset in found.items()}
+    else:
+        rows, options = usable(data.train, "train_dataset", LABELS)
+        train = SpeechDataset(rows, processor, train=True, mixture=_mixture(plan, rows), **options)
+    eval_datasets: dict[str, TorchDataset] = {}
+    for name, rows in data.eval.items():
+        rows, options = usable(rows, f"eval_datasets.{name}", "text")
+        eval_datasets[name] = SpeechDataset(rows, processor, train=False, **options)
+    return train, eval_datasets
 
 
-def card_details(args: TrainArguments, training_args: DistillationTrainingArguments) -> dict[str, Any]:
-    """What the model card says of teacher and data.
-
-    Args:
-        args (`TrainArguments`): models and data.
-        training_args (`DistillationTrainingArguments`): for the language and the name on the Hub.
-    """
+def _card_details(plan: TrainingPlan) -> dict[str, Any]:
+    """Facts about teacher and data for the model card."""
+    args, training_args = plan.args, plan.training_args
     teacher, base = args.teacher_model_name_or_path, args.model_name_or_path
-    facts = _facts_of(teacher or base or "")
-    places = [source.path for source in args.sources().values()]
-    evaluated = as_sources(args.eval_datasets, "eval_datasets")
+    facts = _teacher_facts(teacher or base or "")
+    paths = [source.path for source in args.sources().values()]
     return {
         **(facts if teacher else {}),
         "name": training_args.hub_model_id or Path(str(training_args.output_dir)).name,
         "teacher": teacher,
         "base_model": base,
-        "base_revision": _facts_of(base)["teacher_revision"] if base else None,
-        "datasets": places,
-        "dataset_licenses": {place: known for place in places if (known := _dataset_license(place))},
+        "base_revision": _teacher_facts(base)["teacher_revision"] if base else None,
+        "datasets": paths,
+        "dataset_licenses": {path: licence for path in paths if (licence := _dataset_license(path))},
         "result_sources": {
             name: {"path": source.path, "config": source.config, "split": source.split, "revision": source.revision}
-            for name, source in evaluated.items()
+            for name, source in args.validation_sources().items()
         },
         "language": training_args.language,
         "license": args.license or facts["license"],
@@ -627,51 +646,14 @@ def card_details(args: TrainArguments, training_args: DistillationTrainingArgume
 
 
 @lru_cache
-def _facts_of(model: str) -> dict[str, Any]:
+def _teacher_facts(model: str) -> dict[str, Any]:
     return teacher_facts(model)
 
 
 @lru_cache
-def _dataset_license(place: str) -> str | None:
-    known = {corpus.source["path"]: corpus.licence for corpus in load_corpora().values()}
-    return known.get(place) or find_license(place, "dataset")
-
-
-def finish_training(trainer: DistillationTrainer, args: TrainArguments) -> dict[str, float]:
-    """Validates the trained student, then saves it with its processor, its scores and its card; pushes where asked to.
-
-    Args:
-        trainer (`DistillationTrainer`): after `train`.
-        args (`TrainArguments`): for the card.
-
-    Returns:
-        `dict[str, float]`: the metrics, also in `eval_results.json`; empty without sets to validate on.
-
-    Raises:
-        PushError: if a push was asked for and is not on the Hub, after everything else is done.
-    """
-    metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
-    if metrics:
-        trainer.save_metrics("eval", metrics, combined=False)
-    trainer.save_state()
-    trainer.save_model(_internal_call=True)  # by every process, since shards are gathered; without the Trainer's push
-    if trainer.is_world_process_zero():
-        folder = str(trainer.args.output_dir)
-        save_model_card(
-            folder,
-            trainer.model,
-            log_history=trainer.state.log_history,
-            results=latest_word_errors([metrics]),
-            run_url=run_url(trainer.args),
-            training_args=trainer.args,
-            teacher_parameters=trainer.teacher_model.num_parameters() if trainer.teacher_model is not None else None,
-            **card_details(args, trainer.args),
-        )
-        if trainer.args.push_to_hub:
-            trainer.push_output_dir()
-            if trainer.push_error is not None:
-                raise PushError(trainer.push_error)
-    return metrics
+def _dataset_license(path: str) -> str | None:
+    licences = {corpus.source["path"]: corpus.licence for corpus in load_corpora().values()}
+    return licences.get(path) or find_license(path, "dataset")
 
 
 def run(argv: Sequence[str]) -> None:
@@ -684,13 +666,7 @@ def run(argv: Sequence[str]) -> None:
         TrainArguments, DistillationTrainingArguments, argv=argv, command="hf-distil-whisper train"
     )
     plan = plan_training(args, training_args)
-    if plan.settle(dry_run=args.dry_run):
-        checkpoint = plan.checkpoint
-        if isinstance(checkpoint, HubCheckpoint):
-            with PartialState().local_main_process_first():
-                checkpoint = fetch_checkpoint(checkpoint, str(training_args.output_dir), training_args.hub_token)
-        trainer = build_trainer(args, training_args, plan.rows)
-        trainer.train(resume_from_checkpoint=checkpoint)
-        finish_training(trainer, args)
-    # A process that leaves without this may abort with its work done: github.com/pytorch/pytorch/issues/190489
-    PartialState().destroy_process_group()
+    if plan.report(dry_run=args.dry_run):
+        trainer = build_trainer(plan)
+        trainer.train(resume_from_checkpoint=plan.fetch_checkpoint())
+        trainer.finish()

@@ -1,4 +1,4 @@
-"""`transcribe`: writes down what is said in audio files of any length and kind."""
+"""`transcribe`: transcribes audio files of any length and format, as text, subtitles or JSON."""
 
 import sys
 from collections import Counter
@@ -9,84 +9,49 @@ from typing import Any, Literal
 
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.cli.config import (
-    parse_arguments,
-    setting,
-)
-from hf_distil_whisper.cli.inputs import (
-    Plan,
-    as_fallback,
-    check_method,
-    fallback_setting,
-    load_assistant,
-    load_listener,
-)
+from hf_distil_whisper.cli.config import parse_arguments, setting
+from hf_distil_whisper.cli.inputs import Plan, as_fallback, fallback_setting, load_assistant, load_listener
 from hf_distil_whisper.data.audio import AudioError
 from hf_distil_whisper.inference.decoder import Assistant
-from hf_distil_whisper.inference.output import (
-    to_json,
-    to_srt,
-    to_vtt,
-)
-from hf_distil_whisper.inference.sequential import (
-    StuckTranscriptionError,
-    transcribe_sequential,
-)
-from hf_distil_whisper.inference.transcribe import (
-    Segment,
-    Transcription,
-    Word,
-    transcribe,
-    transcribe_chunked,
-)
+from hf_distil_whisper.inference.output import to_json, to_srt, to_vtt
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
+from hf_distil_whisper.inference.transcribe import Segment, Transcription, Word, transcribe, transcribe_chunked
 from hf_distil_whisper.inference.word_timestamps import alignment_heads
 
 
 @dataclass
 class TranscribeArguments:
-    """Flags of `transcribe`.
+    """Flags of `transcribe`; the audio files are given as words."""
 
-    Args:
-        model_name_or_path (`str`): student or teacher, Hub name or folder.
-        audio (`list[str]`): audio files; also all words that belong to no flag.
-        assistant_model_name_or_path (`str`, *optional*): a student of the model that drafts for it
-            (section 8.5), or a smaller Whisper of its vocabulary; the text stays the model's own.
-        method (`str`, *optional*, defaults to `"sequential"`): for recordings over 30 s; or `"chunked"` (section 5),
-            which takes the same memory for minutes and for hours.
-        chunk_length (`float`, *optional*): seconds of a chunk; by default what follows from the recordings that the
-            model was trained on (Table 23).
-        stride (`float`, *optional*): seconds that neighbouring chunks share at either side; else a sixth.
-        batch_size (`int`, *optional*, defaults to 16): chunks in one pass.
-        temperature_fallback (`bool` or `dict`, *optional*): sequential only: repeat windows that come out repetitive
-            or unlikely, skip those without speech; true, or a mapping of [`TemperatureFallback`]'s fields.
-        condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): sequential only: prompt each window with
-            the text before it.
-        return_timestamps (`bool`, *optional*, defaults to `False`): print segments with their times.
-        word_timestamps (`bool`, *optional*, defaults to `False`): print words with their times; in `"json"` beside the
-            segments. Subtitles have none.
-        output_format (`str`, *optional*, defaults to `"txt"`): or `"srt"` and `"vtt"`, which ask for timestamps by
-            themselves, or `"json"`: text, segments and statistics.
-        output_dir (`str`, *optional*): folder for one file a recording, `talk.wav` → `talk.srt`; else all is printed.
-        language (`str`, *optional*): for multilingual models.
-        task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
-        dtype (`str`, *optional*, defaults to `"float32"`).
-    """
-
-    model_name_or_path: str | None = setting(None, "Model: Hub name or folder.")
+    model_name_or_path: str | None = setting(None, "Student or teacher: Hub name or folder.")
     audio: list[str] | None = setting(None, "Audio files; also all words that belong to no flag.")
-    assistant_model_name_or_path: str | None = setting(None, "A student of the model, or a smaller Whisper: drafts.")
-    method: Literal["sequential", "chunked"] = setting("sequential", "For recordings over 30 s.")
-    chunk_length: float | None = setting(None, "Seconds of a chunk, for --method chunked; else as the model says.")
-    stride: float | None = setting(None, "Seconds that neighbouring chunks share at either side; a sixth if absent.")
-    batch_size: int = setting(16, "Chunks in one pass.")
+    assistant_model_name_or_path: str | None = setting(
+        None,
+        "Student of the model, or a smaller Whisper of its vocabulary, for speculative decoding (section 8.5); the "
+        "text stays the model's.",
+    )
+    method: Literal["sequential", "chunked"] = setting(
+        "sequential", "Algorithm for recordings over 30 s; chunked (section 5) takes the same memory for any length."
+    )
+    chunk_length: float | None = setting(
+        None, "Chunked only: length of a chunk in seconds (default: by the durations that the model was trained on)."
+    )
+    stride: float | None = setting(
+        None, "Chunked only: overlap of neighbouring chunks on either side, in seconds (default: a sixth of a chunk)."
+    )
+    batch_size: int = setting(16, "Chunked only: chunks in one pass.")
     temperature_fallback: dict[str, Any] | str | None = fallback_setting()
     condition_on_prev_tokens: bool = setting(False, "Sequential only: prompt each window with the text before it.")
     return_timestamps: bool = setting(False, "Print segments with their times.")
-    word_timestamps: bool = setting(False, "Print words with their times; not for subtitles.")
-    output_format: Literal["txt", "srt", "vtt", "json"] = setting("txt", "Subtitles ask for timestamps by themselves.")
-    output_dir: str | None = setting(None, "Folder for one file a recording; printed where left out.")
-    language: str | None = setting(None, "For multilingual models; detected where left out.")
-    task: Literal["transcribe", "translate"] = setting("transcribe", "What to write down.")
+    word_timestamps: bool = setting(False, "Print words with their times, with --output_format txt or json.")
+    output_format: Literal["txt", "srt", "vtt", "json"] = setting(
+        "txt", "Text, subtitles (with timestamps), or JSON with text, segments and statistics."
+    )
+    output_dir: str | None = setting(
+        None, "Folder for one file a recording, talk.wav → talk.srt (default: everything is printed)."
+    )
+    language: str | None = setting(None, "Language of the speech, for multilingual models (default: detected).")
+    task: Literal["transcribe", "translate"] = setting("transcribe", "Transcribe, or translate to English.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
 
     def __post_init__(self) -> None:
@@ -96,19 +61,19 @@ class TranscribeArguments:
 
     @property
     def timestamps(self) -> bool | Literal["word"]:
-        """What the functions take as `return_timestamps`."""
+        """`return_timestamps` of the functions."""
         return "word" if self.word_timestamps else self.return_timestamps
 
     def output_file(self, audio: str) -> Path:
-        """Where the transcription of a recording goes, in `output_dir`."""
+        """File of a recording's transcription in `output_dir`."""
         return Path(self.output_dir or "", f"{Path(audio).stem}.{self.output_format}")
 
 
 def run(argv: Sequence[str]) -> None:
     """Entry point of the command.
 
-    A file that cannot be read, or that the model does not come to the end of, costs that file: the others are
-    transcribed, then the command fails.
+    A file that cannot be read, or on which the model gets stuck, is left out: the others are transcribed, then the
+    command fails.
 
     Args:
         argv (`Sequence[str]`): audio files or a recipe, then flags.
@@ -123,7 +88,7 @@ def run(argv: Sequence[str]) -> None:
     _check_method(args, plan)
     if plan.require(args.audio, "audio", "the files to transcribe"):
         _check_outputs(args, plan)
-    plan.check()
+    plan.report()
     model, processor = load_listener(args.model_name_or_path, args.dtype)
     assistant = None
     if args.assistant_model_name_or_path is not None:
@@ -174,7 +139,7 @@ def _transcribe_file(
             condition_on_prev_tokens=args.condition_on_prev_tokens,
             word_timestamps=args.word_timestamps,
         )
-    found = transcribe(
+    (transcription,) = transcribe(
         model,
         processor,
         file,
@@ -183,7 +148,7 @@ def _transcribe_file(
         language=args.language,
         task=args.task,
     )
-    return found[0]
+    return transcription
 
 
 def _check_method(args: TranscribeArguments, plan: Plan) -> None:
@@ -192,7 +157,7 @@ def _check_method(args: TranscribeArguments, plan: Plan) -> None:
         "temperature_fallback": args.temperature_fallback,
         "condition_on_prev_tokens": args.condition_on_prev_tokens,
     }
-    check_method(plan, args.method, "method", chunked, sequential)
+    plan.long_form_method(args.method, "method", chunked, sequential)
     if args.temperature_fallback and args.assistant_model_name_or_path is not None:
         plan.problems.append(
             "--temperature_fallback samples, but --assistant_model_name_or_path drafts for greedy decoding only. "
@@ -206,14 +171,12 @@ def _check_words(args: TranscribeArguments, plan: Plan, model: WhisperForConditi
             f"--word_timestamps: {args.output_format} holds segments, use --output_format json or txt"
         )
     if model is not None:
-        try:
+        with plan.collect("word_timestamps"):
             alignment_heads(model)
-        except ValueError as error:
-            plan.problems.append(f"--word_timestamps: {error}")
 
 
 def _check_outputs(args: TranscribeArguments, plan: Plan) -> None:
-    """Notes what would be written twice, over something else, or in a form that cannot be read back."""
+    """Checks that no file would be written twice or over another one, and that the output can be read back."""
     if args.output_dir is None:
         if len(args.audio or []) > 1 and args.output_format in ("srt", "vtt"):
             plan.problems.append(f"--output_dir is missing: several files of {args.output_format} cannot be one")
@@ -225,7 +188,7 @@ def _check_outputs(args: TranscribeArguments, plan: Plan) -> None:
         if count > 1:
             plan.problems.append(f"--output_dir: {count} recordings would be written to {file}; rename them")
         elif file.exists():
-            plan.problems.append(f"--output_dir: {file} is there already; choose another folder or remove it")
+            plan.problems.append(f"--output_dir: {file} exists already; choose another folder or remove it")
 
 
 def _write(args: TranscribeArguments, audio: str, result: Transcription) -> None:
