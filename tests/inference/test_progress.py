@@ -7,15 +7,14 @@ from hf_distil_whisper.inference.dataset import AudioProgress
 
 
 def run_through(progress: AudioProgress) -> None:
-    progress.skip(3)
     progress.update(2, 10.0)
-    progress.settle(4)
+    progress.complete(4)
     progress.update(9, 1.0)
     progress.close()
 
 
 def test_rows_are_counted_once_and_never_beyond_the_last() -> None:
-    progress = AudioProgress(10, "toys")
+    progress = AudioProgress(10, "toys", initial=3)
     run_through(progress)
     assert (progress.bar.n, progress.bar.initial) == (10, 3)
 

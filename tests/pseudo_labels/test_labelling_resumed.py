@@ -43,7 +43,7 @@ def label(rows: Dataset, folder: Path, **changes) -> Dataset:
 
 def stop_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Makes the labelling fail when it begins with another shard; returns the numbers of rows labelled so far."""
-    calls, genuine = [], labeller.generate_rows
+    calls, genuine = [], labeller.feature_batches
 
     def counted(teacher, processor, rows, *args, **kwargs):
         if len(calls) == shards:
@@ -51,7 +51,7 @@ def stop_after(shards: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(rows))
         return genuine(teacher, processor, rows, *args, **kwargs)
 
-    monkeypatch.setattr(labeller, "generate_rows", counted)
+    monkeypatch.setattr(labeller, "feature_batches", counted)
     return calls
 
 

@@ -57,7 +57,7 @@ def test_a_stream_gets_the_labels_of_the_data_set(archives: Path, tmp_path: Path
 
 @pytest.mark.parametrize("stop", range(5))
 def test_a_stopped_stream_goes_on_where_it_was(archives: Path, tmp_path: Path, monkeypatch, stop: int) -> None:
-    calls, genuine = [], labeller.generate_rows
+    calls, genuine = [], labeller.feature_batches
 
     def counted(teacher, processor, rows, *args, **kwargs):
         if len(calls) == stop:
@@ -66,14 +66,14 @@ def test_a_stopped_stream_goes_on_where_it_was(archives: Path, tmp_path: Path, m
         return genuine(teacher, processor, rows, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(labeller, "generate_rows", counted)
+        patch.setattr(labeller, "feature_batches", counted)
         with pytest.raises(KeyboardInterrupt):
             label(archives, tmp_path / "labels")
     with pytest.raises(ValueError, match="files are there, 3 were to be labelled"):
         load_source(tmp_path / "labels")
     monkeypatch.setattr(
         labeller,
-        "generate_rows",
+        "feature_batches",
         lambda *args, **kwargs: (calls.append(list(args[2]["id"])), genuine(*args, **kwargs))[1],
     )
     labelled = label(archives, tmp_path / "labels")

@@ -8,7 +8,6 @@ CTranslate2 compute later with these heads. Knows heads and errors; `word_timest
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise, product
 
 import numpy as np
@@ -22,7 +21,7 @@ from hf_distil_whisper.data.audio import (
     load_audio,
 )
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.inference.dataset import generate_rows
+from hf_distil_whisper.inference.dataset import feature_batches
 from hf_distil_whisper.inference.encoder import encode, window_features
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.output import TIME_PRECISION
@@ -115,16 +114,17 @@ def read_rows(
     Returns:
         `dict[int, Reading]`: by row number, those included in which nothing was said.
     """
-    states: dict[int, Tensor] = {}
-    generate = partial(generate_tokens, model, return_timestamps=True, language=language)
-    found = generate_rows(model, processor, dataset, errors, generate, batch_size=batch_size, keep=states.__setitem__)
     readings = {}
-    for row, sequence in found.sequences.items():
-        own = states[row].unsqueeze(0)
-        prefix = prefix_tokens(model, own, resolve_languages(model, language, "transcribe", 1), "transcribe", True)
-        positions = num_positions(processor, round(found.durations[row] * SAMPLING_RATE))
-        readings[row] = Reading(own, prefix[0].tolist(), sequence.tokens, positions)
-    return readings
+    for batch in feature_batches(model, processor, dataset, errors, batch_size=batch_size):
+        states = encode(model, batch.input_features)
+        codes = resolve_languages(model, language, "transcribe", len(states))
+        prefixes = prefix_tokens(model, states, codes, "transcribe", True).tolist()
+        sequences = generate_tokens(model, encoder_hidden_states=states, return_timestamps=True, language=language)
+        for index, row in enumerate(batch.rows):
+            positions = num_positions(processor, round(batch.durations[index] * SAMPLING_RATE))
+            tokens = sequences[index].tokens
+            readings[row] = Reading(states[index].unsqueeze(0), prefixes[index], tokens, positions)
+    return dict(sorted(readings.items()))
 
 
 def find_alignment_heads(

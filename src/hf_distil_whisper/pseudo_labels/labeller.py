@@ -1,15 +1,15 @@
-"""The teacher's transcripts as a column of a data set: pseudo-labels (paper, section 4.2), greedy by default.
+"""`pseudo_label_dataset`: the teacher's transcripts as a column of a dataset (paper, section 4.2).
 
-Knows how the work is cut into shards, shared by processes and taken up again; what belongs into a labelled row is said
-in `label_columns.py`, `filtering.py` decides which rows are good enough.
+Labels are written in shards, which several processes share and an interrupted run continues.
 """
 
 import hashlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,12 +22,9 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import weights_fingerprint
-from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.features import extractor_settings, recording_key
-from hf_distil_whisper.data.packing import (
-    PACKED_FEATURES,
-    pack_utterances,
-)
+from hf_distil_whisper.data.dataset import row_id
+from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.shards import ShardStore
 from hf_distil_whisper.data.sources import (
     END_OF_FILE,
@@ -36,19 +33,16 @@ from hf_distil_whisper.data.sources import (
     load_shards,
     without_decoder,
 )
-from hf_distil_whisper.inference.ctranslate2 import (
-    BACKENDS,
-    Ctranslate2Generator,
-)
+from hf_distil_whisper.inference.ctranslate2 import BACKENDS, Ctranslate2Generator
 from hf_distil_whisper.inference.dataset import (
     AudioProgress,
+    FeatureBatch,
     RowTokens,
-    generate_rows,
+    feature_batches,
 )
-from hf_distil_whisper.inference.encoder import (
-    EncoderCache,
-)
+from hf_distil_whisper.inference.encoder import EncoderCache, encode
 from hf_distil_whisper.inference.generation import (
+    GenerationSettings,
     TokenSequence,
     generate_tokens,
 )
@@ -65,118 +59,7 @@ from hf_distil_whisper.inference.prompt import (
 from hf_distil_whisper.metrics import get_normalizer
 from hf_distil_whisper.pseudo_labels.filtering import row_errors
 
-
-class Block(NamedTuple):
-    """Rows that are labelled and committed together.
-
-    Args:
-        name (`str`): of their shard; shards sorted by name are in the order of the source.
-        rows (`Dataset`): in their order.
-    """
-
-    name: str
-    rows: Dataset
-
-
-def own_blocks(
-    dataset: Dataset | IterableDataset, store: ShardStore, rows_per_shard: int, progress: AudioProgress
-) -> Iterator[Block]:
-    """The blocks of this process that are not labelled yet, or in which no row could be read before.
-
-    Of a data set the processes take turns at the blocks, of a stream at its files, so that none reads another's audio.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): the source.
-        store (`ShardStore`): of the labels.
-        rows_per_shard (`int`): rows of a block.
-        progress ([`AudioProgress`]): told of what is passed over.
-    """
-    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    if isinstance(dataset, IterableDataset):
-        yield from _blocks_of_files(
-            dataset, store, rows_per_shard, range(rank, dataset.num_shards, processes), progress
-        )
-        return
-    done = {shard.name for shard in store.shards() if shard.info["rows"]}
-    for number, start in enumerate(range(0, len(dataset), rows_per_shard)):
-        rows = dataset.select(range(start, min(start + rows_per_shard, len(dataset))))
-        if _name(start) in done:
-            progress.skip(len(rows))
-        elif number % processes == rank:
-            store.remove(_name(start))
-            yield Block(_name(start), rows)
-
-
-def blocks_missing(dataset: Dataset | IterableDataset, rows_per_shard: int, there: set[str]) -> int:
-    """How many blocks of a data set, or files of a stream, are not labelled to their end.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): the source.
-        rows_per_shard (`int`): rows of a block.
-        there (`set[str]`): names of the shards.
-    """
-    if isinstance(dataset, IterableDataset):
-        return dataset.num_shards - sum(name.endswith(END_OF_FILE) for name in there)
-    return len({_name(start) for start in range(0, len(dataset), rows_per_shard)} - there)
-
-
-def check_ids(rows: Dataset) -> None:
-    """Raises a `ValueError` if an id stands for several rows: their labels could not be told apart."""
-    if "id" not in rows.column_names:
-        return
-    counts = Counter(rows["id"])
-    if twice := [str(name) for name, count in counts.items() if count > 1]:
-        raise ValueError(
-            f"{len(twice)} ids stand for several rows, {', '.join(twice[:3])} among them: labels could not be "
-            "told apart. Name a column of unique ids with `id_column` when loading."
-        )
-
-
-def _blocks_of_files(
-    stream: IterableDataset, store: ShardStore, rows_per_shard: int, files: range, progress: AudioProgress
-) -> Iterator[Block]:
-    done = {shard.name: shard.info for shard in store.shards() if shard.info["rows"] or not shard.info["source_rows"]}
-    for file in files:
-        start, ended = 0, False
-        while not ended and (name := next((name for name in _names(file, start) if name in done), None)):
-            start, ended = start + done[name]["source_rows"], name.endswith(END_OF_FILE)
-        progress.skip(start)
-        if not ended:
-            rows = iter(stream.shard(num_shards=stream.num_shards, index=file).skip(start))
-            for number, block, last in _cut(rows, rows_per_shard):
-                name = _names(file, start + number)[last]
-                for unfinished in _names(file, start + number):
-                    store.remove(unfinished)
-                yield Block(name, _as_dataset(block, stream))
-
-
-def _cut(rows: Iterator[dict], size: int) -> Iterator[tuple[int, list[dict], bool]]:
-    """Blocks of rows with the number of their first one, and whether it is the last block. Reads one row ahead."""
-    number, first = 0, next(rows, None)
-    last = False
-    while not last:
-        block = [] if first is None else [first, *islice(rows, size - 1)]
-        first = next(rows, None)
-        last = first is None
-        yield number, block, last
-        number += len(block)
-
-
-def _as_dataset(rows: list[dict], stream: IterableDataset) -> Dataset:
-    dataset = Dataset.from_list(rows, features=stream.features) if rows else Dataset.from_dict({})
-    check_ids(dataset)
-    return dataset
-
-
-def _name(start: int) -> str:
-    return f"{start:010d}"
-
-
-def _names(file: int, start: int) -> tuple[str, str]:
-    """Of a block of a stream, and of the same as the last one of its file."""
-    name = f"{file:06d}-{start:010d}"
-    return name, name + END_OF_FILE
-
+logger = logging.get_logger(__name__)
 
 LABEL_FEATURES = Features(
     {
@@ -194,72 +77,60 @@ LABEL_FEATURES = Features(
 ERROR_FEATURES = Features(
     {"wer": Value("float64")} | {name: Value("int64") for name in ("hits", "substitutions", "deletions", "insertions")}
 )
-"""Those that it adds where there is a `text` column; null without text, and where nothing of it is spoken."""
+"""Added if there is a `text` column; null for rows without text or without a spoken word in it."""
+
+MIN_ROWS_TO_FAIL = 10
+"""If a shard of at least this many rows has no label at all, the rows are not to blame and the run stops."""
 
 
-def with_labels(dataset: Dataset, found: RowTokens, processor: WhisperProcessor, begin: int, language: str) -> Dataset:
-    """The labelled rows, in order, with their new columns; labels of an earlier run are replaced.
+@dataclass(frozen=True)
+class Packing:
+    """How recordings are joined and split before they are labelled; see [`pack_utterances`].
 
     Args:
-        dataset (`Dataset`): rows that were given to the teacher.
-        found (`RowTokens`): what it wrote.
-        processor (`WhisperProcessor`): of the teacher.
-        begin (`int`): the first timestamp token.
-        language (`str`): whose normaliser scores the rows whose column `language` says none.
+        max_duration (`float`, *optional*): seconds of a row at most: neighbouring utterances of one speaker are joined
+            up to it, longer recordings are split. None: rows stay as they are.
+        max_words (`int`, *optional*): also split rows with more words, if the times of the words are known.
+
+    Raises:
+        ValueError: for `max_words` without `max_duration`.
     """
-    rows = list(found.sequences)
-    texts = {row: plain_text(found.sequences[row].tokens, processor.tokenizer, begin) for row in rows}
-    columns: dict[str, list] = {
-        "whisper_transcript": [
-            timestamped_text(found.sequences[row].tokens, processor.tokenizer, begin) for row in rows
-        ],
-        "duration": [found.durations[row] for row in rows],
-        "truncated": [found.sequences[row].truncated for row in rows],
-        "mean_log_prob": [found.sequences[row].mean_log_prob for row in rows],
-        "no_speech_prob": [found.sequences[row].no_speech_prob for row in rows],
-        "compression_ratio": [compression_ratio(texts[row]) for row in rows],
-        "previous_transcript": _previous_transcripts(dataset, found, texts),
-    }
-    features = dict(LABEL_FEATURES)
-    if "text" in dataset.column_names:
-        known = dataset.select_columns([name for name in ("text", "language") if name in dataset.column_names])
-        told = known.select(rows)[:]
-        languages = [own or language for own in told.get("language", [None] * len(rows))]
-        columns |= _errors(told["text"], [texts[row] for row in rows], languages)
-        features |= ERROR_FEATURES
-    labels = Dataset.from_dict(columns, features=Features(features))
-    source = dataset.remove_columns([name for name in columns if name in dataset.column_names])
-    return concatenate_datasets([source.select(rows), labels], axis=1)
+
+    max_duration: float | None = None
+    max_words: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_words is not None and self.max_duration is None:
+            raise ValueError(
+                f"`max_words` is {self.max_words}, but no row is split without `max_duration`: set it, or leave both."
+            )
 
 
-def _errors(references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]) -> dict[str, list]:
-    """Rate and counts by row; a reference of nothing but punctuation has none."""
-    spoken = [
-        reference if reference and get_normalizer(language)(reference) else None
-        for reference, language in zip(references, languages, strict=True)
-    ]
-    found = row_errors(spoken, predictions, languages)
-    return {name: [None if errors is None else getattr(errors, name) for errors in found] for name in ERROR_FEATURES}
+@dataclass(frozen=True)
+class Backend:
+    """The runtime of the teacher's decoder.
 
+    Args:
+        name (`str`, *optional*, defaults to `"transformers"`): or "ctranslate2" (extra `ct2`), which is faster on a
+            CPU; see [`Ctranslate2Generator`]. The teacher is converted on first use.
+        compute_type (`str`, *optional*, defaults to `"default"`): of CTranslate2: "float32", "int8", "float16", ...
 
-def _previous_transcripts(dataset: Dataset, found: RowTokens, texts: dict[int, str]) -> list[str | None]:
-    """The prompt of each labelled row: what was said right before it, and nothing where that is not known."""
-    if "condition_on_prev" not in dataset.column_names:
-        return [None] * len(texts)
-    continues = dataset.select_columns(["condition_on_prev"])["condition_on_prev"]
-    previous = []
-    for row in texts:
-        before = row - 1
-        known = before in texts and not found.sequences[before].truncated
-        # Packing writes booleans, the reference scripts the prompt's token ids, or null where nothing came before.
-        previous.append(texts[before] or None if continues[row] and known else None)
-    return previous
+    Raises:
+        ValueError: for an unknown name, or a compute type with transformers.
+    """
 
+    name: str = "transformers"
+    compute_type: str = "default"
 
-logger = logging.get_logger(__name__)
-
-SYSTEMIC = 10
-"""Rows of a shard from which on the loss of all of them is not the rows' fault."""
+    def __post_init__(self) -> None:
+        if self.name not in BACKENDS:
+            raise ValueError(f"`backend` is {self.name!r}, expected one of {', '.join(BACKENDS)}.")
+        if self.name == "transformers" and self.compute_type != "default":
+            raise ValueError(
+                f"`compute_type` is {self.compute_type!r}, which only backend='ctranslate2' supports: transformers "
+                "computes in the dtype of the teacher's weights. Load the teacher in another `dtype`, or leave "
+                "`compute_type` out."
+            )
 
 
 def pseudo_label_dataset(
@@ -268,190 +139,109 @@ def pseudo_label_dataset(
     processor: WhisperProcessor,
     *,
     output_dir: str | Path,
-    language: str | None = None,
-    batch_size: int = 16,
-    token_budget: int | None = None,
-    num_beams: int = 1,
-    backend: str = "transformers",
-    compute_type: str = "default",
-    task: str = "transcribe",
-    return_timestamps: bool = True,
-    max_new_tokens: int | None = None,
-    max_duration: float | None = None,
-    max_words: int | None = None,
+    generation: GenerationSettings | None = None,
+    packing: Packing | None = None,
+    backend: Backend | str = "transformers",
+    encoder_cache: EncoderCache | None = None,
     rows_per_shard: int = 1000,
-    teacher_cache_dir: str | Path | None = None,
     errors: RowErrors | None = None,
+    **keywords: Any,
 ) -> Dataset:
-    """Transcribes every row with the teacher and writes the labelled data set to `output_dir`.
+    """Transcribes every row with the teacher and writes the labelled dataset to `output_dir`.
 
-    Rows go through the teacher in batches of like length and come out in their order. A row that cannot be read, or is
-    longer than the teacher's window, is left out and listed in `errors`; it never ends the run.
+    Rows are labelled in batches of similar length and written in their order. A row that cannot be read, or is longer
+    than the teacher's window, is left out and listed in `errors`; it never ends the run.
 
-    The work is cut into shards of `rows_per_shard` rows. Each is committed at once and never redone: a run that was
-    stopped, however it was, goes on when it is started again with the same settings. Started by torchrun or
-    accelerate, on one machine or on several that share `output_dir`, every process labels its share of the shards;
-    the number of processes may differ from start to start.
+    The work is cut into shards of `rows_per_shard` rows. Each is committed at once and never redone: an interrupted
+    run continues when it is started again with the same settings. Started by torchrun or accelerate, on one machine or
+    on several that share `output_dir`, every process labels its share of the shards; the number of processes may
+    differ from start to start.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): rows with `audio` as [`load_source`] gives it,
-            optionally `id`, `text` and `condition_on_prev`. Of a stream the processes share the files, each of which
-            is cut into shards of its own.
-        teacher (`WhisperForConditionalGeneration`): in eval mode; left as it is.
+        dataset (`Dataset` or `IterableDataset`): rows with `audio` as [`load_source`] returns it, optionally `id`,
+            `text`, `language` and `condition_on_prev`. Of a stream the processes share the files, each of which is cut
+            into its own shards.
+        teacher (`WhisperForConditionalGeneration`): in eval mode; not modified.
         processor (`WhisperProcessor`): of the teacher.
         output_dir (`str` or `Path`): folder or fsspec URL for the shards; new, empty, or of the same run. Read it
             again with [`load_source`].
-        language (`str`, *optional*): of the rows whose column `language` says none. None: English, or detected row by
+        generation ([`GenerationSettings`], *optional*, defaults to greedy search with timestamps): what the labels
+            hold. `language` is that of rows without one in their column `language`; None: English, or detected row by
             row by a multilingual teacher. A row in a language that the teacher does not know is left out.
-        batch_size (`int`, *optional*, defaults to 16): rows per pass at most.
-        token_budget (`int`, *optional*): tokens per pass at most, as far as they can be foreseen, so that a pass takes
-            more short rows than long ones; see [`batches_by_length`].
-        num_beams (`int`, *optional*, defaults to 1): greedy; what beam search would gain, the filter makes up for
-            (9.1).
-        backend (`str`, *optional*, defaults to `"transformers"`): or "ctranslate2" (extra `ct2`), which is faster on a
-            CPU; see [`Ctranslate2Generator`]. The teacher is converted on first use.
-        compute_type (`str`, *optional*, defaults to `"default"`): of CTranslate2: "float32", "int8", "float16", ...
-        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
-        return_timestamps (`bool`, *optional*, defaults to `True`): label with timestamp tokens, so that the student
-            can learn them; training leaves them out as often as it likes.
-        max_new_tokens (`int`, *optional*): by default as many as the teacher's decoder has room for.
-        max_duration (`float`, *optional*): joins neighbouring utterances of one speaker, and splits longer recordings,
-            as [`pack_utterances`] does, to rows of at most so many seconds; nothing is joined across shards. By
-            default nothing is joined or split, and a row beyond the window is left out.
-        max_words (`int`, *optional*): also splits rows of more words whose times are known, see [`pack_utterances`].
-        rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source in a shard.
-        teacher_cache_dir (`str` or `Path`, *optional*): folder on a local disk that keeps the encoder's states of each
-            row. A training with the same `teacher_cache_dir`, whose student shares the encoder, need not run it again.
-            The encoder runs in transformers then, whatever the backend.
-        errors (`RowErrors`, *optional*): takes the rows left out, those of earlier starts included; they are logged in
-            any case.
+        packing ([`Packing`], *optional*): joins and splits recordings first, within a shard. By default nothing is
+            joined or split, and a row beyond the window is left out.
+        backend ([`Backend`] or `str`, *optional*, defaults to `"transformers"`): or "ctranslate2".
+        encoder_cache ([`EncoderCache`], *optional*): of the teacher's encoder and dtype; stores the encoder hidden
+            states of each row. A training with its folder as `teacher_cache_dir`, whose student shares the encoder,
+            does not run the encoder again. The encoder runs in transformers then, whatever the backend.
+        rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source per shard.
+        errors (`RowErrors`, *optional*): receives the rows left out, those of earlier starts included; they are logged
+            in any case.
+        keywords: fields of [`GenerationSettings`] (`language`, `task`, `num_beams`, `max_new_tokens`,
+            `return_timestamps`, `batch_size`, `token_budget`), of [`Packing`] (`max_duration`, `max_words`) and of
+            [`Backend`] (`compute_type`), which replace those of the objects; `teacher_cache_dir` (`str` or `Path`):
+            folder of an `encoder_cache`, on a local disk.
 
     Returns:
         `Dataset`: read back from `output_dir`. All columns of the source and:
             - `whisper_transcript`: "<|0.00|> Hello.<|1.20|>", or plain text without timestamps; no other special
               tokens;
             - `duration`: seconds;
-            - `truncated`: whether the length ran out before the end, so that the transcript stops mid-sentence;
+            - `truncated`: whether `max_new_tokens` was reached, so that the transcript stops mid-sentence;
             - `mean_log_prob`, `no_speech_prob`: see [`score_tokens`]; `compression_ratio`: see [`compression_ratio`];
-            - `previous_transcript`: plain text of the row before, where `condition_on_prev` is true and that row was
-              labelled to its end in the same shard; else null;
+            - `previous_transcript`: plain text of the row before, if `condition_on_prev` is true and that row has a
+              complete label in the same shard; else null;
             - `wer`, `hits`, `substitutions`, `deletions`, `insertions`, if there is a `text` column: normalised, a
               fraction and the counts behind it; null without text.
 
     Raises:
         StaleRunError: if `output_dir` holds another run (names the settings that differ), or other files.
-        ValueError: for 0 rows, a missing `audio` column, ids that occur twice, an unknown backend or language, or if
-            no row could be labelled.
+        ValueError: for 0 rows, a missing `audio` column, duplicate ids, an unknown backend or language, or if no row
+            could be labelled.
 
     Example:
         ```python
         >>> rows = load_source("recordings/", split="train")
-        >>> labelled = pseudo_label_dataset(rows, teacher, processor, output_dir="labelled")
+        >>> labelled = pseudo_label_dataset(rows, teacher, processor, output_dir="labelled", num_beams=5)
         >>> kept, report = filter_by_wer(labelled)
         ```
     """
-    _check_request(dataset, backend, compute_type, rows_per_shard)
-    if max_words is not None and max_duration is None:
-        raise ValueError(
-            f"`max_words` is {max_words}, but no row is split without `max_duration`: set it, or leave both."
-        )
+    teacher_cache_dir = keywords.pop("teacher_cache_dir", None)
+    runtime = Backend(backend) if isinstance(backend, str) else backend
+    generation, packing, runtime = _replace_fields(
+        [generation or GenerationSettings(return_timestamps=True), packing or Packing(), runtime], keywords
+    )
+    _check_dataset(dataset, rows_per_shard)
     store = ShardStore(output_dir)
-    store.identity()  # refuses a folder of other files before anything is computed
-    scored_as = scoring_language(teacher, language)
-    settings: dict[str, Any] = {
-        "num_beams": num_beams,
-        "max_new_tokens": max_new_tokens,
-        "return_timestamps": return_timestamps,
-        "language": language,
-        "task": task,
-    }
-    store.open_run(
-        {"teacher": weights_fingerprint(teacher), **_source_identity(dataset)}
-        | {
-            "backend": backend,
-            "compute_type": compute_type,
-            "max_duration": max_duration,
-            "max_words": max_words,
-            "rows_per_shard": rows_per_shard,
-            **settings,
-        }
-    )
-    generate: Callable[..., list[TokenSequence]] = (
-        partial(generate_tokens, teacher, **settings, statistics=True)
-        if backend == "transformers"
-        else Ctranslate2Generator(teacher, processor, compute_type=compute_type, **settings)
-    )
-    cache = (
-        None if teacher_cache_dir is None else EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
-    )
-    progress = AudioProgress(len(dataset) if isinstance(dataset, Dataset) else None, "labelling")
-
-    def label(rows: Dataset, lost: RowErrors) -> Dataset | None:
-        if max_duration is not None:
-            packed = list(pack_utterances(rows, max_duration=max_duration, max_words=max_words, errors=lost))
-            progress.rows_per_window = len(rows) / max(len(packed), 1)
-            rows = Dataset.from_list(packed, features=PACKED_FEATURES)
-        heard = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])
-        languages = _row_languages(rows, teacher, language, task, lost)
-        keep = None if cache is None else _keep_in(cache, heard, processor)
-        found = generate_rows(
-            teacher,
-            processor,
-            heard,
-            lost,
-            generate,
-            batch_size=batch_size,
-            token_budget=token_budget,
-            progress=progress,
-            keep=keep,
-            languages=languages,
-        )
-        if cache is not None:
-            cache.flush()
-        return with_labels(rows, found, processor, timestamp_begin(teacher), scored_as) if found.sequences else None
-
+    store.identity()  # refuses a folder of other files before the teacher is looked at
+    scoring_language(teacher, generation.language)  # and an unknown language before the folder is used
+    store.open_run(_identity(dataset, teacher, generation, packing, runtime, rows_per_shard))
+    if encoder_cache is None and teacher_cache_dir is not None:
+        encoder_cache = EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
     source = without_decoder(dataset)
-    with closing(progress):
-        for name, rows in own_blocks(source, store, rows_per_shard, progress):
-            _label_shard(rows, store, name, label)
-            progress.settle(len(rows))
-        _wait_for_others(store, partial(blocks_missing, source, rows_per_shard))
+    finished = finished_shards(store)
+    num_rows = len(dataset) if isinstance(dataset, Dataset) else None
+    with closing(AudioProgress(num_rows, "labelling", initial=sum(finished.values()))) as progress:
+        labeller = _Labeller(teacher, processor, generation, packing, runtime, encoder_cache, progress)
+        for shard in missing_shards(source, store, finished, rows_per_shard):
+            labelled, info = labeller.label(shard)
+            _commit(store, shard.name, labelled, info)
+    _wait_for_others(store, partial(count_missing, source, rows_per_shard))
     return _read_labels(store, RowErrors() if errors is None else errors)
 
 
-def _keep_in(cache: EncoderCache, rows: Dataset, processor: WhisperProcessor) -> Callable[[int, Tensor], None]:
-    settings = extractor_settings(processor)
-
-    def keep(row: int, states: Tensor) -> None:
-        cache.add(recording_key(rows[row]["audio"], settings, f"row {row}"), states)
-
-    return keep
-
-
-def _row_languages(
-    rows: Dataset, teacher: WhisperForConditionalGeneration, language: str | None, task: str, lost: RowErrors
-) -> dict[int, str | None] | None:
-    """By row number where rows say it; without those in a language that the teacher does not know."""
-    if "language" not in rows.column_names:
-        return None
-    told = rows.select_columns([name for name in ("id", "language") if name in rows.column_names])
-    known: dict[int, str | None] = {}
-    for number, row in enumerate(told):
-        try:
-            known[number] = resolve_language(teacher, row["language"] or language, task)
-        except ValueError as error:
-            lost.add(row_id(row, number), f"column 'language': {error}")
-    return known
+def _replace_fields(settings: Sequence[Any], keywords: dict[str, Any]) -> list[Any]:
+    """Each dataclass instance with the keywords that are its fields."""
+    replaced = []
+    for instance in settings:
+        names = [item.name for item in fields(instance) if item.name in keywords]
+        replaced.append(replace(instance, **{name: keywords.pop(name) for name in names}))
+    if keywords:
+        raise TypeError(f"pseudo_label_dataset() got an unexpected keyword argument {next(iter(keywords))!r}")
+    return replaced
 
 
-def _check_request(dataset: Dataset | IterableDataset, backend: str, compute_type: str, rows_per_shard: int) -> None:
-    if backend not in BACKENDS:
-        raise ValueError(f"`backend` is {backend!r}, expected one of {', '.join(BACKENDS)}.")
-    if backend == "transformers" and compute_type != "default":
-        raise ValueError(
-            f"`compute_type` is {compute_type!r}, which only backend='ctranslate2' knows: transformers computes in "
-            "the type of the teacher's weights. Load the teacher in another `dtype`, or leave `compute_type` out."
-        )
+def _check_dataset(dataset: Dataset | IterableDataset, rows_per_shard: int) -> None:
     if rows_per_shard < 1:
         raise ValueError(f"`rows_per_shard` is {rows_per_shard}, expected at least 1.")
     columns = dataset.column_names or []
@@ -463,56 +253,306 @@ def _check_request(dataset: Dataset | IterableDataset, backend: str, compute_typ
     if isinstance(dataset, Dataset):
         if len(dataset) == 0:
             raise ValueError("The data set has 0 rows, so there is nothing to label. Check the source and its split.")
-        check_ids(dataset)
+        _check_ids(dataset)
 
 
-def _source_identity(dataset: Dataset | IterableDataset) -> dict[str, Any]:
-    """What can be known of the rows before they are read."""
-    if isinstance(dataset, IterableDataset):
-        return {"files": dataset.num_shards, "columns": dataset.column_names}
+def _check_ids(rows: Dataset) -> None:
+    if "id" not in rows.column_names:
+        return
+    counts = Counter(rows["id"])
+    if duplicates := [str(name) for name, count in counts.items() if count > 1]:
+        raise ValueError(
+            f"{len(duplicates)} ids stand for several rows, {', '.join(duplicates[:3])} among them: labels could not "
+            "be told apart. Name a column of unique ids with `id_column` when loading."
+        )
+
+
+def _identity(
+    dataset: Dataset | IterableDataset,
+    teacher: WhisperForConditionalGeneration,
+    generation: GenerationSettings,
+    packing: Packing,
+    backend: Backend,
+    rows_per_shard: int,
+) -> dict[str, Any]:
+    """All that the labels depend on. The keys are those of `run.json`: a folder of an earlier version must match."""
+    identity: dict[str, Any] = {
+        "teacher": weights_fingerprint(teacher),
+        "backend": backend.name,
+        "compute_type": backend.compute_type,
+        "max_duration": packing.max_duration,
+        "max_words": packing.max_words,
+        "rows_per_shard": rows_per_shard,
+        "num_beams": generation.num_beams,
+        "max_new_tokens": generation.max_new_tokens,
+        "return_timestamps": bool(generation.return_timestamps),
+        "language": generation.language,
+        "task": generation.task,
+    }
+    if generation.min_new_tokens is not None:
+        identity["min_new_tokens"] = generation.min_new_tokens
+    if isinstance(dataset, IterableDataset):  # the rows are not known before they are read
+        return identity | {"files": dataset.num_shards, "columns": dataset.column_names}
     if "id" not in dataset.column_names:
-        return {"rows": len(dataset), "ids": None}
+        return identity | {"rows": len(dataset), "ids": None}
     digest = hashlib.sha256()
     for batch in dataset.select_columns(["id"]).iter(batch_size=10_000):
         digest.update("\n".join(map(str, batch["id"])).encode())
-    return {"rows": len(dataset), "ids": digest.hexdigest()[:16]}
+    return identity | {"rows": len(dataset), "ids": digest.hexdigest()[:16]}
 
 
-def _label_shard(
-    rows: Dataset, store: ShardStore, name: str, label: Callable[[Dataset, RowErrors], Dataset | None]
-) -> None:
-    begin, lost = time.perf_counter(), RowErrors()
-    labelled = label(rows, lost) if len(rows) else None
-    if labelled is None and len(rows) >= SYSTEMIC:
-        raise ValueError(
-            f"None of the {len(rows)} rows of shard {name} could be labelled. What was labelled before is kept: "
-            f"start again when the cause is gone.\n{lost.summary()}"
+class SourceShard(NamedTuple):
+    """Rows that are labelled and committed together; shards sorted by name are in the order of the source."""
+
+    name: str
+    rows: Dataset
+
+
+def finished_shards(store: ShardStore) -> dict[str, int]:
+    """Source rows of the finished shards, by name. Those in which no row could be read are tried again."""
+    return {
+        shard.name: shard.info["source_rows"]
+        for shard in store.shards()
+        if shard.info["rows"] or not shard.info["source_rows"]
+    }
+
+
+def missing_shards(
+    dataset: Dataset | IterableDataset, store: ShardStore, finished: Mapping[str, int], rows_per_shard: int
+) -> Iterator[SourceShard]:
+    """The unfinished shards of this process; what the store holds of them is removed.
+
+    Of a dataset the processes take turns at the shards, of a stream at the files, so that none reads another's audio.
+    """
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if isinstance(dataset, IterableDataset):
+        for file in range(rank, dataset.num_shards, world_size):
+            yield from _missing_shards_of_file(dataset, file, store, finished, rows_per_shard)
+        return
+    for index, start in enumerate(range(0, len(dataset), rows_per_shard)):
+        name = _shard_name(start)
+        if name not in finished and index % world_size == rank:
+            store.remove(name)
+            yield SourceShard(name, dataset.select(range(start, min(start + rows_per_shard, len(dataset)))))
+
+
+def _missing_shards_of_file(
+    stream: IterableDataset, file: int, store: ShardStore, finished: Mapping[str, int], rows_per_shard: int
+) -> Iterator[SourceShard]:
+    start = 0
+    while name := next((name for name in _shard_names_of_file(file, start) if name in finished), None):
+        if name.endswith(END_OF_FILE):
+            return
+        start += finished[name]
+    rows = iter(stream.shard(num_shards=stream.num_shards, index=file).skip(start))
+    next_row, is_last = next(rows, None), False
+    while not is_last:
+        block = [] if next_row is None else [next_row, *islice(rows, rows_per_shard - 1)]
+        next_row = next(rows, None)  # one row ahead, since the name of a file's last shard marks it as the last
+        is_last = next_row is None
+        names = _shard_names_of_file(file, start)
+        for name in names:
+            store.remove(name)
+        shard = Dataset.from_list(block, features=stream.features) if block else Dataset.from_dict({})
+        _check_ids(shard)
+        yield SourceShard(names[is_last], shard)
+        start += len(block)
+
+
+def _shard_name(start: int) -> str:
+    return f"{start:010d}"
+
+
+def _shard_names_of_file(file: int, start: int) -> tuple[str, str]:
+    """Name of a shard that starts at a row of a file, and its name if it is the last one of the file."""
+    name = f"{file:06d}-{_shard_name(start)}"
+    return name, name + END_OF_FILE
+
+
+def count_missing(dataset: Dataset | IterableDataset, rows_per_shard: int, names: set[str]) -> int:
+    """How many shards of a dataset, or files of a stream, are not in the store; `names` are those that are."""
+    if isinstance(dataset, IterableDataset):
+        return dataset.num_shards - sum(name.endswith(END_OF_FILE) for name in names)
+    return len({_shard_name(start) for start in range(0, len(dataset), rows_per_shard)} - names)
+
+
+class _Labeller:
+    """Labels shards with one teacher and one set of settings."""
+
+    def __init__(
+        self,
+        teacher: WhisperForConditionalGeneration,
+        processor: WhisperProcessor,
+        generation: GenerationSettings,
+        packing: Packing,
+        backend: Backend,
+        encoder_cache: EncoderCache | None,
+        progress: AudioProgress,
+    ):
+        self.teacher, self.processor = teacher, processor
+        self.generation, self.packing = generation, packing
+        self.encoder_cache, self.progress = encoder_cache, progress
+        self.generate: Callable[..., list[TokenSequence]] = (
+            partial(generate_tokens, teacher, settings=generation, statistics=True)
+            if backend.name == "transformers"
+            else Ctranslate2Generator(
+                teacher,
+                processor,
+                compute_type=backend.compute_type,
+                num_beams=generation.num_beams,
+                max_new_tokens=generation.max_new_tokens,
+                return_timestamps=bool(generation.return_timestamps),
+                language=generation.language,
+                task=generation.task,
+            )
         )
 
+    def label(self, shard: SourceShard) -> tuple[Dataset | None, dict[str, Any]]:
+        """The labelled rows of a shard, None if there are none, and what its manifest says of them."""
+        start, errors = time.perf_counter(), RowErrors()
+        labelled = self._label_rows(shard.rows, errors) if len(shard.rows) else None
+        self.progress.complete(len(shard.rows))
+        if labelled is None and len(shard.rows) >= MIN_ROWS_TO_FAIL:
+            raise ValueError(
+                f"None of the {len(shard.rows)} rows of shard {shard.name} could be labelled. What was labelled "
+                f"before is kept: start again when the cause is gone.\n{errors.summary()}"
+            )
+        return labelled, {
+            "rows": 0 if labelled is None else len(labelled),
+            "source_rows": len(shard.rows),
+            "hours": 0.0 if labelled is None else sum(labelled["duration"]) / 3600,
+            "seconds": time.perf_counter() - start,
+            "lost": errors.rows,
+        }
+
+    def _label_rows(self, rows: Dataset, errors: RowErrors) -> Dataset | None:
+        num_source_rows = len(rows)
+        if self.packing.max_duration is not None:
+            packed = pack_utterances(
+                rows, max_duration=self.packing.max_duration, max_words=self.packing.max_words, errors=errors
+            )
+            rows = Dataset.from_list(list(packed), features=PACKED_FEATURES)
+        source_rows_per_row = num_source_rows / max(len(rows), 1)
+        # Only what reading needs: all other columns would be decoded along with every row.
+        recordings = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])
+        languages = self._languages(rows, errors)
+        batches = feature_batches(
+            self.teacher,
+            self.processor,
+            recordings,
+            errors,
+            batch_size=self.generation.batch_size,
+            token_budget=self.generation.token_budget,
+            rows=languages,
+        )
+        sequences: dict[int, TokenSequence] = {}
+        durations: dict[int, float] = {}
+        for batch in batches:
+            inputs: dict[str, Any] = {"input_features": batch.input_features}
+            if self.encoder_cache is not None:
+                inputs = {"encoder_hidden_states": self._encode(batch, recordings, self.encoder_cache)}
+            if languages is not None:
+                inputs["languages"] = [languages[row] for row in batch.rows]
+            sequences |= zip(batch.rows, self.generate(**inputs), strict=True)
+            durations |= zip(batch.rows, batch.durations, strict=True)
+            self.progress.update(len(batch.rows) * source_rows_per_row, sum(batch.durations))
+        if self.encoder_cache is not None:
+            self.encoder_cache.flush()
+        generated = RowTokens(dict(sorted(sequences.items())), durations, 0.0)
+        return self._add_labels(rows, generated) if sequences else None
+
+    def _languages(self, rows: Dataset, errors: RowErrors) -> dict[int, str | None] | None:
+        """Language codes by row index, without rows in unknown languages; None if there is no column `language`."""
+        if "language" not in rows.column_names:
+            return None
+        codes: dict[int, str | None] = {}
+        for index, row in enumerate(rows.select_columns([n for n in ("id", "language") if n in rows.column_names])):
+            try:
+                language = row["language"] or self.generation.language
+                codes[index] = resolve_language(self.teacher, language, self.generation.task)
+            except ValueError as error:
+                errors.add(row_id(row, index), f"column 'language': {error}")
+        return codes
+
+    def _encode(self, batch: FeatureBatch, recordings: Dataset, cache: EncoderCache) -> Tensor:
+        """Encoder hidden states (batch, frames, d_model), which are added to the cache."""
+        states = encode(self.teacher, batch.input_features)
+        for row, state in zip(batch.rows, states, strict=True):
+            key = recording_key(recordings[row]["audio"], extractor_settings(self.processor), f"row {row}")
+            cache.add(key, state)
+        return states
+
+    def _add_labels(self, rows: Dataset, generated: RowTokens) -> Dataset:
+        """The rows with generated tokens and their new columns; labels of an earlier run are replaced."""
+        tokenizer, first_timestamp = self.processor.tokenizer, timestamp_begin(self.teacher)
+        sequences = generated.sequences
+        texts = {row: plain_text(one.tokens, tokenizer, first_timestamp) for row, one in sequences.items()}
+        transcripts = [timestamped_text(one.tokens, tokenizer, first_timestamp) for one in sequences.values()]
+        columns: dict[str, list] = {
+            "whisper_transcript": transcripts,
+            "duration": [generated.durations[row] for row in sequences],
+            "truncated": [one.truncated for one in sequences.values()],
+            "mean_log_prob": [one.mean_log_prob for one in sequences.values()],
+            "no_speech_prob": [one.no_speech_prob for one in sequences.values()],
+            "compression_ratio": [compression_ratio(text) for text in texts.values()],
+            "previous_transcript": _previous_transcripts(rows, sequences, texts),
+        }
+        features = dict(LABEL_FEATURES)
+        if "text" in rows.column_names:
+            columns |= self._error_columns(rows, texts)
+            features |= ERROR_FEATURES
+        labels = Dataset.from_dict(columns, features=Features(features))
+        source = rows.remove_columns([name for name in columns if name in rows.column_names])
+        return concatenate_datasets([source.select(list(sequences)), labels], axis=1)
+
+    def _error_columns(self, rows: Dataset, texts: Mapping[int, str]) -> dict[str, list]:
+        """WER and error counts by row; None for rows whose text is missing or has no spoken word."""
+        names = [name for name in ("text", "language") if name in rows.column_names]
+        source = rows.select_columns(names).select(list(texts))[:]
+        default = scoring_language(self.teacher, self.generation.language)
+        languages = [language or default for language in source.get("language", [None] * len(texts))]
+        references = [
+            text if text and get_normalizer(language)(text) else None
+            for text, language in zip(source["text"], languages, strict=True)
+        ]
+        errors = row_errors(references, list(texts.values()), languages)
+        return {name: [None if row is None else getattr(row, name) for row in errors] for name in ERROR_FEATURES}
+
+
+def _previous_transcripts(
+    rows: Dataset, sequences: Mapping[int, TokenSequence], texts: Mapping[int, str]
+) -> list[str | None]:
+    """What was said right before each labelled row; None if that is unknown."""
+    if "condition_on_prev" not in rows.column_names:
+        return [None] * len(texts)
+    # True or false from packing; from the reference scripts the token ids of the prompt, or null.
+    continues = rows.select_columns(["condition_on_prev"])["condition_on_prev"]
+    previous: list[str | None] = []
+    for row in texts:
+        is_known = row - 1 in texts and not sequences[row - 1].truncated
+        previous.append(texts[row - 1] or None if continues[row] and is_known else None)
+    return previous
+
+
+def _commit(store: ShardStore, name: str, labelled: Dataset | None, info: dict[str, Any]) -> None:
     def write(folder: Path) -> None:
         if labelled is not None:
             table = labelled.with_format("arrow")[:]
-            metadata = labelled.features.arrow_schema.metadata  # from which `datasets` knows its own types again
-            pq.write_table(table.replace_schema_metadata(metadata), folder / ROWS_FILE)
+            # `datasets` reads its own types (Audio, ...) back from this metadata.
+            table = table.replace_schema_metadata(labelled.features.arrow_schema.metadata)
+            pq.write_table(table, folder / ROWS_FILE)
 
-    info = {
-        "rows": 0 if labelled is None else len(labelled),
-        "source_rows": len(rows),
-        "hours": 0.0 if labelled is None else sum(labelled["duration"]) / 3600,
-        "seconds": time.perf_counter() - begin,
-        "lost": lost.rows,
-    }
     try:
         store.commit(name, write, info)
     except FileExistsError:
-        logger.warning(f"shard {name} was labelled by another process meanwhile; its work is kept.")
+        logger.warning(f"shard {name} was labelled by another process meanwhile, whose labels stay.")
 
 
-def _wait_for_others(store: ShardStore, missing: Callable[[set[str]], int]) -> None:
-    """Until all shards are there. By looking, not by a barrier of the process group, which would time out."""
+def _wait_for_others(store: ShardStore, count_missing: Callable[[set[str]], int]) -> None:
+    """Waits until all shards are there, by polling: a barrier of the process group would time out."""
     pause = 0.1
-    while count := missing(store.names()):
-        logger.info(f"waiting for {count} parts of other processes")
+    while count := count_missing(store.names()):
+        logger.info(f"waiting for {count} shards or files of other processes")
         time.sleep(pause)
         pause = min(2 * pause, 30.0)
 
