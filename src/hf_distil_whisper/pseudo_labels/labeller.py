@@ -22,8 +22,8 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import weights_fingerprint
-from hf_distil_whisper.data.features import extractor_settings, recording_key
 from hf_distil_whisper.data.dataset import row_id
+from hf_distil_whisper.data.features import extractor_settings, recording_key
 from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.shards import ShardStore
 from hf_distil_whisper.data.sources import (
