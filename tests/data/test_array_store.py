@@ -1,16 +1,17 @@
-"""Arrays by content key: what was committed is found, by anyone, and nothing else is."""
+"""Committed arrays are returned under their keys, to every process, and nothing else is."""
 
 import errno
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hf_distil_whisper.data import array_store
-from hf_distil_whisper.data.array_store import (
-    ArrayStore,
-    content_key,
-)
+from hf_distil_whisper.data.array_store import ArrayStore, content_key, rows_fingerprint
 from hf_distil_whisper.data.shards import StaleRunError
+from hf_distil_whisper.data.sources import load_source
+from toy_files import write_toy_corpus
 
 
 def entry(number: int) -> dict[str, np.ndarray]:
@@ -32,16 +33,16 @@ def filled(store: ArrayStore, numbers: range, flush_every: int = 4) -> ArrayStor
 
 def assert_holds(store: ArrayStore, numbers: range) -> None:
     for number in numbers:
-        found = store.get(content_key(str(number).encode()))
-        assert found is not None, number
+        arrays = store.get(content_key(str(number).encode()))
+        assert arrays is not None, number
         for name, array in entry(number).items():
-            assert found[name].dtype == array.dtype
-            np.testing.assert_array_equal(found[name], array)
+            assert arrays[name].dtype == array.dtype
+            np.testing.assert_array_equal(arrays[name], array)
 
 
 @pytest.mark.parametrize("folder", [None, "cache"])
-def test_entries_of_any_length_are_found_under_their_own_keys(tmp_path, folder):
-    """A neighbour's states under a row's labels would train silently on nonsense."""
+def test_entries_of_any_length_are_returned_under_their_keys(tmp_path, folder):
+    """Hidden states of another row would train silently on nonsense."""
     store = filled(ArrayStore(tmp_path / folder if folder else None), range(23))
     assert len(store) == 23
     assert_holds(store, range(23))
@@ -62,7 +63,7 @@ def test_a_key_depends_on_where_one_part_ends_and_the_next_begins():
     assert all(len(key) == 16 for key in keys)
 
 
-def test_keys_that_share_their_first_half_are_told_apart():
+def test_keys_that_share_their_first_half_are_distinguished():
     """The search goes by the first half alone."""
     store = ArrayStore()
     for second in range(3):
@@ -72,7 +73,7 @@ def test_keys_that_share_their_first_half_are_told_apart():
     assert store.get(b"\x07" * 8 + bytes([9]) * 8) is None
 
 
-def test_what_one_process_commits_another_finds_after_a_reload(tmp_path):
+def test_a_reload_shows_what_other_processes_have_committed(tmp_path):
     """Each process fills its share; all of them train on everything."""
     first, second = ArrayStore(tmp_path, {"teacher": "a"}), ArrayStore(tmp_path, {"teacher": "a"})
     filled(first, range(5))
@@ -92,7 +93,7 @@ def test_an_entry_that_was_not_committed_is_lost_and_nothing_else(tmp_path):
     assert content_key(b"4") not in again
 
 
-def test_an_entry_is_found_before_it_is_committed(tmp_path):
+def test_an_entry_is_there_before_it_is_committed(tmp_path):
     """What was just computed would be computed again."""
     for store in (ArrayStore(), ArrayStore(tmp_path)):
         store.add(content_key(b"0"), entry(0))
@@ -101,7 +102,7 @@ def test_an_entry_is_found_before_it_is_committed(tmp_path):
         assert store.get(content_key(b"1")) is None
 
 
-def test_shards_are_committed_when_enough_has_come_together(tmp_path, monkeypatch):
+def test_a_shard_is_committed_when_enough_bytes_are_pending(tmp_path, monkeypatch):
     """One shard for everything would lose everything when the run is killed."""
     monkeypatch.setattr(array_store, "SHARD_BYTES", 100)
     store = ArrayStore(tmp_path)
@@ -110,8 +111,8 @@ def test_shards_are_committed_when_enough_has_come_together(tmp_path, monkeypatc
     assert 30 < len(ArrayStore(tmp_path)) < 40
 
 
-def test_a_damaged_shard_is_taken_out_and_the_others_stay(tmp_path):
-    """A flipped bit in the teacher's states shows in no loss curve."""
+def test_a_damaged_shard_is_removed_and_the_others_stay(tmp_path):
+    """A flipped bit in cached hidden states shows in no loss curve."""
     store = filled(ArrayStore(tmp_path), range(8))
     path = sorted(tmp_path.glob("*/array-values.npy"))[0]
     content = bytearray(path.read_bytes())
@@ -144,3 +145,18 @@ def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, monkeypatch):
         store.flush()
     monkeypatch.undo()
     assert_holds(ArrayStore(tmp_path), range(4))
+
+
+def test_the_fingerprint_of_rows_depends_on_their_content_and_not_on_their_path(tmp_path: Path) -> None:
+    """Results would be computed again after every move, or used again after another labelling."""
+    corpus = write_toy_corpus(tmp_path / "corpus")
+    rows = load_source(corpus)
+    expected = rows_fingerprint(rows)
+    shutil.move(corpus, tmp_path / "moved")
+    moved = load_source(tmp_path / "moved")
+    assert rows_fingerprint(moved) == expected
+    (tmp_path / "parquet").mkdir()
+    moved.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
+    assert rows_fingerprint(load_source(tmp_path / "parquet")) == expected
+    other = rows.map(lambda row: {"text": row["text"].upper()})
+    assert len({expected, rows_fingerprint(other), rows_fingerprint(rows.select([0, 1, 2, 3, 5, 4]))}) == 3

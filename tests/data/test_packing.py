@@ -1,21 +1,15 @@
-"""Which utterances are joined, and what the joined rows say of themselves."""
+"""Which utterances are joined, where long recordings are split, and which text and facts the windows have."""
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from datasets import Audio, Dataset
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    encode_flac,
-    load_audio,
-)
-from hf_distil_whisper.data.packing import pack_utterances
-from hf_distil_whisper.data.sources import (
-    RowErrors,
-    load_source,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac, load_audio
+from hf_distil_whisper.data.packing import TimedText, pack_utterances, split_recording, timed_text
+from hf_distil_whisper.data.sources import RowErrors, load_source
 from toy_models import toy_rows
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
@@ -51,14 +45,14 @@ def test_neighbours_of_one_speaker_are_joined_in_order_as_long_as_they_fit():
     np.testing.assert_array_equal(samples[[0, 159_999, 160_000, -1]] * 128, [1, 1, 2, 2])
 
 
-def test_a_window_of_exactly_30_seconds_is_kept():
+def test_a_window_of_exactly_30_seconds_fits():
     """The reference packs up to 480,000 samples and then drops what is not below 480,000."""
     assert ids([row(1, 30.0)]) == [["r1"]]
     assert ids([row(1, 10.1), row(2, 9.9), row(3, 10.0)]) == [["r1", "r2", "r3"]]
     assert ids([row(1, 20.0), row(2, 10.0 + 1 / SAMPLING_RATE)]) == [["r1"], ["r2"]]
 
 
-def test_only_windows_that_go_on_say_so():
+def test_only_windows_that_continue_the_one_before_are_flagged():
     """A flag that is compared with `is False` makes every row the continuation of another speaker's."""
     rows = [row(1, 20), row(2, 20), row(3, 20, "b"), row(4, 20, "a"), row(5, 20, "a")]
     flags = [window["condition_on_prev"] for window in pack_utterances(rows)]
@@ -101,7 +95,7 @@ def test_utterances_in_two_languages_are_not_joined():
 
 
 def test_a_bad_row_costs_that_row_and_breaks_the_text_there():
-    """Joined over the hole, the previous text would be missing a sentence that the audio's speaker has said."""
+    """Joined across it, the previous text would lack a sentence that the speaker has said."""
     errors = RowErrors()
     rows = [row(1, 2), {**row(2, 2), "audio": None}, row(3, 2), {**row(6, 2), "audio": b""}]
     rows += [{**row(7, 2), "audio": np.float32([np.nan])}, {**row(8, 2), "audio": "gone.wav"}, row(9, 2), row(10, 2)]
@@ -114,14 +108,14 @@ def test_a_bad_row_costs_that_row_and_breaks_the_text_there():
         assert part in message
 
 
-def test_lost_rows_are_logged_where_nobody_collects_them(caplog: pytest.LogCaptureFixture):
+def test_rows_left_out_are_logged_where_nobody_collects_them(caplog: pytest.LogCaptureFixture):
     """A generator that swallows rows without a word turns a wrong path into a small corpus."""
     assert ids([row(1, 1), {**row(2, 1), "audio": None}]) == [["r1"]]
     assert "1 row left out" in caplog.text
 
 
 def test_a_window_has_a_text_only_if_all_of_its_parts_have_one():
-    """A text that leaves out what one of the utterances says teaches the student to skip words."""
+    """A text without that of one utterance teaches the student to skip words."""
     windows = list(pack_utterances([row(1, 2), row(2, 2, text=None), row(3, 2, "b"), row(4, 2, "b", text="  ")]))
     assert [window["text"] for window in windows] == [None, "Text 3."]
 
@@ -173,3 +167,125 @@ def test_real_recordings_fill_windows_to_30_seconds():
         window = windows[0]
         assert len(load_audio(window["audio"])) == pytest.approx(window["duration"] * SAMPLING_RATE)
     assert not errors
+
+
+# Splitting
+
+
+def speech(*seconds: float) -> np.ndarray:
+    """Noise and silence in turn."""
+    rng, parts = np.random.default_rng(0), []
+    for number, length in enumerate(seconds):
+        parts.append((0.1 if number % 2 == 0 else 0.0005) * rng.standard_normal(round(length * SAMPLING_RATE)))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def lengths(pieces) -> list[float]:
+    return [round(len(piece.samples) / SAMPLING_RATE, 2) for piece in pieces]
+
+
+def test_the_longest_silence_of_the_second_half_is_cut() -> None:
+    """A cut within a word costs the word in both pieces; many short pieces cost 30 s of encoder each."""
+    recording = speech(5, 3, 12, 0.2, 4, 0.8, 3, 0.3, 10)
+    pieces = split_recording(recording)
+    assert lengths(pieces) == [24.6, 13.7]
+    assert np.array_equal(np.concatenate([piece.samples for piece in pieces]), recording)
+
+
+def test_thirty_seconds_are_one_piece_with_its_text() -> None:
+    """The reference scripts dropped recordings of exactly 30 s."""
+    (piece,) = split_recording(speech(30), text="all of it")
+    assert (len(piece.samples), piece.text) == (30 * SAMPLING_RATE, "all of it")
+    assert [piece.text for piece in split_recording(speech(30.001), text="all of it")] == [None, None]
+
+
+def test_noise_without_silence_is_cut_at_its_quietest_frame() -> None:
+    """Music and crowds never pause; a piece must fit all the same."""
+    recording = speech(70)
+    quiet = slice(round(25.0 * SAMPLING_RATE), round(25.02 * SAMPLING_RATE))
+    recording[quiet] *= 0.5
+    pieces = split_recording(recording)
+    assert lengths(pieces)[0] == 25.0
+    assert max(lengths(pieces)) <= 30
+    assert sum(len(piece.samples) for piece in pieces) == len(recording)
+
+
+def test_pieces_have_their_words_and_sentences_stay_whole() -> None:
+    """A full stop is worth more than a slightly longer pause within a sentence."""
+    words = [TimedText(start, start + 0.8, f"w{start}") for start in range(40)]
+    words[19] = TimedText(19, 19.8, "end.")
+    words[24] = TimedText(24, 24.6, "and")
+    pieces = split_recording(speech(40), timed=words)
+    assert lengths(pieces) == [19.9, 20.1]
+    assert pieces[0].text.split()[-1] == "end."
+    assert pieces[1].text.split()[0] == "w20"
+    assert " ".join(piece.text for piece in pieces).split() == [word.text for word in words]
+
+
+def test_many_words_are_split_at_their_punctuation_whatever_their_length() -> None:
+    """The recipe for AMI: utterances of more than 30 words at the times of their punctuation (appendix A)."""
+    marks = {9: ",", 24: ".", 33: ",", 79: "."}
+    words = [TimedText(0.2 * word, 0.2 * word + 0.15, f"w{word}{marks.get(word, '')}") for word in range(100)]
+    recording = speech(20)
+    pieces = split_recording(recording, max_words=30, text="w0 ... w99", timed=words)
+    assert [len(piece.text.split()) for piece in pieces] == [25, 9, 46, 20]  # no punctuation in the third
+    assert " ".join(piece.text for piece in pieces).split() == [word.text for word in words]
+    assert np.array_equal(np.concatenate([piece.samples for piece in pieces]), recording)
+    shorter = split_recording(recording, max_words=30, max_duration=5.0, timed=words)
+    assert [len(piece.text.split()) for piece in shorter][:2] == [25, 9]
+    assert max(lengths(shorter)) <= 5.0
+    (whole,) = split_recording(recording, max_words=100, text="w0 ... w99", timed=words)
+    assert whole.text == "w0 ... w99"
+    rows = [{"id": "a", "audio": recording, "speaker": "x", "words": [word._asdict() for word in words]}]
+    assert [window["ids"] for window in pack_utterances(rows, max_words=30, speaker_column=None)] == [
+        ["a-0"], ["a-1"], ["a-2"], ["a-3"],
+    ]  # fmt: skip
+
+
+def test_a_segment_that_has_to_be_cut_leaves_both_pieces_without_text() -> None:
+    """Half of its words beside all of its audio would teach the student to stop in the middle."""
+    segments = [TimedText(0, 3, "short."), TimedText(3, 41, "long"), TimedText(41, 45, "short again.")]
+    pieces = split_recording(speech(45), timed=segments)
+    assert [piece.text is None for piece in pieces] == [True] * len(pieces)
+    assert len(split_recording(speech(3, 1, 41), timed=[*segments[:1], *segments[2:]])) >= 2
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"words": [{"start": 0, "end": 1, "word": " a"}]}, [(0.0, 1.0, " a")]),
+        ({"segments": [{"start": 0, "end": 1, "text": "a b"}]}, [(0.0, 1.0, "a b")]),
+        ({"words": [{"start": None, "end": 1, "word": "a"}], "segments": None}, []),
+        ({"words": ["a", "b"]}, []),
+        ({}, []),
+    ],
+)
+def test_times_are_taken_as_rows_write_them(row: dict, expected: list) -> None:
+    assert timed_text(row) == expected
+
+
+def test_packing_splits_long_rows_and_joins_their_pieces_with_neighbours() -> None:
+    """Truncated at 30 s, the rest of a recording would be lost and its text would stand beside the wrong audio."""
+    words = [{"start": start, "end": start + 0.8, "word": f"w{start}"} for start in range(40)]
+    rows = [
+        {"id": "a", "audio": speech(40), "words": words, "text": "all", "speaker": "x"},
+        {"id": "b", "audio": speech(2), "text": "two.", "speaker": "x"},
+        {"id": "c", "audio": speech(65), "text": "lost", "speaker": "y"},
+    ]
+    windows = list(pack_utterances(rows))
+    assert [window["ids"] for window in windows[:2]] == [["a-0"], ["a-1", "b"]]
+    assert windows[1]["text"].endswith("w39 two.")
+    assert [window["condition_on_prev"] for window in windows[:3]] == [False, True, False]
+    assert all(window["text"] is None for window in windows[2:])
+    assert sum(window["duration"] for window in windows) == pytest.approx(107)
+
+
+def test_splitting_takes_time_linear_in_the_length() -> None:
+    """The reference scripts' `np.append` made packing quadratic."""
+    seconds = []
+    for minutes in (10, 80):
+        recording = speech(*[2.0, 0.3] * round(minutes * 60 / 2.3))
+        start = time.process_time()
+        split_recording(recording)
+        seconds.append(time.process_time() - start)
+    assert seconds[1] < 30 * seconds[0]

@@ -1,4 +1,4 @@
-"""Shards are whole or absent, checked, and of one run only."""
+"""Shards are complete or absent, checked, and of one run only."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def test_a_shard_is_written_once(store: ShardStore) -> None:
     assert store.fs.cat_file(store.path("00000", "rows.txt")) == b"a"
 
 
-def test_a_run_goes_on_with_its_own_settings_only(store: ShardStore) -> None:
+def test_a_run_continues_with_the_same_settings_only(store: ShardStore) -> None:
     store.open_run(IDENTITY)
     store.commit("00000", write("a"))
     store.open_run(dict(reversed(IDENTITY.items())))
@@ -90,7 +90,7 @@ def test_a_shard_cut_short_is_left_out(store: ShardStore, content, reason, caplo
     assert len(store.shards()) == 1
 
 
-def test_a_changed_byte_is_found(store: ShardStore) -> None:
+def test_a_changed_byte_is_detected(store: ShardStore) -> None:
     """Of the same size, so that only the checksum tells."""
     store.open_run(IDENTITY)
     store.commit("00000", write("whole"))
@@ -117,7 +117,7 @@ for number in range(100_000):
 """
 
 
-def test_writers_killed_at_any_moment_leave_whole_shards_only(tmp_path: Path) -> None:
+def test_writers_killed_at_any_moment_leave_complete_shards_only(tmp_path: Path) -> None:
     """Two processes at once, killed as hard as can be."""
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), name]) for name in ("a", "b")]
     deadline = time.monotonic() + 60

@@ -1,7 +1,6 @@
-"""The one place that decodes and resamples: what a row calls audio becomes float32 mono at 16 kHz, or an `AudioError`.
+"""Decodes and resamples audio: whatever a row holds as audio becomes float32 mono at 16 kHz, or an `AudioError`.
 
-Knows containers (WAV, FLAC, MP3, Ogg and all else that libsndfile reads), in one piece or block by block; how each of
-them looks when its end is missing is known by `damage`. Knows nothing of data sets, text or features.
+The only place that decodes: WAV, FLAC, MP3, Ogg and all else that libsndfile reads, at once or block by block.
 """
 
 import io
@@ -14,101 +13,15 @@ import numpy as np
 import soundfile
 import soxr
 
-_LARGEST_OGG_PAGE = 27 + 255 + 255 * 255
-
-
-def missing_bytes(file: BinaryIO, kind: str) -> str | None:
-    """What the container itself tells before anything is decoded, or `None`.
-
-    Args:
-        file (`BinaryIO`): the encoded file; its position is moved.
-        kind (`str`): libsndfile's name of the container.
-    """
-    if kind == "OGG":
-        return _missing_ogg_end(file)
-    return _missing_wav_bytes(file) if _is_riff(file, kind) else None
-
-
-def missing_samples(file: BinaryIO, kind: str, claimed: int, decoded: int, position: int) -> str | None:
-    """What decoding to the end tells, or `None`.
-
-    Args:
-        file (`BinaryIO`): the encoded file; its position is moved.
-        kind (`str`): libsndfile's name of the container.
-        claimed (`int`): frames that its header promises.
-        decoded (`int`): frames that came.
-        position (`int`): of the file after the last of them.
-    """
-    if kind == "OGG" or _is_riff(file, kind):
-        return None  # `missing_bytes` has looked at these
-    if kind == "MP3":
-        # Without a Xing header the length is a guess from the first frame's bit rate, and decoding stops there.
-        if not _has_xing_header(file):
-            size = _size(file)
-            unread = size - position
-            if unread > max(4096, size // 10):
-                return f"it has no header with its length, and {unread} of {size} bytes would stay unread"
-            return None
-        claimed -= 2 * 1152
-    return f"its header promises {claimed} samples, {decoded} could be decoded" if decoded < claimed else None
-
-
-def _is_riff(file: BinaryIO, kind: str) -> bool:
-    return kind in ("WAV", "WAVEX") and _bytes_at(file, 0, 4) == b"RIFF"
-
-
-def _has_xing_header(file: BinaryIO) -> bool:
-    start, head = 0, _bytes_at(file, 0, 10)
-    if head[:3] == b"ID3":
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
-    first_frame = _bytes_at(file, start, 256)
-    return b"Xing" in first_frame or b"Info" in first_frame
-
-
-def _missing_ogg_end(file: BinaryIO) -> str | None:
-    size = _size(file)
-    data = _bytes_at(file, max(0, size - 2 * _LARGEST_OGG_PAGE), size)
-    if b"OggS" not in data:  # something long was appended
-        data = _bytes_at(file, 0, size)
-    page = data.rfind(b"OggS")
-    header, last_of_stream = data[page : page + 27], 4
-    if len(header) == 27:
-        lengths = data[page + 27 : page + 27 + header[26]]
-        if (
-            len(lengths) == header[26]
-            and page + 27 + header[26] + sum(lengths) <= len(data)
-            and header[5] & last_of_stream
-        ):
-            return None
-    return "its last page is not marked as the end of the stream"
-
-
-def _missing_wav_bytes(file: BinaryIO) -> str | None:
-    start, end = 12, _size(file)
-    while start + 8 <= end:
-        head = _bytes_at(file, start, 8)
-        size = int.from_bytes(head[4:], "little")
-        if head[:4] == b"data":
-            left = end - start - 8
-            # Programs that write into a pipe cannot know the size and put a value near 2³¹ or 2³² there.
-            return f"its header promises {size} bytes, {left} are there" if left < size < 0x7FFF0000 else None
-        start += 8 + size + size % 2
-    return None
-
-
-def _size(file: BinaryIO) -> int:
-    return file.seek(0, os.SEEK_END)
-
-
-def _bytes_at(file: BinaryIO, start: int, count: int) -> bytes:
-    file.seek(start)
-    return file.read(count)
-
-
 SAMPLING_RATE = 16_000
 """Samples per second of everything that `load_audio` returns: what Whisper's feature extractor expects."""
 
 READABLE = "WAV, FLAC, MP3 or Ogg"
+
+_UNKNOWN_LENGTH = 1 << 62
+"""libsndfile reports about 2⁶³ frames for a FLAC whose header leaves the length open."""
+
+_LARGEST_OGG_PAGE = 27 + 255 + 255 * 255
 
 
 class AudioError(ValueError):
@@ -124,10 +37,10 @@ def load_audio(audio: Any, *, name: str | None = None) -> np.ndarray:
             the bytes are `None`); a `{"array", "sampling_rate"}` dictionary; a pair of array and rate; or an array at
             16 kHz. Arrays of int16 and int32 are scaled to [-1, 1). In a two-dimensional array the shorter axis holds
             the channels.
-        name (`str`, *optional*): what messages call this audio; by default its path.
+        name (`str`, *optional*): name of this audio in messages; by default its path.
 
     Returns:
-        `np.ndarray`: shape (samples,), float32, 16 kHz, in the loudness of the recording: nothing is normalised or
+        `np.ndarray` of shape `(samples,)`: float32, 16 kHz, in the loudness of the recording: nothing is normalised or
         clipped.
 
     Raises:
@@ -148,20 +61,20 @@ def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | 
     """The samples of [`load_audio`], to the last bit, block by block: hours of audio in the memory of a minute.
 
     An encoded file is read, mixed down and resampled as the blocks are asked for. A file that only torchcodec reads
-    (M4A, WebM) is decoded whole, and samples that are there already come as one block.
+    (M4A, WebM) is decoded at once, and an array comes as one block.
 
     Args:
         audio (`str`, `Path`, `bytes`, `dict`, `tuple` or `np.ndarray`): as for [`load_audio`].
-        name (`str`, *optional*): what messages call this audio; by default its path.
+        name (`str`, *optional*): name of this audio in messages; by default its path.
         block_seconds (`float`, *optional*, defaults to 30.0): audio decoded at once; None: all of it.
 
     Yields:
-        `np.ndarray`: shape (samples,), at least one sample, float32, 16 kHz.
+        `np.ndarray` of shape `(samples,)`: at least one sample, float32, 16 kHz.
 
     Raises:
-        AudioError: as [`load_audio`], as soon as it shows: what is wrong with a header, and the cut end of a WAV or
-            Ogg file, before the first block; samples that are not finite with their block, which alone is counted;
-            all else with the last block.
+        AudioError: as [`load_audio`], as early as possible: for a header, and the cut end of a WAV or Ogg file, before
+            the first block; for samples that are not finite with their block, of which alone they are counted; for all
+            else with the last block.
 
     Example:
         ```python
@@ -170,48 +83,36 @@ def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | 
         ```
     """
     source, name = _source(audio, name)
-    pieces = _one_piece(*_array(audio, name)) if source is None else _decode(source, name, block_seconds)
-    resampler, decoded, made = None, 0, 0
+    pieces = _array_piece(*_array(audio, name)) if source is None else _decode(source, name, block_seconds)
+    resampler, num_decoded, num_resampled = None, 0, 0
     piece = next(pieces, None)
     while piece is not None:
         samples, rate = piece
-        piece = next(pieces, None)
-        samples = _mono(samples, name)
-        decoded += len(samples)
+        piece = next(pieces, None)  # one ahead: the resampler must know its last piece
+        samples = _to_mono(samples, name)
+        num_decoded += len(samples)
         if rate != SAMPLING_RATE:
+            # One resampler for all pieces: started anew at every border, it would click there.
             resampler = resampler or soxr.ResampleStream(rate, SAMPLING_RATE, 1, dtype="float32")
             samples = resampler.resample_chunk(samples, last=piece is None)
-        made += len(samples)
+        num_resampled += len(samples)
         if len(samples):
             yield samples
-    if not decoded:
+    if not num_decoded:
         raise AudioError(f"{name}: expected audio, got 0 samples. Record it again or leave it out.")
-    if not made:
+    if not num_resampled:
         raise AudioError(f"{name}: too short, nothing is left of it at {SAMPLING_RATE} Hz (source rate {rate} Hz).")
 
 
-def _mono(samples: np.ndarray, name: str) -> np.ndarray:
-    """One channel of finite samples, contiguous."""
-    if samples.ndim == 2:
-        samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    finite = np.isfinite(samples)
-    if not finite.all():
-        raise AudioError(
-            f"{name}: {int((~finite).sum())} of {len(samples)} samples are NaN or infinite; expected finite numbers. "
-            "The recording or the step that made it is broken."
-        )
-    return np.ascontiguousarray(samples, dtype=np.float32)
-
-
 def audio_duration(audio: Any, *, name: str | None = None) -> float:
-    """Seconds of audio, from the header alone where there is one that says so.
+    """Duration of audio in seconds, from the header alone where it has one.
 
     Args:
         audio (`str`, `Path`, `bytes`, `dict`, `tuple` or `np.ndarray`): as for [`load_audio`].
-        name (`str`, *optional*): what messages call this audio; by default its path.
+        name (`str`, *optional*): name of this audio in messages; by default its path.
 
     Returns:
-        `float`: seconds. A truncated file may claim more or less than it holds: only decoding it tells.
+        `float`: seconds. The header of a truncated file may promise more than decoding gives.
 
     Raises:
         AudioError: for a missing or empty file, and for one that cannot be read.
@@ -220,45 +121,37 @@ def audio_duration(audio: Any, *, name: str | None = None) -> float:
     if source is None:
         samples, rate = _array(audio, name)
         return len(samples) / rate
-    with _opened(source, name) as file:
-        return _header_duration(file, source, name)
+    with _open(source, name) as file:
+        try:
+            header = soundfile.info(file)
+        except soundfile.LibsndfileError:
+            return len(load_audio(source, name=name)) / SAMPLING_RATE
+    if header.frames >= _UNKNOWN_LENGTH:
+        load_audio(source, name=name)  # raises with the reason
+    return header.frames / header.samplerate
 
 
 def encode_flac(array: np.ndarray) -> bytes:
-    """A FLAC file (mono, 16 kHz, 16 bit) of the samples; `load_audio` gives them back to within half a step of 2⁻¹⁵.
+    """Encodes samples as FLAC (mono, 16 kHz, 16 bit); `load_audio` returns them to within half a step of 2⁻¹⁵.
 
     Args:
-        array (`np.ndarray`): shape (samples,), float, 16 kHz. What lies outside [-1, 1) is clipped.
+        array (`np.ndarray` of shape `(samples,)`): float, 16 kHz. Values outside [-1, 1) are clipped.
 
     Returns:
-        `bytes`: the file. Samples that came from 16 bit survive exactly.
+        `bytes`: the file. Samples that came from 16 bit are preserved exactly.
     """
-    # soundfile would scale floats by 32767 on writing and by 1/32768 on reading: each rewriting would be a little
-    # quieter.
+    # soundfile scales floats by 32767 on writing and by 1/32768 on reading: each copy would be a little quieter.
     steps = np.clip(np.rint(np.asarray(array, dtype=np.float32) * 32768), -32768, 32767).astype(np.int16)
     file = io.BytesIO()
     soundfile.write(file, steps, SAMPLING_RATE, format="FLAC", subtype="PCM_16")
     return file.getvalue()
 
 
-_UNKNOWN_LENGTH = 1 << 62
-"""libsndfile reports about 2⁶³ frames for a FLAC whose header leaves the length open."""
-
-
-def _array(audio: Any, name: str) -> tuple[np.ndarray, int]:
-    """Samples (frames,) or (frames, channels) that were given as such, and their rate."""
-    rate: Any = SAMPLING_RATE
-    if isinstance(audio, dict):
-        audio, rate = audio["array"], audio.get("sampling_rate")
-    elif isinstance(audio, tuple) and len(audio) == 2 and np.ndim(audio[1]) == 0:
-        audio, rate = audio
-    if not isinstance(rate, int | float | np.number) or not rate > 0:
-        raise AudioError(f"{name}: expected a sampling rate in Hz beside the array, got {rate!r}.")
-    return _as_float(audio, name), int(rate)
+# Kinds of audio
 
 
 def _source(audio: Any, name: str | None) -> tuple[bytes | Path | None, str]:
-    """Where the encoded audio is, `None` if `audio` is made of samples; and the name for messages."""
+    """The encoded file, `None` if `audio` is an array; and the name for messages."""
     if isinstance(audio, dict):
         if audio.get("array") is not None:
             return None, name or str(audio.get("path") or "audio array")
@@ -277,39 +170,15 @@ def _source(audio: Any, name: str | None) -> tuple[bytes | Path | None, str]:
     return bytes(audio), name
 
 
-def _opened(source: bytes | Path, name: str) -> BinaryIO:
-    if isinstance(source, bytes):
-        return io.BytesIO(source)
-    path = source
-    where = name if name == str(path) else f"{name}: {path}"
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        reason = "no such audio file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise AudioError(f"{where}: {reason}. Correct the path in the data set or leave the row out.") from error
-    if not path.stat().st_size:
-        file.close()
-        raise AudioError(f"{where}: the audio file is empty (0 bytes); expected {READABLE}.")
-    return file
-
-
-def _header_duration(file: BinaryIO, source: bytes | Path, name: str) -> float:
-    try:
-        header = soundfile.info(file)
-    except soundfile.LibsndfileError:
-        return len(load_audio(source, name=name)) / SAMPLING_RATE
-    if header.frames >= _UNKNOWN_LENGTH:
-        load_audio(source, name=name)  # says what is wrong with it
-    return header.frames / header.samplerate
-
-
-def _one_piece(samples: np.ndarray, rate: int) -> Iterator[tuple[np.ndarray, int]]:
-    if samples.size:
-        yield samples, rate
-
-
-def _as_float(audio: Any, name: str) -> np.ndarray:
-    """An array of samples as floats, (frames,) or (frames, channels)."""
+def _array(audio: Any, name: str) -> tuple[np.ndarray, int]:
+    """Samples (frames,) or (frames, channels) in float32, and their rate."""
+    rate: Any = SAMPLING_RATE
+    if isinstance(audio, dict):
+        audio, rate = audio["array"], audio.get("sampling_rate")
+    elif isinstance(audio, tuple) and len(audio) == 2 and np.ndim(audio[1]) == 0:
+        audio, rate = audio
+    if not isinstance(rate, int | float | np.number) or not rate > 0:
+        raise AudioError(f"{name}: expected a sampling rate in Hz beside the array, got {rate!r}.")
     try:
         samples = np.asarray(audio)
     except ValueError as error:
@@ -323,67 +192,96 @@ def _as_float(audio: Any, name: str) -> np.ndarray:
         )
     if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
         samples = samples.T
-    return samples.astype(np.float32, copy=False)
+    return samples.astype(np.float32, copy=False), int(rate)
+
+
+def _array_piece(samples: np.ndarray, rate: int) -> Iterator[tuple[np.ndarray, int]]:
+    if samples.size:
+        yield samples, rate
+
+
+def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
+    """Checks that samples are finite and averages (frames, channels) to contiguous (frames,)."""
+    if samples.ndim == 2:
+        samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    finite = np.isfinite(samples)
+    if not finite.all():
+        raise AudioError(
+            f"{name}: {int((~finite).sum())} of {len(samples)} samples are NaN or infinite; expected finite numbers. "
+            "The recording or the step that made it is broken."
+        )
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+# Decoding
+
+
+def _open(source: bytes | Path, name: str) -> BinaryIO:
+    if isinstance(source, bytes):
+        return io.BytesIO(source)
+    where = name if name == str(source) else f"{name}: {source}"
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        reason = "no such audio file" if isinstance(error, FileNotFoundError) else error.strerror
+        raise AudioError(f"{where}: {reason}. Correct the path in the data set or leave the row out.") from error
+    if not source.stat().st_size:
+        file.close()
+        raise AudioError(f"{where}: the audio file is empty (0 bytes); expected {READABLE}.")
+    return file
 
 
 class _SoundFile(soundfile.SoundFile):
-    """Reads on: soundfile seeks after every read, and the decoders of MP3 and Opus do not find back exactly."""
+    """Never seeks: soundfile does so after every read, and the decoders of MP3 and Opus do not return exactly."""
 
     def seekable(self) -> bool:
         return False
 
 
 def _decode(source: bytes | Path, name: str, seconds: float | None) -> Iterator[tuple[np.ndarray, int]]:
-    """Samples (frames, channels) in float32 and their rate, in pieces of so many seconds or in one."""
-    with _opened(source, name) as file:
-        decoded = 0
+    """Pieces (frames, channels) of so many seconds in float32, or the whole file, and the sampling rate."""
+    with _open(source, name) as file:
+        num_decoded = 0
         try:
             with _SoundFile(file) as sound:
                 for samples in _read(sound, file, name, seconds):
-                    decoded += len(samples)
+                    num_decoded += len(samples)
                     yield samples, sound.samplerate
         except soundfile.LibsndfileError as error:
             file.seek(0)
             data = file.read()
-            if decoded:  # another decoder would begin again
+            if num_decoded:  # another decoder would start from the beginning
                 raise _unreadable(data, name, error) from error
             yield _decode_with_torchcodec(data, name, error)
 
 
 def _read(sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float | None) -> Iterator[np.ndarray]:
-    kind, claimed, rate = sound.format, sound.frames, sound.samplerate
-    if claimed >= _UNKNOWN_LENGTH:
+    kind, promised, rate = sound.format, sound.frames, sound.samplerate
+    if promised >= _UNKNOWN_LENGTH:
         raise AudioError(
             f"{name}: the header of this {kind} file leaves its length open, as those written into pipes do, "
             "and libsndfile cannot read on from there. Encode it again, into a file."
         )
-    place = file.tell()
-    missing = missing_bytes(file, kind)
-    file.seek(place)
-    frames = claimed if seconds is None else max(1, round(seconds * rate))
-    decoded, ends = 0, False
-    while not missing and not ends:
-        wanted = min(frames, claimed - decoded)
+    position = file.tell()
+    fault = _container_fault(file, kind)
+    file.seek(position)
+    frames = promised if seconds is None else max(1, round(seconds * rate))
+    num_decoded, is_last = 0, False
+    while not fault and not is_last:
+        wanted = min(frames, promised - num_decoded)
         samples = sound.read(wanted, dtype="float32", always_2d=True)
-        decoded += len(samples)
-        ends = len(samples) < wanted or decoded == claimed
-        if ends:
-            missing = missing_samples(file, kind, claimed, decoded, file.tell())
-        if len(samples) and not missing:
+        num_decoded += len(samples)
+        is_last = len(samples) < wanted or num_decoded == promised
+        if is_last:
+            fault = _decoding_fault(file, kind, promised, num_decoded)
+        if len(samples) and not fault:
             yield samples
-    if missing:
-        raise AudioError(f"{name}: truncated {kind} file: {missing}. Fetch or encode it again, or leave it out.")
-
-
-def _unreadable(data: bytes, name: str, reason: Exception) -> AudioError:
-    return AudioError(
-        f"{name}: cannot be read as audio; expected {READABLE}, got {len(data)} bytes of something else, or of a file "
-        f"that is cut short or damaged ({reason}). Convert it, or install a torchcodec that fits your torch."
-    )
+    if fault:
+        raise AudioError(f"{name}: truncated {kind} file: {fault}. Fetch or encode it again, or leave it out.")
 
 
 def _decode_with_torchcodec(data: bytes, name: str, reason: Exception) -> tuple[np.ndarray, int]:
-    """What libsndfile cannot read (M4A, WebM), if torchcodec is there and loads."""
+    """Decodes what libsndfile cannot read (M4A, WebM), if torchcodec is installed and loads."""
     try:
         from torchcodec.decoders import AudioDecoder
     except (ImportError, OSError, RuntimeError):  # OSError: a CUDA build beside a CPU torch
@@ -393,3 +291,88 @@ def _decode_with_torchcodec(data: bytes, name: str, reason: Exception) -> tuple[
     except (RuntimeError, ValueError) as error:
         raise AudioError(f"{name}: neither libsndfile ({reason}) nor torchcodec ({error}) can read it.") from error
     return decoded.data.numpy().T.astype(np.float32), int(decoded.sample_rate)
+
+
+def _unreadable(data: bytes, name: str, reason: Exception) -> AudioError:
+    return AudioError(
+        f"{name}: cannot be read as audio; expected {READABLE}, got {len(data)} bytes of something else, or of a file "
+        f"that is cut short or damaged ({reason}). Convert it, or install a torchcodec that fits your torch."
+    )
+
+
+# Truncated files: libsndfile decodes cut WAV, MP3 and Ogg files without an error
+
+
+def _container_fault(file: BinaryIO, kind: str) -> str | None:
+    """Truncation that shows before anything is decoded; moves the position of the file."""
+    if kind == "OGG":
+        return _ogg_fault(file)
+    return _wav_fault(file) if _is_riff(file, kind) else None
+
+
+def _decoding_fault(file: BinaryIO, kind: str, promised: int, num_decoded: int) -> str | None:
+    """Truncation that shows when `num_decoded` of the `promised` samples have been read."""
+    position = file.tell()
+    if kind == "OGG" or _is_riff(file, kind):
+        return None  # see `_container_fault`
+    if kind == "MP3":
+        # Without a Xing header libsndfile guesses the length from the first frame's bit rate, and stops there.
+        if not _has_xing_header(file):
+            size = _size(file)
+            unread = size - position
+            if unread > max(4096, size // 10):
+                return f"it has no header with its length, and {unread} of {size} bytes would stay unread"
+            return None
+        promised -= 2 * 1152  # padding of the encoder: two frames
+    return (
+        f"its header promises {promised} samples, {num_decoded} could be decoded" if num_decoded < promised else None
+    )
+
+
+def _is_riff(file: BinaryIO, kind: str) -> bool:
+    return kind in ("WAV", "WAVEX") and _bytes_at(file, 0, 4) == b"RIFF"
+
+
+def _has_xing_header(file: BinaryIO) -> bool:
+    start, head = 0, _bytes_at(file, 0, 10)
+    if head[:3] == b"ID3":  # 4 x 7 bits of length
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+    first_frame = _bytes_at(file, start, 256)
+    return b"Xing" in first_frame or b"Info" in first_frame
+
+
+def _ogg_fault(file: BinaryIO) -> str | None:
+    size = _size(file)
+    data = _bytes_at(file, max(0, size - 2 * _LARGEST_OGG_PAGE), size)
+    if b"OggS" not in data:  # something long was appended
+        data = _bytes_at(file, 0, size)
+    start = data.rfind(b"OggS")
+    page = data[start:]
+    # Header of 27 bytes (5: flags, 4 of which is "end of stream"; 26: number of segments), their lengths, and they.
+    if len(page) >= 27 and page[5] & 4:
+        lengths = page[27 : 27 + page[26]]
+        if len(lengths) == page[26] and 27 + page[26] + sum(lengths) <= len(page):
+            return None
+    return "its last page is not marked as the end of the stream"
+
+
+def _wav_fault(file: BinaryIO) -> str | None:
+    start, end = 12, _size(file)
+    while start + 8 <= end:
+        head = _bytes_at(file, start, 8)
+        size = int.from_bytes(head[4:], "little")
+        if head[:4] == b"data":
+            left = end - start - 8
+            # Programs that write into a pipe cannot know the size and put a value near 2³¹ or 2³² there.
+            return f"its header promises {size} bytes, {left} are there" if left < size < 0x7FFF0000 else None
+        start += 8 + size + size % 2
+    return None
+
+
+def _size(file: BinaryIO) -> int:
+    return file.seek(0, os.SEEK_END)
+
+
+def _bytes_at(file: BinaryIO, start: int, count: int) -> bytes:
+    file.seek(start)
+    return file.read(count)

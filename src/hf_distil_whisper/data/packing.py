@@ -1,6 +1,6 @@
-"""Short utterances of one speaker joined into windows of up to 30 s in the order in which they came.
+"""Joins short utterances of one speaker to windows of up to 30 s, and splits longer recordings at silence.
 
-Whisper always computes 30 s: a window with one short utterance pays for silence. Knows rows, not models and labels.
+Whisper always computes 30 s: a window with one short utterance is mostly computation on silence.
 """
 
 import itertools
@@ -15,33 +15,44 @@ import numpy as np
 from datasets import Dataset, Features, List, Value
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    AudioError,
-    encode_flac,
-    load_audio,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac, load_audio
 from hf_distil_whisper.data.dataset import row_id
-from hf_distil_whisper.data.sources import (
-    RowErrors,
-    without_decoder,
-)
+from hf_distil_whisper.data.sources import PLAIN_AUDIO, RowErrors, without_decoder
+
+logger = logging.get_logger(__name__)
 
 FRAME = 320
-"""Samples of a frame of 20 ms, the finest step that Whisper's timestamps know."""
+"""Samples of a frame of 20 ms, the resolution of Whisper's timestamps."""
 
 QUIET = 0.05
-"""A frame is silent below this share of the loud frames' level (their 95th percentile): 26 dB under it."""
+"""A frame is silent below this share of the level of the loud frames (their 95th percentile): 26 dB under it."""
 
-_SLACK = 0.1
+DECODED_AHEAD = 16
+"""Rows whose audio may be in memory before it is packed."""
+
+PACKED_FEATURES = Features(
+    {
+        "id": Value("string"),
+        "ids": List(Value("string")),
+        "audio": PLAIN_AUDIO,
+        "text": Value("string"),
+        "speaker": Value("string"),
+        "language": Value("string"),
+        "duration": Value("float64"),
+        "condition_on_prev": Value("bool"),
+    }
+)
+"""Columns of the rows that [`pack_utterances`] yields."""
+
+_TOLERANCE = 0.1
 """Seconds by which the times of two words may overlap."""
 
-_STOP, _PAUSE = 1.0, 0.3
-"""Seconds of silence that a full stop and a comma are worth, so that sentences stay whole where they can."""
+_SENTENCE_END, _COMMA = 1.0, 0.3
+"""Seconds of silence that they are weighted as, so that sentences stay whole where possible."""
 
 
 class TimedText(NamedTuple):
-    """A word, or a segment of several, with its time in seconds."""
+    """A word, or a segment of several, with its times in seconds."""
 
     start: float
     end: float
@@ -49,15 +60,17 @@ class TimedText(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a recording: its samples, and what is said in it, None where that is not known."""
+    """A part of a recording: its samples, shape (samples,), and its text, None where it is not known."""
 
     samples: np.ndarray
     text: str | None
 
 
 class _Cut(NamedTuple):
+    """A position in samples, and how good it is to cut there, in seconds of silence."""
+
     position: int
-    worth: float
+    weight: float
 
 
 def split_recording(
@@ -68,22 +81,22 @@ def split_recording(
     text: str | None = None,
     timed: Sequence[TimedText] = (),
 ) -> list[Piece]:
-    """Cuts a recording into pieces of at most `max_duration` seconds, in time linear in its length.
+    """Splits a recording into pieces of at most `max_duration` seconds, in time linear in its length.
 
-    Each cut is the best one of the second half of what a piece may hold: the longest silence; between words, a
-    sentence's end before a comma before a plain gap. Without any silence it is the quietest frame. The recipes of the
-    paper's appendix A are 20 s (Earnings-22) and 30 words (AMI).
+    Each cut is the best one in the second half of the longest possible piece: the longest silence; between words, the
+    end of a sentence before a comma before a plain gap. Without any silence it is the quietest frame. The recipes of
+    the paper's appendix A are 20 s (Earnings-22) and 30 words (AMI).
 
     Args:
-        samples (`np.ndarray`): mono at 16 kHz.
-        max_duration (`float`, *optional*, defaults to 30.0): seconds of a piece; exactly so many fit.
-        max_words (`int`, *optional*): words of a piece, where their times are known: cut behind the last punctuation
-            that leaves no more, or behind the next one where a sentence part is longer.
-        text (`str`, *optional*): of the whole recording; goes along where nothing has to be cut.
-        timed (`Sequence[TimedText]`, *optional*): words or segments in order; go along with their pieces.
+        samples (`np.ndarray` of shape `(samples,)`): mono at 16 kHz.
+        max_duration (`float`, *optional*, defaults to 30.0): of a piece in seconds, inclusive.
+        max_words (`int`, *optional*): of a piece, where their times are known: cut behind the last punctuation up to
+            there, or behind the next one where a part of a sentence is longer.
+        text (`str`, *optional*): of the whole recording; used where nothing has to be cut.
+        timed (`Sequence[TimedText]`, *optional*): words or segments in order; become the text of their pieces.
 
     Returns:
-        `list[Piece]`: in order; their samples make up the recording. Without times, pieces have no text.
+        `list[Piece]`: in order; concatenated, their samples are the recording. Without times, pieces have no text.
 
     Example:
         ```python
@@ -99,8 +112,9 @@ def split_recording(
         return [Piece(samples, text if text is not None else whole)]
     levels = _frame_levels(samples)
     cuts = _cuts_between(timed, len(samples)) if timed else _cuts_in_silence(levels)
-    parts = itertools.pairwise([0, *sentences, len(samples)])
-    borders = [0, *(border for start, end in parts for border in (*_choose(cuts, levels, start, end, limit), end))]
+    borders = [0]
+    for start, end in itertools.pairwise([0, *sentences, len(samples)]):
+        borders += [*_choose_cuts(cuts, levels, start, end, limit), end]
     return [
         Piece(samples[start:end], _text_between(timed, start / SAMPLING_RATE, end / SAMPLING_RATE))
         for start, end in itertools.pairwise(borders)
@@ -116,19 +130,20 @@ def timed_text(row: Mapping[str, Any]) -> list[TimedText]:
     for column in ("words", "segments"):
         units = row.get(column)
         if isinstance(units, list) and units and all(isinstance(unit, dict) for unit in units):
-            found = [(unit.get("start"), unit.get("end"), unit.get("word", unit.get("text"))) for unit in units]
-            if all(None not in unit for unit in found):
-                return [TimedText(float(start), float(end), str(text)) for start, end, text in found]
+            fields = [(unit.get("start"), unit.get("end"), unit.get("word", unit.get("text"))) for unit in units]
+            if all(None not in unit for unit in fields):
+                return [TimedText(float(start), float(end), str(text)) for start, end, text in fields]
     return []
 
 
 def _frame_levels(samples: np.ndarray) -> np.ndarray:
+    """Root mean square of each frame, shape (frames,)."""
     frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)
     return np.sqrt(np.einsum("nf,nf->n", frames, frames, dtype=np.float64) / FRAME)
 
 
 def _cuts_in_silence(levels: np.ndarray) -> list[_Cut]:
-    """The middle of every run of silent frames, worth its seconds."""
+    """The middle of every run of silent frames, weighted by its seconds."""
     silent = np.concatenate([[False], levels < QUIET * np.quantile(levels, 0.95), [False]])
     edges = np.flatnonzero(np.diff(silent.astype(np.int8)))
     return [
@@ -138,84 +153,65 @@ def _cuts_in_silence(levels: np.ndarray) -> list[_Cut]:
 
 
 def _cuts_between(timed: Sequence[TimedText], length: int) -> list[_Cut]:
-    """The middle of the gap behind every unit but the last, worth its seconds and its punctuation."""
+    """The middle of the gap behind every unit but the last, weighted by its seconds and its punctuation."""
     cuts = []
     for unit, following in itertools.pairwise(timed):
         middle = _middle(unit, following)
         if 0 < middle < length:
-            cuts.append(_Cut(middle, _worth_of_mark(unit.text) + max(0.0, following.start - unit.end)))
+            cuts.append(_Cut(middle, _mark_weight(unit.text) + max(0.0, following.start - unit.end)))
     return sorted(cuts)
 
 
 def _cuts_by_words(timed: Sequence[TimedText], max_words: int, length: int) -> list[int]:
-    """Positions behind punctuation, between which there are at most `max_words` words wherever that is possible."""
-    chosen, marked = [], 0
-    words = words_at_mark = 0
+    """Positions behind punctuation, with at most `max_words` words between two of them wherever possible."""
+    positions, marked = [], 0
+    words = words_at_mark = 0  # since the last position, and up to the last punctuation
     for unit, following in itertools.pairwise(timed):
         words += len(unit.text.split())
-        if _worth_of_mark(unit.text) and 0 < _middle(unit, following) < length:
+        if _mark_weight(unit.text) and 0 < _middle(unit, following) < length:
             marked, words_at_mark = _middle(unit, following), words
         if words_at_mark and words + len(following.text.split()) > max_words:
-            chosen.append(marked)
+            positions.append(marked)
             words, words_at_mark = words - words_at_mark, 0
-    return chosen
+    return positions
 
 
 def _middle(unit: TimedText, following: TimedText) -> int:
     return round((unit.end + following.start) / 2 * SAMPLING_RATE)
 
 
-def _worth_of_mark(text: str) -> float:
+def _mark_weight(text: str) -> float:
     mark = unicodedata.normalize("NFKC", text.rstrip("\"')]” ")[-1:])  # full-width marks become plain ones
-    return _STOP if mark in tuple(".?!。।") else _PAUSE if mark in tuple(",;:、") else 0.0
+    return _SENTENCE_END if mark in tuple(".?!。।") else _COMMA if mark in tuple(",;:、") else 0.0
 
 
-def _choose(cuts: Sequence[_Cut], levels: np.ndarray, start: int, end: int, limit: int) -> list[int]:
+def _choose_cuts(cuts: Sequence[_Cut], levels: np.ndarray, start: int, end: int, limit: int) -> list[int]:
     """Positions between `start` and `end`, at most `limit` samples from one to the next."""
-    chosen, first = [], 0
+    positions, first = [], 0
     while end - start > limit:
+        # cuts[first:last] lie in (start + limit / 2, start + limit]
         while first < len(cuts) and cuts[first].position <= start + limit // 2:
             first += 1
         last = first
         while last < len(cuts) and cuts[last].position <= start + limit:
             last += 1
         if last > first:
-            start = max(cuts[first:last], key=lambda cut: cut.worth).position
+            start = max(cuts[first:last], key=lambda cut: cut.weight).position
         else:
             low, high = (start + limit // 2) // FRAME + 1, (start + limit) // FRAME
             start = (low + int(np.argmin(levels[low:high]))) * FRAME
-        chosen.append(start)
-    return chosen
+        positions.append(start)
+    return positions
 
 
 def _text_between(timed: Sequence[TimedText], start: float, end: float) -> str | None:
-    """What is said in a piece; None without times, or where one of its ends goes through a unit."""
+    """The text of a piece; None without times, or where one of its ends cuts through a unit."""
     if not timed:
         return None
-    heard = [unit for unit in timed if unit.start < end - _SLACK and unit.end > start + _SLACK]
-    if any(unit.start < start - _SLACK or unit.end > end + _SLACK for unit in heard):
+    units = [unit for unit in timed if unit.start < end - _TOLERANCE and unit.end > start + _TOLERANCE]
+    if any(unit.start < start - _TOLERANCE or unit.end > end + _TOLERANCE for unit in units):
         return None
     return " ".join(unit.text.strip() for unit in timed if start <= (unit.start + unit.end) / 2 < end)
-
-
-logger = logging.get_logger(__name__)
-
-DECODED_AHEAD = 16
-"""Rows whose audio may be in memory before its turn comes."""
-
-PACKED_FEATURES = Features(
-    {
-        "id": Value("string"),
-        "ids": List(Value("string")),
-        "audio": {"bytes": Value("binary"), "path": Value("string")},
-        "text": Value("string"),
-        "speaker": Value("string"),
-        "language": Value("string"),
-        "duration": Value("float64"),
-        "condition_on_prev": Value("bool"),
-    }
-)
-"""Columns of the rows that [`pack_utterances`] yields."""
 
 
 def pack_utterances(
@@ -230,35 +226,33 @@ def pack_utterances(
 ) -> Iterator[dict[str, Any]]:
     """Joins neighbouring rows of the same speaker, recording and language as long as they fit (next fit).
 
-    Sort the rows by speaker first if the speakers alternate: only neighbours are joined, so that what follows another
-    utterance in a window also followed it in the recording. A row longer than a window is split first, where nobody
-    speaks ([`split_recording`]); its text goes along where the row carries times (`words` or `segments`), else its
-    pieces have none.
+    Sort the rows by speaker first if the speakers alternate: only neighbours are joined, so that utterances follow
+    each other in a window as in the recording. A row longer than a window is split first, where nobody speaks
+    ([`split_recording`]); its pieces have a text where the row has times (`words` or `segments`).
 
     Args:
         rows (`Iterable[Mapping]`):
             With `audio` as [`load_audio`] takes it, and where known `id`, `text`, `language` and the speaker.
-        max_duration (`float`, *optional*, defaults to 30.0): seconds of a window; one of exactly that length fits.
-        max_words (`int`, *optional*): words of a row, where it carries their times; one with more is split at its
-            punctuation, whatever its length ([`split_recording`]). By default only the length counts.
+        max_duration (`float`, *optional*, defaults to 30.0): of a window in seconds, inclusive.
+        max_words (`int`, *optional*): of a row with the times of its words; one with more is split at its punctuation,
+            whatever its length ([`split_recording`]). By default only the length counts.
         speaker_column (`str`, *optional*, defaults to `"speaker"`):
-            Rows with no speaker are not joined with anything: two unknown speakers are not the same one. `None` joins
-            nothing.
+            Rows without a speaker are not joined: two unknown speakers are not the same one. `None` joins nothing.
         recording_column (`str`, *optional*, defaults to `"recording"`):
-            Names what the utterances were cut from. Where rows have it, those of two recordings are not joined, and
-            the one does not continue the other: between a speaker's readings lie days. `None` leaves it out.
-        gap (`float`, *optional*, defaults to 0.0): seconds of silence between two utterances.
-        errors (`RowErrors`, *optional*):
+            The recording that utterances were cut from. Where rows have it, those of two recordings are not joined,
+            and the one does not continue the other: between two readings of a speaker lie days. `None` ignores it.
+        gap (`float`, *optional*, defaults to 0.0): silence between two utterances in seconds.
+        errors ([`RowErrors`], *optional*):
             Receives the rows that cannot be decoded. Without it they are logged at the end.
 
     Yields:
         `dict`: `id` (of the first utterance), `ids`, `audio` (`{"bytes": <FLAC at 16 kHz>, "path": None}`), `text`
         (joined by spaces; `None` if an utterance has none), `speaker`, `language`, `duration` in seconds, and
-        `condition_on_prev`: whether the window goes on where the one before it ended (same speaker, recording and
-        language, no row lost in between).
+        `condition_on_prev`: whether the window continues the one before (same speaker, recording and language, no row
+        left out in between).
 
     Raises:
-        ValueError: if `max_duration`, `max_words` or `gap` makes no sense, or a `Dataset` lacks the audio column or a
+        ValueError: if `max_duration`, `max_words` or `gap` is out of range, or a `Dataset` lacks the audio column or a
             speaker column that was asked for.
 
     Example:
@@ -278,7 +272,7 @@ def pack_utterances(
             if column not in rows.column_names:
                 raise ValueError(f"cannot pack: no column {column!r}; there are {', '.join(rows.column_names)}.")
         rows = without_decoder(rows)
-    lost = RowErrors() if errors is None else errors
+    row_errors = RowErrors() if errors is None else errors
     # In samples: 30 s are exactly 480,000 of them, while sums of seconds miss the limit by rounding.
     limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
     window, previous = _Window(silence), _UNKNOWN
@@ -288,31 +282,31 @@ def pack_utterances(
         try:
             pieces = decoding.result()
         except AudioError as error:
-            lost.add(name, error)
+            row_errors.add(name, error)
             if window.parts:
                 yield window.row(previous)
-            # Over the hole that the row leaves nothing is joined, and what follows does not continue what came before.
+            # Nothing is joined across a missing row, and the next window does not continue the one before it.
             window, previous = _Window(silence), _UNKNOWN
             continue
         for number, (samples, text) in enumerate(pieces):
-            if window.parts and not (origin.goes_on_from(window.origin) and window.fits(samples, limit)):
+            if window.parts and not (origin.continues(window.origin) and window.fits(samples, limit)):
                 yield window.row(previous)
                 window, previous = _Window(silence), window.origin
             window.add(name if len(pieces) == 1 else f"{name}-{number}", samples, text, origin)
     if window.parts:
         yield window.row(previous)
-    if errors is None and lost:
-        logger.warning(lost.summary())
+    if errors is None and row_errors:
+        logger.warning(row_errors.summary())
 
 
 class _Origin(NamedTuple):
-    """Who speaks, in which recording and language."""
+    """Speaker, recording and language of an utterance."""
 
     speaker: Any
     recording: Any
     language: Any
 
-    def goes_on_from(self, other: "_Origin") -> bool:
+    def continues(self, other: "_Origin") -> bool:
         """Whether both are of one speaker, who is known, and not of two recordings or languages."""
         return self.speaker is not None and self == other
 
@@ -322,7 +316,7 @@ _UNKNOWN = _Origin(None, None, None)
 
 @dataclass
 class _Window:
-    """What has been joined so far."""
+    """The utterances joined so far; `length` in samples."""
 
     silence: int
     origin: _Origin = _UNKNOWN
@@ -354,14 +348,14 @@ class _Window:
             "speaker": None if self.origin.speaker is None else str(self.origin.speaker),
             "language": self.origin.language,
             "duration": self.length / SAMPLING_RATE,
-            "condition_on_prev": self.origin.goes_on_from(previous),
+            "condition_on_prev": self.origin.continues(previous),
         }
 
 
 def _decoded_ahead(
     rows: Iterable[Mapping[str, Any]], max_duration: float, max_words: int | None
 ) -> Iterator[tuple[Mapping[str, Any], str, Future[list[Piece]]]]:
-    """The rows in order, each with its name and its pieces to come: threads decode, without Python's lock, ahead."""
+    """The rows in order with their names and future pieces; threads decode ahead, which releases the GIL."""
     waiting: deque[tuple[Mapping[str, Any], str, Future[list[Piece]]]] = deque()
     with ThreadPoolExecutor() as pool:
         for number, row in enumerate(rows):
