@@ -18,7 +18,7 @@ from hf_distil_whisper.data.audio import (
 )
 from hf_distil_whisper.evaluation.evaluate import readable_rows
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.results import macro_average
+from hf_distil_whisper.evaluation.significance import macro_average
 from hf_distil_whisper.metrics import WordErrors
 
 ALGORITHMS = ("sequential", "chunked")

@@ -10,16 +10,8 @@ from figures import (
     wer_over_latency,
     wer_over_snr,
 )
-from hf_distil_whisper.evaluation.results import (
-    METRICS,
-    SetAverages,
-    SetScore,
-    left_out_text,
-    robustness_by_model,
-    robustness_text,
-    set_averages,
-    shown,
-)
+from hf_distil_whisper.evaluation.results import METRICS, SetScore, left_out_text, shown
+from hf_distil_whisper.evaluation.significance import SetAverages, robustness_by_model, robustness_text, set_averages
 from hf_distil_whisper.metrics import WordErrors
 from latency_rows import (
     LatencyRow,

@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hf_distil_whisper.evaluation.results import set_averages
+from hf_distil_whisper.evaluation.significance import set_averages
 from hf_distil_whisper.metrics import WordErrors
 
 COLUMNS = ("dropped", "hours", "parameters", "steps", "relative_latency")

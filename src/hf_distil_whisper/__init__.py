@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
-    from hf_distil_whisper.evaluation.results import effective_robustness as effective_robustness
+    from hf_distil_whisper.evaluation.significance import effective_robustness as effective_robustness
     from hf_distil_whisper.evaluation.significance import compare_results as compare_results
     from hf_distil_whisper.export.ggml import export_ggml as export_ggml
     from hf_distil_whisper.export.onnx import export_onnx as export_onnx
@@ -89,8 +89,7 @@ _MODULES = {
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
     "evaluation.noise": ("add_noise",),
-    "evaluation.results": ("effective_robustness",),
-    "evaluation.significance": ("compare_results",),
+    "evaluation.significance": ("compare_results", "effective_robustness"),
     "export.ggml": ("export_ggml",),
     "export.onnx": ("export_onnx",),
     "hub.callbacks": ("ModelCardCallback", "PushCheckpointCallback", "save_model_card"),

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hf_distil_whisper.evaluation.results import (
+from hf_distil_whisper.evaluation.significance import (
     effective_robustness,
     macro_average,
     micro_average,

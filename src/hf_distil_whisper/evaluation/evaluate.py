@@ -1,7 +1,7 @@
-"""Word error rate of a model on recordings of up to one window (paper, section 6.2): counts, rows and speed.
+"""Word error rate of a model on recordings of up to one window (paper, section 6.2), and how results are scored.
 
-Knows how each row is heard and how long that takes; counting is `scoring.py`'s, long recordings are `long_form.py`'s,
-exact timing is `latency.py`'s.
+[`evaluate_model`] transcribes and scores; [`evaluate_shared`] splits the rows among processes; [`score`] turns texts
+into counts that add up.
 """
 
 import os
@@ -53,7 +53,7 @@ COUNTS = {
     "orthographic_": "orthographic_errors",
     "orthographic_character_": "orthographic_character_errors",
 }
-"""How the columns of a count begin → the field of [`EvaluationResult`] that holds their sum."""
+"""Prefix of the count columns of a row → field of [`EvaluationResult`] that holds their sum."""
 
 KINDS = ("hits", "substitutions", "deletions", "insertions")
 
@@ -71,20 +71,19 @@ ROW_FEATURES = Features(
         "truncated": Value("bool"),
     }
 )
-"""Columns of the table of rows and their types, which are the same for every set: also for one without references."""
+"""Columns of the table of rows; the same for every set, also for one without references."""
 
 
 @dataclass(frozen=True)
-class Heard:
-    """A row as recognised, before it is scored.
+class TranscribedRow:
+    """A row with its transcript, before it is scored.
 
     Args:
-        id (`str`): of the row.
-        reference (`str`, *optional*): what was spoken.
-        prediction (`str`, *optional*): what was recognised; None, where a recogniser gave nothing, is scored as a text
-            without words.
+        id (`str`): name of the row.
+        reference (`str`, *optional*): reference text.
+        prediction (`str`, *optional*): transcript; None, where a recogniser gave nothing, is scored as an empty text.
         duration (`float`): seconds.
-        truncated (`bool`): whether a window ran out of length.
+        truncated (`bool`): whether the number of tokens ran out before the end.
     """
 
     id: str
@@ -96,26 +95,26 @@ class Heard:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What a model made of a data set. All counts are over the same rows: those with a reference.
+    """Scores of a model on a dataset. All counts are over the same rows: those with a reference.
 
     Args:
-        errors (`WordErrors`): normalised, over all rows with a reference; `.wer` is the micro average. Characters
-            instead of words for languages without spaces.
-        rows (`list[dict]`): per row that could be read, in order, the columns of `ROW_FEATURES`: texts, rates and
-            counts, which are None without a reference.
-        seconds (`float`): spent on features and generation; of several processes, in sum.
-        audio_seconds (`float`): length of the recordings.
-        empty_references (`int`): rows left out of the counts, since their reference is missing or empty after
-            normalising: a rate per word of nothing is none.
+        errors (`WordErrors`): counts after normalising; `.wer` is the micro average. Of characters instead of words
+            for languages without spaces.
+        rows (`list[dict]`): the rows that could be read, in order, with the columns of `ROW_FEATURES`: texts, rates
+            and counts, which are None without a reference.
+        seconds (`float`): time for features and generation, summed over processes.
+        audio_seconds (`float`): duration of the recordings.
+        empty_references (`int`): rows left out of the counts because their reference is missing, or empty after
+            normalising: there is no error rate per word of nothing.
         row_errors (`RowErrors`): rows that could not be read.
-        character_errors (`WordErrors`): of characters after normalising, spaces between words included where the
-            language has them; `.wer` is the CER.
-        orthographic_errors (`WordErrors`): as `errors`, without a normaliser: case, punctuation and figures count.
+        character_errors (`WordErrors`): counts of characters after normalising, spaces between words included where
+            the language has them; `.wer` is the CER.
+        orthographic_errors (`WordErrors`): as `errors`, without a normaliser: case, punctuation and numerals count.
         orthographic_character_errors (`WordErrors`): as `character_errors`, without a normaliser.
         unit (`str`, *optional*, defaults to `"word"`): what `errors` counts; `"character"` for languages without
             spaces.
-        wall_seconds (`float`, *optional*): from the first row to the last, reading included, of the slowest process;
-            None where nobody measured it.
+        wall_seconds (`float`, *optional*): time from the first row to the last, reading included, of the slowest
+            process; None if it was not measured.
     """
 
     errors: WordErrors
@@ -142,21 +141,17 @@ class EvaluationResult:
 
     @property
     def rtf(self) -> float:
-        """Real-time factor: seconds of work per second of audio; smaller is faster.
-
-        Of one process: where several shared the rows, their seconds of work are added up. How much sooner they were
-        done together is told by `wall_seconds`.
-        """
+        """Real-time factor: seconds of processing per second of audio, as in one process; smaller is faster."""
         return self.seconds / self.audio_seconds
 
     @property
     def repeated_5grams(self) -> int:
-        """Of all rows, those without a reference included: "5-Dup." of Table 8."""
+        """Repeated 5-grams of all rows, those without a reference included: "5-Dup." of Table 8."""
         return sum(row["repeated_5grams"] for row in self.rows)
 
     @property
     def unreadable_rows(self) -> int:
-        """Rows that are missing in `rows`."""
+        """Number of rows that could not be read."""
         return len(self.row_errors)
 
     def utterance_errors(self) -> list[tuple[str, WordErrors]]:
@@ -164,18 +159,14 @@ class EvaluationResult:
         return [(row["id"], WordErrors(*(row[kind] for kind in KINDS))) for row in self.rows if row["wer"] is not None]
 
     def table(self) -> Dataset:
-        """The rows as a data set with the columns and types of `ROW_FEATURES`."""
+        """The rows as a dataset with the features `ROW_FEATURES`."""
         return Dataset.from_dict(
             {name: [row[name] for row in self.rows] for name in ROW_FEATURES}, features=ROW_FEATURES
         )
 
 
 class NothingReadError(ValueError):
-    """No row of a data set could be read.
-
-    Args:
-        row_errors (`RowErrors`): why, row by row.
-    """
+    """No row of a dataset could be read; `row_errors` holds the reason for each."""
 
     def __init__(self, row_errors: RowErrors):
         super().__init__(f"No row could be read, so there is nothing to score.\n{row_errors.summary()}")
@@ -183,47 +174,40 @@ class NothingReadError(ValueError):
 
 
 def score(
-    heard: Sequence[Heard],
+    transcribed: Sequence[TranscribedRow],
     row_errors: RowErrors,
     seconds: float,
     *,
     language: str,
     normalizer: Callable[[str], str] | None = None,
 ) -> EvaluationResult:
-    """Compares what was recognised with what was spoken.
+    """Compares transcripts with references.
 
     Args:
-        heard (`Sequence[Heard]`): in the order of the data set.
-        row_errors (`RowErrors`): rows that are missing in `heard`.
-        seconds (`float`): of work.
-        language (`str`): chooses the normaliser, and characters where there are no words.
+        transcribed (`Sequence[TranscribedRow]`): in the order of the dataset.
+        row_errors (`RowErrors`): rows that could not be read.
+        seconds (`float`): time for features and generation.
+        language (`str`): selects the normaliser, and characters in place of words where a script has no spaces.
         normalizer (`Callable[[str], str]`, *optional*): in place of the language's; words are counted then.
-
-    Returns:
-        `EvaluationResult`: with counts that add up.
 
     Raises:
         NothingReadError: if no row could be read.
     """
-    if not heard:
+    if not transcribed:
         raise NothingReadError(row_errors)
     if len(row_errors):
-        # Once for all models and levels of noise that meet the same rows.
+        # Once for all models and noise levels that are scored on these rows.
         logger.warning_once(row_errors.summary())
     normalize = get_normalizer(language) if normalizer is None else normalizer
     spaceless = normalizer is None and is_written_without_spaces(language)
-    rows = [_scored(row, normalize, spaceless) for row in heard]
-    return _summed(rows, seconds, row_errors, "character" if spaceless else "word", None)
+    rows = [_score_row(row, normalize, spaceless) for row in transcribed]
+    return _sum_rows(rows, seconds, row_errors, "character" if spaceless else "word", None)
 
 
 def merge_results(parts: Sequence[EvaluationResult]) -> EvaluationResult:
-    """The result of a data set from those of its parts: equal to the last digit, since only counts are added.
+    """Joins the results of one model on consecutive parts of a dataset: equal to the last digit, only counts add up.
 
-    Args:
-        parts (`Sequence[EvaluationResult]`): of one model on consecutive rows, in their order.
-
-    Returns:
-        `EvaluationResult`: seconds of work are added up, `wall_seconds` is that of the slowest part.
+    `seconds` are summed, `wall_seconds` is the slowest part's.
 
     Raises:
         ValueError: without parts, or if they count different units.
@@ -234,11 +218,11 @@ def merge_results(parts: Sequence[EvaluationResult]) -> EvaluationResult:
     errors = RowErrors([pair for part in parts for pair in part.row_errors])
     walls = [part.wall_seconds for part in parts if part.wall_seconds is not None]
     rows = [row for part in parts for row in part.rows]
-    return _summed(rows, sum(part.seconds for part in parts), errors, units.pop(), max(walls, default=None))
+    return _sum_rows(rows, sum(part.seconds for part in parts), errors, units.pop(), max(walls, default=None))
 
 
-def _scored(row: Heard, normalize: Callable[[str], str], spaceless: bool) -> dict:
-    """One row of the table. Texts are aligned twice: normalised, and as they were written."""
+def _score_row(row: TranscribedRow, normalize: Callable[[str], str], spaceless: bool) -> dict:
+    """The columns of `ROW_FEATURES`. Texts are aligned twice: normalised, and as they were written."""
     reference, prediction = row.reference or "", row.prediction or ""
     spoken, recognised = normalize(reference).strip(), normalize(prediction).strip()
     counts: dict[str, int | None] = {prefix + kind: None for prefix in COUNTS for kind in KINDS}
@@ -249,8 +233,8 @@ def _scored(row: Heard, normalize: Callable[[str], str], spaceless: bool) -> dic
                 pair = ("".join(pair[0].split()), "".join(pair[1].split()))
             characters = character_errors(*pair)
             words = characters if spaceless else word_errors(*pair)
-            for start, found in ((prefix, words), (f"{prefix}character_", characters)):
-                counts |= {start + kind: count for kind, count in asdict(found).items()}
+            for columns, errors in ((prefix, words), (f"{prefix}character_", characters)):
+                counts |= {columns + kind: count for kind, count in asdict(errors).items()}
             rate = words.wer if rate is None else rate
     return {
         "id": row.id,
@@ -266,7 +250,7 @@ def _scored(row: Heard, normalize: Callable[[str], str], spaceless: bool) -> dic
     }
 
 
-def _summed(
+def _sum_rows(
     rows: list[dict], seconds: float, row_errors: RowErrors, unit: str, wall_seconds: float | None
 ) -> EvaluationResult:
     scored = [row for row in rows if row["wer"] is not None]
@@ -277,7 +261,7 @@ def _summed(
     return EvaluationResult(
         rows=rows,
         seconds=seconds,
-        # Over the rows and not over the parts: the order in which floats are added decides about the last digit.
+        # Over rows, not over parts: the order of a float sum decides its last digit.
         audio_seconds=sum(row["duration"] for row in rows),
         empty_references=len(rows) - len(scored),
         row_errors=row_errors,
@@ -287,39 +271,38 @@ def _summed(
     )
 
 
-_LONGEST_WAIT = timedelta(days=7)
-"""For the slowest process; torch's half an hour would end an evaluation of long recordings."""
+_TIMEOUT = timedelta(days=7)
+"""Of a collective: torch's default of 30 minutes would end an evaluation of long recordings."""
 
 
 def evaluate_shared(dataset: Dataset, evaluate: Callable[[Dataset], EvaluationResult]) -> EvaluationResult:
-    """Evaluates a data set in all processes together.
+    """Splits a dataset among the processes that torchrun or accelerate started, and joins their results.
 
-    Texts, counts and rows are those of a single process, in its order: nothing is padded or heard twice, and only
-    counts are added up. `seconds`, and with them the real-time factor, are the work of all processes in sum, so that
-    they mean what they mean for one process; `wall_seconds` is the time of the slowest. A process that ends without
-    `PartialState().destroy_process_group()` may abort with its work done.
+    Texts, counts and rows are those of a single process, in its order: nothing is padded or transcribed twice.
+    `seconds`, and with them the real-time factor, sum up the work of all processes; `wall_seconds` is the time of the
+    slowest. Call `PartialState().destroy_process_group()` at the end: a process that exits without may abort.
 
     Args:
         dataset (`Dataset`): rows; the same in every process.
-        evaluate (`Callable[[Dataset], EvaluationResult]`): [`evaluate_model`] or another, with all but the rows given;
-            not called in a process for which there is no row.
+        evaluate (`Callable[[Dataset], EvaluationResult]`): [`evaluate_model`] or another, with all arguments but the
+            rows; not called in a process that has no rows.
 
     Returns:
-        `EvaluationResult`: of the whole set, in every process; `wall_seconds` is measured.
+        `EvaluationResult`: for the whole set, in every process, with `wall_seconds`.
 
     Raises:
-        ValueError: as `evaluate`, whose refusal to begin (a wrong option, 0 rows) is the same in every process.
+        ValueError: as `evaluate`: a wrong option, or 0 rows, is refused by every process.
         NothingReadError: if no process could read a row.
     """
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes == 1 or not len(dataset):
         return _timed(dataset, evaluate)
-    # Without `cpu`, accelerate takes processes that have no accelerator for one process each.
-    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_LONGEST_WAIT)
+    # Without `cpu`, accelerate takes processes without an accelerator for separate runs of one process each.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_TIMEOUT)
     if state.num_processes != processes:
         raise RuntimeError(
             f"{processes} processes were started (WORLD_SIZE), accelerate knows of {state.num_processes}: each would "
-            "hear all rows. Make no PartialState or Accelerator of one process before."
+            "transcribe all rows. Create no PartialState or Accelerator of one process before."
         )
     rank = state.process_index
     first, last = len(dataset) * rank // processes, len(dataset) * (rank + 1) // processes
@@ -330,17 +313,17 @@ def evaluate_shared(dataset: Dataset, evaluate: Callable[[Dataset], EvaluationRe
         except NothingReadError as error:
             logger.warning_once(error.row_errors.summary())
             share = [error.row_errors]
-    return _together(gather_object(share), own=share)
+    return _join(gather_object(share), local=share)
 
 
-def _together(parts: list[EvaluationResult | RowErrors], own: list[EvaluationResult | RowErrors]) -> EvaluationResult:
-    heard = [part for part in parts if isinstance(part, EvaluationResult)]
+def _join(parts: list[EvaluationResult | RowErrors], local: list[EvaluationResult | RowErrors]) -> EvaluationResult:
+    results = [part for part in parts if isinstance(part, EvaluationResult)]
     unread = _row_errors(parts)
-    if not heard:
+    if not results:
         raise NothingReadError(unread)
-    if len(unread) > len(_row_errors(own)):  # each process has told of its own rows only
+    if len(unread) > len(_row_errors(local)):  # each process has logged those of its part only
         logger.warning_once(f"In all processes together, {unread.summary()}")
-    return replace(merge_results(heard), row_errors=unread)
+    return replace(merge_results(results), row_errors=unread)
 
 
 def _row_errors(parts: list[EvaluationResult | RowErrors]) -> RowErrors:
@@ -354,13 +337,13 @@ def _timed(dataset: Dataset, evaluate: Callable[[Dataset], EvaluationResult]) ->
 
 
 def _with_ids(dataset: Dataset) -> Dataset:
-    """Rows without an id are named by their number in the whole set, not in a share of it."""
+    """Names rows without an id by their index in the whole set, not in the part of one process."""
     if "id" not in dataset.column_names:
-        return dataset.add_column("id", [str(number) for number in range(len(dataset))])
-    given = list(dataset["id"])
-    if None not in given:
+        return dataset.add_column("id", [str(index) for index in range(len(dataset))])
+    ids = list(dataset["id"])
+    if None not in ids:
         return dataset
-    names = [row_id({"id": name}, number) for number, name in enumerate(given)]
+    names = [row_id({"id": name}, index) for index, name in enumerate(ids)]
     return dataset.remove_columns("id").add_column("id", names)
 
 
@@ -378,27 +361,27 @@ def evaluate_model(
     load: Callable[..., np.ndarray] = load_audio,
     generate: Callable[..., list[TokenSequence]] | None = None,
 ) -> EvaluationResult:
-    """Scores a model on short recordings: greedy, without timestamps, as the paper does.
+    """Scores a model on recordings of up to one window: greedy, without timestamps, as in the paper.
 
     Args:
-        model (`WhisperForConditionalGeneration`): student or teacher, in eval mode; left as it is.
-        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference, possibly `id`.
-        processor (`WhisperProcessor`): of the model.
-        batch_size (`int`, *optional*, defaults to 16): recordings per pass.
-        language (`str`, *optional*): of the recordings. None: English for English-only models; a multilingual model
-            detects it, and the basic normaliser scores.
-        normalizer (`Callable[[str], str]`, *optional*, defaults to that of the language): from [`get_normalizer`];
-            given explicitly, words are counted in any language. `get_normalizer("basic")` for digit strings.
-        num_beams (`int`, *optional*, defaults to 1): greedy.
-        max_new_tokens (`int`, *optional*): by default as many as the decoder has room for.
-        text_column (`str`, *optional*, defaults to `"text"`): holds the references.
-        load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): what the model hears of a row,
-            given its `audio` and its id as `name`: samples at 16 kHz, as many as there are.
-        generate (`Callable[..., list[TokenSequence]]`, *optional*): the search of another runtime, which has its own
-            beams and lengths: features (batch, mel bins, frames) to tokens.
+        model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
+        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference, optionally `id`.
+        processor (`WhisperProcessor`): the model's processor.
+        batch_size (`int`, *optional*, defaults to 16): recordings per forward pass.
+        language (`str`, *optional*): language of the recordings. None: English for English-only models; a multilingual
+            model detects it, and the basic normaliser is used.
+        normalizer (`Callable[[str], str]`, *optional*, defaults to the language's): from [`get_normalizer`]. A
+            normaliser that is passed counts words in any language; `get_normalizer("basic")` suits digit strings.
+        num_beams (`int`, *optional*, defaults to 1): beams of the search.
+        max_new_tokens (`int`, *optional*, defaults to the rest of the decoder's positions): tokens per recording.
+        text_column (`str`, *optional*, defaults to `"text"`): column of the references.
+        load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): decodes the `audio` of a row, whose
+            id is passed as `name`, to samples at 16 kHz; [`evaluate_in_noise`] adds noise here.
+        generate (`Callable[..., list[TokenSequence]]`, *optional*): generation in another runtime: features (batch,
+            mel bins, frames) to tokens. Beams and lengths are its own.
 
     Returns:
-        `EvaluationResult`: rows in the order of the data set.
+        [`EvaluationResult`]: its rows are in the order of the dataset.
 
     Raises:
         ValueError: for 0 rows, a missing column, or if no row could be read.
@@ -416,25 +399,23 @@ def evaluate_model(
             generate_tokens, model, num_beams=num_beams, max_new_tokens=max_new_tokens, language=language
         )
         _warm_up(model, processor, language)
-    found = generate_rows(model, processor, dataset, errors, generate, load=load, batch_size=batch_size)
-    heard = []
-    for index, sequence in found.sequences.items():
-        text = plain_text(sequence.tokens, processor.tokenizer, timestamp_begin(model))
+    outputs = generate_rows(model, processor, dataset, errors, generate, load=load, batch_size=batch_size)
+    transcribed = []
+    for index, sequence in outputs.sequences.items():
         row = dataset[index]
-        heard.append(Heard(row_id(row, index), row[text_column], text, found.durations[index], sequence.truncated))
-    return score(heard, errors, found.seconds, language=scoring_language(model, language), normalizer=normalizer)
+        text = plain_text(sequence.tokens, processor.tokenizer, timestamp_begin(model))
+        transcribed.append(
+            TranscribedRow(
+                row_id(row, index), row[text_column], text, outputs.durations[index], truncated=sequence.truncated
+            )
+        )
+    return score(
+        transcribed, errors, outputs.seconds, language=scoring_language(model, language), normalizer=normalizer
+    )
 
 
 def readable_rows(dataset: Dataset | Sequence[Mapping], text_column: str) -> Dataset | Sequence[Mapping]:
-    """Checks that there is something to score; an `Audio` column is left to this package's own decoder.
-
-    Args:
-        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference.
-        text_column (`str`): holds the references.
-
-    Raises:
-        ValueError: for 0 rows or a missing column.
-    """
+    """Refuses a dataset of 0 rows or without the columns `audio` and `text_column`; disables the `Audio` decoding."""
     if len(dataset) == 0:
         raise ValueError("The data set to evaluate has 0 rows. Check the source and its split.")
     if isinstance(dataset, Dataset):
@@ -452,6 +433,6 @@ def readable_rows(dataset: Dataset | Sequence[Mapping], text_column: str) -> Dat
 
 
 def _warm_up(model: WhisperForConditionalGeneration, processor: WhisperProcessor, language: str | None) -> None:
-    """One token of silence, so that the first batch's time holds no set-up of the runtime."""
+    """Generates one token of silence, so that the set-up of the runtime is not timed with the first batch."""
     silence = window_features(model, processor, [np.zeros(1_600, dtype=np.float32)])
     generate_tokens(model, silence, max_new_tokens=1, language=language)

@@ -1,8 +1,4 @@
-"""Word error rate over additive noise (paper, sections 7.3 and 8.3, Figure 2): white noise, or one that was recorded.
-
-Knows levels and which stretch of a noise meets which recording; scoring is `short_form.py`'s, drawing the curves
-`figures.py`'s.
-"""
+"""Word error rate under additive noise (paper, sections 7.3 and 8.3, Figure 2): white noise or a recorded one."""
 
 import math
 import os
@@ -28,7 +24,7 @@ from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_mod
 logger = logging.get_logger(__name__)
 
 WHITE = "white"
-"""Gaussian noise, drawn for each recording anew."""
+"""Gaussian noise, drawn anew for each recording."""
 
 BABBLE = "babble"
 """Speech of many at once, mixed by [`babble`]."""
@@ -37,35 +33,33 @@ SPEAKERS = 8
 """Of a babble, at once: single ones can no longer be followed."""
 
 SNRS = (40.0, 30.0, 20.0, 10.0, 5.0, 0.0, -5.0, -10.0)
-"""Signal-to-noise ratios in dB, from hardly to hardly anything else audible: the range of Figure 2."""
+"""Signal-to-noise ratios in dB: the range of Figure 2."""
 
 LARGEST_SNR = 100.0
 """Beyond it, in dB, the weaker of the two is below the rounding of float32 samples."""
 
 
 def add_noise(audio: Any, noise: Any, snr_db: float, *, seed: int = 0) -> np.ndarray:
-    """Speech with noise at a given level: the samples of the speech stay as they are, nothing is clipped.
+    """Adds noise to speech at a given signal-to-noise ratio; the speech is not rescaled and nothing is clipped.
 
-    The noise is scaled by the power of the very stretch of it that is added and by that of the speech, both as mean
-    squares over the whole utterance, pauses included ("the signal power of individual instances", section 7.3).
+    The noise is scaled by the power of the segment that is added and by that of the speech, both as mean squares over
+    the whole utterance, pauses included ("the signal power of individual instances", section 7.3).
 
     Args:
-        audio (`np.ndarray`): speech, samples at 16 kHz, or anything else that [`load_audio`] takes: a stereo file at
-            44.1 kHz is mixed down and resampled first. Silence (power 0) has no ratio to anything and is returned as
-            it is.
+        audio (`np.ndarray`): speech, samples at 16 kHz, or anything else that [`load_audio`] takes. Silence (power 0)
+            has no ratio to anything and is returned unchanged.
         noise (`np.ndarray` or `str`): `"white"`, samples at 16 kHz, or anything else that [`load_audio`] takes. A
-            noise longer than the speech is cut at a drawn place; a shorter one starts at a drawn place and is
-            repeated.
+            segment with a random start is taken; noise shorter than the speech is repeated.
         snr_db (`float`): 10 · log₁₀(power of the speech / power of the noise), from -100 to 100.
-        seed (`int`, *optional*, defaults to 0): of the white noise, or of the place in a recorded one. The same seed
-            gives the same stretch at every ratio.
+        seed (`int`, *optional*, defaults to 0): seed of the white noise or of the start; the segment is the same at
+            every ratio.
 
     Returns:
         `np.ndarray`: shape (samples,) of the speech, float32, a new array.
 
     Raises:
-        AudioError: (a `ValueError`) for 0 samples, samples that are not finite, what cannot be read, and for noise
-            whose stretch is silent.
+        AudioError: (a `ValueError`) for audio that is empty, not finite or cannot be read, and for a silent segment of
+            noise.
         ValueError: for a ratio outside -100 to 100 dB.
 
     Example:
@@ -79,14 +73,7 @@ def add_noise(audio: Any, noise: Any, snr_db: float, *, seed: int = 0) -> np.nda
 
 
 def load_noise(noise: Any) -> np.ndarray | None:
-    """A recorded noise as samples at 16 kHz, None for white noise.
-
-    Args:
-        noise (`np.ndarray` or `str`): `"white"`, or what [`load_audio`] takes.
-
-    Raises:
-        AudioError: where it cannot be read, or is silent from end to end.
-    """
+    """Samples of a recorded noise at 16 kHz; None for `"white"`. An `AudioError` if it is unreadable or silent."""
     if isinstance(noise, str) and noise == WHITE:
         return None
     name = _name(noise, "the noise")
@@ -99,29 +86,20 @@ def load_noise(noise: Any) -> np.ndarray | None:
 
 
 def babble(recordings: Sequence[Any], *, speakers: int = SPEAKERS, seconds: float = 60.0, seed: int = 0) -> np.ndarray:
-    """Speech of many at once: a stand-in for the pub noise of Figure 2 that any corpus can be made to yield.
-
-    Every speaker says drawn recordings one after another, each at the same power. A recording of a real pub also has
-    its room, glasses and music; give it as a file where there is one.
+    """Speech of several speakers at once, mixed from a corpus: a stand-in for the pub noise of Figure 2.
 
     Args:
-        recordings (`Sequence`): of one speaker each, as [`load_audio`] takes them; best other ones than those that the
-            noise is added to. What cannot be read, or is silent, is left out.
-        speakers (`int`, *optional*, defaults to 8): at once.
-        seconds (`float`, *optional*, defaults to 60.0): length. Its end goes on at its beginning.
-        seed (`int`, *optional*, defaults to 0): of the draw.
+        recordings (`Sequence`): recordings of one speaker each, as [`load_audio`] takes them; preferably not those that
+            the noise is added to. Unreadable and silent ones are left out.
+        speakers (`int`, *optional*, defaults to 8): number of speakers at once, each at the same power.
+        seconds (`float`, *optional*, defaults to 60.0): duration; the end joins the start.
+        seed (`int`, *optional*, defaults to 0): seed of the draws.
 
     Returns:
         `np.ndarray`: shape (samples,) at 16 kHz, float32, power 0.01.
 
     Raises:
         ValueError: for a number below 1, less than a sample, or fewer readable recordings than speakers.
-
-    Example:
-        ```python
-        >>> noise = babble(load_source("quickstart", split="train")["audio"])
-        >>> results = evaluate_in_noise(student, dataset, processor, noise=noise)
-        ```
     """
     length = round(seconds * SAMPLING_RATE)
     if speakers < 1 or length < 1:
@@ -142,17 +120,17 @@ def babble(recordings: Sequence[Any], *, speakers: int = SPEAKERS, seconds: floa
 
 
 def _next_voice(recordings: Sequence[Any], order: deque[int], speakers: int, errors: RowErrors) -> np.ndarray:
-    """The next recording that can be used, at power 1; it goes to the end of the order."""
+    """The next usable recording at power 1; it moves to the end of the order."""
     while len(order) >= speakers:
-        number = order.popleft()
-        name = f"recording {number}"
+        index = order.popleft()
+        name = f"recording {index}"
         try:
-            samples = load_audio(recordings[number], name=name)
+            samples = load_audio(recordings[index], name=name)
         except AudioError as error:
             errors.add(name, str(error))
             continue
         if power := _power(samples):
-            order.append(number)
+            order.append(index)
             return samples / math.sqrt(power)
         errors.add(name, "every sample is 0; expected speech.")
     raise ValueError(
@@ -172,31 +150,31 @@ def evaluate_in_noise(
     text_column: str = "text",
     **options: Any,
 ) -> dict[float, EvaluationResult]:
-    """Scores a model on short recordings with noise added, at one level after another (Figure 2).
+    """Scores a model on short recordings with noise added, at one ratio after another (Figure 2).
 
-    Which noise a recording meets depends on the seed and its id alone (its number, where it has none): it is the same
-    at every ratio, for every model, and for any choice of rows.
+    The noise of a recording depends on the seed and on its id (its index, if it has none): it is the same at every
+    ratio, for every model, and for any selection of rows.
 
     Args:
-        model (`WhisperForConditionalGeneration`): student or teacher, in eval mode; left as it is.
-        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference, possibly `id`. They are mixed
-            when they are heard, so nothing is stored.
-        processor (`WhisperProcessor`): of the model.
+        model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
+        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference, optionally `id`. Noise is added
+            on the fly, nothing is stored.
+        processor (`WhisperProcessor`): the model's processor.
         noise (`np.ndarray` or `str`, *optional*, defaults to `"white"`): see [`add_noise`].
         snrs (`Sequence[float]`, *optional*, defaults to 40 to -10 dB): signal-to-noise ratios in dB.
-        seed (`int`, *optional*, defaults to 0): of the draws.
-        text_column (`str`, *optional*, defaults to `"text"`): holds the references.
-        options: all others of [`evaluate_model`], such as `batch_size`, `language` and `normalizer`.
+        seed (`int`, *optional*, defaults to 0): seed of the draws.
+        text_column (`str`, *optional*, defaults to `"text"`): column of the references.
+        options: further arguments of [`evaluate_model`], such as `batch_size`, `language` and `normalizer`.
 
     Returns:
         `dict[float, EvaluationResult]`: by ratio in dB, in the order of `snrs`. A row that cannot be read, is longer
-        than the window, or meets a stretch of silence in a recorded noise is missing at every ratio and listed in
+        than the window, or falls on a silent segment of the noise is missing at every ratio and listed in
         `row_errors`.
 
     Raises:
         AudioError: for a noise that cannot be read or is silent.
-        ValueError: for ratios that are missing, stand twice or lie outside -100 to 100 dB; for 0 rows, a missing
-            column, or if no row could be read.
+        ValueError: for ratios that are missing, repeated or outside -100 to 100 dB; for 0 rows, a missing column, or
+            if no row could be read.
 
     Example:
         ```python
@@ -215,15 +193,7 @@ def evaluate_in_noise(
 
 
 def check_snrs(snrs: Sequence[float], name: str = "snrs") -> list[float]:
-    """Ratios as floats, in their order.
-
-    Args:
-        snrs (`Sequence[float]`): in dB.
-        name (`str`, *optional*, defaults to `"snrs"`): what messages call them.
-
-    Raises:
-        ValueError: if there is none, one stands twice, or one lies outside -100 to 100 dB.
-    """
+    """Ratios in dB as floats; a `ValueError` if there is none, one is repeated, or one is outside -100 to 100 dB."""
     ratios = [float(snr) for snr in snrs]
     if not ratios:
         raise ValueError(f"`{name}` is empty, expected at least one signal-to-noise ratio in dB, such as 10.")
@@ -234,7 +204,7 @@ def check_snrs(snrs: Sequence[float], name: str = "snrs") -> list[float]:
                 "Beyond it the weaker of speech and noise is lost in the rounding of the samples."
             )
         if ratios.count(snr) > 1:
-            raise ValueError(f"`{name}`: {snr:g} dB stands {ratios.count(snr)} times. Name each ratio once.")
+            raise ValueError(f"`{name}`: {snr:g} dB is given {ratios.count(snr)} times. Give each ratio once.")
     return ratios
 
 
@@ -250,25 +220,25 @@ def _mix(speech: np.ndarray, noise: np.ndarray | None, snr_db: float, random: np
     power = _power(speech)
     if power == 0.0:
         return speech.copy()
-    stretch, where = _stretch(noise, len(speech), random)
-    noise_power = _power(stretch)
+    segment, where = _noise_segment(noise, len(speech), random)
+    noise_power = _power(segment)
     if noise_power == 0.0:
         raise AudioError(
-            f"the stretch of noise {where} is silent, so that its level cannot be set. Cut the silence out of the "
-            "noise, or take another seed."
+            f"the segment of noise {where} is silent, so its level cannot be set. Cut the silence out of the noise, or "
+            "use another seed."
         )
     scale = math.sqrt(power / noise_power) * 10 ** (-snr_db / 20)
-    return (speech + scale * stretch).astype(np.float32)
+    return (speech + scale * segment).astype(np.float32)
 
 
-def _stretch(noise: np.ndarray | None, length: int, random: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Noise of `length` samples in float64, and where it was taken from, in words."""
+def _noise_segment(noise: np.ndarray | None, length: int, random: np.random.Generator) -> tuple[np.ndarray, str]:
+    """Noise of `length` samples in float64, and its position, in words."""
     if noise is None:
         return random.standard_normal(length), "drawn"
     longer = len(noise) >= length
     start = int(random.integers(len(noise) - length + 1 if longer else len(noise)))
     samples = noise[start : start + length] if longer else np.resize(np.roll(noise, -start), length)
-    where = f"from {start / SAMPLING_RATE:.2f} s on, {length / SAMPLING_RATE:.2f} s long,"
+    where = f"starting at {start / SAMPLING_RATE:.2f} s, {length / SAMPLING_RATE:.2f} s long,"
     return samples.astype(np.float64), where
 
 
@@ -278,5 +248,5 @@ def _power(samples: np.ndarray) -> float:
 
 
 def _name(audio: Any, otherwise: str) -> str:
-    """What messages call audio: its path, if it has one."""
+    """Name of the audio in messages: its path, if it has one."""
     return str(audio) if isinstance(audio, str | os.PathLike) else otherwise
