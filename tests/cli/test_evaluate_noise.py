@@ -133,7 +133,7 @@ def test_babble_without_recordings_and_recordings_without_babble_are_refused(
     ("flags", "message"),
     [
         (["--snrs", "10", "300"], "--snrs: `snrs`: expected a ratio from -100 to 100 dB, got 300"),
-        (["--snrs", "10", "10"], "--snrs: `snrs`: 10 dB stands 2 times"),
+        (["--snrs", "10", "10"], "--snrs: `snrs`: 10 dB is given 2 times"),
         (["--snrs", "loud"], "argument --snrs: invalid float value: 'loud'"),
         (["--noises", "white", "white"], "--noises: white is given 2 times"),
         (["--model_name_or_path", "a", "a"], "--model_name_or_path: a is given 2 times"),

@@ -46,7 +46,7 @@ def toy_set(count: int = 4) -> list[dict]:
 @pytest.mark.parametrize("noise", ["white", recorded(20.0), recorded(0.7)], ids=["white", "longer", "shorter"])
 @pytest.mark.parametrize("snr", [*SNRS, 3.7, 100.0])
 def test_mixture_has_the_ratio_asked_for(noise: str | np.ndarray, snr: float) -> None:
-    """A level set from the whole noise file is wrong wherever the stretch that was cut is louder or softer."""
+    """A level set from the whole noise file is wrong wherever the segment is louder or softer."""
     for seed in range(3):
         speech = 0.1 * toy_audio(2.3, seed=seed)
         assert measured_snr(speech, add_noise(speech, noise, snr, seed=seed)) == pytest.approx(snr, abs=0.05)
@@ -95,7 +95,7 @@ def test_short_noise_goes_round_and_long_noise_is_cut() -> None:
 
 
 def test_offsets_reach_both_ends() -> None:
-    """A noise whose beginning is always taken is one stretch, however long the file is."""
+    """A noise whose beginning is always taken is one segment, however long the file is."""
     speech, noise = np.ones(2), np.arange(1.0, 6.0)
     ratios = {round(float(np.divide(*(add_noise(speech, noise, 0.0, seed=seed) - speech))), 3) for seed in range(60)}
     assert ratios == {0.5, 0.667, 0.75, 0.8}
@@ -172,11 +172,11 @@ def test_evaluation_hears_each_row_through_its_own_noise() -> None:
 
 def test_rows_meet_different_noise_that_depends_on_seed_and_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same noise on every utterance makes a rate over one draw; another noise at every ratio a ragged curve."""
-    heard: dict[tuple, np.ndarray] = {}
+    noises: dict[tuple, np.ndarray] = {}
 
     def listen(model: object, rows: list, processor: object, load: Callable, **options: object) -> float:
         for number, row in enumerate(rows):
-            heard[len(heard) // 2, number] = np.float64(load(row["audio"], name=row["id"])) - row["audio"]
+            noises[len(noises) // 2, number] = np.float64(load(row["audio"], name=row["id"])) - row["audio"]
         return 0.0
 
     monkeypatch.setattr("hf_distil_whisper.evaluation.noise.evaluate_model", listen)
@@ -185,10 +185,10 @@ def test_rows_meet_different_noise_that_depends_on_seed_and_id(monkeypatch: pyte
     evaluate_in_noise(talking_whisper(), rows, toy_processor(), snrs=[20.0, 0.0])
     evaluate_in_noise(talking_whisper(), rows[::-1], toy_processor(), snrs=[0.0], seed=0)
     evaluate_in_noise(talking_whisper(), rows, toy_processor(), snrs=[0.0], seed=1)
-    assert heard[1, 0] == pytest.approx(10 * heard[0, 0], abs=1e-5)
-    assert abs(np.corrcoef(heard[1, 0], heard[1, 1])[0, 1]) < 0.05
-    np.testing.assert_array_equal(heard[2, 1], heard[1, 0])
-    assert abs(np.corrcoef(heard[3, 0], heard[1, 0])[0, 1]) < 0.05
+    assert noises[1, 0] == pytest.approx(10 * noises[0, 0], abs=1e-5)
+    assert abs(np.corrcoef(noises[1, 0], noises[1, 1])[0, 1]) < 0.05
+    np.testing.assert_array_equal(noises[2, 1], noises[1, 0])
+    assert abs(np.corrcoef(noises[3, 0], noises[1, 0])[0, 1]) < 0.05
 
 
 def test_bad_rows_cost_the_row_at_every_ratio() -> None:
@@ -216,7 +216,7 @@ def test_a_pause_in_the_noise_costs_the_row_that_meets_it() -> None:
     pause = np.concatenate([np.zeros(160_000), recorded(1.0)])
     result = evaluate_in_noise(talking_whisper(4), toy_set(), toy_processor(), noise=pause, snrs=[0])[0.0]
     assert 0 < len(result.row_errors) < 4
-    assert all(message.startswith(f"{row}: the stretch of noise") for row, message in result.row_errors)
+    assert all(message.startswith(f"{row}: the segment of noise") for row, message in result.row_errors)
 
 
 def test_a_noisy_recording_is_read_and_mixed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +234,10 @@ def test_a_noisy_recording_is_read_and_mixed_once(monkeypatch: pytest.MonkeyPatc
 
 def test_rows_that_are_left_out_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """The same list at each of eight ratios hides what else is said."""
-    rows = [*toy_set(1), {"id": "told once", "audio": "nowhere.wav", "text": "the"}]
+    rows = [*toy_set(1), {"id": "warned once", "audio": "nowhere.wav", "text": "the"}]
     with caplog.at_level("WARNING", logger="hf_distil_whisper"):
         evaluate_in_noise(talking_whisper(4), rows, toy_processor(), snrs=[10, 0, -10])
-    assert caplog.text.count("told once") == 1
+    assert caplog.text.count("warned once") == 1
 
 
 def test_babble_is_the_sum_of_voices_of_one_power() -> None:
@@ -274,7 +274,7 @@ def test_what_cannot_be_heard_is_not_in_the_babble(caplog: pytest.LogCaptureFixt
     ("options", "message"),
     [
         ({"snrs": []}, "`snrs` is empty"),
-        ({"snrs": [10, 10.0]}, "`snrs`: 10 dB stands 2 times"),
+        ({"snrs": [10, 10.0]}, "`snrs`: 10 dB is given 2 times"),
         ({"snrs": [10, float("inf")]}, "`snrs`: expected a ratio from -100 to 100 dB, got inf"),
         ({"noise": np.zeros(5)}, "the noise: every sample is 0"),
         ({"noise": "nowhere.wav"}, "nowhere.wav: no such file"),

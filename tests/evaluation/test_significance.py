@@ -1,41 +1,41 @@
 """Two models on the same utterances: paired by id, however the rows lie and whatever is missing."""
 
+import math
+
 import numpy as np
 import pytest
 
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.evaluate import (
-    EvaluationResult,
-    Heard,
-    score,
-)
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult, TranscribedRow, score
 from hf_distil_whisper.evaluation.significance import (
     compare_results,
     confidence_interval,
+    effective_robustness,
+    macro_average,
+    micro_average,
+    relative_error_rate,
+    set_averages,
 )
-from hf_distil_whisper.metrics import (
-    WordErrors,
-    bootstrap_interval,
-)
+from hf_distil_whisper.metrics import WordErrors, bootstrap_interval
 
 
 def scored(wrong: dict[str, int], words: int = 10) -> EvaluationResult:
     """A row for every id, with so many wrong words of ten."""
-    heard = [
-        Heard(name, "word " * words, "word " * (words - count) + "wrong " * count, 1.0, False)
+    rows = [
+        TranscribedRow(name, "word " * words, "word " * (words - count) + "wrong " * count, 1.0, False)
         for name, count in wrong.items()
     ]
-    return score(heard, RowErrors(), 1.0, language="en")
+    return score(rows, RowErrors(), 1.0, language="en")
 
 
 def test_rows_are_paired_by_id_and_the_others_counted() -> None:
-    """Paired by place, one unreadable row sets every utterance beside another one."""
+    """Paired by position, one unreadable row sets every utterance beside another one."""
     ours = scored({"a": 1, "b": 0, "only ours": 10})
     theirs = scored({"only theirs": 10, "b": 2, "a": 3})
-    found = compare_results(ours, theirs)
-    assert (found.paired, found.unpaired) == (2, 2)
-    assert (found.errors, found.baseline_errors) == (WordErrors(19, 1), WordErrors(15, 5))
-    assert found.difference == pytest.approx(-0.2)
+    comparison = compare_results(ours, theirs)
+    assert (comparison.paired, comparison.unpaired) == (2, 2)
+    assert (comparison.errors, comparison.baseline_errors) == (WordErrors(19, 1), WordErrors(15, 5))
+    assert comparison.difference == pytest.approx(-0.2)
 
 
 def test_a_difference_on_all_rows_is_significant_and_one_by_chance_is_not() -> None:
@@ -59,8 +59,172 @@ def test_other_references_are_no_pairs() -> None:
 
 
 def test_a_set_without_references_has_no_interval() -> None:
-    silent = score([Heard("a", "", "uh", 1.0, False)], RowErrors(), 1.0, language="en")
+    silent = score([TranscribedRow("a", "", "uh", 1.0, False)], RowErrors(), 1.0, language="en")
     assert confidence_interval(silent) is None
     assert compare_results(silent, silent) is None
     result = scored({"a": 1, "b": 4})
     assert confidence_interval(result) == bootstrap_interval([WordErrors(9, 1), WordErrors(6, 4)])
+
+
+TABLE_6 = {
+    "GigaSpeech": (10.7, 10.5, -2.0),
+    "CHIME-4": (11.8, 14.0, 18.4),
+    "Earnings-22": (16.6, 16.9, 1.6),
+    "FLEURS": (4.2, 6.3, 48.2),
+    "SPGISpeech": (3.8, 3.3, -12.8),
+}
+"""WER of large-v2 and distil-large-v2 and relative error rate, all in %."""
+
+TABLE_16 = {
+    "AMI IHM": (16.9, 14.7),
+    "AMI SDM": (36.5, 33.9),
+    "Call Home": (17.5, 13.5),
+    "Common Voice 13": (10.4, 12.9),
+    "GigaSpeech": (10.7, 10.5),
+    "LibriSpeech clean": (3.2, 3.6),
+    "LibriSpeech other": (5.6, 6.9),
+    "People's Speech": (18.6, 16.5),
+    "SwitchBoard": (14.2, 11.2),
+    "TED-LIUM": (12.0, 9.6),
+    "Voxpopuli": (7.3, 8.0),
+    "CHIME-4": (11.8, 14.0),
+    "Earnings-22": (16.6, 16.9),
+    "FLEURS": (4.2, 6.3),
+    "SPGISpeech": (3.8, 3.3),
+}
+"""WER of large-v2 and distil-large-v2 in %; the last four are out of distribution."""
+
+
+def counts(percent: float, words: int = 1_000) -> WordErrors:
+    """Errors that make such a rate."""
+    wrong = round(percent * words / 100)
+    return WordErrors(hits=words - wrong, substitutions=wrong)
+
+
+def table_6() -> tuple[dict[str, WordErrors], dict[str, WordErrors]]:
+    return {name: counts(row[0]) for name, row in TABLE_6.items()}, {
+        name: counts(row[1]) for name, row in TABLE_6.items()
+    }
+
+
+def test_relative_error_rate_by_hand() -> None:
+    """Relative to the model instead of the baseline, a doubling reads as 50 %."""
+    assert relative_error_rate(0.2, 0.1) == pytest.approx(1.0)
+    assert relative_error_rate(0.05, 0.1) == pytest.approx(-0.5)
+    assert relative_error_rate(1.5, 1.0) == pytest.approx(0.5)
+    assert relative_error_rate(0.0, 0.0) == 0.0
+    assert relative_error_rate(0.1, 0.0) == math.inf
+
+
+@pytest.mark.parametrize("rates", [(-0.1, 0.1), (0.1, -0.1), (math.nan, 0.1), (0.1, math.nan)])
+def test_relative_error_rate_refuses_what_is_no_rate(rates: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="expected a word error rate of at least 0"):
+        relative_error_rate(*rates)
+
+
+def test_table_6_of_the_paper() -> None:
+    """The paper worked from unrounded rates: each of its figures lies within what the rounding of both permits."""
+    result = effective_robustness(*table_6(), reference="GigaSpeech")
+    for name, (baseline, model, rate) in TABLE_6.items():
+        assert result.baseline[name].wer == pytest.approx(baseline / 100)
+        assert result.model[name].wer == pytest.approx(model / 100)
+        low = (model - 0.05) / (baseline + 0.05) - 1
+        high = (model + 0.05) / (baseline - 0.05) - 1
+        assert low < result.relative_error_rates[name] < high
+        assert low - 0.0005 < rate / 100 < high + 0.0005
+    assert macro_average(result.baseline) == pytest.approx(0.094, abs=0.0005)
+    assert macro_average(result.model) == pytest.approx(0.102, abs=0.0005)
+
+
+def test_last_line_of_table_6_is_the_mean_of_the_rates() -> None:
+    """The paper's 10.7 % is the mean of its five rates; its average WERs differ by 8 %, which is another figure."""
+    assert sum(row[2] for row in TABLE_6.values()) / 5 == pytest.approx(10.7, abs=0.05)
+    result = effective_robustness(*table_6(), reference="GigaSpeech")
+    assert result.mean_relative_error_rate == pytest.approx(0.107, abs=0.005)
+    assert result.relative_error_rate_of_averages == pytest.approx((51.0 - 47.1) / 47.1)
+
+
+def test_effective_robustness_is_the_difference_of_the_gaps() -> None:
+    """By hand: large-v2 loses -1.6 points out of distribution, distil-large-v2 -0.375: it keeps less of its rate."""
+    result = effective_robustness(*table_6(), reference="GigaSpeech")
+    assert (11.8 + 16.6 + 4.2 + 3.8) / 400 - 0.107 == pytest.approx(-0.016)
+    assert result.effective_robustness == pytest.approx(-0.01225)
+
+
+def test_a_model_that_is_worse_everywhere_alike_is_as_robust() -> None:
+    """Overall robustness counts every point; effective robustness only what the reference does not foretell."""
+    teacher = {"seen": counts(5), "far": counts(9), "farther": counts(13)}
+    student = {"seen": counts(7), "far": counts(11), "farther": counts(15)}
+    result = effective_robustness(teacher, student, reference="seen")
+    assert result.effective_robustness == pytest.approx(0.0)
+    assert effective_robustness(teacher, teacher, reference="seen").mean_relative_error_rate == 0.0
+    better = effective_robustness(teacher, {**student, "far": counts(9)}, reference="seen")
+    assert better.effective_robustness == pytest.approx(0.01)
+
+
+def test_table_has_the_layout_of_table_6() -> None:
+    """The reference comes first, whatever the order of the sets, and the averages last."""
+    baseline, model = table_6()
+    result = effective_robustness(dict(reversed(baseline.items())), model, reference="GigaSpeech")
+    lines = result.table("large-v2", "distil-large-v2").splitlines()
+    assert lines[0] == "| Dataset | large-v2 | distil-large-v2 | RER |"
+    assert lines[2] == "| GigaSpeech | 10.7 | 10.5 | -1.9 |"
+    assert lines[-1] == "| Average | 9.4 | 10.2 | 11.1 |"
+    assert len(lines) == 8
+
+
+def test_a_baseline_without_errors_does_not_end_the_table() -> None:
+    """A set without a teacher error would end an evaluation of hours."""
+    result = effective_robustness(
+        {"a": counts(0), "b": counts(2)}, {"a": counts(1), "b": counts(2)}, reference="b"
+    ).table()
+    assert "| a | 0.0 | 1.0 | ∞ |" in result
+    assert result.endswith("| Average | 1.0 | 1.5 | ∞ |")
+
+
+def test_sets_that_cannot_be_compared_are_named() -> None:
+    """An average over different sets compares test sets, not models."""
+    baseline, model = table_6()
+    others = {name: errors for name, errors in model.items() if name != "FLEURS"}
+    with pytest.raises(ValueError, match=r"`reference`: 'LibriSpeech' is not among the sets.*GigaSpeech, CHIME-4"):
+        effective_robustness(baseline, model, reference="LibriSpeech")
+    with pytest.raises(ValueError, match="same sets, but baseline has FLEURS alone and model has Rev, TED alone"):
+        effective_robustness(baseline, others | {"TED": counts(1), "Rev": counts(1)}, reference="GigaSpeech")
+    with pytest.raises(ValueError, match="'a' is the only set; expected at least one more"):
+        effective_robustness({"a": counts(1)}, {"a": counts(1)}, reference="a")
+    with pytest.raises(ValueError, match="`model`: expected error counts by set, got none"):
+        effective_robustness(baseline, {}, reference="GigaSpeech")
+    with pytest.raises(ValueError, match="`model`: the references of 'FLEURS' hold no words"):
+        effective_robustness(baseline, model | {"FLEURS": WordErrors(insertions=3)}, reference="GigaSpeech")
+
+
+def test_macro_counts_sets_and_micro_counts_words() -> None:
+    """A set of 10 words and one of 1,000 weigh alike in the one, not in the other."""
+    errors = {"small": WordErrors(hits=5, deletions=5), "large": WordErrors(hits=900, substitutions=100, insertions=9)}
+    assert macro_average(errors) == pytest.approx((0.5 + 0.109) / 2)
+    assert micro_average(errors) == pytest.approx(114 / 1010)
+    for average in (macro_average, micro_average):
+        with pytest.raises(ValueError, match="got none"):
+            average({})
+        with pytest.raises(ValueError, match="the references of 'b' hold no words"):
+            average({"a": counts(1), "b": WordErrors()})
+
+
+@pytest.mark.parametrize(("column", "expected"), [(0, (13.9, 9.1, 12.6)), (1, (12.8, 10.1, 12.1))])
+def test_averages_of_table_16(column: int, expected: tuple[float, ...]) -> None:
+    """In the order of the table's last three lines, from its own figures for 15 sets."""
+    errors = {name: counts(rates[column]) for name, rates in TABLE_16.items()}
+    result = set_averages(errors, list(TABLE_16)[:11])
+    assert list(result.macro) == list(result.micro) == ["ID Average", "OOD Average", "Average"]
+    assert [100 * wer for wer in result.macro.values()] == pytest.approx(expected, abs=0.0501)
+    assert result.micro["ID Average"] == pytest.approx(result.macro["ID Average"])
+    assert list(result.out_of_distribution) == ["CHIME-4", "Earnings-22", "FLEURS", "SPGISpeech"]
+
+
+def test_a_line_without_sets_is_left_out() -> None:
+    """A mean over nothing is no 0 %."""
+    errors = {"a": counts(10), "b": counts(30, words=3_000)}
+    assert set_averages(errors, []).macro == {"OOD Average": 0.2, "Average": 0.2}
+    assert set_averages(errors, ["a", "b"]).micro == {"ID Average": 0.25, "Average": 0.25}
+    with pytest.raises(ValueError, match="`in_distribution`: c not among the sets that were scored, a, b"):
+        set_averages(errors, ["a", "c"])

@@ -1,8 +1,4 @@
-"""How long models take for the same work: in turn, warmed up, medians (paper, appendix B.2).
-
-Knows features and generation; reading and decoding of files is no part of a model's latency. Tables over batch sizes,
-attention and caches are `latency_grid.py`'s.
-"""
+"""Latency of models doing the same work: in turn, after a warm-up, medians (paper, appendix B.2)."""
 
 import statistics
 import time
@@ -21,9 +17,9 @@ class Latency:
     """Time of one model.
 
     Args:
-        seconds (`list[float]`): per window, one entry per repetition over all inputs.
-        batch_size (`int`): windows per pass.
-        num_tokens (`float`): generated per window, in the mean.
+        seconds (`list[float]`): seconds per window, one entry for each repetition over all inputs.
+        batch_size (`int`): windows per forward pass.
+        num_tokens (`float`): tokens generated per window, on average.
     """
 
     seconds: list[float]
@@ -32,7 +28,7 @@ class Latency:
 
     @property
     def median(self) -> float:
-        """Seconds per window, median over the repetitions: a single disturbed run does not count."""
+        """Seconds per window, median over the repetitions."""
         return statistics.median(self.seconds)
 
     @property
@@ -41,11 +37,7 @@ class Latency:
         return min(self.seconds)
 
     def speedup_over(self, baseline: "Latency") -> float:
-        """How many times faster than `baseline`: the ratio of the medians.
-
-        Args:
-            baseline (`Latency`): of the same inputs, usually the teacher's.
-        """
+        """How many times faster than `baseline`, usually the teacher: the ratio of the medians."""
         return baseline.median / self.median
 
 
@@ -58,19 +50,19 @@ def measure_latency(
     repeats: int = 5,
     language: str | None = None,
 ) -> dict[str, Latency]:
-    """Times models on the same windows: encoder, decoder and the search, greedy and without timestamps.
+    """Times models on the same windows: encoder and greedy decoding without timestamps.
 
-    Every model first runs once unmeasured; then they take turns in every repetition, so that a slow minute of the
-    machine falls on all of them. Fixing `num_tokens` separates the speed of a model from what it happens to say: a
-    student that is not trained yet may stop at once, or never.
+    After a warm-up the models take turns in every repetition, so that a slow minute of the machine affects all of
+    them. A fixed `num_tokens` separates the speed of a model from the length of its transcripts: a student that is
+    not trained yet may stop at once, or never.
 
     Args:
         models (`Mapping[str, WhisperForConditionalGeneration]`): by name, in eval mode, all on one device.
-        inputs (`Tensor`): log-mel windows of shape (windows, mel bins, frames), as of [`window_features`].
-        batch_size (`int`, *optional*, defaults to 1): windows per pass; 1 is the paper's short-form setting.
-        num_tokens (`int`, *optional*): exactly so many tokens per window; None lets each model end by itself.
+        inputs (`Tensor`): log-mel features of shape (windows, mel bins, frames), from [`window_features`].
+        batch_size (`int`, *optional*, defaults to 1): windows per forward pass; 1 in the paper's short form.
+        num_tokens (`int`, *optional*): exact number of tokens per window; None lets each model stop by itself.
         repeats (`int`, *optional*, defaults to 5): repetitions over all inputs.
-        language (`str`, *optional*): for multilingual models; without it they also spend time on detecting one.
+        language (`str`, *optional*): for multilingual models, which otherwise spend time on detecting it.
 
     Returns:
         `dict[str, Latency]`: by name, in the order of `models`.
@@ -110,18 +102,15 @@ def timed_pass(
     language: str | None = None,
     return_timestamps: bool = False,
 ) -> tuple[float, list[int]]:
-    """Runs encoder, decoder and search over batches of windows.
+    """Seconds that encoder and decoder take for batches of windows, and the number of tokens of each window.
 
     Args:
         model (`WhisperForConditionalGeneration`): in eval mode.
-        batches (`Iterable[Tensor]`): log-mel, (windows, mel bins, frames) each. Making them in an
-            iterator, and their way to the device, is not counted.
-        num_tokens (`int`, *optional*): exactly so many tokens per window.
+        batches (`Iterable[Tensor]`): features (windows, mel bins, frames). The time to compute them in an iterator,
+            and to move them to the device, is not counted.
+        num_tokens (`int`, *optional*): exact number of tokens per window.
         language (`str`, *optional*): for multilingual models.
-        return_timestamps (`bool`, *optional*, defaults to `False`): with timestamps.
-
-    Returns:
-        `tuple[float, list[int]]`: seconds, from an idle device to an idle one; tokens of each window.
+        return_timestamps (`bool`, *optional*, defaults to `False`): generate timestamps.
     """
     seconds, lengths = 0.0, []
     for batch in batches:
@@ -139,6 +128,6 @@ def timed_pass(
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until a GPU has done what it was asked for."""
+    """Waits for the kernels that were launched on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -30,11 +30,9 @@ from hf_distil_whisper.inference.output import Transcription
 from hf_distil_whisper.inference.prompt import scoring_language
 from hf_distil_whisper.inference.sequential import (
     StuckTranscriptionError,
-    TemperatureFallback,
     transcribe_sequential,
 )
 from hf_distil_whisper.metrics import WordErrors
-
 
 logger = logging.get_logger(__name__)
 

@@ -58,8 +58,7 @@ def add_noise(audio: Any, noise: Any, snr_db: float, *, seed: int = 0) -> np.nda
         `np.ndarray`: shape (samples,) of the speech, float32, a new array.
 
     Raises:
-        AudioError: (a `ValueError`) for audio that is empty, not finite or cannot be read, and for a silent segment of
-            noise.
+        AudioError: (a `ValueError`) for audio that is empty, not finite or cannot be read; for a silent noise.
         ValueError: for a ratio outside -100 to 100 dB.
 
     Example:
@@ -89,8 +88,8 @@ def babble(recordings: Sequence[Any], *, speakers: int = SPEAKERS, seconds: floa
     """Speech of several speakers at once, mixed from a corpus: a stand-in for the pub noise of Figure 2.
 
     Args:
-        recordings (`Sequence`): recordings of one speaker each, as [`load_audio`] takes them; preferably not those that
-            the noise is added to. Unreadable and silent ones are left out.
+        recordings (`Sequence`): recordings of one speaker each, as [`load_audio`] takes them; preferably others than
+            those that the noise is added to. Unreadable and silent ones are left out.
         speakers (`int`, *optional*, defaults to 8): number of speakers at once, each at the same power.
         seconds (`float`, *optional*, defaults to 60.0): duration; the end joins the start.
         seed (`int`, *optional*, defaults to 0): seed of the draws.
@@ -220,18 +219,18 @@ def _mix(speech: np.ndarray, noise: np.ndarray | None, snr_db: float, random: np
     power = _power(speech)
     if power == 0.0:
         return speech.copy()
-    segment, where = _noise_segment(noise, len(speech), random)
+    segment, where = _segment(noise, len(speech), random)
     noise_power = _power(segment)
     if noise_power == 0.0:
         raise AudioError(
-            f"the segment of noise {where} is silent, so its level cannot be set. Cut the silence out of the noise, or "
-            "use another seed."
+            f"the segment of noise {where} is silent, so its level cannot be set. Cut the silence out of the noise, "
+            "or use another seed."
         )
     scale = math.sqrt(power / noise_power) * 10 ** (-snr_db / 20)
     return (speech + scale * segment).astype(np.float32)
 
 
-def _noise_segment(noise: np.ndarray | None, length: int, random: np.random.Generator) -> tuple[np.ndarray, str]:
+def _segment(noise: np.ndarray | None, length: int, random: np.random.Generator) -> tuple[np.ndarray, str]:
     """Noise of `length` samples in float64, and its position, in words."""
     if noise is None:
         return random.standard_normal(length), "drawn"

@@ -7,15 +7,9 @@ import pytest
 from datasets import Dataset
 
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.evaluate import (
-    COUNTS,
-    KINDS,
-    ROW_FEATURES,
-    EvaluationResult,
-    Heard,
-    score,
-)
+from hf_distil_whisper.evaluation.evaluate import COUNTS, KINDS, ROW_FEATURES, EvaluationResult, TranscribedRow, score
 from hf_distil_whisper.evaluation.results import (
+    align_words,
     averages,
     averages_text,
     left_out_text,
@@ -23,14 +17,15 @@ from hf_distil_whisper.evaluation.results import (
     robustness,
     save_results,
     summarise_results,
+    worst_utterances,
 )
-from hf_distil_whisper.metrics import WordErrors
+from hf_distil_whisper.metrics import WordErrors, character_errors, word_errors
 
 
 def scored(pairs: list[tuple[str | None, str]], language: str = "en", unread: int = 0) -> EvaluationResult:
-    heard = [Heard(f"row-{n}", *pair, duration=2.0, truncated=False) for n, pair in enumerate(pairs)]
+    rows = [TranscribedRow(f"row-{n}", *pair, duration=2.0, truncated=False) for n, pair in enumerate(pairs)]
     errors = RowErrors([(f"bad-{n}", "broken") for n in range(unread)])
-    return score(heard, errors, 1.0, language=language)
+    return score(rows, errors, 1.0, language=language)
 
 
 RESULTS = {
@@ -140,21 +135,21 @@ def test_a_set_without_references_costs_no_other_its_robustness(tmp_path: Path) 
     groups = {"read": "in distribution", "silence": "out of distribution", "german": "out of distribution"}
     german = {"model": scored([("ja", "nein")], "de"), "teacher": scored([("ja", "ja"), ("gut", "nein")], "de")}
     results = {**{name: RESULTS[name] for name in ("read", "silence")}, "german": german}
-    (found,) = robustness(results, groups, "read").values()
-    assert list(found.model) == ["read", "german"]
+    (table_6,) = robustness(results, groups, "read").values()
+    assert list(table_6.model) == ["read", "german"]
     alone = {name: RESULTS[name] for name in ("read", "silence")}
     assert robustness(alone, groups | {"german": "long form"}, "read") == {}
     assert "no effective robustness: read, or every set" in results_table(
         alone, GROUPS | {"chinese": "long form"}, "read"
     )
     save_results(results, str(tmp_path), groups, "read")
-    kept = json.loads((tmp_path / "averages.json").read_text())
-    assert kept["robustness"]["model"]["effective_robustness"] == pytest.approx(found.effective_robustness)
-    assert kept["robustness"]["model"]["relative_error_rates"] == {"read": None, "german": 1.0}
-    assert kept["averages"]["short form"]["teacher"] == {"macro": 0.25, "micro": pytest.approx(1 / 9)}
+    stored = json.loads((tmp_path / "averages.json").read_text())
+    assert stored["robustness"]["model"]["effective_robustness"] == pytest.approx(table_6.effective_robustness)
+    assert stored["robustness"]["model"]["relative_error_rates"] == {"read": None, "german": 1.0}
+    assert stored["averages"]["short form"]["teacher"] == {"macro": 0.25, "micro": pytest.approx(1 / 9)}
 
 
-def test_models_need_not_have_heard_the_same_sets(tmp_path: Path) -> None:
+def test_models_need_not_be_scored_on_the_same_sets(tmp_path: Path) -> None:
     alone = {"model": RESULTS["chinese"]["model"]}
     groups = {"chinese": "in distribution", "read": "in distribution", "new": "out of distribution"}
     results = {"chinese": alone, "read": RESULTS["read"], "new": alone}
@@ -179,3 +174,58 @@ def test_long_recordings_have_their_own_averages_and_tables(tmp_path: Path) -> N
     assert "| model | 0 | - | - | - | - |" in table
     assert "| songs | 5-Dup. | 0 | 0 |\n|  | IER | - | - |" in table
     assert "|  | WER | 33.3 | 0.0 |" in table
+
+
+def test_words_are_aligned_as_worked_out_by_hand() -> None:
+    assert align_words("the cat sat on the mat", "oh the bat sat on mat") == [
+        ("insertion", None, "oh"),
+        ("hit", "the", "the"),
+        ("substitution", "cat", "bat"),
+        ("hit", "sat", "sat"),
+        ("hit", "on", "on"),
+        ("deletion", "the", None),
+        ("hit", "mat", "mat"),
+    ]
+
+
+@pytest.mark.parametrize(("reference", "hypothesis"), [("", ""), ("", "a b"), ("a b", ""), ("a b c d", "x b y z d e")])
+@pytest.mark.parametrize("characters", [False, True])
+def test_operations_are_those_that_were_counted(reference: str, hypothesis: str, characters: bool) -> None:
+    """A picture of other errors than those in the table explains nothing."""
+    words = align_words(reference, hypothesis, characters=characters)
+    names = [word.operation for word in words]
+    kinds = ("hit", "substitution", "deletion", "insertion")
+    if characters:
+        expected = character_errors(reference.replace(" ", ""), hypothesis.replace(" ", ""))
+    else:
+        expected = word_errors(reference, hypothesis)
+    assert WordErrors(*(names.count(kind) for kind in kinds)) == expected
+
+
+def test_worst_utterances_cost_the_most_errors() -> None:
+    """By the rate alone, every "yes" transcribed as "yeah" would stand before a lost paragraph."""
+    pairs = [
+        ("yes", "yeah"),
+        ("the cat sat on the mat", "the"),
+        ("a b", "a b"),
+        (None, "uh"),
+        ("a b c d e f", "a x c"),
+    ]
+    worst = worst_utterances(scored(pairs))
+    assert [text.split(",")[0] for text in worst] == ["row-1: 5 errors", "row-4: 4 errors", "row-0: 1 error"]
+    assert worst[2].split() == "row-0: 1 error, WER 100.0% REF: yes HYP: yeah S".split()
+    assert len(worst_utterances(scored(pairs), k=1)) == 1
+    with pytest.raises(ValueError, match="k >= 1, got 0"):
+        worst_utterances(scored(pairs), k=0)
+
+
+def test_a_long_recording_is_shown_in_blocks() -> None:
+    """A recording of an hour in one line cannot be read."""
+    (text,) = worst_utterances(scored([("the cat sat on a mat " * 40, "the bat sat on a mat " * 40)]))
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_without_spaces_characters_are_aligned() -> None:
+    """The whole sentence would be one wrong word."""
+    (one,) = worst_utterances(scored([("今天天气", "今天汽")], "zh"))
+    assert one.startswith("row-0: 2 errors, WER 50.0%")
