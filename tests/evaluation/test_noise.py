@@ -114,7 +114,7 @@ def test_noise_that_is_silent_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the noise: every sample is 0; expected a noise"):
         add_noise(toy_audio(1.0), np.zeros(100), 10.0)
     pause = np.concatenate([np.zeros(16_000), np.ones(1)])
-    with pytest.raises(ValueError, match=r"from 0\.\d\d s on, 0\.01 s long, is silent.*another seed"):
+    with pytest.raises(ValueError, match=r"starting at 0\.\d\d s, 0\.01 s long, is silent.*another seed"):
         add_noise(toy_audio(0.01), pause, 10.0)
 
 
