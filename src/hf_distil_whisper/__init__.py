@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
-    from hf_distil_whisper.evaluation.significance import effective_robustness as effective_robustness
     from hf_distil_whisper.evaluation.significance import compare_results as compare_results
+    from hf_distil_whisper.evaluation.significance import effective_robustness as effective_robustness
     from hf_distil_whisper.export.ggml import export_ggml as export_ggml
     from hf_distil_whisper.export.onnx import export_onnx as export_onnx
     from hf_distil_whisper.hub.callbacks import ModelCardCallback as ModelCardCallback
