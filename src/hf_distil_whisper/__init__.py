@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from hf_distil_whisper.export.onnx import export_onnx as export_onnx
     from hf_distil_whisper.hub.callbacks import ModelCardCallback as ModelCardCallback
     from hf_distil_whisper.hub.callbacks import PushCheckpointCallback as PushCheckpointCallback
-    from hf_distil_whisper.hub.callbacks import save_model_card as save_model_card
     from hf_distil_whisper.hub.dataset_card import push_dataset as push_dataset
+    from hf_distil_whisper.hub.model_card import CardFacts as CardFacts
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
     from hf_distil_whisper.hub.model_card import push_student as push_student
     from hf_distil_whisper.hub.push import PushError as PushError
@@ -92,9 +92,9 @@ _MODULES = {
     "evaluation.significance": ("compare_results", "effective_robustness"),
     "export.ggml": ("export_ggml",),
     "export.onnx": ("export_onnx",),
-    "hub.callbacks": ("ModelCardCallback", "PushCheckpointCallback", "save_model_card"),
+    "hub.callbacks": ("ModelCardCallback", "PushCheckpointCallback"),
     "hub.dataset_card": ("push_dataset",),
-    "hub.model_card": ("generate_model_card", "push_student"),
+    "hub.model_card": ("CardFacts", "generate_model_card", "push_student"),
     "hub.push": ("PushError",),
     "inference.ctranslate2": ("export_ctranslate2",),
     "inference.generation": ("GenerationSettings",),

@@ -1,24 +1,47 @@
-"""Model cards: metadata that the Hub reads, text that is true, code that runs."""
+"""Model cards: metadata that the Hub reads, text that is true, code that runs, and no secret."""
 
+import json
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import soundfile
-from huggingface_hub import ModelCard
-from transformers import TrainerControl, TrainerState, TrainingArguments
+import yaml
+from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
+from matplotlib.figure import Figure
+from toy_pushes import LOG
+from transformers import TrainingArguments
 
-from hf_distil_whisper.hub.callbacks import (
-    ModelCardCallback,
+from hf_distil_whisper.evaluation.evaluate import evaluate_model
+from hf_distil_whisper.evaluation.results import save_results
+from hf_distil_whisper.hub.callbacks import ModelCardCallback
+from hf_distil_whisper.hub.model_card import (
+    CardFacts,
+    Evaluation,
+    check_card,
+    curves_over_steps,
+    eval_result_files,
+    find_license,
+    generate_model_card,
+    inline,
     latest_word_errors,
+    loss_curves,
+    public_name,
+    public_url,
+    read_evaluation,
+    save_model_card,
+    teacher_facts,
+    versions,
+    word_error_curves,
 )
-from hf_distil_whisper.hub.model_card import Evaluation, generate_model_card, versions
+from hf_distil_whisper.hub.push import student_files
 from hf_distil_whisper.training.args import DistillationTrainingArguments
+from hub_server import ALICE, HubServer
 from toy_files import write_toy_model
-from toy_models import toy_audio, toy_whisper
+from toy_models import toy_audio, toy_processor, toy_rows, toy_whisper
 
-KINDS = ("pipeline", "transcribe_chunked", "create_assistant", "faster_whisper")
-"""What the examples of a card show, in their order."""
 GOLDEN = Path(__file__).with_name("expected_model_card.md")
 
 
@@ -111,31 +134,11 @@ def test_the_code_in_the_card_runs(
     soundfile.write("talk.flac", toy_audio(2.0), 16_000)
     card = generate_model_card(toy_whisper(), name="student", teacher="teacher")
     blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-    assert [word in block for word, block in zip(KINDS, blocks, strict=True)] == [True] * 4
+    words = ("pipeline", "transcribe_chunked", "create_assistant", "faster_whisper")
+    assert [word in block for word, block in zip(words, blocks, strict=True)] == [True] * 4
     for block in blocks:
         exec(block.replace('"max_new_tokens": 200', '"max_new_tokens": 20'), {})
     assert capsys.readouterr().out.count("\n") == 4
-
-
-def test_the_callback_writes_the_card_of_checkpoint_and_student(tmp_path: Path) -> None:
-    """Checkpoints are shared too, and the Trainer's own card knows no word error rate."""
-    args = TrainingArguments(output_dir=str(tmp_path / "my-student"), use_cpu=True)
-    state = TrainerState(global_step=5, log_history=[{"eval_test_wer": 0.3}, {"eval_test_wer": 0.2, "eval_loss": 1.0}])
-    callback = ModelCardCallback(teacher="openai/whisper-toy.en", license="mit")
-    callback.on_save(args, state, TrainerControl(), model=toy_whisper())
-    callback.on_train_end(args, state, TrainerControl(), model=toy_whisper())
-    for path in ("checkpoint-5/README.md", "README.md"):
-        card = ModelCard.load(tmp_path / "my-student" / path)
-        assert card.data.model_name == "my-student"
-        assert card.data.eval_results[0].metric_value == 20.0
-        assert card.data.license == "mit"
-
-
-def test_only_the_main_process_writes_the_card(tmp_path: Path) -> None:
-    state = TrainerState(is_world_process_zero=False)
-    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
-    ModelCardCallback().on_train_end(args, state, TrainerControl(), model=toy_whisper())
-    assert not (tmp_path / "run" / "README.md").exists()
 
 
 def test_word_errors_of_the_log_are_the_newest_without_their_average() -> None:
@@ -150,3 +153,208 @@ def test_an_optimizer_of_ones_own_is_named(tmp_path: Path) -> None:
     assert "| optim | Muon (2e-3) |" in own
     assert "5e-05" not in own
     assert "| learning_rate | 5e-05 |" in generate_model_card(toy_whisper(), name="me/toy", training_args=args).content
+
+
+# Scores
+
+
+def test_results_of_an_evaluation_are_read(tmp_path: Path) -> None:
+    """A card that is filled in by hand holds the scores of the model before."""
+    models = {"model": toy_whisper(1, decoder_layers=2), "teacher": toy_whisper()}
+    for model in models.values():
+        model.generation_config.max_length = 10
+    rows = [{"id": row["id"], "audio": row["audio"], "text": row["text"]} for row in toy_rows(2, 0.2)]
+    found = {name: evaluate_model(model, rows, toy_processor()) for name, model in models.items()}
+    results = {"test": found, "talks": found}
+    save_results(results, str(tmp_path), {"test": "out of distribution", "talks": "long form"})
+    scores = read_evaluation(tmp_path)
+    assert scores.results == {"test": found["model"].wer, "talks": found["model"].wer}
+    assert scores.teacher_results["test"] == found["teacher"].wer
+    assert scores.groups == {"test": "out of distribution", "talks": "long form"}
+    assert scores.rtf[0] == pytest.approx(found["model"].rtf)  # of the short form alone
+    card = generate_model_card(models["model"], name="me/toy", teacher="openai/whisper-toy.en", evaluation=tmp_path)
+    assert f"| WER %, test (out of distribution) | {100 * found['model'].wer:.2f} |" in card.text
+    assert len(card.data.eval_results) == 2
+
+
+def test_a_set_without_references_has_no_rate(tmp_path: Path) -> None:
+    row = {"wer": None, "group": "in distribution", "seconds": 1.0, "audio_seconds": 2.0}
+    scored = row | {"wer": 0.25}
+    (tmp_path / "results.json").write_text(json.dumps({"silent": {"model": row}, "test": {"model": scored}}))
+    found = read_evaluation(tmp_path)
+    assert found.results == {"test": 0.25}
+    assert found.teacher_results == {}
+    assert found.rtf == (0.5, None)
+    with pytest.raises(ValueError, match="'other'"):
+        read_evaluation(tmp_path, student="other")
+    with pytest.raises(FileNotFoundError, match="--output_dir"):
+        read_evaluation(tmp_path / "nowhere")
+
+
+def test_facts_that_are_given_win_over_an_evaluation() -> None:
+    facts = CardFacts("me/toy", evaluation=Evaluation(results={"a": 0.1, "b": 0.2}), results={"a": 0.3})
+    scores = replace(facts, groups={"b": "long form"}).scores()
+    assert scores == Evaluation({"a": 0.3, "b": 0.2}, groups={"b": "long form"})
+
+
+def test_facts_and_their_fields_give_the_same_card() -> None:
+    """A misspelt field that is ignored is missing on the card, which nobody notices."""
+    facts = CardFacts("me/toy", teacher="openai/whisper-toy.en", license="mit")
+    fields = {"name": "me/toy", "teacher": "openai/whisper-toy.en", "license": "mit"}
+    cards = [generate_model_card(toy_whisper(), **fields), generate_model_card(toy_whisper(), facts)]
+    cards.append(generate_model_card(toy_whisper(), replace(facts, license=None), license="mit"))
+    assert len(set(map(str, cards))) == 1
+    for refuses in (ModelCardCallback, partial(generate_model_card, toy_whisper(), facts)):
+        with pytest.raises(TypeError, match="licence"):
+            refuses(licence="mit")
+
+
+def test_eval_results_name_data_sets_of_the_hub_only(tmp_path: Path) -> None:
+    """The Hub puts these on the leaderboard of the data set: a folder's name would land on somebody else's."""
+    sources = {
+        "clean": {"path": "openslr/librispeech_asr", "config": "clean", "split": "test", "revision": "abc"},
+        "other": {"path": "openslr/librispeech_asr", "config": "other", "split": "test", "revision": None},
+        "mine": {"path": str(tmp_path), "config": None, "split": "test"},
+    }
+    files = eval_result_files(
+        {"clean": 0.0312, "other": 0.07, "mine": 0.5, "unknown": 0.6}, sources, date="2026-01-01"
+    )
+    assert list(files) == ["openslr--librispeech_asr.yaml"]
+    entries = parse_eval_result_entries(yaml.safe_load(yaml.safe_dump(files["openslr--librispeech_asr.yaml"])))
+    assert [(entry.task_id, entry.value, entry.dataset_revision) for entry in entries] == [
+        ("clean", 3.12, "abc"),
+        ("other", 7.0, None),
+    ]
+    assert entries[0].date == "2026-01-01"
+    card = generate_model_card(
+        toy_whisper(), name="me/toy", results={"clean": 0.0312, "mine": 0.5}, result_sources=sources
+    )
+    assert isinstance(card, ModelCard)
+    assert [result.dataset_type for result in card.data.eval_results] == ["openslr/librispeech_asr", "mine"]
+    assert str(tmp_path) not in str(card)
+
+
+# Files beside the weights, names and secrets
+
+
+def test_curves_are_those_of_the_log() -> None:
+    assert word_error_curves(LOG) == {"test": [(1, 0.4), (2, 0.2)]}
+    assert word_error_curves([{"eval_wer": 0.1, "step": 3}]) == {"validation": [(3, 0.1)]}
+    found = loss_curves(LOG)
+    assert found["loss, training"] == [(1, 3.0), (2, 2.0)]
+    assert found["loss, test"] == [(1, 2.5), (2, 2.0)]
+    assert set(found) == {"loss, training", "kl, training", "pl, training", "loss, test"}
+
+
+def test_a_saved_card_has_its_pictures_and_results_beside_it(tmp_path: Path) -> None:
+    """A picture that was not uploaded is a hole in the page."""
+    sources = {"test": {"path": "openslr/librispeech_asr", "config": "clean", "split": "test"}}
+    card = save_model_card(tmp_path, toy_whisper(), name="me/toy", log_history=LOG, result_sources=sources)
+    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert written == {"README.md", "loss_curves.png", "wer_curves.png", ".eval_results/openslr--librispeech_asr.yaml"}
+    assert set(student_files(tmp_path, only_card=True)) == written
+    assert "![Word error rate over training steps](wer_curves.png)" in card.text
+    assert "![Loss per token over training steps](loss_curves.png)" in card.text
+    (entry,) = yaml.safe_load((tmp_path / ".eval_results/openslr--librispeech_asr.yaml").read_text())
+    assert entry["value"] == 20.0
+    assert "| WER %, test | 20.00 |" in card.text
+    save_model_card(tmp_path, toy_whisper(), name="me/toy")  # nothing of an earlier card stays
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["README.md"]
+
+
+def test_names_with_markup_are_shown_and_do_nothing(tmp_path: Path) -> None:
+    """Set names and folders come from users and file names: one `|` shifts every column behind it."""
+    name = 'a|b\n# c <script> "d" [x](http://y)'
+    card = generate_model_card(toy_whisper(), name="me/toy", teacher=name, results={name: 0.5}, datasets=[name])
+    assert "<script>" not in card.text
+    assert "\n# c" not in card.text
+    assert "[x](" not in card.text
+    rows = [line for line in card.text.splitlines() if line.startswith("| WER")]
+    assert len(rows) == 1
+    assert rows[0].replace("\\|", "").count("|") == 3
+    assert ModelCard(str(card)).data.eval_results[0].metric_value == 50.0
+    assert inline("one\r\ntwo") == "one two"
+
+
+def test_no_secret_and_no_folder_reaches_a_card(tmp_path: Path) -> None:
+    """A card is public: it is the first place where somebody looks for a token."""
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, hub_token=ALICE)
+    card = generate_model_card(
+        toy_whisper(),
+        name=str(tmp_path / "my-student"),
+        teacher="/data/elsewhere/my-teacher",
+        base_model=f"{tmp_path}/gone/base",
+        datasets=[f"https://me:{ALICE}@host.example/rows.parquet?token={ALICE}", "~/speech", f"named {ALICE}"],
+        run_url=f"https://me:{ALICE}@wandb.example/run?key={ALICE}",
+        training_args=args,
+    )
+    text = str(card)
+    for secret in (ALICE, str(tmp_path), "/data/elsewhere", "~/"):
+        assert secret not in text
+    assert 'model="my-student"' in text
+    assert "It began as base." in text
+    assert "https://host.example/rows.parquet, speech" in text
+    assert "<https://wandb.example/run>" in text
+
+
+def test_public_forms_of_names_and_addresses() -> None:
+    assert public_name("openai/whisper-tiny") == "openai/whisper-tiny"
+    assert public_name("../runs/teacher/") == "teacher"
+    assert public_name("C:\\models\\teacher") == "teacher"
+    assert public_name("s3://key:secret@bucket/labels?x=1") == "s3://bucket/labels"
+    assert public_url("javascript:alert(1)") == ""
+    assert public_url("https://a.example/x y") == ""
+
+
+def test_licence_and_revision_are_those_that_the_teacher_tells(hub: HubServer, tmp_path: Path) -> None:
+    """A licence that is guessed, or left behind, is worse than a missing one."""
+    write_toy_model(tmp_path / "toy")
+    (tmp_path / "toy" / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n# Toy\n")
+    assert teacher_facts(str(tmp_path / "toy"))["license"] == "cc-by-sa-4.0"
+    assert teacher_facts(str(tmp_path / "toy"))["teacher_revision"] is None
+    api = HfApi()
+    api.create_repo("alice/toy")
+    commit = api.upload_folder(repo_id="alice/toy", folder_path=tmp_path / "toy")
+    teacher_facts("alice/toy")  # loads the config, as a training has loaded the whole model
+    facts = teacher_facts("alice/toy")
+    assert facts["license"] == "cc-by-sa-4.0"
+    assert facts["teacher_revision"] == commit.oid
+    assert facts["teacher_config"].decoder_layers == 4
+    hub.stop()
+    assert find_license("alice/other") is None  # nobody answers
+
+
+def test_the_hub_takes_the_card(hub: HubServer, tmp_path: Path) -> None:
+    """Metadata that it refuses stop a push at its very end."""
+    sources = {"test": {"path": "openslr/librispeech_asr", "config": "clean", "split": "test"}}
+    details = {"name": "alice/toy", "teacher": "openai/whisper-toy.en", "license": "mit", "result_sources": sources}
+    card = save_model_card(tmp_path, toy_whisper(), log_history=LOG, **details)
+    assert check_card(card) is None
+    api = HfApi()
+    api.create_repo("alice/toy")
+    api.upload_folder(repo_id="alice/toy", folder_path=tmp_path)
+    read = ModelCard.load("alice/toy")
+    assert (read.data.base_model, read.data.base_model_relation) == ("openai/whisper-toy.en", "finetune")
+    assert read.data.eval_results[0].metric_value == 20.0
+    assert ".eval_results/openslr--librispeech_asr.yaml" in api.list_repo_files("alice/toy")
+
+
+def test_a_card_is_checked_without_ever_failing(hub: HubServer) -> None:
+    """The check is a help: a Hub that is down must not end what it belongs to."""
+    wrong = generate_model_card(toy_whisper(), name="alice/toy", license="my own licence")
+    assert "license" in str(check_card(wrong))
+    hub.stop()
+    assert check_card(wrong) is None
+
+
+def test_curves_of_a_training_stand_over_whole_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Step 1.5 does not exist; and a validation that started later must not be drawn from the first step."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    curves_over_steps({"training": [(1, 3.0), (4, 2.0)], "test": [(2, 2.5)]}, "loss per token", tmp_path / "loss.png")
+    axes = figures[0].axes[0]
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[1, 4], [2]]
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
+    assert axes.get_ylim()[0] == 0
+    with pytest.raises(ValueError, match="got none"):
+        curves_over_steps({}, "loss", tmp_path / "none.png")

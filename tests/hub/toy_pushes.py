@@ -26,6 +26,15 @@ STUDENT = {
 }
 
 
+LOG = [
+    {"loss": 3.0, "kl": 1.0, "pl": 2.0, "step": 1},
+    {"eval_test_loss": 2.5, "eval_test_wer": 0.4, "eval_macro_wer": 0.4, "step": 1},
+    {"loss": 2.0, "kl": 0.5, "pl": 1.5, "step": 2},
+    {"eval_test_loss": 2.0, "eval_test_wer": 0.2, "eval_macro_wer": 0.2, "step": 2},
+]
+"""Of a training of two steps, each followed by a validation."""
+
+
 class StopAt(TrainerCallback):
     """Ends the run after a step, with the schedule of the whole run."""
 

@@ -31,15 +31,8 @@ from hf_distil_whisper.data.dataset import LABEL_COLUMNS, SpeechDataset, check_r
 from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 from hf_distil_whisper.data.sources import name_columns
 from hf_distil_whisper.data.streaming import SpeechStream
-from hf_distil_whisper.hub.callbacks import (
-    ModelCardCallback,
-    SamplePredictionsCallback,
-    latest_word_errors,
-    run_url,
-    save_model_card,
-    teacher_facts,
-)
-from hf_distil_whisper.hub.model_card import find_license
+from hf_distil_whisper.hub.callbacks import ModelCardCallback, SamplePredictionsCallback, run_url
+from hf_distil_whisper.hub.model_card import find_license, latest_word_errors, save_model_card, teacher_facts
 from hf_distil_whisper.hub.push import PushError
 from hf_distil_whisper.hub.resume import HubCheckpoint, checkpoint_to_resume, fetch_checkpoint
 from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, scoring_language

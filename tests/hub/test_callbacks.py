@@ -1,5 +1,6 @@
-"""Samples with their errors marked and the run's address: to trackers that were asked for, and nowhere else."""
+"""Callbacks: the card as of each step, samples with their errors marked, and nothing sent to a tracker unasked."""
 
+import logging
 import socket
 import subprocess
 import sys
@@ -8,8 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
+from toy_pushes import LOG
+from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
+from hf_distil_whisper.hub import callbacks
 from hf_distil_whisper.hub.callbacks import (
     SAMPLES_FILE,
     ModelCardCallback,
@@ -22,7 +27,65 @@ from hf_distil_whisper.hub.callbacks import (
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.validation import WordErrorMetrics
+from toy_models import toy_whisper
 from toy_training import RandomWindows, small_processor, small_trainer, small_whisper
+
+# The card
+
+
+def test_the_callback_writes_the_card_of_checkpoint_and_student(tmp_path: Path) -> None:
+    """Checkpoints are shared too, and the Trainer's own card knows no word error rate."""
+    args = TrainingArguments(output_dir=str(tmp_path / "my-student"), use_cpu=True)
+    state = TrainerState(global_step=5, log_history=[{"eval_test_wer": 0.3}, {"eval_test_wer": 0.2, "eval_loss": 1.0}])
+    callback = ModelCardCallback(teacher="openai/whisper-toy.en", license="mit")
+    callback.on_save(args, state, TrainerControl(), model=toy_whisper())
+    callback.on_train_end(args, state, TrainerControl(), model=toy_whisper())
+    for path in ("checkpoint-5/README.md", "README.md"):
+        card = ModelCard.load(tmp_path / "my-student" / path)
+        assert card.data.model_name == "my-student"
+        assert card.data.eval_results[0].metric_value == 20.0
+        assert card.data.license == "mit"
+
+
+def test_the_callback_writes_the_card_as_of_each_step(tmp_path: Path) -> None:
+    """A checkpoint whose card tells the scores of the last one cannot be compared with others."""
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
+    callback = ModelCardCallback(teacher="openai/whisper-toy.en")
+    state = TrainerState(global_step=1, max_steps=2, log_history=LOG[:2])
+    callback.on_evaluate(args, state, TrainerControl(), metrics={"eval_test_loss": 1.0}, model=toy_whisper())
+    assert not (tmp_path / "run").exists()  # one set of several: the average is still to come
+    callback.on_evaluate(args, state, TrainerControl(), metrics={"eval_macro_wer": 0.4}, model=toy_whisper())
+    assert "| WER %, test | 40.00 |" in (tmp_path / "run/README.md").read_text()
+    callback.on_save(args, state, TrainerControl(), model=toy_whisper())
+    state = TrainerState(global_step=2, max_steps=2, log_history=LOG)
+    callback.on_train_end(args, state, TrainerControl(), model=toy_whisper())
+    first, last = (tmp_path / "run" / name for name in ("checkpoint-1/README.md", "README.md"))
+    assert "as of training step 1" in first.read_text()
+    assert "| WER %, test | 40.00 |" in first.read_text()
+    assert "as of training step" not in last.read_text()
+    assert "| WER %, test | 20.00 |" in last.read_text()
+
+
+def test_only_the_main_process_writes_the_card(tmp_path: Path) -> None:
+    state = TrainerState(is_world_process_zero=False)
+    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
+    ModelCardCallback().on_train_end(args, state, TrainerControl(), model=toy_whisper())
+    assert not (tmp_path / "run" / "README.md").exists()
+
+
+def test_a_card_that_cannot_be_written_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(callbacks, "save_model_card", full)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    ModelCardCallback().on_save(args, TrainerState(), TrainerControl(), model=toy_whisper())
+
+
+# Samples and trackers
 
 
 def validating_trainer(folder: Path, **changes: Any) -> DistillationTrainer:
@@ -114,8 +177,8 @@ def test_each_tracker_gets_the_table_in_its_own_form(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     board = active(TensorBoardCallback)
     board.tb_writer = SimpleNamespace(add_text=lambda *values: texts.append(values))
-    callbacks = [active(WandbCallback), active(TrackioCallback), board, ModelCardCallback()]
-    sent = log_table(callbacks, "samples/one", ["row", "text"], [(0, "a"), (1, None)], "| table |", 7)
+    active_callbacks = [active(WandbCallback), active(TrackioCallback), board, ModelCardCallback()]
+    sent = log_table(active_callbacks, "samples/one", ["row", "text"], [(0, "a"), (1, None)], "| table |", 7)
     assert sent == ["wandb", "trackio", "tensorboard"]
     assert wandb.logged == [{"samples/one": (["row", "text"], [[0, "a"], [1, None]]), "train/global_step": 7}]
     frame = trackio.logged[0]["samples/one"]
@@ -187,7 +250,7 @@ def test_nothing_is_sent_unless_it_was_asked_for(tmp_path: Path, monkeypatch: py
 def test_no_tracker_is_imported() -> None:
     """Importing one of them can start threads, and costs a second."""
     code = (
-        "import sys, hf_distil_whisper.hub.callbacks, hf_distil_whisper.hub.callbacks; "
+        "import sys, hf_distil_whisper.hub.callbacks; "
         "print([name for name in ('wandb', 'trackio', 'tensorboard', 'tensorboardX') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
