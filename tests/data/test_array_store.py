@@ -83,7 +83,7 @@ def test_a_reload_shows_what_other_processes_have_committed(tmp_path):
     assert_holds(ArrayStore(tmp_path, {"teacher": "a"}), range(9))
 
 
-def test_an_entry_that_was_not_committed_is_lost_and_nothing_else(tmp_path):
+def test_only_entries_that_were_not_committed_are_missing_after_a_crash(tmp_path):
     """A killed run goes on from its last shard."""
     store = filled(ArrayStore(tmp_path), range(4))
     store.add(content_key(b"4"), entry(4))
@@ -133,7 +133,7 @@ def test_entries_computed_from_something_else_are_refused(tmp_path):
 
 
 def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, monkeypatch):
-    """Hours of the teacher's work are lost, or a bare errno is all that is left to read."""
+    """A bare errno does not say what remains of hours of the teacher's work, nor what to do."""
     store = filled(ArrayStore(tmp_path), range(4))
 
     def full(*_, **__):

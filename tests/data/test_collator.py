@@ -74,7 +74,7 @@ def test_encoder_states_take_the_place_of_features():
 
 
 def test_labels_straight_from_a_tokenizer_are_shifted_once():
-    """They begin with `<|startoftranscript|>`: shifted again by the model, the decoder would read it twice."""
+    """They start with `<|startoftranscript|>`: shifted again by the model, the decoder would read it twice."""
     tokenizer = toy_processor().tokenizer
     collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
     features = np.zeros((80, 3000), dtype=np.float32)

@@ -142,7 +142,7 @@ def test_labels_alone_are_those_of_the_whole_item():
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_draws_are_the_same_with_and_without_workers_in_every_epoch(persistent: bool):
-    """A worker that outlives its epoch holds a copy of the data set: told nothing, it draws epoch 0 for ever."""
+    """A worker that outlives its epoch holds a copy of the data set, and would draw epoch 0 for ever."""
     data = samples(labelled(6), condition_on_prev_probability=0.5)
     expected = []
     for epoch in range(2):
@@ -300,14 +300,14 @@ def test_a_row_that_fails_in_a_worker_is_replaced_counted_and_named(caplog: pyte
     collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
     loader = DataLoader(data, batch_size=4, num_workers=1, collate_fn=collate)
     assert sum(len(batch["labels"]) for batch in loader) == 8
-    # What the worker met is known here, without having been met here.
+    # This process knows the rows that a worker skipped.
     assert [row for row, _ in data.row_errors()] == [f"id-{row}" for row in range(1, 7)]
     summary = data.row_errors().summary()
     for part in ("got nothing", "cut short", "NaN", "no text", "448 positions", "longer than the window"):
         assert part in summary
     assert data[2]["index"] == 7
     assert data.label_item(2)["index"] == 7
-    # In a fresh data set the row is met here, and said so.
+    # In a fresh data set this process skips and logs the row.
     assert samples(broken())[3]["index"] == 7
     assert "row id-3 is replaced by the next one: id-3: 1 of 2 samples are NaN" in caplog.text
 

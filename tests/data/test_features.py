@@ -53,14 +53,14 @@ def test_dithered_features_are_made_of_the_whole_window():
 @pytest.mark.parametrize("samples", [201, 400, 16_000, 480_001, 700_159, 700_160, 700_161])
 @pytest.mark.parametrize("block", [1_000_000, 48_000, 33_333, 1050])
 def test_features_of_a_recording_in_blocks_are_those_of_the_whole(samples: int, block: int, mel_bins: int):
-    """A frame at the border of two blocks, and the loudest place behind the first block, which scales all of them."""
+    """A frame at the border of two blocks, and the loudest value behind the first block, which scales all of them."""
     extractor = WhisperFeatureExtractor(feature_size=mel_bins)
     recording = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
     recording[: samples // 2] *= 1e-5
     expected = extractor(
         recording, sampling_rate=SAMPLING_RATE, truncation=False, padding="longest", return_tensors="pt"
     ).input_features
-    blocks = (recording[begin : begin + block] for begin in range(0, samples, block))
+    blocks = (recording[start : start + block] for start in range(0, samples, block))
     features, counted = recording_features(extractor, blocks)
     assert counted == samples
     assert features.shape == expected.shape

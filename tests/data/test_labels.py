@@ -1,4 +1,4 @@
-"""What the decoder reads and what it shall say, token by token."""
+"""Decoder inputs and labels, token by token."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -51,7 +51,7 @@ def first_special(name: str) -> int:
     return tokenizer(name).convert_tokens_to_ids("<|endoftext|>")
 
 
-def read_and_said(name: str, transcript: str, **options: object) -> tuple[str, str]:
+def read_and_learnt(name: str, transcript: str, **options: object) -> tuple[str, str]:
     """What the decoder reads, and of what it shall say the part with a loss."""
     labels = make_labels(tokenizer(name), transcript, **{"timestamps": False, **options})
     assert len(labels.decoder_input_ids) == len(labels.labels)
@@ -62,51 +62,51 @@ def read_and_said(name: str, transcript: str, **options: object) -> tuple[str, s
 
 @pytest.mark.parametrize("name", ["toy", "whisper-tiny.en"])
 def test_english_only_sequences_have_neither_language_nor_task(name: str):
-    """An English-only model has never read them: each sample would begin with noise."""
-    read, said = read_and_said(name, " Hello.")
+    """An English-only model has never read them: each sample would start with noise."""
+    read, learnt = read_and_learnt(name, " Hello.")
     assert read == "<|startoftranscript|><|notimestamps|> Hello."
-    assert said == "<|notimestamps|> Hello.<|endoftext|>"
+    assert learnt == "<|notimestamps|> Hello.<|endoftext|>"
 
 
 def test_multilingual_sequences_name_language_and_task():
     """Without them the model detects the language while it trains, and `generate` then forces tokens it never saw."""
     for language in ("de", "German", "DE"):
-        read, said = read_and_said("whisper-tiny", " Hallo.", language=language, task="translate")
+        read, learnt = read_and_learnt("whisper-tiny", " Hallo.", language=language, task="translate")
         assert read == "<|startoftranscript|><|de|><|translate|><|notimestamps|> Hallo."
-        assert said == "<|de|><|translate|><|notimestamps|> Hallo.<|endoftext|>"
+        assert learnt == "<|de|><|translate|><|notimestamps|> Hallo.<|endoftext|>"
 
 
 def test_language_and_task_of_a_labelled_transcript_are_kept_unless_others_are_given():
     """The reference scripts' transcripts hold them; dropped, a mixed data set would lose its languages."""
     labelled = "<|startoftranscript|><|fr|><|transcribe|><|notimestamps|> Oui.<|endoftext|>"
-    read, _ = read_and_said("whisper-tiny", labelled)
+    read, _ = read_and_learnt("whisper-tiny", labelled)
     assert read == "<|startoftranscript|><|fr|><|transcribe|><|notimestamps|> Oui."
-    read, _ = read_and_said("whisper-tiny", labelled, language="en")
+    read, _ = read_and_learnt("whisper-tiny", labelled, language="en")
     assert read == "<|startoftranscript|><|en|><|transcribe|><|notimestamps|> Oui."
 
 
 @pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
 def test_timestamps_are_kept_or_dropped_as_drawn(name: str):
-    """Kept behind `<|notimestamps|>` or dropped without it, they teach the model to contradict its own prefix."""
-    read, said = read_and_said(name, TIMED, timestamps=True)
+    """Behind `<|notimestamps|>`, or missing without it, they teach the model to contradict the prefix."""
+    read, learnt = read_and_learnt(name, TIMED, timestamps=True)
     assert read == "<|startoftranscript|>" + TIMED
-    assert said == TIMED + "<|endoftext|>"
-    read, said = read_and_said(name, TIMED, timestamps=False)
+    assert learnt == TIMED + "<|endoftext|>"
+    read, learnt = read_and_learnt(name, TIMED, timestamps=False)
     assert read == "<|startoftranscript|><|notimestamps|> Hello there. Again?"
-    assert said == "<|notimestamps|> Hello there. Again?<|endoftext|>"
+    assert learnt == "<|notimestamps|> Hello there. Again?<|endoftext|>"
 
 
 @pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
 def test_plain_transcripts_never_claim_timestamps(name: str):
     """Without `<|notimestamps|>` the model would learn to leave timestamps out when it is asked for them."""
-    assert read_and_said(name, "Hello.", timestamps=True) == read_and_said(name, "Hello.", timestamps=False)
-    assert read_and_said(name, "", timestamps=True)[0] == "<|startoftranscript|><|notimestamps|>"
+    assert read_and_learnt(name, "Hello.", timestamps=True) == read_and_learnt(name, "Hello.", timestamps=False)
+    assert read_and_learnt(name, "", timestamps=True)[0] == "<|startoftranscript|><|notimestamps|>"
 
 
 def test_timestamps_are_rounded_to_the_step_of_their_tokens_and_end_at_30_seconds():
     """A time between two tokens would be spelt in letters, and one beyond them be an id outside the vocabulary."""
-    _, said = read_and_said("toy", "<|0.013|> Hi.<|30.00|>", timestamps=True)
-    assert said == "<|0.02|> Hi.<|30.00|><|endoftext|>"
+    _, learnt = read_and_learnt("toy", "<|0.013|> Hi.<|30.00|>", timestamps=True)
+    assert learnt == "<|0.02|> Hi.<|30.00|><|endoftext|>"
     with pytest.raises(LabelError, match=r"<\|30.02\|> lies beyond the 30 s"):
         make_labels(tokenizer("toy"), "<|0.00|> Hi.<|30.02|>", timestamps=True)
 
@@ -153,15 +153,15 @@ def test_special_tokens_and_prompts_are_stripped_and_timestamps_are_not():
 )
 def test_a_text_begins_with_a_space_where_the_script_has_spaces(text: str, expected: str):
     """Whisper says ' Hello': a label without the space contradicts the teacher in the first token of each sample."""
-    _, said = read_and_said("toy", text)
+    _, learnt = read_and_learnt("toy", text)
     ids = make_labels(tokenizer("toy"), text, timestamps=False).labels[1:-1]
     assert tokenizer("toy").decode(ids) == expected
-    assert said.endswith("<|endoftext|>")
+    assert learnt.endswith("<|endoftext|>")
 
 
 @pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
 def test_prompts_are_read_and_not_learnt(name: str):
-    """A prompt that is not masked teaches the student to repeat what it has just been told."""
+    """A prompt that is not masked teaches the student to repeat the text before."""
     labels = make_labels(tokenizer(name), " Yes.", timestamps=False, previous=PROMPT)
     read = tokens(name, labels.decoder_input_ids)
     assert read == "<|startofprev|> Well, he said<|startoftranscript|><|notimestamps|> Yes."
@@ -178,11 +178,11 @@ def test_a_prompt_of_token_ids_is_cleaned(name: str):
         "<|startoftranscript|><|en|><|transcribe|>" + TIMED + "<|endoftext|>", add_special_tokens=False
     )["input_ids"]
     for timestamps, prompt in ((True, TIMED), (False, " Hello there. Again?")):
-        read, said = read_and_said(name, TIMED, timestamps=timestamps, previous=ids)
+        read, learnt = read_and_learnt(name, TIMED, timestamps=timestamps, previous=ids)
         assert read.count("<|startofprev|>") == read.count("<|startoftranscript|>") == 1
         assert read.startswith("<|startofprev|>" + prompt + "<|startoftranscript|>")
-        assert said.startswith("<|0.00|>" if timestamps else "<|notimestamps|>")
-    assert read_and_said(name, TIMED, previous="<|startoftranscript|>" + TIMED)[0].startswith(
+        assert learnt.startswith("<|0.00|>" if timestamps else "<|notimestamps|>")
+    assert read_and_learnt(name, TIMED, previous="<|startoftranscript|>" + TIMED)[0].startswith(
         "<|startofprev|> Hello there. Again?<|startoftranscript|>"
     )
 
@@ -190,13 +190,13 @@ def test_a_prompt_of_token_ids_is_cleaned(name: str):
 @pytest.mark.parametrize("previous", ["", "  ", "<|0.00|><|1.00|>", []])
 def test_a_prompt_of_nothing_is_no_prompt(previous: object):
     """The reference then masks nothing and trains the model to say `<|startoftranscript|>`."""
-    assert read_and_said("toy", "Hi.", previous=previous) == read_and_said("toy", "Hi.")
+    assert read_and_learnt("toy", "Hi.", previous=previous) == read_and_learnt("toy", "Hi.")
     ids = [first_special("toy"), first_special("toy") + 1]
-    assert read_and_said("toy", "Hi.", previous=ids) == read_and_said("toy", "Hi.")
+    assert read_and_learnt("toy", "Hi.", previous=ids) == read_and_learnt("toy", "Hi.")
 
 
 def test_a_long_prompt_keeps_its_tail():
-    """The reference's slice from 0 keeps all of it where it is longest, and the sample is lost as too long."""
+    """The reference's slice from 0 keeps all of it where it is longest, and the sample is dropped as too long."""
     previous = list(range(250)) * 2
     for max_length in (448, 40, 8):
         labels = make_labels(tokenizer("toy"), "Hi.", timestamps=False, previous=previous, max_length=max_length)
@@ -208,7 +208,7 @@ def test_a_long_prompt_keeps_its_tail():
 
 
 def test_a_prompt_gives_way_to_a_long_label():
-    """A sample whose label fits must not be lost because its optional prompt does not."""
+    """A sample whose label fits must not be dropped because its optional prompt does not."""
     transcript = "x" * 400
     alone = make_labels(tokenizer("toy"), transcript, timestamps=False)
     prompted = make_labels(tokenizer("toy"), transcript, timestamps=False, previous=[1] * 300)
@@ -249,17 +249,17 @@ def test_a_teacher_that_reads_the_same_prompt_agrees_with_itself():
         explicit = model(features, decoder_input_ids=inputs).logits.log_softmax(-1)
         again = model(features, decoder_input_ids=inputs, labels=targets).logits.log_softmax(-1)
         shifted = model(features, labels=targets).logits.log_softmax(-1)
-    kept = targets != IGNORE_INDEX
+    learnt = targets != IGNORE_INDEX
 
     def divergence(other: torch.Tensor) -> float:
-        return float((explicit.exp() * (explicit - other)).sum(-1)[kept].mean())
+        return float((explicit.exp() * (explicit - other)).sum(-1)[learnt].mean())
 
     assert divergence(again) == pytest.approx(0, abs=1e-7)
     assert divergence(shifted) > 1e-3
 
 
 def test_unknown_languages_tasks_and_tokenizers_are_refused():
-    """The id of an unknown token is that of `<|endoftext|>`: the label would end before it begins."""
+    """The id of an unknown token is that of `<|endoftext|>`: the label would end before it starts."""
     with pytest.raises(ValueError, match="`language`: Whisper knows no 'klingon'"):
         make_labels(tokenizer("toy"), "a", timestamps=False, language="klingon")
     with pytest.raises(ValueError, match="`task`: expected one of translate, transcribe, got 'sing'"):

@@ -32,7 +32,7 @@ def ids(rows: list[dict], **options: object) -> list[list[str]]:
 
 
 def test_neighbours_of_one_speaker_are_joined_in_order_as_long_as_they_fit():
-    """Text and audio in a different order, or one sample lost at a seam, would teach the wrong alignment."""
+    """Text and audio in a different order, or one sample missing at a seam, would teach the wrong alignment."""
     rows = [row(1, 10), row(2, 15), row(3, 6), row(4, 3), row(5, 3, "b")]
     windows = list(pack_utterances(rows))
     assert [window["ids"] for window in windows] == [["r1", "r2"], ["r3", "r4"], ["r5"]]
@@ -145,7 +145,7 @@ def test_data_sets_and_other_column_names_are_packed():
 
 @pytest.mark.parametrize("options", [{"max_duration": 0}, {"gap": -0.1}])
 def test_impossible_limits_are_refused(options: dict):
-    """With a limit of 0 every row would be lost as too long."""
+    """With a limit of 0 every row would be dropped as too long."""
     with pytest.raises(ValueError, match="expected max_duration > 0 and gap >= 0"):
         next(pack_utterances([], **options))
 
@@ -265,12 +265,12 @@ def test_times_are_taken_as_rows_write_them(row: dict, expected: list) -> None:
 
 
 def test_packing_splits_long_rows_and_joins_their_pieces_with_neighbours() -> None:
-    """Truncated at 30 s, the rest of a recording would be lost and its text would stand beside the wrong audio."""
+    """Truncated at 30 s, a recording would lack the rest, and its text would stand beside the wrong audio."""
     words = [{"start": start, "end": start + 0.8, "word": f"w{start}"} for start in range(40)]
     rows = [
         {"id": "a", "audio": speech(40), "words": words, "text": "all", "speaker": "x"},
         {"id": "b", "audio": speech(2), "text": "two.", "speaker": "x"},
-        {"id": "c", "audio": speech(65), "text": "lost", "speaker": "y"},
+        {"id": "c", "audio": speech(65), "text": "long", "speaker": "y"},
     ]
     windows = list(pack_utterances(rows))
     assert [window["ids"] for window in windows[:2]] == [["a-0"], ["a-1", "b"]]

@@ -45,7 +45,7 @@ def saved(folder: Path, count: int = 3, **columns: list) -> Path:
 
 
 def assert_rows(rows: Dataset, texts: list[str | None]) -> None:
-    """The columns are as promised, and the audio decodes through the package's own decoder."""
+    """The columns are as promised, and the audio decodes with `load_audio`."""
     assert list(rows["text"]) == texts
     assert rows.features["audio"] == PLAIN_AUDIO
     assert rows.features["id"] == rows.features["text"] == Value("string")
@@ -185,7 +185,7 @@ def test_shards_and_configurations_of_parquet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_folder_with_metadata_gives_absolute_paths_and_all_columns(tmp_path: Path, kind: str) -> None:
-    """Paths relative to the metadata are lost as soon as another working directory reads the rows."""
+    """Paths relative to the metadata fail as soon as another working directory reads the rows."""
     rows = [
         {"file_name": "clips/a.flac", "text": "null", "speaker": "s1", "locale": "en"},
         {"file_name": "clips/b.flac", "text": "a, b", "speaker": "s1", "locale": "en"},
@@ -353,7 +353,7 @@ def test_row_errors_are_counted_and_listed() -> None:
 @needs_speech
 @pytest.mark.parametrize(("folder", "split", "count"), [("fsdd", "test", 180), ("librispeech", "train", 60)])
 def test_real_recordings_load_with_their_columns(folder: str, split: str, count: int) -> None:
-    """Splits by column (fsdd) and none at all (librispeech), as people's own folders are."""
+    """Splits by column (fsdd) and none at all (librispeech), as people's folders are."""
     rows = load_source(SPEECH / folder, split=split)
     assert len(rows) == count
     assert {"id", "audio", "text", "speaker", "duration", "licence"} <= set(rows.column_names)

@@ -1,4 +1,4 @@
-"""A stream without end gives every row once a pass, on one worker, in its share, and goes on exactly where it was."""
+"""An endless stream gives every row once a pass, on one worker, as often as its weight says, and continues exactly."""
 
 from collections import Counter
 from itertools import islice
@@ -75,18 +75,18 @@ def test_each_row_comes_once_a_pass_on_one_worker(tmp_path: Path, files: int) ->
 
 def test_every_pass_has_another_order(tmp_path: Path) -> None:
     source = write_source(tmp_path / "source", 3, 4)
-    found = texts(islice(speech({"source": source}), 24))
-    assert sorted(found[:12]) == sorted(found[12:])
-    assert found[:12] != found[12:]
-    assert found == texts(islice(speech({"source": source}), 24))
-    assert found != texts(islice(speech({"source": source}, seed=7), 24))
+    drawn = texts(islice(speech({"source": source}), 24))
+    assert sorted(drawn[:12]) == sorted(drawn[12:])
+    assert drawn[:12] != drawn[12:]
+    assert drawn == texts(islice(speech({"source": source}), 24))
+    assert drawn != texts(islice(speech({"source": source}, seed=7), 24))
 
 
 def test_sources_come_in_their_shares(tmp_path: Path) -> None:
     sources = {"read": write_source(tmp_path / "read", 2, 6, "read")}
     sources["spoken"] = write_source(tmp_path / "spoken", 2, 3, "spoken")
-    found = texts(islice(speech(sources, weights={"read": 1.0, "spoken": 3.0}), 400))
-    assert 0.68 < sum(text.startswith("spoken") for text in found) / 400 < 0.82
+    drawn = texts(islice(speech(sources, weights={"read": 1.0, "spoken": 3.0}), 400))
+    assert 0.68 < sum(text.startswith("spoken") for text in drawn) / 400 < 0.82
 
 
 def test_what_happens_at_the_end_of_a_source_is_the_strategy(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_what_happens_at_the_end_of_a_source_is_the_strategy(tmp_path: Path) -> 
     first = texts(islice(speech(sources, stopping_strategy="first_exhausted", shuffle_buffer=1), 60))
     beginnings = [number for number, text in enumerate(first) if text == "long 0"]
     assert len(beginnings) > 2
-    assert "long 11" not in first  # both begin anew with the short one's end
+    assert "long 11" not in first  # both start again when the short one ends
 
 
 def test_variants_are_drawn_anew_in_each_pass(tmp_path: Path) -> None:

@@ -153,11 +153,7 @@ class ArrayStore:
         self._index()
 
     def remove_damaged(self) -> int:
-        """Removes shards whose checksum is wrong, so that they are computed again. Reads every byte.
-
-        Returns:
-            `int`: number of removed shards.
-        """
+        """Removes shards whose checksum is wrong, so that they are computed again; returns how many."""
         if self._shards is None:
             return 0
         damaged = self._shards.damaged()
@@ -218,13 +214,9 @@ def _map_arrays(folder: str) -> dict[str, np.ndarray]:
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """Fingerprint of all columns but the audio, the same on every machine, unlike that of `datasets`.
+    """Fingerprint (16 hexadecimal digits) of all columns but the audio, the same on every machine.
 
-    Args:
-        rows (`Dataset`): any.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
+    That of `datasets` depends on paths and times of files in its cache.
     """
     digest = hashlib.sha256()
     columns = rows.select_columns(sorted({*rows.column_names} - {"audio"}))

@@ -95,10 +95,7 @@ class SampleMaker:
 
     Args:
         processor (`WhisperProcessor`): of the student.
-        settings ([`LabelSettings`]): of the labels.
-
-    Raises:
-        ValueError: for an unknown language or task.
+        settings ([`LabelSettings`]): of the labels; a `ValueError` for an unknown language or task.
     """
 
     def __init__(self, processor: WhisperProcessor, settings: LabelSettings):
@@ -132,11 +129,7 @@ class SampleMaker:
         return row["text"] if row.get("text") is not None else plain_text(row[self.settings.transcript_column])
 
     def features(self, audio: Any, name: str) -> torch.Tensor:
-        """Log-mel features of a recording, shape (mel bins, frames), float32.
-
-        Args:
-            audio (`Any`): as [`load_audio`] takes it.
-            name (`str`): of the row, for messages.
+        """Log-mel features of a recording, shape (mel_bins, frames), float32; `name` is that of the row in messages.
 
         Raises:
             AudioError: where it cannot be read or is longer than the window; it costs the row.
@@ -294,8 +287,7 @@ class SpeechDataset(torch.utils.data.Dataset):
 
         Args:
             index (`int`): of the row.
-            epochs (`int`, *optional*): only the variants that the first `epochs` draw; by default, and above
-                `MANY_EPOCHS`, all.
+            epochs (`int`, *optional*): only variants of the first `epochs`; by default, and above `MANY_EPOCHS`, all.
         """
         if not self.train:
             variants = [DrawnVariant(False, False)]

@@ -98,7 +98,7 @@ def recording_key(audio: Any, settings: bytes, name: str) -> bytes:
     Args:
         audio (`dict`, `str` or `Path`): as [`load_source`] gives it.
         settings (`bytes`): from [`extractor_settings`].
-        name (`str`): of the row; replaces the content of a recording that cannot be read, which decoding will report.
+        name (`str`): of the row; stands for the content of a file that cannot be read, which decoding will report.
     """
     if isinstance(audio, dict) and audio.get("bytes") is not None:
         return content_key(audio["bytes"], settings)

@@ -67,10 +67,7 @@ class Mixture:
         return sum(self.draws)
 
     def rows(self, epoch: int) -> np.ndarray:
-        """Row indices of an epoch among the joined rows, in the order in which they are drawn.
-
-        Args:
-            epoch (`int`): from 0.
+        """Row indices of an epoch (from 0) among the joined rows, in the order in which they are drawn.
 
         Returns:
             `np.ndarray` of shape `(len(mixture),)`: int64.
@@ -84,14 +81,7 @@ class Mixture:
         return np.concatenate(rows)[np.argsort(np.concatenate(times), kind="stable")]
 
     def check_same(self, state: Mapping[str, Any]) -> None:
-        """Raises where a stopped training had other sources, or the same in another order.
-
-        Args:
-            state (`Mapping`): [`state`] of its mixture.
-
-        Raises:
-            ValueError: names what differs.
-        """
+        """Raises a `ValueError` that names what differs from the [`state`] of a stopped training's mixture."""
         check_same_sources(self.state(), state)
 
     def state(self) -> dict[str, Any]:
@@ -139,14 +129,7 @@ def join_sources(datasets: Mapping[str, Dataset], columns: Sequence[str]) -> Dat
 
 
 def weights_by(sizes: Sequence[float]) -> tuple[float, ...]:
-    """Weights in the ratio of the sources' rows or hours; they sum to 1.
-
-    Args:
-        sizes (`Sequence[float]`): rows or hours of each source.
-
-    Raises:
-        ValueError: if a source has none.
-    """
+    """Weights in the ratio of the sources' rows or hours; they sum to 1. A `ValueError` if a source has none."""
     if not sizes or min(sizes) <= 0:
         raise ValueError(f"expected sources with rows or hours above 0, got {list(sizes)}.")
     return tuple(size / sum(sizes) for size in sizes)

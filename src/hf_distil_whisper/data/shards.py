@@ -51,7 +51,7 @@ class StaleRunError(FileExistsError):
 class ShardStore:
     """A folder of shards, on this machine or on any file system of fsspec.
 
-    Several processes may write at once, each its own shards. A process killed at any moment leaves at most an
+    Several processes may write at once, each other shards. A process killed at any moment leaves at most an
     unfinished folder, which is never read.
 
     Args:

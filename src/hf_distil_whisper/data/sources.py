@@ -478,15 +478,11 @@ def tar_rows(files: list[str], columns: tuple[str, ...] | None = None) -> Iterat
     """Samples of archives in the layout of WebDataset, one after the other; only one is in memory at a time.
 
     The `webdataset` builder of `datasets` refuses archives where one of the first samples has no text, and takes one
-    that is cut within a header for a whole one.
-
-    Args:
-        files (`list[str]`): paths or URLs.
-        columns (`tuple[str, ...]`, *optional*): which columns each row has, `None` where a sample lacks one.
+    that is cut within a header for a complete one.
 
     Yields:
         `dict`: `id` (the common prefix of the names of its files), `audio` (`{"bytes", "path"}`), `text` (of a `.txt`
-        file) and every field of a `.json` file. Other files are skipped.
+        file) and every field of a `.json` file, or `columns` alone, `None` where a sample lacks one.
 
     Raises:
         ValueError: if an archive is damaged or truncated, or a `.json` file in it holds no JSON object.
@@ -502,16 +498,13 @@ def tar_rows(files: list[str], columns: tuple[str, ...] | None = None) -> Iterat
 def tar_features(files: list[str]) -> Features:
     """Features of [`tar_rows`], inferred from the first 20 samples; fields that only later ones have are left out.
 
-    Args:
-        files (`list[str]`): paths or URLs.
-
     Raises:
         ValueError: as [`tar_rows`], and if there is no audio in these samples.
     """
     rows = list(islice(tar_rows(files), 20))
     if not any("audio" in row for row in rows):
         raise ValueError(
-            f"{files[0]}: expected samples with audio (.{', .'.join(AUDIO_SUFFIXES)}), found none in the first "
+            f"{files[0]}: expected samples with audio (.{', .'.join(AUDIO_SUFFIXES)}), got none in the first "
             f"{len(rows)}. Names must be alike up to the first dot: 0001.flac, 0001.txt, 0001.json."
         )
     features: dict[str, Any] = {"id": Value("string"), "audio": PLAIN_AUDIO}
@@ -582,11 +575,7 @@ class _EndCheckingStream:
 
 
 def load_shards(store: ShardStore, features: Features | None = None) -> Dataset:
-    """The labelled rows of all shards, in the order of their source.
-
-    Args:
-        store ([`ShardStore`]): written by [`pseudo_label_dataset`].
-        features (`Features`, *optional*): types of the columns; by default those of the first shard.
+    """The labelled rows of all shards of [`pseudo_label_dataset`], in the order of their source.
 
     Raises:
         ValueError: if the labelling is not complete, or a shard has been damaged since.
@@ -616,10 +605,10 @@ def shard_files(store: ShardStore) -> list[str]:
 def write_row_index(
     folder: str | Path, source: Mapping[str, Any], num_rows: int, rows: Sequence[int] | np.ndarray
 ) -> None:
-    """Writes a selection of rows of a data set, without copying them.
+    """Writes a selection of rows of a data set as a folder that [`load_source`] reads, without copying the rows.
 
     Args:
-        folder (`str` or `Path`): is created; [`load_source`] reads it as a data set.
+        folder (`str` or `Path`): is created.
         source (`Mapping`): arguments of [`load_source`] by name, `name_or_path` among them; a path is made absolute.
         num_rows (`int`): of the data set, to notice when it has changed.
         rows (`Sequence[int]`): indices of the selected rows.
@@ -677,7 +666,7 @@ def name_columns(dataset: Rows, columns: Mapping[str, str | None], where: str) -
     Args:
         dataset (`Dataset` or `IterableDataset`): with any columns.
         columns (`Mapping[str, str | None]`): from the library's names to those in the data set; None leaves it.
-        where (`str`): names the data set in errors.
+        where (`str`): name of the data set in errors.
 
     Raises:
         ValueError: if a column is missing; names the option and the columns that exist.
@@ -693,14 +682,9 @@ def name_columns(dataset: Rows, columns: Mapping[str, str | None], where: str) -
 
 
 def without_decoder(dataset: Rows, column: str = "audio") -> Rows:
-    """The same rows with `{"bytes", "path"}` instead of what `datasets` would decode (and cannot, without torchcodec).
+    """The same rows with `{"bytes", "path"}` instead of audio that `datasets` decodes, which needs torchcodec.
 
-    Args:
-        dataset (`Dataset` or `IterableDataset`): with or without an `Audio` feature in `column`.
-        column (`str`, *optional*, defaults to `"audio"`): of the audio.
-
-    Returns:
-        `Dataset` or `IterableDataset`: nothing is copied.
+    Nothing is copied. `column` need not be an `Audio` feature.
     """
     if isinstance((dataset.features or {}).get(column), Audio):
         return dataset.cast_column(column, Audio(decode=False))
@@ -789,14 +773,11 @@ def _audio_id(audio: dict[str, Any] | None) -> str:
 
 
 def mean_duration(rows: Dataset | IterableDataset) -> float | None:
-    """Mean duration of the recordings in seconds.
+    """Mean duration of the recordings in seconds, None if it is not known.
 
     Args:
-        rows (`Dataset` or `IterableDataset`): with `duration` (seconds), or with `audio`.
-
-    Returns:
-        `float | None`: over all rows of a data set whose durations are known; else estimated from the headers of 200
-        rows spread over it. Of a stream, over its first 200 rows. None if no duration is known.
+        rows (`Dataset` or `IterableDataset`): with `duration` (seconds): the mean of all rows that have one; else with
+            `audio`: estimated from the headers of 200 rows spread over the data set. Of a stream, the first 200 rows.
     """
     if isinstance(rows, IterableDataset):
         return _mean_of(without_decoder(rows).take(PROBES))

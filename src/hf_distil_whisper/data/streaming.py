@@ -95,7 +95,7 @@ class SpeechStream(torch.utils.data.IterableDataset):
         self._samples = SampleMaker(processor, self.settings)
         # In shared memory, so that workers count for this process too.
         self._num_skipped = torch.zeros((), dtype=torch.int64).share_memory_()
-        # State of this copy: a worker gets its own by pickling, and fills it in `__iter__`.
+        # State of this copy: each worker has one, filled in `__iter__`.
         self._draws = 0
         self._readers: dict[str, _SourceReader] = {}
         self._loaded_state: dict[str, Any] | None = None
@@ -110,12 +110,12 @@ class SpeechStream(torch.utils.data.IterableDataset):
         return weighted_mean((mean_duration(stream), self.weights[name]) for name, stream in self.streams.items())
 
     def assign(self, process: int, processes: int, workers: int) -> None:
-        """Sets which process this is; each worker of each process gets its own part of every source.
+        """Sets which process this is, from 0; each worker of each process gets a separate part of every source.
 
         Args:
-            process (`int`): from 0.
+            process (`int`): of this process.
             processes (`int`): of the training.
-            workers (`int`): of the data loader of each, 0 for none.
+            workers (`int`): of the data loader of each process, 0 for none.
         """
         self.process, self.processes, self.workers = process, processes, workers
 
@@ -132,11 +132,7 @@ class SpeechStream(torch.utils.data.IterableDataset):
         }
 
     def check_same(self, state: Mapping[str, Any]) -> None:
-        """Raises a `ValueError` where a stopped training read other streams, or the same in another order.
-
-        Args:
-            state (`Mapping`): the [`identity`] of its stream.
-        """
+        """Raises a `ValueError` that names what differs from the [`identity`] of a stopped training's stream."""
         check_same_sources(self.identity(), state)
 
     def state_dict(self) -> dict[str, Any]:
