@@ -1,4 +1,4 @@
-"""Tokens of one window: the same as transformers', bounded, without side effects, with statistics that are right."""
+"""Tokens of a batch of windows: the same as transformers', bounded, without side effects, with right statistics."""
 
 import copy
 
@@ -7,16 +7,9 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.inference.dataset import batches_by_length
 from hf_distil_whisper.inference.encoder import window_features
-from hf_distil_whisper.inference.generation import generate_tokens
-from hf_distil_whisper.inference.prompt import (
-    languages_of,
-    max_generated_tokens,
-    resolve_language,
-    scoring_language,
-    timestamp_begin,
-)
+from hf_distil_whisper.inference.generation import GenerationSettings, generate_tokens
+from hf_distil_whisper.inference.prompt import max_generated_tokens, timestamp_begin
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor, toy_whisper
 
@@ -25,35 +18,41 @@ def windows(model: WhisperForConditionalGeneration, count: int = 4) -> Tensor:
     return window_features(model, toy_processor(), [toy_audio(1 + index, seed=index) for index in range(count)])
 
 
-def test_windows_of_one_batch_may_have_languages_of_their_own() -> None:
-    """Each gives what it gives alone; where a language is not told it is detected."""
+def test_windows_of_one_batch_may_differ_in_language() -> None:
+    """Each gives what it gives alone; None is detected."""
     model = multilingual_whisper(3)
-    heard = window_features(model, toy_processor(), [toy_audio(2, seed=row) for row in range(3)])
-    languages = ["de", None, "Hindi"]
-    found = generate_tokens(model, heard, languages=languages, max_new_tokens=10)
+    features, languages = windows(model, 3), ["de", None, "Hindi"]
+    together = generate_tokens(model, features, languages=languages, max_new_tokens=10)
     alone = [
-        generate_tokens(model, heard[row : row + 1], language=language, max_new_tokens=10)[0]
+        generate_tokens(model, features[row : row + 1], language=language, max_new_tokens=10)[0]
         for row, language in enumerate(languages)
     ]
-    assert [one.tokens for one in found] == [one.tokens for one in alone]
+    assert [one.tokens for one in together] == [one.tokens for one in alone]
     with pytest.raises(ValueError, match="one for each of 3 windows, got 2"):
-        generate_tokens(model, heard, languages=["de", "en"])
+        generate_tokens(model, features, languages=["de", "en"])
 
 
-def test_labels_tell_the_language_that_they_are_in() -> None:
-    """Validation generates in it, whatever prompt comes before."""
-    model = multilingual_whisper()
-    entries = model.generation_config.to_dict()
-    start, german = entries["decoder_start_token_id"], entries["lang_to_id"]["<|de|>"]
-    inputs = torch.tensor([[start, german, 5], [7, start, german], [start, 5, german], [5, 6, 7]])
-    assert languages_of(model, inputs) == ["de", "de", None, None]
-    assert languages_of(talking_whisper(), inputs) == [None] * 4
+def test_settings_come_as_an_object_or_as_keywords() -> None:
+    """Keywords replace fields of the object; an unknown one would be ignored silently."""
+    model = talking_whisper(4)
+    features, settings = windows(model, 2), GenerationSettings(max_new_tokens=10, num_beams=2)
+    assert generate_tokens(model, features, settings=settings) == generate_tokens(
+        model, features, max_new_tokens=10, num_beams=2
+    )
+    assert generate_tokens(model, features, settings=settings, num_beams=1) == generate_tokens(
+        model, features, max_new_tokens=10
+    )
+    with pytest.raises(TypeError, match="beams"):
+        generate_tokens(model, features, beams=2)
+    for name in ("num_beams", "batch_size", "token_budget", "draft_length"):
+        with pytest.raises(ValueError, match=f"`{name}` is 0, expected at least 1"):
+            GenerationSettings(**{name: 0})
 
 
 @pytest.mark.parametrize("return_timestamps", [False, True])
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_tokens_are_those_of_transformers_generate(return_timestamps: bool, num_beams: int) -> None:
-    """Own rules for suppressed tokens that differ from transformers' would change every label without a word."""
+    """Rules for suppressed tokens that differ from transformers' would change every label silently."""
     model = talking_whisper()
     features = windows(model)
     ours = generate_tokens(
@@ -89,7 +88,7 @@ def test_begin_suppressed_token_never_comes_first_but_may_come_later() -> None:
     assert generate_tokens(model, features, max_new_tokens=30)[0].tokens[-1] == free[-1]
 
 
-def test_untrained_model_stays_within_its_length_and_says_that_it_was_cut() -> None:
+def test_untrained_model_stays_within_its_length_and_is_marked_as_truncated() -> None:
     """Transformers' loop over windows gave 190 tokens for 10 on an untrained student, and can go on for ever."""
     model = toy_whisper()
     found = generate_tokens(model, windows(model, 2), max_new_tokens=10)
@@ -101,13 +100,13 @@ def test_untrained_model_stays_within_its_length_and_says_that_it_was_cut() -> N
 def test_timestamps_come_only_where_asked_for() -> None:
     """Without suppression a model that likes timestamps puts them into plain texts, where they count as errors."""
     model = talking_whisper()
-    begin = timestamp_begin(model)
+    first_timestamp = timestamp_begin(model)
     with torch.no_grad():
-        model.model.decoder.embed_tokens.weight[begin:] *= 3
+        model.model.decoder.embed_tokens.weight[first_timestamp:] *= 3
     plain = generate_tokens(model, windows(model), max_new_tokens=20)
     timed = generate_tokens(model, windows(model), max_new_tokens=20, return_timestamps=True)
-    assert all(token < begin for sequence in plain for token in sequence.tokens)
-    assert all(sequence.tokens[0] >= begin for sequence in timed)
+    assert all(token < first_timestamp for sequence in plain for token in sequence.tokens)
+    assert all(sequence.tokens[0] >= first_timestamp for sequence in timed)
 
 
 @pytest.mark.parametrize("max_new_tokens", [0, 447])
@@ -130,7 +129,7 @@ def test_generation_leaves_model_and_config_as_they_are() -> None:
 
 @pytest.mark.parametrize("language", ["en", None])
 def test_encoder_runs_once_per_window(language: str | None) -> None:
-    """Language detection and statistics must read the states that are there: the encoder is most of the work."""
+    """Language detection and statistics must reuse its hidden states: the encoder is most of the work."""
     model = multilingual_whisper()
     features = windows(model)
     count = count_encoder_windows(model)
@@ -165,13 +164,7 @@ def test_statistics_are_those_of_a_plain_forward_pass(return_timestamps: bool) -
     """A shift by one position gives plausible numbers that say nothing about the transcript."""
     model = talking_whisper(4)
     features = windows(model)
-    found = generate_tokens(
-        model,
-        features,
-        max_new_tokens=10,
-        return_timestamps=return_timestamps,
-        statistics=True,
-    )
+    found = generate_tokens(model, features, max_new_tokens=10, return_timestamps=return_timestamps, statistics=True)
     assert {sequence.truncated for sequence in found} == {False, True}
     settings = model.generation_config
     prefix = [settings.decoder_start_token_id] + [settings.no_timestamps_token_id] * (not return_timestamps)
@@ -202,8 +195,8 @@ def test_model_in_half_precision_transcribes_and_scores() -> None:
     assert all(sequence.mean_log_prob < 0 for sequence in found)
 
 
-def test_encoder_states_take_the_place_of_features() -> None:
-    """Evaluation while training has the states already: running the encoder again would double its work."""
+def test_hidden_states_replace_the_features() -> None:
+    """Evaluation while training has them already: running the encoder again would double its work."""
     model = talking_whisper(4)
     features = windows(model)
     states = model.get_encoder()(features).last_hidden_state
@@ -215,50 +208,9 @@ def test_encoder_states_take_the_place_of_features() -> None:
         generate_tokens(model, None)
 
 
-def test_english_only_model_takes_english_and_nothing_else() -> None:
-    """Transformers raises on any language here, so a script with `language: en` would fail on the .en checkpoints."""
-    model = talking_whisper()
-    assert resolve_language(model, "English") is None
-    assert scoring_language(model, None) == scoring_language(model, "en") == "en"
-    with pytest.raises(ValueError, match="English-only"):
-        resolve_language(model, "de")
-    with pytest.raises(ValueError, match="English-only"):
-        resolve_language(model, None, task="translate")
-
-
-def test_language_is_a_code_a_name_or_a_token() -> None:
-    """A name that is taken for an unknown code would fail after hours, or be detected instead."""
-    model = multilingual_whisper()
-    assert [resolve_language(model, name) for name in ("de", "German", "<|de|>", None)] == ["de", "de", "de", None]
-    assert scoring_language(model, None) == "basic"
-    with pytest.raises(ValueError, match="'xx', expected one of"):
-        resolve_language(model, "xx")
-    with pytest.raises(ValueError, match="'sing'"):
-        resolve_language(model, "de", task="sing")
-
-
 def test_missing_entry_of_the_generation_config_is_named() -> None:
     """A generation config made from scratch has none of Whisper's entries and fails deep inside, without a name."""
     model = toy_whisper()
     del model.generation_config.no_timestamps_token_id
     with pytest.raises(ValueError, match="no `no_timestamps_token_id`"):
         generate_tokens(model, windows(model, 1), max_new_tokens=5)
-
-
-def test_batches_hold_every_row_once_and_go_from_long_to_short() -> None:
-    """A lost last batch is a lost label for every row in it."""
-    batches = batches_by_length([1.0, 5.0, 3.0, 5.0, 2.0], batch_size=2)
-    assert batches == [[1, 3], [2, 4], [0]]
-    with pytest.raises(ValueError, match="batch_size"):
-        batches_by_length([1.0], batch_size=0)
-
-
-def test_a_token_budget_makes_large_batches_of_short_recordings() -> None:
-    """Worked by hand: 186 tokens are expected in 30 s, 18 in 2 s."""
-    lengths = [2.0] * 30 + [30.0] * 4
-    batches = batches_by_length(lengths, batch_size=20, token_budget=400)
-    assert [len(batch) for batch in batches] == [2, 2, 20, 10]
-    assert sorted(index for batch in batches for index in batch) == list(range(34))
-    assert [len(batch) for batch in batches_by_length([30.0, 30.0], 20, token_budget=1)] == [1, 1]
-    with pytest.raises(ValueError, match="`token_budget` is 0"):
-        batches_by_length([1.0], batch_size=2, token_budget=0)

@@ -102,7 +102,7 @@ def encode_cached(model: WhisperForConditionalGeneration, input_features: Tensor
     Returns:
         `Tensor`: (batch, frames, d_model).
     """
-    keys = [content_key(window.cpu().numpy()) for window in input_features]
+    keys = [content_key(window.float().cpu().numpy()) for window in input_features]  # numpy has no bfloat16
     states = [cache.get(key) for key in keys]
     missing = [index for index, cached in enumerate(states) if cached is None]
     if missing:
