@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import TrainerCallback, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.array_store import content_key
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from toy_models import SENTENCES, toy_processor, toy_whisper
@@ -114,6 +115,43 @@ def small_trainer(
         processing_class=processor,
         callbacks=callbacks,
     )
+
+
+def trained(
+    folder: Path | str,
+    student: WhisperForConditionalGeneration | None = None,
+    teacher: WhisperForConditionalGeneration | None = None,
+    *,
+    resume: str | Path | bool | None = None,
+    **settings: Any,
+) -> DistillationTrainer:
+    """A trainer after its training; by default of a new teacher and the student created from it."""
+    if teacher is None:
+        teacher = small_whisper()
+    trainer = small_trainer(folder, create_student(teacher) if student is None else student, teacher, **settings)
+    trainer.train(resume_from_checkpoint=resume if resume is None or isinstance(resume, bool) else str(resume))
+    return trainer
+
+
+class StopAt(TrainerCallback):
+    """Ends a run after a step, as a crash would, with the schedule of the whole run."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step >= self.step
+
+
+def assert_same_weights(
+    model: WhisperForConditionalGeneration, other: WhisperForConditionalGeneration, rtol: float = 0, atol: float = 0
+) -> None:
+    """Weight by weight, to the last bit unless tolerances are given."""
+    expected = other.state_dict()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(
+            weight, expected[name], rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
+        )
 
 
 def logged(trainer: DistillationTrainer, name: str) -> list[float]:

@@ -16,7 +16,9 @@ from hf_distil_whisper.data.audio import (
 from hf_distil_whisper.inference import chunked
 from hf_distil_whisper.inference.chunked import (
     Chunk,
+    chunk_length_after,
     cut_chunks,
+    default_chunk_length,
     join_spans,
     transcribe_chunked,
 )
@@ -24,7 +26,8 @@ from hf_distil_whisper.inference.generation import TokenSequence
 from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.inference.transcribe import transcribe
 from talking_models import talking_whisper
-from toy_models import toy_audio, toy_processor
+from toy_models import toy_audio, toy_processor, toy_whisper
+from toy_training import small_processor
 
 
 def joined(sequences: list[list[int]]) -> list[int]:
@@ -170,3 +173,31 @@ def test_statistics_sum_up_all_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (statistics.num_tokens, statistics.num_windows, statistics.truncated) == (5, 2, True)
     assert statistics.mean_log_prob == pytest.approx((4 * -1.0 + 2 * -2.5) / 6)
     assert statistics.no_speech_prob == 0.2
+
+
+@pytest.mark.parametrize(("mean", "expected"), [(7.1, 15.0), (15.0, 15.0), (15.1, 30.0), (30.0, 30.0)])
+def test_the_chunk_length_has_both_points_of_table_23(mean: float, expected: float) -> None:
+    """Distil-Whisper's mean of 7.1 s: 15 s; Whisper's windows of 30 s: 30 s."""
+    assert chunk_length_after(mean) == expected
+
+
+def test_recordings_are_cut_to_the_length_of_the_model_unless_another_is_given() -> None:
+    """A default that wins over what was asked for makes a sweep of equal rows."""
+    model, audio = talking_whisper(4), toy_audio(40)
+    windows = {}
+    for entry in (None, 15.0, 10):
+        model.generation_config.chunk_length_s = entry
+        windows[entry] = [
+            transcribe_chunked(model, toy_processor(), audio, chunk_length=length).statistics.num_windows
+            for length in (None, 30.0)
+        ]
+    assert windows == {None: [2, 2], 15.0: [4, 2], 10: [6, 2]}
+
+
+def test_no_default_exceeds_the_window_and_no_entry_is_guessed_at() -> None:
+    """A model with windows of 1 s would get chunks of 30 s and never see their ends."""
+    model = toy_whisper()
+    assert default_chunk_length(model, small_processor()) == 1.0
+    model.generation_config.chunk_length_s = "fifteen"
+    with pytest.raises(ValueError, match=r"`chunk_length_s` .* is 'fifteen'"):
+        default_chunk_length(model, toy_processor())

@@ -1,4 +1,4 @@
-"""LoRA trains adapters alone, keeps only them, goes on from them, and hands out complete students."""
+"""LoRA trains and saves the adapters alone, resumes from them, and saves complete students."""
 
 import json
 from pathlib import Path
@@ -7,21 +7,21 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from hf_distil_whisper.checkpoints import load_model
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.lora import lora_settings
-from toy_training import RandomWindows, collate, logged, small_processor, small_trainer, small_whisper
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
+from toy_training import (
+    RandomWindows,
+    StopAt,
+    assert_same_weights,
+    collate,
+    logged,
+    small_processor,
+    small_trainer,
+    small_whisper,
+)
 
 
 def trainer_with(folder, lora=None, *, stop: int | None = None, **changes):
@@ -36,11 +36,12 @@ def trainer_with(folder, lora=None, *, stop: int | None = None, **changes):
     )  # fmt: skip
 
 
-def states(model) -> torch.Tensor:
+def assert_same_logits(model, other) -> None:
     batch = collate([RandomWindows(2)[row] for row in range(2)])
     batch.pop("labels")
     with torch.no_grad():
-        return model.eval()(**batch).logits
+        logits = [one.eval()(**batch).logits for one in (model, other)]
+    torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("cache", ["none", "both"])
@@ -58,11 +59,11 @@ def test_only_adapters_are_trained_and_the_saved_student_is_complete(tmp_path: P
     trainer.save_model()
     saved = load_model(tmp_path)
     assert not [name for name in saved.state_dict() if "lora" in name]
-    torch.testing.assert_close(states(saved), states(trainer.model), rtol=1e-4, atol=1e-5)
+    assert_same_logits(saved, trainer.model)
     assert not (tmp_path / "adapter_config.json").exists()  # with it transformers would load an adapter on top
     base = create_student(small_whisper())
     with_adapter = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    torch.testing.assert_close(states(with_adapter), states(saved), rtol=1e-4, atol=1e-5)
+    assert_same_logits(with_adapter, saved)
 
 
 def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path: Path) -> None:
@@ -82,9 +83,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Pat
     trainer_with(tmp_path / "broken", stop=4).train()
     resumed = trainer_with(tmp_path / "broken")
     resumed.train(resume_from_checkpoint=True)
-    expected = whole.model.state_dict()
-    for name, weight in resumed.model.state_dict().items():
-        torch.testing.assert_close(weight, expected[name], rtol=0, atol=0)
+    assert_same_weights(resumed.model, whole.model)
 
 
 def test_the_best_model_comes_back(tmp_path: Path) -> None:
@@ -95,9 +94,9 @@ def test_the_best_model_comes_back(tmp_path: Path) -> None:
     )  # fmt: skip
     trainer.train()
     best = load_file(Path(trainer.state.best_model_checkpoint, "adapter", "adapter_model.safetensors"))
-    found = {name.replace(".default", ""): weight for name, weight in trainer.model.state_dict().items()}
+    weights = {name.replace(".default", ""): weight for name, weight in trainer.model.state_dict().items()}
     for name, weight in best.items():
-        assert torch.equal(weight, found[name.removeprefix("base_model.model.")])
+        assert torch.equal(weight, weights[name.removeprefix("base_model.model.")])
 
 
 def test_a_cut_encoder_can_have_adapters_too(tmp_path: Path) -> None:
@@ -107,7 +106,7 @@ def test_a_cut_encoder_can_have_adapters_too(tmp_path: Path) -> None:
     assert all("q_proj.lora_" in name for name in trained)
     trainer.train()
     trainer.save_model()
-    torch.testing.assert_close(states(load_model(tmp_path)), states(trainer.model), rtol=1e-4, atol=1e-5)
+    assert_same_logits(load_model(tmp_path), trainer.model)
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
@@ -121,9 +120,9 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     assert gradients[0][0] > 0
 
 
-def test_adapters_of_other_sizes_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_adapters_of_other_sizes_are_not_resumed_from(tmp_path: Path) -> None:
     trainer_with(tmp_path / "run", stop=2).train()
-    with pytest.raises(ValueError, match="adapters of other places or sizes"):
+    with pytest.raises(ValueError, match="adapters on other modules or of another rank"):
         trainer_with(tmp_path / "run", {"r": 8}).train(resume_from_checkpoint=True)
     (tmp_path / "run" / "checkpoint-2" / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="expected adapter/adapter_model"):

@@ -1,4 +1,4 @@
-"""The teacher cache: what models would say of the same row, computed once, under labels that are still drawn anew."""
+"""The teacher cache: hidden states and log-probs computed once per row, under labels that are still drawn anew."""
 
 import copy
 from typing import Any
@@ -17,7 +17,7 @@ from hf_distil_whisper.training.teacher_cache import (
     logits_cache_bytes,
 )
 from talking_models import count_encoder_windows
-from toy_training import RandomWindows, collate, logged, small_trainer, small_whisper
+from toy_training import RandomWindows, collate, logged, small_trainer, small_whisper, trained
 
 KINDS = ("encoder", "logits", "both")
 
@@ -71,13 +71,13 @@ def test_the_expected_size_is_what_the_cache_takes():
     assert {state.dtype for state in states} == {torch.bfloat16}
     assert encoder_cache_bytes(3, model.config, torch.bfloat16) == sum(state.nbytes for state in states) == 3 * 50 * 32
     tokens = sum(label != -100 for item in items for label in item["labels"])
-    kept = [dataset._logits.get(dataset._variant_key(item)) for item in items]
-    size = sum(array.nbytes for arrays in kept for array in arrays.values())
+    stored = [dataset._logits.get(dataset._variant_key(item)) for item in items]
+    size = sum(array.nbytes for arrays in stored for array in arrays.values())
     assert logits_cache_bytes(tokens, model.config, 8) == size == tokens * (8 * 4 + 2)
 
 
 def test_a_replaced_row_keeps_label_and_states_together():
-    """A row that fails to decode is replaced by the next one: its own label would belong to nothing that is heard."""
+    """A row that fails to decode is replaced by the next one, whose audio does not match its label."""
     windows = RandomWindows(4)
     decode = windows.__class__.__getitem__
     windows.__class__ = type(
@@ -100,23 +100,14 @@ def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_p
     for cache in ("none", kind):
         teacher = small_whisper()
         student = create_student(teacher)
-        encoded, taught = count_encoder_windows(student), []
-        teacher.model.decoder.register_forward_hook(lambda *_, calls=taught: calls.append(True))
+        encoded, decoder_runs = count_encoder_windows(student), []
+        teacher.model.decoder.register_forward_hook(lambda *_, calls=decoder_runs: calls.append(True))
         windows = TwoVariants(8)
-        trainer = small_trainer(
-            tmp_path,
-            student,
-            teacher,
-            train=windows,
-            teacher_cache=cache,
-            teacher_cache_top_k=teacher.config.vocab_size,
-            num_train_epochs=3,
-            max_steps=6,
-            learning_rate=1e-2,
-        )
-        trainer.train()
+        settings = {"num_train_epochs": 3, "max_steps": 6, "learning_rate": 1e-2, "teacher_cache": cache}
+        settings["teacher_cache_top_k"] = teacher.config.vocab_size
+        trainer = trained(tmp_path, student, teacher, train=windows, **settings)
         losses.append(logged(trainer, "loss"))
-        runs.append((encoded(), len(taught), len(windows.decoded)))
+        runs.append((encoded(), len(decoder_runs), len(windows.decoded)))
         assert sorted(set(windows.epochs)) == [0, 1, 2]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     # Steps of 4 rows, 8 rows: each passes the encoder once to fill the cache, and the teacher in 4 batches for two
@@ -125,14 +116,14 @@ def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_p
     assert runs[1] == {"encoder": (8, 6, 8), "logits": (32, 4, 32), "both": (8, 4, 8)}[kind]
 
 
-def test_with_few_tokens_kept_the_logged_kl_is_a_bound_from_below(tmp_path):
+def test_with_a_small_k_the_logged_kl_is_a_lower_bound(tmp_path):
     """A KL above the exact one would mean that mass is counted twice."""
     logs = []
     for settings in ({}, {"teacher_cache": "both", "teacher_cache_top_k": 4}):
         teacher = small_whisper()
         trainer = small_trainer(tmp_path, small_whisper(seed=1, decoder_layers=2), teacher, **settings)
         trainer.model.model.encoder.load_state_dict(teacher.model.encoder.state_dict())
-        trainer._settle_teacher()
+        trainer._prepare_teacher()
         trainer.train()
         logs.append((logged(trainer, "kl")[0], logged(trainer, "pl")[0]))
     assert 0 < logs[1][0] < logs[0][0]
@@ -151,20 +142,17 @@ def test_with_few_tokens_kept_the_logged_kl_is_a_bound_from_below(tmp_path):
         ({"max_steps": 34}, 17, 4.0),
     ],
 )
-def test_the_teacher_is_asked_about_what_the_epochs_draw(tmp_path, changes, epochs, expected):
+def test_the_teacher_runs_on_the_variants_that_the_epochs_draw(tmp_path, changes, epochs, expected):
     """A training of one epoch would pay for four variants of each row; one of two would end in its second."""
-    teacher, asked = small_whisper(), []
+    teacher, planned = small_whisper(), set()
 
-    class Asked(TwoVariants):
+    class Recording(TwoVariants):
         def variants(self, index: int, epochs: int | None = None) -> list[dict[str, Any]]:
-            asked.append(epochs)
+            planned.add(epochs)
             return super().variants(index, epochs)
 
-    trainer = small_trainer(
-        tmp_path, create_student(teacher), teacher, train=Asked(8), teacher_cache="logits", **changes
-    )
-    trainer.train()
-    assert set(asked) == {epochs}
+    trainer = trained(tmp_path, None, teacher, train=Recording(8), teacher_cache="logits", **changes)
+    assert planned == {epochs}
     assert len(trainer.train_dataset._logits) == 8 * min(epochs, 2)
     tokens = round(8 * expected * TOKENS_PER_WINDOW)
     size = logits_cache_bytes(tokens, teacher.config, trainer.args.teacher_cache_top_k)
@@ -172,17 +160,14 @@ def test_the_teacher_is_asked_about_what_the_epochs_draw(tmp_path, changes, epoc
 
 
 def test_the_cache_is_filled_once_for_several_runs_of_one_trainer(tmp_path):
-    """Going on with a trainer would otherwise cache the states of cached states."""
-    teacher = small_whisper()
+    """Training again would otherwise cache the states of cached states."""
     windows = RandomWindows(8)
-    trainer = small_trainer(tmp_path, create_student(teacher), teacher, train=windows, teacher_cache="both")
-    trainer.train()
-    trainer.train()
+    trained(tmp_path, train=windows, teacher_cache="both").train()
     assert len(windows.decoded) == 8
 
 
 def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new(tmp_path):
-    """The second run would pay for the teacher again; a reworded row would be taught by old words."""
+    """The second run would pay for the teacher again; a row with a new text would be trained on the old one."""
     teacher = small_whisper()
     student = create_student(teacher)
     for count, decoded in ((6, 6), (6, 0), (8, 2)):
@@ -203,18 +188,15 @@ def test_each_process_fills_its_part_of_a_folder(tmp_path):
     student, parts = create_student(teacher), []
     for number in range(2):
         windows = RandomWindows(5)
-        parts.append(
-            cached(
-                windows, student, teacher=teacher, kind="both", folder=tmp_path, process_index=number, num_processes=2
-            )
-        )
+        process = {"process_index": number, "num_processes": 2}
+        parts.append(cached(windows, student, teacher=teacher, kind="both", folder=tmp_path, **process))
         assert sorted(windows.decoded) == list(range(number, 5, 2))
     parts[0].reload()
     assert [item["index"] for item in (parts[0][index] for index in range(5))] == list(range(5))
 
 
 def test_a_damaged_shard_is_computed_anew(tmp_path):
-    """A flipped bit in the teacher's states shows in no loss curve."""
+    """A flipped bit in the hidden states shows in no loss curve."""
     teacher = small_whisper()
     student = create_student(teacher)
     before = cached(RandomWindows(4), student, teacher=teacher, kind="encoder", folder=tmp_path)[0]["encoder_states"]
@@ -228,7 +210,7 @@ def test_a_damaged_shard_is_computed_anew(tmp_path):
     assert torch.equal(again[0]["encoder_states"], before)
 
 
-def test_what_another_teacher_or_setting_has_filled_is_refused(tmp_path):
+def test_a_folder_of_another_teacher_or_setting_is_refused(tmp_path):
     """Another teacher's distributions fit every shape."""
     teacher = small_whisper()
     student = create_student(teacher)
@@ -247,21 +229,19 @@ def test_what_another_teacher_or_setting_has_filled_is_refused(tmp_path):
 
 
 def test_states_of_one_encoder_are_not_given_to_a_teacher_with_another(tmp_path):
-    """The teacher would answer to states that it has never seen."""
+    """The teacher would read hidden states of a kind that it was never trained on."""
     student = small_whisper(seed=1, decoder_layers=2)
     with pytest.raises(ValueError, match=r"--teacher_cache encoder.*the student's encoder is not the teacher's"):
         small_trainer(tmp_path, student, small_whisper(), teacher_cache="encoder")
 
 
-def test_a_teacher_with_another_encoder_is_asked_through_its_own(tmp_path):
-    """Its distributions over the student's states would be noise."""
+def test_a_teacher_with_another_encoder_runs_its_own(tmp_path):
+    """Its distributions given the student's hidden states would be noise."""
     losses = []
-    for settings in ({}, {"teacher_cache": "both", "teacher_cache_top_k": 10_000}):
+    for cache in ("none", "both"):
         student, teacher = small_whisper(seed=1, decoder_layers=2), small_whisper()
-        settings["teacher_cache_top_k"] = teacher.config.vocab_size
-        trainer = small_trainer(tmp_path, student, teacher, **settings)
-        trainer.train()
-        losses.append(logged(trainer, "loss"))
+        settings = {"teacher_cache": cache, "teacher_cache_top_k": teacher.config.vocab_size}
+        losses.append(logged(trained(tmp_path, student, teacher, **settings), "loss"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
@@ -275,7 +255,7 @@ def test_labels_alone_can_be_learned_from_cached_states(tmp_path):
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
 
 
-def test_labels_that_the_teacher_was_not_asked_about_are_refused():
+def test_labels_that_are_not_in_the_cache_are_refused():
     """Another variant's distributions would be learned, position by position, one word off."""
     model, windows = small_whisper(), RandomWindows(2)
     dataset = cached(windows, model, teacher=model, kind="logits")

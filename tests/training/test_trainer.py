@@ -1,20 +1,27 @@
-"""The training step: what is lost, who runs which encoder, what learns, and that no split of the batch changes it."""
+"""The training step: its loss, which encoder runs, what is trained, and that no split of the batch changes it."""
 
 import copy
+import time
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.args import DistillationTrainingArguments
-from hf_distil_whisper.training.losses import (
-    hidden_state_mse_loss,
-    kl_divergence_loss,
-    pseudo_label_loss,
+from hf_distil_whisper.training.losses import hidden_state_mse_loss, kl_divergence_loss, pseudo_label_loss
+from hf_distil_whisper.training.trainer import DistillationTrainer, StepLog, same_encoder
+from toy_training import (
+    RandomWindows,
+    assert_same_weights,
+    collate,
+    logged,
+    small_processor,
+    small_trainer,
+    small_whisper,
+    trained,
 )
-from hf_distil_whisper.training.trainer import same_encoder
-from toy_training import RandomWindows, collate, logged, small_processor, small_trainer, small_whisper
 
 
 def count_runs(module: torch.nn.Module) -> list[bool]:
@@ -27,7 +34,7 @@ def count_runs(module: torch.nn.Module) -> list[bool]:
 @pytest.mark.parametrize("freeze_encoder", [True, False])
 @pytest.mark.parametrize("mse_weight", [0.0, 0.5])
 def test_the_loss_is_the_plain_formula_on_the_full_logits(tmp_path, freeze_encoder, mse_weight):
-    """The fused path, the shared encoder and the scaling by tokens together have to give the textbook number."""
+    """The fused path, the shared encoder and the scaling by tokens together must give the textbook value."""
     teacher = small_whisper()
     student = create_student(teacher)
     batch = collate([RandomWindows(4)[index] for index in range(4)])
@@ -37,16 +44,8 @@ def test_the_loss_is_the_plain_formula_on_the_full_logits(tmp_path, freeze_encod
     kl = kl_divergence_loss(ours.logits, theirs.logits, batch["labels"], temperature=2.0)
     pl = pseudo_label_loss(ours.logits, batch["labels"])
     mse = hidden_state_mse_loss(ours.decoder_hidden_states, theirs.decoder_hidden_states, batch["labels"])
-    trainer = small_trainer(
-        tmp_path,
-        student,
-        teacher,
-        train=RandomWindows(4),
-        max_steps=1,
-        freeze_encoder=freeze_encoder,
-        mse_weight=mse_weight,
-    )
-    trainer.train()
+    settings = {"max_steps": 1, "freeze_encoder": freeze_encoder, "mse_weight": mse_weight}
+    trainer = trained(tmp_path, student, teacher, train=RandomWindows(4), **settings)
     assert logged(trainer, "kl") == [pytest.approx(kl.item(), rel=1e-4)]
     assert logged(trainer, "pl") == [pytest.approx(pl.item(), rel=1e-4)]
     assert logged(trainer, "mse") == ([pytest.approx(mse.item(), rel=1e-4)] if mse_weight else [])
@@ -54,10 +53,12 @@ def test_the_loss_is_the_plain_formula_on_the_full_logits(tmp_path, freeze_encod
     assert logged(trainer, "loss") == [pytest.approx(expected.item(), rel=1e-4)]
 
 
-@pytest.mark.parametrize(("broken", "message"), [("teacher", "teacher's states"), ("student", "cross-entropy")])
+@pytest.mark.parametrize(
+    ("broken", "message"), [("teacher", "teacher's hidden states are NaN or Inf"), ("student", "cross-entropy")]
+)
 @pytest.mark.parametrize("cache", ["none", "logits"])
-def test_states_that_are_no_numbers_end_the_training_before_they_reach_a_weight(tmp_path, broken, message, cache):
-    """Upstream leaves NaN out of the logged mean and trains on: the checkpoints are noise, found days later."""
+def test_nan_ends_the_training_before_it_reaches_a_weight(tmp_path, broken, message, cache):
+    """Upstream leaves NaN out of the logged mean and trains on: the checkpoints are noise, noticed days later."""
     teacher = small_whisper()
     student = create_student(teacher)
     trainer = small_trainer(tmp_path, student, teacher, teacher_cache=cache)
@@ -73,23 +74,13 @@ def test_no_split_into_micro_batches_changes_loss_gradient_norm_or_weights(tmp_p
     """The stock trainer multiplies Whisper's loss by the number of accumulation steps: 4.17, 16.7, 33.4."""
     results = []
     for batch_size, accumulation in ((8, 1), (2, 4), (1, 8)):
-        teacher = small_whisper()
-        trainer = small_trainer(
-            tmp_path,
-            create_student(teacher),
-            teacher,
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-            mse_weight=0.1,
-            learning_rate=1e-3,
-        )
-        trainer.train()
-        names = ("loss", "grad_norm", "kl", "pl", "mse")
-        results.append(([logged(trainer, name) for name in names], trainer.model.state_dict()))
-    for numbers, weights in results[1:]:
-        torch.testing.assert_close(torch.tensor(numbers), torch.tensor(results[0][0]), rtol=1e-4, atol=1e-5)
-        for name, weight in weights.items():
-            torch.testing.assert_close(weight, results[0][1][name], rtol=1e-3, atol=1e-5)
+        split = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+        trainer = trained(tmp_path, **split, mse_weight=0.1, learning_rate=1e-3)
+        logs = [logged(trainer, name) for name in ("loss", "grad_norm", "kl", "pl", "mse")]
+        results.append((torch.tensor(logs), trainer.model))
+    for logs, model in results[1:]:
+        torch.testing.assert_close(logs, results[0][0], rtol=1e-4, atol=1e-5)
+        assert_same_weights(model, results[0][1], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("freeze_encoder", [True, False])
@@ -100,10 +91,8 @@ def test_a_student_that_equals_its_teacher_has_no_divergence(tmp_path, freeze_en
     teacher = copy.deepcopy(student)
     windows = RandomWindows(8, prompts=prompts)
     assert any(-100 in windows.label_item(index)["labels"] for index in range(8)) == prompts
-    trainer = small_trainer(
-        tmp_path, student, teacher, train=windows, evaluation=windows, freeze_encoder=freeze_encoder, max_steps=1
-    )
-    trainer.train()
+    settings = {"train": windows, "evaluation": windows, "freeze_encoder": freeze_encoder, "max_steps": 1}
+    trainer = trained(tmp_path, student, teacher, **settings)
     assert logged(trainer, "kl")[0] == pytest.approx(0.0, abs=1e-5)
     teacher.load_state_dict(student.state_dict())
     assert trainer.evaluate()["eval_kl"] == pytest.approx(0.0, abs=1e-5)
@@ -116,15 +105,14 @@ def test_each_window_passes_a_frozen_equal_encoder_once_without_gradient(tmp_pat
     ours, theirs = count_runs(student.model.encoder), count_runs(teacher.model.encoder)
     grads = []
     student.model.encoder.register_forward_hook(lambda _, __, out: grads.append(out.last_hidden_state.requires_grad))
-    trainer = small_trainer(tmp_path, student, teacher, gradient_accumulation_steps=2, max_steps=2)
-    trainer.train()
+    trainer = trained(tmp_path, student, teacher, gradient_accumulation_steps=2)
     assert trainer.shares_encoder
     assert (len(ours), len(theirs), set(grads)) == (16, 0, {False})
 
 
 @pytest.mark.parametrize("case", ["other weights", "fewer layers", "other width", "other heads", "trained"])
 def test_an_encoder_that_differs_is_run_by_each_model_itself(tmp_path, case):
-    """The reference script compares widths only, and feeds a teacher with the states of another encoder."""
+    """The reference script compares widths only, and feeds a teacher with the hidden states of another encoder."""
     teacher = small_whisper()
     changes = {"fewer layers": {"encoder_layers": 1}, "other width": {"d_model": 32}}
     student = small_whisper(decoder_layers=2, **changes.get(case, {}))
@@ -136,14 +124,13 @@ def test_an_encoder_that_differs_is_run_by_each_model_itself(tmp_path, case):
         with torch.no_grad():
             student.model.encoder.layers[1].fc2.bias[3] += 1e-3
     ours, theirs = count_runs(student.model.encoder), count_runs(teacher.model.encoder)
-    trainer = small_trainer(tmp_path, student, teacher, max_steps=1, freeze_encoder=case != "trained")
-    trainer.train()
+    trainer = trained(tmp_path, student, teacher, max_steps=1, freeze_encoder=case != "trained")
     assert not trainer.shares_encoder
     assert (len(ours), len(theirs)) == (4, 4)
 
 
 def test_encoders_are_compared_in_the_lower_of_two_precisions():
-    """A teacher in half precision is the usual case; its encoder would be run a second time for nothing."""
+    """A teacher in half precision is the usual case; its encoder would run a second time for nothing."""
     teacher = small_whisper()
     student = create_student(teacher)
     assert same_encoder(student, teacher.to(torch.bfloat16))
@@ -152,8 +139,8 @@ def test_encoders_are_compared_in_the_lower_of_two_precisions():
     assert not same_encoder(student, teacher)
 
 
-def test_frozen_parts_stay_in_eval_mode_and_the_teacher_too(tmp_path):
-    """`model.train()` at every step switches dropout on in the frozen encoder, and the teacher learns from noise."""
+def test_frozen_modules_stay_in_eval_mode_and_the_teacher_too(tmp_path):
+    """`model.train()` at every step switches on dropout in the frozen encoder, and the teacher's output is noise."""
     teacher = small_whisper(dropout=0.5, encoder_layerdrop=0.5)
     student = create_student(teacher)
     encoder, decoder = count_runs(student.model.encoder), count_runs(student.model.decoder)
@@ -173,13 +160,13 @@ def test_student_and_teacher_read_the_same_tokens(tmp_path):
         model.model.decoder.register_forward_pre_hook(
             lambda _, __, kwargs, name=name: read[name].append(kwargs["input_ids"]), with_kwargs=True
         )
-    small_trainer(tmp_path, student, teacher).train()
+    trained(tmp_path, student, teacher)
     assert len(read["student"]) == 2
     assert all(torch.equal(*pair) for pair in zip(*read.values(), strict=True))
 
 
 @pytest.mark.parametrize(
-    ("flags", "trained"),
+    ("flags", "expected"),
     [
         ({}, {"decoder.layers", "decoder.embed_tokens", "decoder.embed_positions", "decoder.layer_norm"}),
         ({"freeze_embed_positions": True}, {"decoder.layers", "decoder.embed_tokens", "decoder.layer_norm"}),
@@ -190,16 +177,15 @@ def test_student_and_teacher_read_the_same_tokens(tmp_path):
         ),
     ],
 )
-def test_each_freeze_flag_keeps_its_weights_and_no_others(tmp_path, flags, trained):
-    """A flag that is read and has no effect costs a training run to find."""
+def test_each_freeze_flag_freezes_its_weights_and_no_others(tmp_path, flags, expected):
+    """A flag that is read and has no effect costs a training run to notice."""
     teacher = small_whisper()
     student = create_student(teacher)
     before = copy.deepcopy(student.state_dict())
-    trainer = small_trainer(tmp_path, student, teacher, learning_rate=1e-2, **flags)
-    trainer.train()
+    trainer = trained(tmp_path, student, teacher, learning_rate=1e-2, **flags)
     changed = {name for name, weight in student.state_dict().items() if not torch.equal(weight, before[name])}
-    parts = {".".join(name.removeprefix("model.").split(".")[:2]) for name in changed if name != "proj_out.weight"}
-    assert parts == trained
+    modules = {".".join(name.removeprefix("model.").split(".")[:2]) for name in changed if name != "proj_out.weight"}
+    assert modules == expected
     optimised = {id(weight) for group in trainer.optimizer.param_groups for weight in group["params"]}
     assert optimised == {id(weight) for weight in student.parameters() if weight.requires_grad}
 
@@ -208,8 +194,7 @@ def test_the_teacher_learns_nothing_and_holds_no_gradients(tmp_path):
     """A teacher in the optimiser or with gradients takes gigabytes, and drifts."""
     teacher = small_whisper()
     before = copy.deepcopy(teacher.state_dict())
-    trainer = small_trainer(tmp_path, create_student(teacher), teacher, learning_rate=1e-2, mse_weight=1.0)
-    trainer.train()
+    trainer = trained(tmp_path, None, teacher, learning_rate=1e-2, mse_weight=1.0)
     assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
     assert all(not weight.requires_grad and weight.grad is None for weight in teacher.parameters())
     assert all(model is not teacher for model in trainer.accelerator._models)
@@ -225,49 +210,35 @@ def test_without_a_teacher_the_student_learns_from_labels_alone(tmp_path):
     assert logged(trainer, "kl") == []
 
 
-def test_logged_parts_are_means_over_the_steps_since_the_last_log(tmp_path):
-    """Parts that are summed or taken from the last step only do not add up to the logged loss."""
-    runs = []
+def test_logged_components_are_means_over_the_steps_since_the_last_log(tmp_path):
+    """Components that are summed, or taken from the last step only, do not add up to the logged loss."""
+    logs = []
     for steps in (1, 4):
-        teacher = small_whisper()
-        trainer = small_trainer(
-            tmp_path, create_student(teacher), teacher, logging_steps=steps, max_steps=4, learning_rate=1e-3
-        )
-        trainer.train()
-        runs.append({name: logged(trainer, name) for name in ("loss", "kl", "pl")})
-    for name, values in runs[0].items():
-        assert runs[1][name] == [pytest.approx(sum(values) / 4, rel=1e-3)]
-    assert runs[1]["loss"][0] == pytest.approx(0.8 * runs[1]["kl"][0] + runs[1]["pl"][0], rel=1e-3)
+        trainer = trained(tmp_path, logging_steps=steps, max_steps=4, learning_rate=1e-3)
+        logs.append({name: logged(trainer, name) for name in ("loss", "kl", "pl")})
+    for name, values in logs[0].items():
+        assert logs[1][name] == [pytest.approx(sum(values) / 4, rel=1e-3)]
+    assert logs[1]["loss"][0] == pytest.approx(0.8 * logs[1]["kl"][0] + logs[1]["pl"][0], rel=1e-3)
 
 
 def test_activation_checkpointing_gives_the_same_gradients_with_everything_frozen_below(tmp_path):
     """The reference script announces that it disables this combination, and does not."""
-    norms = []
-    for checkpointing in (False, True):
-        teacher = small_whisper()
-        trainer = small_trainer(
-            tmp_path,
-            create_student(teacher),
-            teacher,
-            activation_checkpointing=checkpointing,
-            freeze_embed_positions=True,
-        )
-        trainer.train()
-        norms.append(logged(trainer, "grad_norm"))
+    norms = [
+        logged(trained(tmp_path, activation_checkpointing=on, freeze_embed_positions=True), "grad_norm")
+        for on in (False, True)
+    ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
-def test_bfloat16_casts_the_teacher_and_keeps_the_students_weights_in_float32(tmp_path):
-    """Autocast around the student alone would run the teacher and the loss in other precisions than meant."""
+def test_bfloat16_casts_the_teacher_and_leaves_the_students_weights_in_float32(tmp_path):
+    """Autocast around the student alone would run the teacher and the loss in other precisions than intended."""
     losses = []
     for bf16 in (False, True):
         teacher = small_whisper()
-        student = create_student(teacher)
-        trainer = small_trainer(tmp_path, student, teacher, bf16=bf16, evaluation=RandomWindows(4), max_steps=1)
-        trainer.train()
+        trainer = trained(tmp_path, None, teacher, bf16=bf16, evaluation=RandomWindows(4), max_steps=1)
         losses.append(logged(trainer, "loss")[0])
         assert teacher.model.decoder.dtype == (torch.bfloat16 if bf16 else torch.float32)
-        assert {weight.dtype for weight in student.parameters()} == {torch.float32}
+        assert {weight.dtype for weight in trainer.model.parameters()} == {torch.float32}
         assert trainer.evaluate()["eval_loss"] > 0
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     assert losses[1] != losses[0]
@@ -277,9 +248,7 @@ def test_a_batch_without_any_label_leaves_the_weights_finite(tmp_path):
     """Rows that are all prompt must not divide by 0 tokens."""
     windows = RandomWindows(4)
     windows.label_item = lambda index: {"decoder_input_ids": [301, 5], "labels": [-100, -100], "index": index}
-    teacher = small_whisper()
-    trainer = small_trainer(tmp_path, create_student(teacher), teacher, train=windows, max_steps=1)
-    trainer.train()
+    trainer = trained(tmp_path, train=windows, max_steps=1)
     assert logged(trainer, "loss") == [0.0]
     assert all(weight.isfinite().all() for weight in trainer.model.parameters())
 
@@ -289,29 +258,30 @@ def test_the_processor_brings_its_own_collator(tmp_path):
     trainer = small_trainer(tmp_path, small_whisper(), small_whisper(1), processor=small_processor())
     assert trainer.data_collator is collate
     arguments = DistillationTrainingArguments(str(tmp_path), use_cpu=True)
-    trainer = type(trainer)(small_whisper(), small_whisper(1), arguments, processing_class=small_processor())
+    trainer = DistillationTrainer(small_whisper(), small_whisper(1), arguments, processing_class=small_processor())
     assert isinstance(trainer.data_collator, DataCollatorSpeechSeq2SeqWithPadding)
 
 
 def test_models_and_settings_that_do_not_go_together_are_refused(tmp_path):
     """Each would otherwise train something else than asked for."""
     teacher = small_whisper()
-    with pytest.raises(ValueError, match=r"no teacher_model, but --kl_weight is 0\.8"):
-        small_trainer(tmp_path, small_whisper(), None)
-    with pytest.raises(ValueError, match=r"no teacher_model.*--mse_weight 1\.0"):
-        small_trainer(tmp_path, small_whisper(), None, kl_weight=0.0, mse_weight=1.0)
-    with pytest.raises(ValueError, match="same object: freezing the teacher would freeze the student"):
-        small_trainer(tmp_path, teacher, teacher)
-    with pytest.raises(ValueError, match=r"student's states are 32 wide and the teacher's 16.*Set --mse_weight 0"):
-        small_trainer(tmp_path, small_whisper(d_model=32), teacher, mse_weight=1.0)
-    with pytest.raises(ValueError, match="student has 80 mel bins, the teacher 128"):
-        small_trainer(tmp_path, small_whisper(), small_whisper(num_mel_bins=128))
-    with pytest.raises(
-        ValueError, match="teacher_model: expected a WhisperForConditionalGeneration, got WhisperModel"
-    ):
-        small_trainer(tmp_path, small_whisper(), teacher.model)
-    with pytest.raises(ValueError, match="processing_class: expected a WhisperProcessor, got WhisperTokenizer"):
-        small_trainer(tmp_path, small_whisper(), teacher, processor=small_processor().tokenizer)
+    for message, student, other, settings in (
+        (r"no teacher_model, but --kl_weight is 0\.8", small_whisper(), None, {}),
+        (r"no teacher_model.*--mse_weight 1\.0", small_whisper(), None, {"kl_weight": 0.0, "mse_weight": 1.0}),
+        ("same object: freezing the teacher would freeze the student", teacher, teacher, {}),
+        (
+            r"student's hidden states are 32 wide and the teacher's 16.*Set --mse_weight 0",
+            small_whisper(d_model=32), teacher, {"mse_weight": 1.0},
+        ),
+        ("student has 80 mel bins, the teacher 128", small_whisper(), small_whisper(num_mel_bins=128), {}),
+        ("teacher_model: expected a WhisperForConditionalGeneration, got WhisperModel", teacher, teacher.model, {}),
+        (
+            "processing_class: expected a WhisperProcessor, got WhisperTokenizer",
+            small_whisper(), teacher, {"processor": small_processor().tokenizer},
+        ),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            small_trainer(tmp_path, student, other, **settings)
 
 
 def test_a_batch_without_decoder_inputs_is_refused(tmp_path):
@@ -324,10 +294,38 @@ def test_a_batch_without_decoder_inputs_is_refused(tmp_path):
         trainer.train()
 
 
-def test_spec_augment_on_a_frozen_encoder_is_said_to_have_no_effect(tmp_path, caplog):
+def test_spec_augment_on_a_frozen_encoder_logs_that_it_has_no_effect(tmp_path, caplog):
     """An option that is read and ignored; the teacher would see the masked speech too."""
     student = small_whisper(apply_spec_augment=True)
     small_trainer(tmp_path, student, small_whisper(1), freeze_encoder=False)
     assert "SpecAugment" not in caplog.text
     small_trainer(tmp_path, student, small_whisper(1))
     assert "SpecAugment" in caplog.text
+
+
+def test_data_wait_counts_from_the_first_batch_and_starts_anew_at_every_log(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    log, accelerator = StepLog(torch.device("cpu")), Accelerator(cpu=True)
+    assert log.pop(accelerator) == {}
+    now[0] += 50.0  # a cache is filled
+    for share, components in ((0.25, [1.0, 2.0, 3.0]), (0.0, [5.0, 0.0, 1.0])):
+        for half in (0.5, 1.5):  # two batches of one step
+            with log.waiting():
+                now[0] += 4 * share
+            now[0] += 4 * (1 - share)
+            log.add(torch.tensor(components) * half, ends_step=half == 1.5)
+        means = dict(zip(("kl", "pl", "mse"), (2 * value for value in components), strict=True))
+        assert log.pop(accelerator) == means | {"data_wait": pytest.approx(share)}
+
+
+@pytest.mark.parametrize(("delay", "least", "most"), [(0.4, 0.5, 1.0), (0.0, 0.0, 0.5)])
+def test_a_training_logs_how_long_it_waited(delay, least, most, tmp_path):
+    class SlowWindows(RandomWindows):
+        def __getitem__(self, index):
+            time.sleep(delay)
+            return super().__getitem__(index)
+
+    waits = logged(trained(tmp_path, train=SlowWindows(4)), "data_wait")
+    assert waits
+    assert all(least <= wait <= most for wait in waits)

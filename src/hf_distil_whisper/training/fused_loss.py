@@ -1,8 +1,7 @@
-"""The losses of a step from decoder states, chunk by chunk: never the logits of more than a chunk of tokens.
+"""Distillation losses from decoder hidden states, a chunk of tokens at a time, without the logits of all tokens.
 
-The gradients are formed along with the loss, in closed form (cross-entropy at T = 1, KL at T). The teacher comes as
-its decoder states and head, or as the top-k logits that a cache has kept. Knows tensors only; the plain formulas are
-in `losses`.
+The gradients are computed in closed form along with the loss. The teacher is given by its hidden states and head, or
+by the top-k log-probs of a cache. The plain formulas are in `losses`.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,13 +39,12 @@ class DistillationLoss(NamedTuple):
 
 
 class TopKLogits(NamedTuple):
-    """What is kept of the teacher's distributions: of each token that counts, in the order of the batch.
+    """The teacher's distributions as a cache stores them: of each labelled token, in the order of the batch.
 
     Args:
         ids (`torch.Tensor` of shape `(tokens, k)`): the likeliest entries of the vocabulary.
         log_probs (`torch.Tensor` of shape `(tokens, k)`): their log-probabilities at the temperature of the KL. In
-            half precision these are finer than the logits themselves: 0.001 near 0, where a logit of 30 is known to
-            0.016.
+            half precision these are more precise than logits: to 0.001 near 0, where a logit of 30 is to 0.016.
         log_tail (`torch.Tensor` of shape `(tokens,)`): log of the probability of all other entries together.
     """
 
@@ -70,10 +68,11 @@ def fused_distillation_loss(
 ) -> DistillationLoss:
     """`kl_divergence_loss` and `pseudo_label_loss` from decoder states, without ever holding all logits.
 
-    Logits take (tokens x vocabulary) floats, several times over: 28 GiB for 32 windows at full length. Here the tokens
-    that count are taken in chunks. The gradients are formed along with the loss, chunk by chunk, so that nothing of
-    size (tokens, vocab) waits for the backward pass, which only scales them. Value and gradients are those of the
-    plain formulas. Only `loss` carries gradients, to the student's states and head.
+    Logits take (tokens x vocabulary) floats, several times over: 28 GiB for 32 windows at full length. Here only the
+    labelled tokens get logits, in chunks, and the gradients are computed along with the loss, so that nothing of size
+    (tokens, vocab) is saved for the backward pass, which only scales them. Value and gradients are those of the plain
+    formulas. Only `loss` carries gradients, to the student's states and head. When to use: in every training step;
+    with a cached teacher, [`top_k_distillation_loss`].
 
     Args:
         student_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states, after the final norm.
@@ -85,8 +84,8 @@ def fused_distillation_loss(
         temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
         kl_weight (`float`, *optional*, defaults to 0.8): weight of KL in equation 12.
         pl_weight (`float`, *optional*, defaults to 1.0): weight of PL in equation 12.
-        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once; about 24 bytes for each
-            of them and each entry of the vocabulary.
+        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are in memory at once, about 24 bytes for
+            each entry of the vocabulary.
         reduction (`str`, *optional*, defaults to `"mean"`): "mean" over the tokens, or "sum".
 
     Returns:
@@ -120,11 +119,11 @@ def top_k_distillation_loss(
     chunk_size: int = DEFAULT_CHUNK_SIZE,
     reduction: str = "mean",
 ) -> DistillationLoss:
-    """The same loss from what a cache has kept of the teacher, without the teacher.
+    """The loss of [`fused_distillation_loss`] from a cache of the teacher's top-k log-probs.
 
-    All entries of the vocabulary that were not kept count as one, with the probability that both models give them
-    together. Such a grouping can only lower a divergence: the KL is a bound from below, equal to the exact one where k
-    is the whole vocabulary, and 0 where the student agrees with the teacher.
+    All other entries of the vocabulary count as one, with their total probability. Such a grouping can only lower a
+    divergence: the KL is a lower bound of the exact one, equal to it if k is the whole vocabulary, and 0 if the
+    student agrees with the teacher. When to use: in trainings of several epochs, whose teacher runs once per row.
 
     Args:
         student_states (`torch.Tensor` of shape `(batch, length, width)`): as for [`fused_distillation_loss`].
@@ -134,20 +133,20 @@ def top_k_distillation_loss(
         temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
         kl_weight (`float`, *optional*, defaults to 0.8): weight of KL in equation 12.
         pl_weight (`float`, *optional*, defaults to 1.0): weight of PL in equation 12.
-        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once.
+        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are in memory at once.
         reduction (`str`, *optional*, defaults to `"mean"`): "mean" over the tokens, or "sum".
 
     Returns:
         `DistillationLoss`: all zero if every label is -100.
 
     Raises:
-        ValueError: if the teacher was asked about other tokens, besides all that `fused_distillation_loss` refuses.
+        ValueError: if the cache is of another number of tokens, and as for `fused_distillation_loss`.
     """
     settings = _Settings(temperature, kl_weight, pl_weight, chunk_size, torch.is_grad_enabled())
     inputs = _Inputs.select(student_states, student_head, labels, settings)
     if len(teacher.ids) != len(inputs.targets):
         raise ValueError(
-            f"The cached teacher speaks of {len(teacher.ids)} tokens, but {len(inputs.targets)} labels count: both "
+            f"The teacher cache holds {len(teacher.ids)} tokens, but the batch has {len(inputs.targets)} labels: both "
             "must come from the same samples, in the same order."
         )
     return _summed(student_head, inputs._replace(divergence=partial(_top_k_divergence, teacher)), settings, reduction)
@@ -163,19 +162,19 @@ def top_k_logits(
     temperature: float = 2.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> TopKLogits:
-    """The teacher's distributions as a cache keeps them: the k likeliest tokens, and the probability of all others.
+    """The teacher's distributions for a cache: the k likeliest tokens, and the probability of all others.
 
     Args:
         teacher_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states.
         teacher_head (`torch.Tensor` of shape `(vocab, width)`): weight of the language-model head.
         labels (`torch.Tensor` of shape `(batch, length)`): tokens labelled -100 are left out.
-        k (`int`, *optional*, defaults to 64): entries of the vocabulary to keep.
+        k (`int`, *optional*, defaults to 64): entries of the vocabulary to store.
         temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
-        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once.
+        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are in memory at once.
 
     Raises:
-        ValueError: on labels outside the vocabulary, a k that is not between 1 and its size, or states that are no
-            numbers.
+        ValueError: on labels outside the vocabulary, a k that is not between 1 and its size, or hidden states that are
+            NaN or Inf.
     """
     vocab = teacher_head.shape[0]
     if not 1 <= k <= vocab:
@@ -191,8 +190,8 @@ def top_k_logits(
         top, ids = log_probs.topk(k, dim=-1)
         if not torch.isfinite(top).all():
             raise ValueError(
-                "The teacher's states are no numbers: nothing of them is kept. Half precision may be too narrow for "
-                "it: set --bf16 instead of --fp16. If it is the same without, its checkpoint is damaged."
+                "The teacher's hidden states are NaN or Inf, which must not be cached. Half precision may be too "
+                "narrow for it: set --bf16 instead of --fp16. If that changes nothing, its checkpoint is damaged."
             )
         parts.append(TopKLogits(ids, top, log_probs.scatter_(1, ids, -torch.inf).logsumexp(-1)))
     return TopKLogits(*(torch.cat(part) for part in zip(*parts, strict=True)))
@@ -209,7 +208,9 @@ def distillation_token_losses(
     temperature: float = 1.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two losses of each token, for evaluation: without gradients, in chunks as `fused_distillation_loss`.
+    """KL divergence and cross-entropy of each token, without gradient, in chunks as [`fused_distillation_loss`].
+
+    When to use: in evaluation, where losses are summed by row.
 
     Args:
         student_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states, after the final norm.
@@ -218,7 +219,7 @@ def distillation_token_losses(
         teacher_head (`torch.Tensor` of shape `(vocab, teacher width)`, *optional*): as `teacher_states`.
         labels (`torch.Tensor` of shape `(batch, length)`): the target of each position, -100 to leave it out.
         temperature (`float`, *optional*, defaults to 1.0): of the KL divergence.
-        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are held at once.
+        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are in memory at once.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: KL divergence (0 without a teacher) and cross-entropy, each of shape
@@ -244,12 +245,12 @@ class _Settings(NamedTuple):
 
 
 _Divergence = Callable[[slice, torch.Tensor, _Settings], tuple[torch.Tensor, torch.Tensor | None]]
-"""Of a chunk's tokens from log-softmax(student logits / T), which it may overwrite: temperature² * KL, and the
-softened student minus the softened teacher where gradients are wanted."""
+"""From log-softmax(student logits / T) of a chunk, which it may overwrite: temperature² * KL of each token, and the
+softened student minus the softened teacher if gradients are needed."""
 
 
 class _Inputs(NamedTuple):
-    """The tokens that count, and the head, in the dtype of the products: autocast's, else that of the head."""
+    """The labelled tokens and the head, in the dtype of the matrix products: autocast's, else that of the head."""
 
     mask: torch.Tensor
     targets: torch.Tensor
@@ -304,25 +305,26 @@ def _exact_divergence(
 
 
 def _top_k_divergence(
-    kept: TopKLogits, part: slice, log_student: torch.Tensor, settings: _Settings
+    top_k: TopKLogits, part: slice, log_student: torch.Tensor, settings: _Settings
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `_exact_divergence`, over k + 1 groups: the kept entries of the vocabulary, and all others as one."""
-    ids = kept.ids[part].long()
-    # Rounding has left a sum of not quite 1, which would push a student that agrees.
-    log_teacher = torch.cat([kept.log_probs[part].to(log_student), kept.log_tail[part, None].to(log_student)], dim=1)
+    """As `_exact_divergence`, over k + 1 groups: the k stored entries of the vocabulary, and all others as one."""
+    ids = top_k.ids[part].long()  # (chunk, k)
+    # Rounded to half precision they do not quite sum to 1, which would move a student that agrees: normalise again.
+    log_teacher = torch.cat([top_k.log_probs[part].to(log_student), top_k.log_tail[part, None].to(log_student)], dim=1)
     log_teacher = log_teacher.log_softmax(-1)
     top = log_student.gather(1, ids)
     others = log_student.scatter(1, ids, -torch.inf)
     tail = others.logsumexp(-1, keepdim=True)
     differences = log_teacher - torch.cat([top, tail], dim=1)
-    differences[:, -1].masked_fill_(log_teacher[:, -1].isneginf(), 0.0)  # nothing is left out: k is the vocabulary
+    differences[:, -1].masked_fill_(log_teacher[:, -1].isneginf(), 0.0)  # empty tail: k is the whole vocabulary
     teacher = log_teacher.exp()
     kl = settings.temperature**2 * (teacher * differences).sum(-1)
     if not settings.with_gradients:
         return kl, None
-    # An entry of the tail is asked for its share of the teacher's tail: student - teacher's tail * student / its tail.
-    asked = others.add_(log_teacher[:, -1:] - tail).exp_()
-    difference = log_student.exp_().sub_(asked)
+    # In the tail, an entry's target is its share of the teacher's tail: teacher's tail * student / student's tail. The
+    # gradient is student - target. Computed in log space, where a small tail of the student does not overflow.
+    target = others.add_(log_teacher[:, -1:] - tail).exp_()
+    difference = log_student.exp_().sub_(target)
     return kl, difference.scatter_(1, ids, top.exp() - teacher[:, :-1])
 
 
@@ -338,7 +340,7 @@ def _chunks(inputs: _Inputs, settings: _Settings) -> Iterator[_Chunk]:
     temperature = settings.temperature
     for start in range(0, len(inputs.targets), settings.chunk_size):
         part = slice(start, start + settings.chunk_size)
-        logits = precise(inputs.student[part] @ inputs.student_head.T)
+        logits = precise(inputs.student[part] @ inputs.student_head.T)  # (chunk, vocab)
         log_student = F.log_softmax(logits, dim=-1)
         index = inputs.targets[part, None]
         pl = -log_student.gather(1, index)[:, 0]
@@ -366,7 +368,7 @@ def _summed(student_head: torch.Tensor, inputs: _Inputs, settings: _Settings, re
 
 
 class _FusedLoss(torch.autograd.Function):
-    """Sums of loss, KL and PL over the tokens; the gradients are ready when the forward pass is over."""
+    """Sums of loss, KL and PL over the tokens; computes the gradients in the forward pass."""
 
     @staticmethod
     def forward(

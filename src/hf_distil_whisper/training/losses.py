@@ -1,7 +1,6 @@
-"""The losses of distillation: KL divergence, pseudo-labels and hidden states (arXiv 2311.00430, sections 4 and D.2).
+"""The losses of distillation as plain formulas: KL divergence, pseudo-labels and hidden states (arXiv 2311.00430).
 
-Knows tensors only: the plain formulas, on the logits of all tokens. `fused_loss` gives the same values and gradients
-without ever holding them. Tokens are counted where the label is not -100; sums leave the division to the caller.
+They need the logits of all tokens; `fused_loss` computes the same values and gradients without them.
 """
 
 from collections.abc import Sequence
@@ -19,10 +18,11 @@ def kl_divergence_loss(
     temperature: float = 2.0,
     reduction: str = "mean",
 ) -> torch.Tensor:
-    """Divergence of the student's distribution from the teacher's, temperature² * KL(teacher ‖ student).
+    """Divergence of the student's distribution from the teacher's, temperature² * KL(teacher ‖ student) (section 4).
 
     Both distributions are softened by the temperature; its square keeps the gradient's size independent of it. The
-    teacher is a constant: no gradient flows to its logits.
+    teacher is a constant: no gradient flows to its logits. When to use: for analysis and for short sequences; a
+    training step with Whisper's vocabulary needs [`fused_distillation_loss`].
 
     Args:
         student_logits (`torch.Tensor` of shape `(batch, length, vocab)`): may be half precision; summed in float32.
@@ -53,7 +53,9 @@ def kl_divergence_loss(
 
 
 def pseudo_label_loss(student_logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
-    """Cross-entropy of the student with the teacher's transcript, the pseudo-label.
+    """Cross-entropy of the student with the teacher's transcript, the pseudo-label (section 4).
+
+    When to use: alone as the baseline without a teacher (Table 21), or with [`kl_divergence_loss`] as in equation 12.
 
     Args:
         student_logits (`torch.Tensor` of shape `(batch, length, vocab)`): may be half precision; summed in float32.
@@ -80,7 +82,8 @@ def hidden_state_mse_loss(
 ) -> torch.Tensor:
     """Squared distance of the student's decoder states from those of the paired teacher layers (equation 10).
 
-    For each token the mean over the width, summed over the student's layers.
+    For each token the mean over the width, summed over the student's layers. When to use: only to repeat Table 21,
+    where it gained nothing; student and teacher must have the same width.
 
     Args:
         student_states (`Sequence[torch.Tensor]`): `decoder_hidden_states` of the student, that is the embeddings and
@@ -90,6 +93,9 @@ def hidden_state_mse_loss(
         layer_map (`Sequence[int]`, *optional*): entry l - 1 is the teacher state for student state l. By default
             round(l * L / L') (equation 11): the two layers of a student are paired with 16 and 32 of 32.
         reduction (`str`, *optional*, defaults to `"mean"`): "mean", "sum" or "none", as in `kl_divergence_loss`.
+
+    Returns:
+        `torch.Tensor`: 0 if every label is -100.
 
     Raises:
         ValueError: if the widths differ, or the map does not name a teacher state for each student layer.
@@ -104,8 +110,8 @@ def hidden_state_mse_loss(
         )
     if student_states[0].shape[-1] != teacher_states[0].shape[-1]:
         raise ValueError(
-            f"The student's states are {student_states[0].shape[-1]} wide, the teacher's "
-            f"{teacher_states[0].shape[-1]}: states of different width cannot be compared. Set mse_weight to 0."
+            f"The student's hidden states are {student_states[0].shape[-1]} wide, the teacher's "
+            f"{teacher_states[0].shape[-1]}: different widths cannot be compared. Set mse_weight to 0."
         )
     mask = labels != IGNORE_INDEX
     losses = [
@@ -116,7 +122,7 @@ def hidden_state_mse_loss(
 
 
 def select_tokens(labels: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask of the tokens that count, and their labels."""
+    """Mask (batch, length) of the labelled tokens, and their labels (tokens,)."""
     mask = labels != IGNORE_INDEX
     targets = labels[mask]
     if len(targets) > 0:
@@ -130,7 +136,7 @@ def select_tokens(labels: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, 
 
 
 def reduce_losses(losses: torch.Tensor, mask: torch.Tensor, reduction: str) -> torch.Tensor:
-    """`losses` of the tokens in `mask` as their mean, their sum, or ("none") spread out to the mask's shape."""
+    """Reduces the `losses` of the tokens in `mask` to their mean or sum, or ("none") scatters them to its shape."""
     if reduction == "mean":
         return losses.sum() / max(len(losses), 1)
     if reduction == "sum":
@@ -141,7 +147,7 @@ def reduce_losses(losses: torch.Tensor, mask: torch.Tensor, reduction: str) -> t
 
 
 def precise(values: torch.Tensor) -> torch.Tensor:
-    """At least float32: sums over a vocabulary do not fit half precision."""
+    """Casts to at least float32: half precision is too narrow for sums over a vocabulary."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

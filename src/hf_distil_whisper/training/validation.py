@@ -1,7 +1,4 @@
-"""What a validation adds up: losses by token over all processes, and the WER of generated transcripts.
-
-Knows tokens and tensors of one batch at a time; which sets there are is known by the trainer.
-"""
+"""Metrics of a validation during training: mean losses per token, and the WER of generated transcripts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,20 +24,19 @@ from hf_distil_whisper.metrics import (
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.losses import IGNORE_INDEX
 
-PARTS = ("kl", "pl", "mse")
-"""Of the loss, in the order of all sums of them."""
+COMPONENTS = ("kl", "pl", "mse")
+"""Components of the loss by their name in the logs, in the order of all tensors of them."""
 _GENERATION_SETTINGS = {"max_length", "max_new_tokens", "num_beams"}
 
 
 class WordErrorMetrics:
-    """`compute_metrics` of the trainer: WER between generated tokens and labels, after text normalisation.
+    """`compute_metrics` of the trainer: WER of generated tokens against the labels, after text normalisation.
 
-    Labels are turned back into text, so the reference is what the evaluation set was tokenised from. Rows without a
-    word in the reference are left out: they have no rate.
+    Labels are decoded to text. Rows whose reference has no words are left out: they have no error rate.
 
     Args:
-        processor (`WhisperProcessor`): its tokenizer turns tokens into text.
-        language (`str`): whose normaliser and unit count (characters where there are no spaces), or "basic".
+        processor (`WhisperProcessor`): its tokenizer decodes the tokens.
+        language (`str`): decides on the normaliser and on words or characters as the unit; or "basic".
 
     Example:
         ```python
@@ -54,7 +50,7 @@ class WordErrorMetrics:
         self.timestamp_begin = int(self.tokenizer.convert_tokens_to_ids("<|0.00|>"))
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Returns `{"wer": fraction}`, or nothing if no reference holds a word."""
+        """Returns `{"wer": fraction}`, or nothing if no reference has a word."""
         references = [self._text(row) for row in np.asarray(prediction.label_ids)]
         hypotheses = [self._text(row) for row in np.asarray(prediction.predictions)]
         normalizer = get_normalizer(self.language)
@@ -65,21 +61,21 @@ class WordErrorMetrics:
         return {"wer": errors_in_language(references, hypotheses, self.language).wer}
 
     def _text(self, tokens: Sequence[int]) -> str:
-        kept = [int(token) for token in tokens if token != IGNORE_INDEX]
-        return plain_text(kept, self.tokenizer, self.timestamp_begin)
+        labelled = [int(token) for token in tokens if token != IGNORE_INDEX]
+        return plain_text(labelled, self.tokenizer, self.timestamp_begin)
 
 
 def default_metrics(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, args: DistillationTrainingArguments
 ) -> WordErrorMetrics | None:
-    """The WER in the language of model and arguments, or None where nothing is generated to have one."""
+    """The WER in the language of model and arguments, or None if evaluation generates no transcripts."""
     if not args.predict_with_generate:
         return None
     return WordErrorMetrics(processor, args.normalizer or scoring_language(model, args.language))
 
 
 class LossSums:
-    """Sums of losses over the tokens of a validation set, and how many tokens there were.
+    """Sums of losses over the tokens of a validation set, and their number.
 
     Args:
         names (`Sequence[str]`): of the losses.
@@ -91,11 +87,11 @@ class LossSums:
 
     def add(self, rows: torch.Tensor) -> None:
         """Adds rows of shape (batch, losses + 1): sums over each row's tokens, and its number of tokens."""
-        total = rows.cpu().double().sum(0)
+        total = rows.cpu().double().sum(0)  # float64: the sum must not depend on the batch size
         self.rows = total if self.rows is None else self.rows + total
 
     def means(self) -> dict[str, float]:
-        """Returns each loss per token; nothing where no token was seen."""
+        """Returns each loss per token; empty without a token."""
         if self.rows is None or self.rows[-1] == 0:
             return {}
         return dict(zip(self.names, (self.rows[:-1] / self.rows[-1]).tolist(), strict=True))
@@ -107,17 +103,7 @@ def check_evaluation(
     processor: WhisperProcessor | None,
     compute_metrics: Callable | None,
 ) -> None:
-    """Makes sure that an evaluation can give the metrics that are asked of it.
-
-    Args:
-        args (`DistillationTrainingArguments`): the settings.
-        eval_dataset (`Dataset` or `dict[str, Dataset]`, *optional*): what is evaluated.
-        processor (`WhisperProcessor`, *optional*): what turns tokens into text.
-        compute_metrics (`Callable`, *optional*): given by the user.
-
-    Raises:
-        ValueError: names the flag or argument to change.
-    """
+    """Raises a `ValueError` if evaluation cannot compute the metrics that the arguments ask for."""
     if processor is not None and not isinstance(processor, WhisperProcessor):
         raise ValueError(
             f"processing_class: expected a WhisperProcessor, got {type(processor).__name__}; a checkpoint needs both "
@@ -129,7 +115,7 @@ def check_evaluation(
             "compute metrics of. Switch it on, or leave compute_metrics out."
         )
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    if isinstance(eval_dataset, dict) and metric in ("loss", *PARTS, "wer"):
+    if isinstance(eval_dataset, dict) and metric in ("loss", *COMPONENTS, "wer"):
         raise ValueError(
             f"--metric_for_best_model: there is no {metric!r} with several validation sets "
             f"({', '.join(eval_dataset)}). Set it to macro_wer, or to one set's: {next(iter(eval_dataset))}_{metric}."
@@ -144,42 +130,42 @@ def check_evaluation(
 def generate_tokens_of(
     model: WhisperForConditionalGeneration,
     inputs: Mapping[str, Tensor],
-    states: Tensor,
+    encoder_states: Tensor,
     task: str,
     settings: Mapping[str, Any],
 ) -> Tensor:
-    """Transcribes a batch of a validation, without timestamps; the model's generation config stays as it is.
+    """Transcribes a validation batch without timestamps; the model's generation config is not modified.
 
     Args:
         model (`WhisperForConditionalGeneration`): the student.
-        inputs (`Mapping[str, Tensor]`): the batch; its decoder inputs say the language of each row.
-        states (`Tensor`): of the encoder, (batch, frames, width).
+        inputs (`Mapping[str, Tensor]`): the batch; the language of each row is read from its decoder inputs.
+        encoder_states (`Tensor`): (batch, frames, width).
         task (`str`): "transcribe" or "translate", for multilingual models.
         settings (`Mapping[str, Any]`): `max_length` or `max_new_tokens`, `num_beams`.
 
     Returns:
-        `Tensor`: (batch, fixed length), padded with the pad token, so that processes gather alike.
+        `Tensor`: (batch, fixed length), padded with the pad token, so that all processes gather the same shape.
 
     Raises:
-        ValueError: for another setting.
+        ValueError: for other settings.
     """
     if unknown := sorted(set(settings) - _GENERATION_SETTINGS):
         raise ValueError(f"evaluate: unknown {unknown}; expected {', '.join(sorted(_GENERATION_SETTINGS))}.")
-    longest = model.config.max_target_positions // 2  # OpenAI's bound for a window; runaway loops end there
+    longest = model.config.max_target_positions // 2  # OpenAI's limit for a window, which also ends runaway loops
     if settings.get("max_length") is not None:
         longest = settings["max_length"] - prefix_length(model, return_timestamps=False)
     longest = settings.get("max_new_tokens") or longest
     longest = max(1, min(longest, max_generated_tokens(model, return_timestamps=False)))
-    found = generate_tokens(
+    sequences = generate_tokens(
         model,
         inputs.get("input_features"),
-        encoder_hidden_states=states,
+        encoder_hidden_states=encoder_states,
         num_beams=settings.get("num_beams") or 1,
         max_new_tokens=longest,
         languages=languages_of(model, inputs["decoder_input_ids"]),
         task=task,
     )
-    tokens = inputs["labels"].new_full((len(found), longest), model.config.pad_token_id)
-    for row, sequence in enumerate(found):
+    tokens = inputs["labels"].new_full((len(sequences), longest), model.config.pad_token_id)
+    for row, sequence in enumerate(sequences):
         tokens[row, : len(sequence.tokens)] = torch.as_tensor(sequence.tokens)
     return tokens

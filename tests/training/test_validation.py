@@ -1,28 +1,27 @@
-"""What a validation logs: losses by token at temperature 1, WER, macro averages, and who stops on them."""
+"""What a validation logs: losses per token at temperature 1, WER and macro-averages; early stopping on them."""
 
 import pytest
 import torch
-from transformers import EvalPrediction, TrainerCallback
+from transformers import EvalPrediction
 
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.metrics import errors_in_language
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.losses import (
-    kl_divergence_loss,
-    pseudo_label_loss,
-)
+from hf_distil_whisper.training.losses import kl_divergence_loss, pseudo_label_loss
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.validation import WordErrorMetrics
 from talking_models import count_encoder_windows
 from toy_models import SENTENCES
 from toy_training import (
     RandomWindows,
+    assert_same_weights,
     collate,
     logged,
     small_args,
     small_processor,
     small_trainer,
     small_whisper,
+    trained,
 )
 
 
@@ -32,23 +31,23 @@ def pair():
     return create_student(teacher), teacher
 
 
-class FixedScores(TrainerCallback):
-    """Puts given WERs in place of the measured ones, one for each evaluation."""
+TWO_SETS = {"one": RandomWindows(4), "two": RandomWindows(4)}
+EVERY_STEP = {
+    "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
+    "load_best_model_at_end": True, "metric_for_best_model": "macro_wer",
+}  # fmt: skip
 
-    def __init__(self, rates):
-        self.rates = rates
 
-    def attach(self, trainer: DistillationTrainer) -> DistillationTrainer:
-        rates = iter(self.rates)
-        loop = trainer.evaluation_loop
+def fix_rates(trainer: DistillationTrainer, rates: list[float]) -> None:
+    """Replaces the WER of each evaluation of a set by a given one."""
+    loop, values = trainer.evaluation_loop, iter(rates)
 
-        def patched(*args, metric_key_prefix, **kwargs):
-            output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-            output.metrics[f"{metric_key_prefix}_wer"] = next(rates)
-            return output
+    def patched(*args, metric_key_prefix, **kwargs):
+        output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics[f"{metric_key_prefix}_wer"] = next(values)
+        return output
 
-        trainer.evaluation_loop = patched
-        return trainer
+    trainer.evaluation_loop = patched
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
@@ -74,7 +73,7 @@ def test_wer_is_that_of_generated_transcripts_against_the_labels_text(tmp_path, 
     student, teacher = pair
     windows = RandomWindows(6)
     trainer = small_trainer(tmp_path, student, teacher, processor=small_processor())
-    found = trainer.evaluate(windows)["eval_wer"]
+    wer = trainer.evaluate(windows)["eval_wer"]
     tokenizer = small_processor().tokenizer
     items = [windows[index] for index in range(6)]
     references = [
@@ -83,7 +82,7 @@ def test_wer_is_that_of_generated_transcripts_against_the_labels_text(tmp_path, 
     features = torch.stack([item["input_features"] for item in items])
     sequences = generate_tokens(student, features, max_new_tokens=10)
     hypotheses = [tokenizer.decode(sequence.tokens, skip_special_tokens=True) for sequence in sequences]
-    assert found == pytest.approx(errors_in_language(references, hypotheses, "en").wer)
+    assert wer == pytest.approx(errors_in_language(references, hypotheses, "en").wer)
     assert any(hypotheses)
 
 
@@ -92,7 +91,7 @@ def test_several_sets_get_their_own_names_and_a_macro_average(tmp_path, pair):
     student, teacher = pair
     sets = {"one": RandomWindows(4), "two": RandomWindows(6, seed=5)}
     trainer = small_trainer(tmp_path, student, teacher, evaluation=sets, processor=small_processor())
-    FixedScores([0.2, 0.6]).attach(trainer)
+    fix_rates(trainer, [0.2, 0.6])
     metrics = trainer.evaluate()
     expected = {f"eval_{name}_{metric}" for name in sets for metric in ("loss", "kl", "pl", "wer")}
     assert expected <= metrics.keys()
@@ -101,58 +100,29 @@ def test_several_sets_get_their_own_names_and_a_macro_average(tmp_path, pair):
 
 
 def test_the_best_model_by_the_macro_average_is_loaded_at_the_end(tmp_path, pair):
-    """The larger error rate counts as better where nobody says otherwise."""
+    """Transformers takes the larger error rate for the better one by default."""
     student, teacher = pair
-    sets = {"one": RandomWindows(4), "two": RandomWindows(4)}
-    trainer = small_trainer(
-        tmp_path,
-        student,
-        teacher,
-        evaluation=sets,
-        processor=small_processor(),
-        max_steps=3,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="macro_wer",
-        learning_rate=1e-2,
-    )
-    FixedScores([0.9, 0.9, 0.3, 0.3, 0.5, 0.5]).attach(trainer)
+    settings = {"evaluation": TWO_SETS, "processor": small_processor(), "max_steps": 3, "learning_rate": 1e-2}
+    trainer = small_trainer(tmp_path, student, teacher, **settings, **EVERY_STEP)
+    fix_rates(trainer, [0.9, 0.9, 0.3, 0.3, 0.5, 0.5])
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     assert trainer.state.best_metric == pytest.approx(0.3)
-    best = DistillationTrainer(student, teacher, small_args(tmp_path)).model.state_dict()
-    loaded = type(student).from_pretrained(tmp_path / "checkpoint-2").state_dict()
-    assert all(torch.equal(weight, best[name]) for name, weight in loaded.items())
+    assert_same_weights(type(student).from_pretrained(tmp_path / "checkpoint-2"), student)
 
 
 def test_early_stopping_counts_evaluations_of_the_macro_average(tmp_path, pair, caplog):
-    """Upstream's callback never sees the average, says that it is disabled, and trains to the end."""
+    """Upstream's callback never sees the average, logs that it is disabled, and trains to the end."""
     student, teacher = pair
-    trainer = small_trainer(
-        tmp_path,
-        student,
-        teacher,
-        evaluation={"one": RandomWindows(4), "two": RandomWindows(4)},
-        processor=small_processor(),
-        max_steps=10,
-        eval_strategy="steps",
-        eval_steps=1,
-        save_strategy="steps",
-        save_steps=1,
-        load_best_model_at_end=True,
-        metric_for_best_model="macro_wer",
-        early_stopping_patience=2,
-    )
-    FixedScores([0.5, 0.5, 0.4, 0.4, 0.6, 0.6, 0.4, 0.4, 0.1, 0.1]).attach(trainer)
+    settings = {"evaluation": TWO_SETS, "processor": small_processor(), "max_steps": 10, "early_stopping_patience": 2}
+    trainer = small_trainer(tmp_path, student, teacher, **settings, **EVERY_STEP)
+    fix_rates(trainer, [0.5, 0.5, 0.4, 0.4, 0.6, 0.6, 0.4, 0.4, 0.1, 0.1])
     trainer.train()
     assert trainer.state.global_step == 4
     assert "early stopping required" not in caplog.text
 
 
-def test_an_evaluation_keeps_no_logits_and_leaves_the_configs_alone(tmp_path, pair):
+def test_an_evaluation_returns_no_logits_and_leaves_the_configs_alone(tmp_path, pair):
     """Logits of one validation set fill the memory; upstream writes 25 defaults and a length of 20 into the config."""
     student, teacher = pair
     student.generation_config.max_length = None
@@ -176,22 +146,19 @@ def test_generation_settings_reach_every_set_and_unknown_ones_are_refused(tmp_pa
             seen.append((kwargs["num_beams"], kwargs["max_new_tokens"])) or generate_tokens(*args, **kwargs)
         ),
     )
-    sets = {"one": RandomWindows(4), "two": RandomWindows(4)}
-    trainer = small_trainer(tmp_path, student, teacher, evaluation=sets, processor=small_processor())
+    trainer = small_trainer(tmp_path, student, teacher, evaluation=TWO_SETS, processor=small_processor())
     trainer.evaluate(num_beams=2, max_new_tokens=3)
     trainer.evaluate()
     assert seen == [(2, 3), (2, 3), (1, 10), (1, 10)]
     with pytest.raises(ValueError, match=r"unknown \['do_sample'\]"):
         trainer.evaluate(do_sample=True)
-    bounded = small_trainer(
-        tmp_path, student, teacher, evaluation=sets["one"], processor=small_processor(), generation_max_length=None
-    )
-    bounded.evaluate()
+    settings = {"evaluation": TWO_SETS["one"], "processor": small_processor(), "generation_max_length": None}
+    small_trainer(tmp_path, student, teacher, **settings).evaluate()
     assert seen[-1] == (1, 224)
 
 
 def test_the_encoder_runs_once_over_each_window_of_a_validation(tmp_path, pair):
-    """Loss and transcript need the same states; the encoder is most of the work of a small student."""
+    """Loss and transcript need the same hidden states; the encoder is most of the work of a small student."""
     student, teacher = pair
     encoded = count_encoder_windows(student)
     small_trainer(tmp_path, student, teacher, processor=small_processor()).evaluate(RandomWindows(8))
@@ -201,8 +168,7 @@ def test_the_encoder_runs_once_over_each_window_of_a_validation(tmp_path, pair):
 def test_kl_is_logged_beside_a_baseline_whose_loss_does_not_use_it(tmp_path, pair):
     """Only so can a student trained on labels be compared with a distilled one."""
     student, teacher = pair
-    trainer = small_trainer(tmp_path, student, teacher, kl_weight=0.0, evaluation=RandomWindows(4), max_steps=1)
-    trainer.train()
+    trainer = trained(tmp_path, student, teacher, kl_weight=0.0, evaluation=RandomWindows(4), max_steps=1)
     metrics = trainer.evaluate()
     assert metrics["eval_kl"] > 0
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_pl"])
@@ -227,8 +193,8 @@ def test_timestamps_prompts_and_case_do_not_count_as_words():
     tokenizer = processor.tokenizer
     labels = tokenizer("<|notimestamps|> Hello, World.<|endoftext|>", add_special_tokens=False).input_ids
     tokens = tokenizer("<|0.00|> hello<|0.50|><|0.50|> world<|1.20|><|endoftext|>", add_special_tokens=False).input_ids
-    found = WordErrorMetrics(processor, "en")(EvalPrediction(predictions=[tokens], label_ids=[[-100, *labels]]))
-    assert found == {"wer": 0.0}
+    prediction = EvalPrediction(predictions=[tokens], label_ids=[[-100, *labels]])
+    assert WordErrorMetrics(processor, "en")(prediction) == {"wer": 0.0}
 
 
 def test_the_normaliser_is_the_languages_unless_named(tmp_path, pair):
@@ -241,7 +207,7 @@ def test_the_normaliser_is_the_languages_unless_named(tmp_path, pair):
 
 
 def test_metrics_that_cannot_exist_are_refused_before_training(tmp_path, pair):
-    """The trainer would only find out at the first evaluation, hours later."""
+    """The trainer would fail at the first evaluation, hours later."""
     student, teacher = pair
     sets = {"one": RandomWindows(4)}
     with pytest.raises(ValueError, match=r"no 'wer' with several validation sets \(one\).*macro_wer.*one_wer"):

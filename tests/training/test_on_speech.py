@@ -54,7 +54,7 @@ def trainer_on_speech(folder: Path, student, teacher, processor: WhisperProcesso
 
 @pytest.mark.parametrize("cache", ["none", "encoder"])
 def test_equal_models_agree_on_prompted_and_timed_samples(tmp_path, cache):
-    """The samples as the data room makes them have to reach both models alike, cached or not."""
+    """Samples of a `SpeechDataset` must reach both models alike, cached or not."""
     student = toy_whisper()
     trainer = trainer_on_speech(
         tmp_path, student, copy.deepcopy(student), toy_processor(), learning_rate=1e-9, teacher_cache=cache

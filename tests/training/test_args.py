@@ -1,14 +1,11 @@
-"""Settings: the paper's defaults, combinations without meaning, and folders that hold another run."""
+"""Training arguments: the paper's defaults, combinations without meaning, and folders that hold another run."""
 
 import dataclasses
 
 import pytest
 from transformers import HfArgumentParser
 
-from hf_distil_whisper.training.args import (
-    DistillationTrainingArguments,
-    check_output_dir,
-)
+from hf_distil_whisper.training.args import DistillationTrainingArguments, check_output_dir
 
 
 def arguments(tmp_path, **changes) -> DistillationTrainingArguments:
@@ -28,7 +25,7 @@ def test_defaults_are_the_papers_where_they_do_not_depend_on_scale(tmp_path):
 
 
 def test_every_setting_of_ours_has_a_help_text_and_can_be_given_as_a_flag(tmp_path):
-    """A field that the parser cannot convert only fails on somebody's command line."""
+    """A field that the parser cannot convert fails only on somebody's command line."""
     ours = set(DistillationTrainingArguments.__annotations__)
     fields = [field for field in dataclasses.fields(DistillationTrainingArguments) if field.name in ours]
     assert all(field.metadata["help"] for field in fields)
@@ -101,8 +98,8 @@ def test_a_folder_that_holds_another_run_is_refused(tmp_path):
         check_output_dir(other / "notes.txt")
 
 
-def test_resuming_finds_the_last_checkpoint_or_says_that_there_is_none(tmp_path):
-    """A run that was to be resumed and starts anew overwrites days of work."""
+def test_resuming_takes_the_last_checkpoint_or_raises_if_there_is_none(tmp_path):
+    """A run that should be resumed and starts anew overwrites days of work."""
     with pytest.raises(ValueError, match="--resume_from_checkpoint: expected a folder checkpoint-<step>"):
         check_output_dir(tmp_path, True)
     for step in (5, 10):
@@ -110,5 +107,5 @@ def test_resuming_finds_the_last_checkpoint_or_says_that_there_is_none(tmp_path)
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
     assert check_output_dir(tmp_path, True) == str(tmp_path / "checkpoint-10")
     assert check_output_dir(tmp_path, str(tmp_path / "checkpoint-5")) == str(tmp_path / "checkpoint-5")
-    with pytest.raises(ValueError, match="found none"):
+    with pytest.raises(ValueError, match="there is none"):
         check_output_dir(tmp_path, str(tmp_path / "checkpoint-7"))

@@ -1,4 +1,4 @@
-"""Two processes give what one gives: started by torchrun, which is what works on a CPU."""
+"""Two processes, started by torchrun, give the results of one."""
 
 import json
 import os
@@ -58,12 +58,12 @@ def test_two_processes_give_the_losses_gradients_and_wer_of_one(tmp_path, settin
     code = (
         "import json, os, pathlib, sys\n"
         "from accelerate import PartialState\n"
-        "from test_distributed_training import train\n"
-        "found = train(pathlib.Path(sys.argv[1]), **json.loads(sys.argv[2]))\n"
-        "pathlib.Path(sys.argv[1], f'rank{os.environ[\"RANK\"]}.json').write_text(json.dumps(found))\n"
+        "from test_distributed import train\n"
+        "results = train(pathlib.Path(sys.argv[1]), **json.loads(sys.argv[2]))\n"
+        "pathlib.Path(sys.argv[1], f'rank{os.environ[\"RANK\"]}.json').write_text(json.dumps(results))\n"
         "PartialState().destroy_process_group()\n"
     )
-    if "teacher_cache_dir" in settings:  # each fills its part; the one process finds all of it
+    if "teacher_cache_dir" in settings:  # each process fills its part; the single process reads all of it
         settings = settings | {"teacher_cache_dir": str(tmp_path / settings["teacher_cache_dir"])}
     script = tmp_path / "script.py"
     script.write_text(code)
@@ -76,10 +76,10 @@ def test_two_processes_give_the_losses_gradients_and_wer_of_one(tmp_path, settin
     assert done.returncode == 0, done.stderr[-3000:]
     expected = train(tmp_path / "one", per_device_train_batch_size=8, **settings)
     for rank in (0, 1):
-        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
-        assert (found["processes"], found["rows"], expected["rows"]) == (2, 5, 5)
+        results = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        assert (results["processes"], results["rows"], expected["rows"]) == (2, 5, 5)
         for name, values in expected["logs"].items():
-            assert found["logs"][name] == pytest.approx(values, rel=1e-3), name
-        assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-3)
-        assert found["weights"] == pytest.approx(expected["weights"], rel=1e-2, abs=1e-2)
+            assert results["logs"][name] == pytest.approx(values, rel=1e-3), name
+        assert results["metrics"] == pytest.approx(expected["metrics"], rel=1e-3)
+        assert results["weights"] == pytest.approx(expected["weights"], rel=1e-2, abs=1e-2)
     assert (tmp_path / "model.safetensors").is_file()
