@@ -192,7 +192,7 @@ def test_student_is_as_before_after_assisting(teacher) -> None:
 
 
 def test_assistants_that_cannot_draft_are_refused(teacher) -> None:
-    """Another encoder or vocabulary drafts noise: correct text, but slower. Another dtype fails in a matrix product."""
+    """Another encoder or vocabulary drafts noise: the right text, but slower. Another dtype fails deep inside."""
     trained = student_of(teacher)
     with torch.no_grad():
         trained.model.encoder.layers[0].fc1.weight[0, 0] += 1e-3
