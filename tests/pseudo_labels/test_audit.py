@@ -26,7 +26,7 @@ def labelled(copies: int = 1) -> Dataset:
         {"text": TEN_WORDS, "whisper_transcript": f"<|0.00|> {TEN_WORDS}<|3.00|>", "corpus": "a"},
         {"text": TEN_WORDS, "whisper_transcript": TEN_WORDS.replace("fox", "cat"), "corpus": "b"},
         {"text": TEN_WORDS, "whisper_transcript": f"{TEN_WORDS} {LOOP}", "corpus": "b"},
-        {"text": None, "whisper_transcript": "unheard", "corpus": "b"},
+        {"text": None, "whisper_transcript": "hello", "corpus": "b"},
     ]
     return Dataset.from_list(rows * copies)
 
@@ -45,12 +45,12 @@ def test_counts_stand_on_the_right_side_of_the_filter_and_by_source() -> None:
 
 
 def test_a_sample_is_drawn_from_each_part_and_does_not_change() -> None:
-    """Of a million rows a thousand tell enough; another thousand on every call would tell a different story."""
+    """Of a million rows a thousand tell enough; another thousand on every call would change the table."""
     data = labelled(copies=50)
-    kept = [row for row in range(200) if row % 4 < 2]
-    parts = audit_labels(data, kept, samples=20, seed=3)
+    passing = [row for row in range(200) if row % 4 < 2]
+    parts = audit_labels(data, passing, samples=20, seed=3)
     assert [(part.total, part.sampled) for part in parts] == [(100, 20), (50, 20)]
-    assert parts == audit_labels(data, kept, samples=20, seed=3)
+    assert parts == audit_labels(data, passing, samples=20, seed=3)
 
 
 def test_the_interval_covers_the_true_rate_as_often_as_it_says() -> None:

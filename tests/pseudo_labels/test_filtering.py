@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from datasets import Dataset
@@ -10,7 +11,12 @@ from matplotlib.figure import Figure
 
 from hf_distil_whisper.data.sources import load_source, write_row_index
 from hf_distil_whisper.pseudo_labels.filtering import (
+    NUM_WORST,
+    PAPER_THRESHOLDS,
+    REASONS,
     EmptyFilterError,
+    FilterTally,
+    JudgedRow,
     RowRules,
     filter_by_wer,
     filter_stream_by_wer,
@@ -33,8 +39,8 @@ def test_threshold_is_inclusive_and_order_is_kept() -> None:
     one_wrong = TEN_WORDS.replace("fox", "cat")
     two_wrong = one_wrong.replace("dog", "log")
     pairs = [(TEN_WORDS, one_wrong), (TEN_WORDS, two_wrong), (TEN_WORDS, TEN_WORDS)]
-    kept, report = filter_by_wer(rows(pairs, id=["a", "b", "c"]))
-    assert kept["id"] == ["a", "c"]
+    filtered, report = filter_by_wer(rows(pairs, id=["a", "b", "c"]))
+    assert filtered["id"] == ["a", "c"]
     assert (report.kept, report.dropped, report.threshold) == (2, 1, 0.1)
     assert len(filter_by_wer(rows(pairs), 0.2)[0]) == 3
 
@@ -67,16 +73,16 @@ def test_each_row_is_judged_in_its_own_language() -> None:
     thai = "สวัสดีครับยินดีที่ได้รู้จัก"
     pairs = [("colour", "color"), ("colour", "color"), (thai, thai[:-1] + "ด"), (thai, thai[:-1] + "ด")]
     languages = ["en", "de", "Thai", None]
-    kept, report = filter_by_wer(rows(pairs, language=languages, id=list("abcd")), language="de")
-    assert kept["id"] == ["a", "c"]
+    filtered, report = filter_by_wer(rows(pairs, language=languages, id=list("abcd")), language="de")
+    assert filtered["id"] == ["a", "c"]
     assert 0 < report.worst_kept[0]["wer"] < 0.1
 
 
 def test_report_counts_hours_by_threshold() -> None:
     """The table is what a threshold is chosen by: hours or shares of the wrong side lead to the wrong one."""
     pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "the quick brown fox jumps"), (TEN_WORDS, "thank you")]
-    kept, report = filter_by_wer(rows(pairs, duration=[3600.0, 1800.0, 900.0]), 0.25)
-    assert len(kept) == 1
+    filtered, report = filter_by_wer(rows(pairs, duration=[3600.0, 1800.0, 900.0]), 0.25)
+    assert len(filtered) == 1
     assert (report.hours_kept, report.hours_dropped) == (1.0, 0.75)
     assert report.by_threshold[0.25] == (pytest.approx(2 / 3), 1.0)
     assert report.by_threshold[0.8] == (pytest.approx(1 / 3), 1.5)
@@ -87,7 +93,7 @@ def test_report_counts_hours_by_threshold() -> None:
     assert "1 of 3 rows kept, 1.000 of 1.750 h" in table
 
 
-def test_hours_come_from_the_audio_where_no_column_tells_them(tmp_path: Path) -> None:
+def test_hours_come_from_the_audio_without_a_duration_column(tmp_path: Path) -> None:
     """A report of 0 hours kept looks like a filter that kept nothing."""
     path = tmp_path / "speech.wav"
     soundfile.write(path, toy_audio(9), 16_000)
@@ -99,8 +105,8 @@ def test_hours_come_from_the_audio_where_no_column_tells_them(tmp_path: Path) ->
 def test_rows_without_reference_are_kept_apart_and_counted() -> None:
     """As WER 0 they would make the report look good, as WER 1 audio without transcripts could not be used at all."""
     pairs = [(TEN_WORDS, TEN_WORDS), (None, "hello"), (None, "la la la la"), (None, None), ("", "hello"), ("", "")]
-    kept, report = filter_by_wer(rows(pairs, truncated=[False, False, True, False, False, False]))
-    assert kept["whisper_transcript"] == [TEN_WORDS, "hello", ""]
+    filtered, report = filter_by_wer(rows(pairs, truncated=[False, False, True, False, False, False]))
+    assert filtered["whisper_transcript"] == [TEN_WORDS, "hello", ""]
     assert (report.unjudged, report.truncated, report.dropped) == (1, 2, 3)
     assert "1 rows without a reference kept unjudged, 2 dropped as cut off" in report.table()
     assert all(row["reference"] is not None for row in report.worst_kept)
@@ -127,7 +133,7 @@ def test_nearly_empty_result_is_warned_of(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_missing_columns_and_rows_are_named() -> None:
-    """A KeyError from inside of a data set says neither what is there nor what to do."""
+    """A KeyError from inside a dataset names neither the columns nor a remedy."""
     with pytest.raises(ValueError, match=r"no column 'sentence'.*text, whisper_transcript.*reference_column"):
         filter_by_wer(rows([("a", "a")]), reference_column="sentence")
     with pytest.raises(ValueError, match="0 rows"):
@@ -139,15 +145,15 @@ def test_missing_columns_and_rows_are_named() -> None:
 def test_a_stream_keeps_the_rows_that_the_data_set_keeps() -> None:
     """Each row is judged as it comes: by its words, or by its own signs where there is nothing to compare with."""
     pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "thank you"), (None, "well"), (None, LOOP), (TEN_WORDS, None)]
-    found = rows(pairs).add_column("language", ["en", None, "de", None, "en"])
-    kept, _ = filter_by_wer(found)
-    stream = filter_stream_by_wer(found.to_iterable_dataset())
-    assert list(stream) == list(kept)
-    assert len(kept) == 2
+    labelled = rows(pairs).add_column("language", ["en", None, "de", None, "en"])
+    filtered, _ = filter_by_wer(labelled)
+    stream = filter_stream_by_wer(labelled.to_iterable_dataset())
+    assert list(stream) == list(filtered)
+    assert len(filtered) == 2
     with pytest.raises(ValueError, match=r"no column 'sentence'.*reference_column"):
-        filter_stream_by_wer(found.to_iterable_dataset(), reference_column="sentence")
+        filter_stream_by_wer(labelled.to_iterable_dataset(), reference_column="sentence")
     with pytest.raises(ValueError, match="`threshold` is -1"):
-        filter_stream_by_wer(found.to_iterable_dataset(), -1)
+        filter_stream_by_wer(labelled.to_iterable_dataset(), -1)
 
 
 LOOP = "and then we went on " * 12
@@ -169,8 +175,8 @@ def test_each_rule_drops_what_the_error_rate_lets_pass(rules: RowRules, column: 
     columns = {"whisper_transcript": [TEN_WORDS] * 2} | column
     dataset = Dataset.from_dict({"text": columns["whisper_transcript"], **columns})
     assert len(filter_by_wer(dataset)[0]) == 2
-    kept, report = filter_by_wer(dataset, rules=rules)
-    assert kept["text"] == [TEN_WORDS]
+    filtered, report = filter_by_wer(dataset, rules=rules)
+    assert filtered["text"] == [TEN_WORDS]
     assert report.by_reason[reason] == report.dropped == 1
     assert f"1 {reason}" in report.table()
 
@@ -185,12 +191,12 @@ def test_scripts_without_capitals_are_not_all_capitals() -> None:
 def test_loops_and_guesses_without_a_reference_are_dropped() -> None:
     """Nothing else speaks against them: audio without transcripts is where hallucinations enter the training."""
     dataset = rows([(None, TEN_WORDS), (None, LOOP), (None, "thank you")], mean_log_prob=[-0.3, -0.1, -1.7])
-    kept, report = filter_by_wer(dataset)
-    assert kept["whisper_transcript"] == [TEN_WORDS]
+    filtered, report = filter_by_wer(dataset)
+    assert filtered["whisper_transcript"] == [TEN_WORDS]
     assert (report.by_reason["repetition"], report.by_reason["log_prob"]) == (1, 1)
 
 
-def test_report_tells_the_corpus_and_where_its_hours_lie() -> None:
+def test_report_describes_the_corpus_and_where_its_hours_lie() -> None:
     """Table 13's columns, before and after; the histogram is what its picture shows."""
     pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, TEN_WORDS.replace("fox", "cat")), ("the end", "thank you all")]
     _, report = filter_by_wer(rows(pairs, duration=[3600.0] * 3, speaker=["a", "b", None]), 0.05)
@@ -207,17 +213,17 @@ def test_a_rule_that_needs_a_missing_column_says_so() -> None:
 
 
 def test_a_row_index_is_a_source_until_its_rows_change(tmp_path: Path) -> None:
-    """It holds numbers: after a change of the source they would name other rows."""
+    """It holds row indices: after a change of the source they would select other rows."""
     labels = rows([(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "thank you"), ("the end", "the end")], id=["a", "b", "c"])
     labels = labels.add_column("audio", [{"bytes": b"", "path": None}] * 3)
     labels.save_to_disk(str(tmp_path / "labels"))
-    kept, _ = passing_rows(labels)
-    write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 3, kept)
+    filtered, _ = passing_rows(labels)
+    write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 3, filtered)
     assert load_source(tmp_path / "kept")["id"] == ["a", "c"]
     write_row_index(tmp_path / "last", {"name_or_path": str(tmp_path / "kept")}, 2, [1])  # a choice of a choice
     assert load_source(tmp_path / "last")["id"] == ["c"]
     assert load_source(tmp_path / "kept").select([1, 0])["id"] == ["c", "a"]
-    write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 4, kept)
+    write_row_index(tmp_path / "kept", {"name_or_path": str(tmp_path / "labels")}, 4, filtered)
     with pytest.raises(ValueError, match=r"among 4 rows.*has 3 now.*Filter it again"):
         load_source(tmp_path / "kept")
 
@@ -231,3 +237,66 @@ def test_histogram_marks_the_bins_that_pass(monkeypatch: pytest.MonkeyPatch, tmp
     assert [to_hex(bar.get_facecolor()) == "#0072b2" for bar in axes.patches] == [True, *[False] * 5]
     assert [bar.get_height() for bar in axes.patches] == [3.0, 2.0, 1.0, 0.5, 0.25, 0.1]
     assert axes.get_ylabel() == "hours of audio"
+
+
+ROWS = 500
+
+
+@pytest.fixture(scope="module")
+def judged() -> list[JudgedRow]:
+    """Rates in steps of 0.05, so that many are equal and many lie on a threshold; some rows lack a reference."""
+    random = np.random.default_rng(0)
+    rows = []
+    for index in range(ROWS):
+        wer = None if random.random() < 0.1 else round(0.05 * int(random.integers(30)), 2)
+        reason = str(random.choice(REASONS[1:])) if random.random() < 0.2 else None
+        reference = None if wer is None else " ".join(["word"] * int(random.integers(9)))
+        speaker = f"speaker {random.integers(40)}" if random.random() < 0.9 else None
+        rows.append(JudgedRow(index, f"id {index}", reference, "label", wer, reason, random.random(), speaker))
+    return rows
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.12, 2.0])
+def test_the_tally_is_what_arrays_of_all_rows_give(judged: list[JudgedRow], threshold: float) -> None:
+    tally = FilterTally(threshold, has_speakers=True)
+    passes = np.array([tally.add(row) for row in judged])
+    wer = np.array([np.nan if row.wer is None else row.wer for row in judged])
+    hours, fine = np.array([row.hours for row in judged]), np.array([row.reason is None for row in judged])
+    expected = fine & ~(wer > threshold)
+    report = tally.report()
+    assert passes.tolist() == expected.tolist()
+    assert (report.kept, report.dropped) == (expected.sum(), (~expected).sum())
+    assert report.hours_kept == pytest.approx(hours[expected].sum())
+    assert report.hours_dropped == pytest.approx(hours[~expected].sum())
+    for value in PAPER_THRESHOLDS:
+        passing = fine & ~(wer > value)
+        assert report.by_threshold[value].share_dropped == pytest.approx(1 - passing.mean())
+        assert report.by_threshold[value].hours_kept == pytest.approx(hours[passing].sum())
+    bins = np.minimum(np.round(wer[~np.isnan(wer)] / 0.05).astype(int), 20)
+    assert report.histogram == pytest.approx(np.bincount(bins, hours[~np.isnan(wer)], 21).tolist())
+    for rows, worst in ((expected, report.worst_kept), (~expected, report.worst_dropped)):
+        indices = np.flatnonzero(rows & ~np.isnan(wer))
+        indices = indices[np.argsort(-wer[indices], kind="stable")][:NUM_WORST]
+        assert [row["id"] for row in worst] == [f"id {index}" for index in indices]
+    assert sum(report.by_reason.values()) == report.dropped
+    assert report.by_reason["wer"] == int((fine & (wer > threshold)).sum())
+    assert report.unjudged == int((expected & np.isnan(wer)).sum())
+    assert tally.best is not None
+    assert tally.best.row_index == int(np.nanargmin(wer))
+
+
+def test_the_corpus_before_and_after(judged: list[JudgedRow]) -> None:
+    tally = FilterTally(0.1, has_speakers=True)
+    passing = [row for row in judged if tally.add(row)]
+    report = tally.report()
+    for rows, statistics in ((judged, report.before), (passing, report.after)):
+        words = [len(row.reference.split()) for row in rows if row.reference is not None]
+        assert statistics.rows == len(rows)
+        assert statistics.speakers == len({row.speaker for row in rows} - {None})
+        assert statistics.mean_seconds == pytest.approx(3600 * np.mean([row.hours for row in rows]))
+        assert statistics.mean_words == pytest.approx(np.mean(words))
+
+
+def test_without_speakers_and_rows_nothing_is_made_up() -> None:
+    report = FilterTally(0.1, has_speakers=False).report()
+    assert (report.before.speakers, report.before.mean_words, report.kept, report.worst_kept) == (None, None, 0, [])

@@ -1,7 +1,6 @@
-"""Are the right labels dropped? Kept and dropped pseudo-labels against the ground truth, on a sample.
+"""Compares kept and dropped pseudo-labels with the ground truth on a sample, to judge the filter's threshold.
 
-A threshold is good where the kept labels are right and the dropped ones wrong: errors, insertions (hallucinations) and
-repeated phrases on either side of it, with the uncertainty that a sample has. Knows rows and who passed, not why.
+A threshold is good where the labels kept are right and those dropped are wrong.
 """
 
 from collections.abc import Sequence
@@ -25,13 +24,13 @@ class AuditedPart:
     """The kept or the dropped labels of one source.
 
     Args:
-        source (`str`): its name; "all" where the rows name none.
-        kept (`bool`): whether the filter keeps them.
-        total (`int`): rows of this part.
-        sampled (`int`): rows that were compared.
-        errors (`WordErrors`): of the sample; `wer`, `ier`, `ser` and `der` are its rates.
-        interval (`tuple[float, float]`): of the word error rate, 95 %.
-        repeated (`int`): repeated runs of five words in the sample's labels (Table 8's "5-Dup.").
+        source (`str`): name of the source; "all" if the rows name none.
+        kept (`bool`): whether the filter keeps these rows.
+        total (`int`): number of rows.
+        sampled (`int`): number of rows that were compared.
+        errors (`WordErrors`): counts over the sample.
+        interval (`tuple[float, float]`): 95 % interval of the word error rate, fractions.
+        repeated (`int`): repeated 5-grams in the sample's labels ("5-Dup." of Table 8).
     """
 
     source: str
@@ -54,20 +53,20 @@ def audit_labels(
     samples: int = 1000,
     seed: int = 0,
 ) -> list[AuditedPart]:
-    """Compares kept and dropped labels with what was really said.
+    """Compares kept and dropped labels with the ground truth.
 
     Args:
         dataset (`Dataset`): labelled rows with their ground truth; rows without are left out.
-        kept (`Sequence[int]`): numbers of the rows that the filter keeps, from [`passing_rows`].
-        truth_column (`str`, *optional*, defaults to `"text"`): what was said.
-        prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): the labels.
-        source_column (`str`, *optional*): names the corpus of each row; by default all rows are one.
+        kept (`Sequence[int]`): indices of the rows that the filter keeps, from [`passing_rows`].
+        truth_column (`str`, *optional*, defaults to `"text"`): column of the ground truth.
+        prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): column of the labels.
+        source_column (`str`, *optional*): column that names the corpus of each row; by default all rows are one.
         language (`str`, *optional*, defaults to `"en"`): as for [`get_normalizer`].
         samples (`int`, *optional*, defaults to 1000): rows of each part at most, drawn at random.
-        seed (`int`, *optional*, defaults to 0): of the draw and of the intervals.
+        seed (`int`, *optional*, defaults to 0): seed of the draw and of the intervals.
 
     Returns:
-        `list[AuditedPart]`: kept and dropped of each source in turn; parts without rows are left out.
+        `list[AuditedPart]`: kept and dropped rows of each source in turn; parts without rows are left out.
 
     Raises:
         ValueError: for a missing column, or if no row has a ground truth.
@@ -81,7 +80,7 @@ def audit_labels(
     known = np.array([text is not None for text in dataset[truth_column]])
     if not known.any():
         raise ValueError(
-            f"No row has a ground truth in {truth_column!r}: there is nothing to hold the labels against."
+            f"No row has a ground truth in {truth_column!r}: there is nothing to compare the labels with."
         )
     passed = np.zeros(len(dataset), dtype=bool)
     passed[np.asarray(kept, dtype=np.int64)] = True
@@ -117,11 +116,7 @@ def _audit(
 
 
 def audit_table(parts: Sequence[AuditedPart]) -> str:
-    """The parts as text, rates in percent.
-
-    Args:
-        parts (`Sequence[AuditedPart]`): from [`audit_labels`].
-    """
+    """The parts as text, rates in percent."""
     width = max(6, *(len(part.source) for part in parts))
     lines = [f"{'source':{width}}  labels     rows  sampled   WER    (95 %)        SER    DER    IER  5-Dup."]
     for part in parts:

@@ -1,8 +1,4 @@
-"""The word-error-rate filter for pseudo-labels (paper, section 4.2, eq. 7).
-
-Knows transcripts and references; where they come from is the labeller's business, what is told of them that of
-`filter_report.py`.
-"""
+"""The word error rate filter for pseudo-labels (paper, section 4.2, eq. 7), further rules, and the filter's report."""
 
 import heapq
 import sys
@@ -17,15 +13,9 @@ import numpy as np
 from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import (
-    AudioError,
-    audio_duration,
-)
+from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.labels import plain_text
-from hf_distil_whisper.data.sources import (
-    select_rows,
-    without_decoder,
-)
+from hf_distil_whisper.data.sources import select_rows, without_decoder
 from hf_distil_whisper.inference.output import compression_ratio
 from hf_distil_whisper.metrics import (
     Normalizer,
@@ -35,22 +25,36 @@ from hf_distil_whisper.metrics import (
     repeated_ngrams,
 )
 
+logger = logging.get_logger(__name__)
+
 REASONS = ("wer", "truncated", "repetition", "capitals", "log_prob")
-"""Why a row is dropped, in the order in which they are asked for."""
+"""Reasons to drop a row, in the order in which they are checked."""
+
+PAPER_THRESHOLDS = (1.0, 0.8, 0.4, 0.2, 0.15, 0.1, 0.05)
+"""The values of λ in Table 10."""
+
+NUM_WORST = 10
+"""Rows with the highest word error rates that the report lists, of the rows kept and of those dropped."""
+
+HISTOGRAM_STEP = 0.05
+"""Width of a bin of `FilterReport.histogram` in word error rate; the last bin holds all of 100 % and more."""
+
+_BATCH = 1000
 
 
 @dataclass(frozen=True)
 class RowRules:
-    """Bounds on a pseudo-label; None and False ask for nothing.
+    """Further rules for pseudo-labels, all off by default.
 
     Args:
-        drop_truncated (`bool`, *optional*, defaults to `False`): labels whose length ran out before their end.
-        max_compression_ratio (`float`, *optional*): above it, phrases repeat: see [`compression_ratio`]. 2.4 is what
-            OpenAI's Whisper decodes anew at.
-        max_repeated_ngrams (`int`, *optional*): runs of five words that occur again, see [`repeated_ngrams`].
-        drop_all_capitals (`bool`, *optional*, defaults to `False`): labels of two words or more without small letters,
-            in scripts that have them: corpora of subtitles teach a teacher to shout.
-        min_mean_log_prob (`float`, *optional*): below it, the teacher was guessing. -1.0 in OpenAI's Whisper.
+        drop_truncated (`bool`, *optional*, defaults to `False`): drop labels that ran out of tokens.
+        max_compression_ratio (`float`, *optional*): a higher [`compression_ratio`] means that phrases repeat; OpenAI's
+            Whisper decodes again above 2.4.
+        max_repeated_ngrams (`int`, *optional*): repeated runs of five words, see [`repeated_ngrams`].
+        drop_all_capitals (`bool`, *optional*, defaults to `False`): drop labels of two words or more without lower
+            case letters, in scripts that have them: subtitle corpora teach a teacher to shout.
+        min_mean_log_prob (`float`, *optional*): a lower mean log-probability means that the teacher was guessing; -1.0
+            in OpenAI's Whisper.
     """
 
     drop_truncated: bool = False
@@ -59,54 +63,32 @@ class RowRules:
     drop_all_capitals: bool = False
     min_mean_log_prob: float | None = None
 
+    def broken_by(self, text: str, truncated: bool, mean_log_prob: float | None, normalizer: Normalizer) -> str | None:
+        """The first of `REASONS` for which a plain label is dropped; None if it passes."""
+        if self.drop_truncated and truncated:
+            return "truncated"
+        if self.max_compression_ratio is not None and compression_ratio(text) > self.max_compression_ratio:
+            return "repetition"
+        if self.max_repeated_ngrams is not None and repeated_ngrams(normalizer(text)) > self.max_repeated_ngrams:
+            return "repetition"
+        # `isupper` is False in scripts without case, where `text.upper() == text` holds for every label.
+        if self.drop_all_capitals and text.isupper() and len(text.split()) > 1:
+            return "capitals"
+        if self.min_mean_log_prob is not None and mean_log_prob is not None and mean_log_prob < self.min_mean_log_prob:
+            return "log_prob"
+        return None
+
 
 UNREFERENCED = RowRules(drop_truncated=True, max_compression_ratio=2.4, min_mean_log_prob=-1.0)
-"""Asked of rows without a reference in any case, with the thresholds at which OpenAI's Whisper decodes anew."""
+"""Always applied to rows without a reference, with the thresholds at which OpenAI's Whisper decodes again."""
 
 
-def broken_rule(
-    rules: RowRules, text: str, truncated: bool, mean_log_prob: float | None, normalizer: Normalizer
-) -> str | None:
-    """The first of `REASONS` that speaks against a label, or None.
-
-    Args:
-        rules ([`RowRules`]): what is asked for.
-        text (`str`): the label, plain.
-        truncated (`bool`): whether its length ran out.
-        mean_log_prob (`float`, *optional*): None where it is not known; the label then passes.
-        normalizer (`Normalizer`): before repeated words are counted.
-    """
-    if rules.drop_truncated and truncated:
-        return "truncated"
-    if rules.max_compression_ratio is not None and compression_ratio(text) > rules.max_compression_ratio:
-        return "repetition"
-    if rules.max_repeated_ngrams is not None and repeated_ngrams(normalizer(text)) > rules.max_repeated_ngrams:
-        return "repetition"
-    # `isupper` is false for scripts without case, which the reference scripts dropped whole.
-    if rules.drop_all_capitals and text.isupper() and len(text.split()) > 1:
-        return "capitals"
-    if rules.min_mean_log_prob is not None and mean_log_prob is not None and mean_log_prob < rules.min_mean_log_prob:
-        return "log_prob"
-    return None
-
-
-PAPER_THRESHOLDS = (1.0, 0.8, 0.4, 0.2, 0.15, 0.1, 0.05)
-"""The values of λ in Table 10."""
-
-NUM_WORST = 10
-"""Rows listed in the report at either side of the threshold."""
-
-HISTOGRAM_STEP = 0.05
-"""Width of a bin of `FilterReport.histogram`, in word error rate; the last bin holds all of 100 % and more."""
+class EmptyFilterError(ValueError):
+    """No row passed the filter; the message holds the table of thresholds."""
 
 
 class ThresholdEffect(NamedTuple):
-    """What a threshold would leave.
-
-    Args:
-        share_dropped (`float`): of all rows, 0 to 1.
-        hours_kept (`float`): hours of audio.
-    """
+    """What a threshold would leave: the share of all rows dropped (0 to 1), and the hours of audio kept."""
 
     share_dropped: float
     hours_kept: float
@@ -114,15 +96,7 @@ class ThresholdEffect(NamedTuple):
 
 @dataclass(frozen=True)
 class CorpusStatistics:
-    """The columns of Table 13.
-
-    Args:
-        rows (`int`): recordings.
-        hours (`float`): of audio.
-        speakers (`int`, *optional*): None where they are not known.
-        mean_seconds (`float`): of a recording.
-        mean_words (`float`, *optional*): of a reference; None where there are none.
-    """
+    """The columns of Table 13; `speakers` and `mean_words` (words of a reference) are None where they are unknown."""
 
     rows: int = 0
     hours: float = 0.0
@@ -131,7 +105,7 @@ class CorpusStatistics:
     mean_words: float | None = None
 
     def line(self) -> str:
-        """The same as text."""
+        """The statistics as text."""
         speakers = "unknown speakers" if self.speakers is None else f"{self.speakers} speakers"
         words = "" if self.mean_words is None else f", {self.mean_words:.1f} words"
         return f"{self.rows} rows, {self.hours:.3f} h, {speakers}, mean {self.mean_seconds:.1f} s{words}"
@@ -139,23 +113,23 @@ class CorpusStatistics:
 
 @dataclass(frozen=True)
 class FilterReport:
-    """What the filter kept and dropped, and what other thresholds would have.
+    """What the filter kept and dropped, and what other thresholds would have left.
 
     Args:
-        kept (`int`): rows.
-        dropped (`int`): rows.
-        hours_kept (`float`): hours of audio; 0 where the data set tells no durations.
+        kept (`int`): number of rows.
+        dropped (`int`): number of rows.
+        hours_kept (`float`): hours of audio; 0 if the dataset has neither durations nor audio.
         hours_dropped (`float`): hours of audio.
         by_threshold (`dict[float, ThresholdEffect]`): for the values of Table 10 and the one used.
         worst_kept (`list[dict]`): id, wer, reference, prediction; highest word error rate first.
-        worst_dropped (`list[dict]`): the same.
+        worst_dropped (`list[dict]`): the same for dropped rows.
         threshold (`float`): the λ used, a fraction.
-        unjudged (`int`): kept rows without a reference.
-        truncated (`int`): dropped rows without a reference, their transcript cut off or missing.
-        by_reason (`dict[str, int]`): dropped rows by what spoke against them first, see `REASONS`.
+        unjudged (`int`): rows without a reference that were kept.
+        truncated (`int`): rows without a reference that were dropped, their transcript truncated or missing.
+        by_reason (`dict[str, int]`): dropped rows by the first of `REASONS`.
         histogram (`list[float]`): hours in each bin of `HISTOGRAM_STEP` of word error rate, 0 to 100 % and more.
         before (`CorpusStatistics`): of all rows.
-        after (`CorpusStatistics`): of those kept.
+        after (`CorpusStatistics`): of the rows kept.
     """
 
     kept: int
@@ -179,8 +153,8 @@ class FilterReport:
         for threshold, effect in sorted(self.by_threshold.items(), reverse=True):
             mark = "  <- used" if threshold == self.threshold else ""
             lines.append(f"{threshold:7.1%}  {effect.share_dropped:7.1%}  {effect.hours_kept:10.3f}{mark}")
-        total = self.kept + self.dropped
-        lines.append(f"{self.kept} of {total} rows kept, {self.hours_kept:.3f} of {self._hours():.3f} h")
+        total, hours = self.kept + self.dropped, self.hours_kept + self.hours_dropped
+        lines.append(f"{self.kept} of {total} rows kept, {self.hours_kept:.3f} of {hours:.3f} h")
         if self.unjudged or self.truncated:
             lines.append(
                 f"{self.unjudged} rows without a reference kept unjudged, {self.truncated} dropped as cut off"
@@ -190,56 +164,223 @@ class FilterReport:
             lines.append("dropped by other rules: " + ", ".join(f"{count} {name}" for name, count in others.items()))
         return "\n".join(lines)
 
-    def _hours(self) -> float:
-        return self.hours_kept + self.hours_dropped
+
+def filter_by_wer(
+    dataset: Dataset,
+    threshold: float = 0.10,
+    *,
+    reference_column: str = "text",
+    prediction_column: str = "whisper_transcript",
+    language: str = "en",
+    rules: RowRules | None = None,
+) -> tuple[Dataset, FilterReport]:
+    """Keeps the rows whose pseudo-label agrees with the reference: WER(norm(y), norm(ŷ)) <= λ (eq. 7).
+
+    A row without a reference (null) cannot be compared: it is kept and counted in `FilterReport.unjudged`, unless its
+    transcript is truncated, repeats itself or was guessed (`UNREFERENCED`). A reference that is empty after
+    normalising means that nothing is spoken: every word of the transcript is an insertion.
+
+    Args:
+        dataset (`Dataset`): labelled rows; hours come from the column `duration`, else from the audio.
+        threshold (`float`, *optional*, defaults to 0.10): λ as a fraction, the paper's choice (section 9.1).
+        reference_column (`str`, *optional*, defaults to `"text"`): column of the reference texts.
+        prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): column of the pseudo-labels, plain
+            or with Whisper's special and timestamp tokens, which are removed.
+        language (`str`, *optional*, defaults to `"en"`): language of rows whose column `language` is missing or null.
+            It selects the normaliser ([`get_normalizer`]), and characters in place of words for scripts without
+            spaces. `"basic"` for digit strings.
+        rules ([`RowRules`], *optional*): further reasons to drop a row, with or without a reference.
+
+    Returns:
+        `tuple[Dataset, FilterReport]`: the rows that pass, in their order, and the report.
+
+    Raises:
+        EmptyFilterError: if no row passes.
+        ValueError: for a missing column, 0 rows or a threshold below 0.
+
+    Example:
+        ```python
+        >>> filtered, report = filter_by_wer(labelled, threshold=0.10)
+        >>> print(report.table())
+        ```
+    """
+    indices, report = passing_rows(
+        dataset,
+        threshold,
+        reference_column=reference_column,
+        prediction_column=prediction_column,
+        language=language,
+        rules=rules,
+    )
+    return select_rows(dataset, indices), report
+
+
+def passing_rows(
+    dataset: Dataset,
+    threshold: float = 0.10,
+    *,
+    reference_column: str = "text",
+    prediction_column: str = "whisper_transcript",
+    language: str = "en",
+    rules: RowRules | None = None,
+) -> tuple[np.ndarray, FilterReport]:
+    """Indices (int64) of the rows that [`filter_by_wer`] keeps, and its report; same arguments and errors."""
+    _check_threshold(threshold)
+    rules = RowRules() if rules is None else rules
+    _check_columns(dataset, [reference_column, prediction_column])
+    if len(dataset) == 0:
+        raise ValueError(
+            "The data set to filter has 0 rows: there is nothing to judge. Check the labelling before it."
+        )
+    if rules.min_mean_log_prob is not None and "mean_log_prob" not in dataset.column_names:
+        raise ValueError(
+            "`min_mean_log_prob` was given, but the data set has no column 'mean_log_prob'. Label it with "
+            "`pseudo_label_dataset`, or leave the rule out."
+        )
+    tally = FilterTally(threshold, has_speakers="speaker" in dataset.column_names)
+    columns = _Columns(reference_column, prediction_column, language)
+    indices = _spooled(row.row_index for row in _judged_rows(dataset, columns, rules) if tally.add(row))
+    report = tally.report()
+    if report.kept == 0:
+        raise EmptyFilterError(_nothing_left(report, tally.best))
+    if report.kept < 0.1 * len(dataset):
+        logger.warning(f"The filter dropped nearly all rows. Do teacher and references fit?\n{report.table()}")
+    return indices, report
+
+
+def filter_stream_by_wer(
+    rows: IterableDataset,
+    threshold: float = 0.10,
+    *,
+    reference_column: str = "text",
+    prediction_column: str = "whisper_transcript",
+    language: str = "en",
+) -> IterableDataset:
+    """The rows of a stream that [`filter_by_wer`] would keep, filtered on the fly and without a report."""
+    _check_threshold(threshold)
+    _check_columns(rows, [reference_column, prediction_column])
+    columns = _Columns(reference_column, prediction_column, language)
+    return rows.filter(_row_passes, fn_kwargs={"columns": columns, "threshold": threshold})
+
+
+def row_errors(
+    references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]
+) -> list[WordErrors | None]:
+    """Error counts of each row after normalising: words, or characters where there are no spaces.
+
+    None without a reference (None); with an empty one every word of the prediction is an insertion.
+    """
+    return [
+        None if reference is None else errors_in_language(reference, prediction, language)
+        for reference, prediction, language in zip(references, predictions, languages, strict=True)
+    ]
+
+
+class _Columns(NamedTuple):
+    """Columns of references and labels, and the language of rows that have none."""
+
+    reference: str
+    prediction: str
+    language: str
+
+
+def _row_passes(row: Mapping[str, Any], columns: _Columns, threshold: float) -> bool:
+    return _judge_row(row, columns, RowRules()).passes(threshold)
 
 
 class JudgedRow(NamedTuple):
-    """A row and what the filter thinks of it.
+    """A row as the filter sees it: `wer` is None without a reference, `reason` is one of `REASONS` but "wer"."""
 
-    Args:
-        number (`int`): in the data set.
-        id (`str`): how the report names it.
-        reference (`str`, *optional*): None where there is none.
-        prediction (`str`): plain transcript.
-        wer (`float`, *optional*): None without a reference.
-        against (`str`, *optional*): which of `REASONS` speaks against it, whatever its word error rate.
-        hours (`float`): of audio.
-        speaker (`str`, *optional*): None where it is not known.
-    """
-
-    number: int
+    row_index: int
     id: str
     reference: str | None
     prediction: str
     wer: float | None
-    against: str | None
+    reason: str | None
     hours: float = 0.0
     speaker: str | None = None
 
     def passes(self, threshold: float) -> bool:
-        """Whether a threshold leaves it."""
-        return self.against is None and (self.wer is None or self.wer <= threshold)
+        """Whether the row is kept at a threshold."""
+        return self.reason is None and (self.wer is None or self.wer <= threshold)
 
-    def told(self) -> dict[str, Any]:
-        """Its line among the worst rows of a report."""
-        return {"id": self.id, "wer": self.wer, "reference": self.reference, "prediction": self.prediction}
+
+def _judged_rows(dataset: Dataset, columns: _Columns, rules: RowRules) -> Iterator[JudgedRow]:
+    optional = ("id", "truncated", "mean_log_prob", "language", "speaker")
+    names = dict.fromkeys([columns.reference, columns.prediction])
+    names |= dict.fromkeys(name for name in optional if name in dataset.column_names)
+    rows = (
+        dict(zip(batch, values, strict=True))
+        for batch in _batches(dataset, list(names))
+        for values in zip(*batch.values(), strict=True)
+    )
+    for index, (row, seconds) in enumerate(zip(rows, _durations(dataset), strict=True)):
+        yield _judge_row(row, columns, rules, index, seconds)
+
+
+def _judge_row(
+    row: Mapping[str, Any], columns: _Columns, rules: RowRules, index: int = 0, seconds: float = 0.0
+) -> JudgedRow:
+    reference, label = row[columns.reference], row[columns.prediction]
+    language = row.get("language") or columns.language
+    text = "" if label is None else plain_text(label)
+    (errors,) = row_errors([reference], [text], [language])
+    truncated, log_prob = bool(row.get("truncated")) or label is None, row.get("mean_log_prob")
+    applied = [rules] if errors is not None else [rules, UNREFERENCED]
+    reasons = (one.broken_by(text, truncated, log_prob, get_normalizer(language)) for one in applied)
+    return JudgedRow(
+        index,
+        row.get("id", str(index)),
+        reference,
+        text,
+        None if errors is None else errors.wer,
+        next((reason for reason in reasons if reason), None),
+        seconds / 3600,
+        row.get("speaker"),
+    )
+
+
+def _batches(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, list]]:
+    yield from dataset.select_columns(list(columns)).iter(batch_size=_BATCH)
+
+
+def _durations(dataset: Dataset) -> Iterator[float]:
+    """Seconds of each row, from its column or its audio; 0 if neither is there or the audio cannot be read."""
+    if "duration" in dataset.column_names:
+        yield from (length or 0.0 for batch in _batches(dataset, ["duration"]) for length in batch["duration"])
+    elif "audio" in dataset.column_names:
+        for recording in without_decoder(dataset).select_columns(["audio"]):
+            try:
+                yield audio_duration(recording["audio"])
+            except AudioError:  # an unreadable row adds no hours; training counts and lists it
+                yield 0.0
+    else:
+        yield from repeat(0.0, len(dataset))
+
+
+def _spooled(indices: Iterable[int]) -> np.ndarray:
+    """Indices in a memory-mapped temporary file: with millions of rows they are the most that a filter holds."""
+    with TemporaryFile() as file:
+        for index in indices:
+            file.write(index.to_bytes(8, sys.byteorder))
+        file.flush()
+        return np.memmap(file, dtype=np.int64, mode="r") if file.tell() else np.zeros(0, dtype=np.int64)
 
 
 class FilterTally:
-    """Counts, sums and the few worst rows of those that were added so far.
+    """Accumulates the report row by row: counts, sums, and the few worst rows.
 
     Args:
         threshold (`float`): λ of the filter.
-        has_speakers (`bool`): whether the data set names them.
+        has_speakers (`bool`): whether the dataset names speakers.
     """
 
     def __init__(self, threshold: float, has_speakers: bool):
         self.best: JudgedRow | None = None
-        """The one with the lowest word error rate, whether kept or not."""
+        """The row with the lowest word error rate, kept or not."""
         self._threshold = threshold
-        self._before, self._after = _Corpus(has_speakers), _Corpus(has_speakers)
-        self._left = {value: _Left() for value in sorted({*PAPER_THRESHOLDS, threshold}, reverse=True)}
+        self._before, self._after = _CorpusSums(has_speakers), _CorpusSums(has_speakers)
+        self._passing = {value: _PassingSums() for value in sorted({*PAPER_THRESHOLDS, threshold}, reverse=True)}
         self._worst: dict[bool, list[tuple[float, int, JudgedRow]]] = {True: [], False: []}
         self._by_reason = dict.fromkeys(REASONS, 0)
         self._histogram = [0.0] * (round(1 / HISTOGRAM_STEP) + 1)
@@ -247,49 +388,56 @@ class FilterTally:
         self._hours_dropped = 0.0
 
     def add(self, row: JudgedRow) -> bool:
-        """Counts a row; says whether it is kept."""
-        kept = row.passes(self._threshold)
+        """Counts a row; returns whether it passes."""
+        passes = row.passes(self._threshold)
         self._before.add(row)
-        if kept:
+        if passes:
             self._after.add(row)
         else:
             self._hours_dropped += row.hours
-            self._by_reason[row.against or "wer"] += 1
-        for threshold, left in self._left.items():
+            self._by_reason[row.reason or "wer"] += 1
+        for threshold, sums in self._passing.items():
             if row.passes(threshold):
-                left.rows += 1
-                left.hours += row.hours
+                sums.rows += 1
+                sums.hours += row.hours
         if row.wer is None:
-            self._unjudged += kept
-            self._truncated += row.against == "truncated"
+            self._unjudged += passes
+            self._truncated += row.reason == "truncated"
         else:
-            self._add_rate(row, row.wer, kept)
-        return kept
+            self._add_rate(row, row.wer, passes)
+        return passes
 
-    def _add_rate(self, row: JudgedRow, wer: float, kept: bool) -> None:
-        # Rounded, since a rate of 0.15 lies on the border of two bins and neither side of it.
+    def _add_rate(self, row: JudgedRow, wer: float, passes: bool) -> None:
+        # Rounded: a rate of 0.15 lies on the border of two bins, and its float on either side of it.
         self._histogram[min(int(round(wer / HISTOGRAM_STEP, 6)), len(self._histogram) - 1)] += row.hours
-        worst = self._worst[kept]
-        heapq.heappush(worst, (wer, -row.number, row))  # of equal ones the first
+        worst = self._worst[passes]
+        heapq.heappush(worst, (wer, -row.row_index, row))  # among equal rates the first row wins
         if len(worst) > NUM_WORST:
             heapq.heappop(worst)
         if self.best is None or self.best.wer is None or wer < self.best.wer:
             self.best = row
 
     def report(self) -> FilterReport:
-        """What was found in all rows added."""
-        rows = self._before.rows
+        """The report on all rows added so far."""
         before, after = self._before.statistics(), self._after.statistics()
+        worst_kept, worst_dropped = (
+            [
+                {"id": row.id, "wer": row.wer, "reference": row.reference, "prediction": row.prediction}
+                for _, _, row in sorted(self._worst[passes], reverse=True)
+            ]
+            for passes in (True, False)
+        )
         return FilterReport(
             kept=after.rows,
-            dropped=rows - after.rows,
+            dropped=before.rows - after.rows,
             hours_kept=after.hours,
             hours_dropped=self._hours_dropped,
             by_threshold={
-                value: ThresholdEffect(1 - left.rows / max(rows, 1), left.hours) for value, left in self._left.items()
+                value: ThresholdEffect(1 - sums.rows / max(before.rows, 1), sums.hours)
+                for value, sums in self._passing.items()
             },
-            worst_kept=_told(self._worst[True]),
-            worst_dropped=_told(self._worst[False]),
+            worst_kept=worst_kept,
+            worst_dropped=worst_dropped,
             threshold=self._threshold,
             unjudged=self._unjudged,
             truncated=self._truncated,
@@ -301,15 +449,13 @@ class FilterTally:
 
 
 @dataclass
-class _Left:
-    """What a threshold leaves."""
-
+class _PassingSums:
     rows: int = 0
     hours: float = 0.0
 
 
 @dataclass
-class _Corpus:
+class _CorpusSums:
     has_speakers: bool
     rows: int = 0
     hours: float = 0.0
@@ -336,171 +482,31 @@ class _Corpus:
         )
 
 
-def _told(worst: Sequence[tuple[float, int, JudgedRow]]) -> list[dict[str, Any]]:
-    return [row.told() for _, _, row in sorted(worst, reverse=True)]
+def _check_threshold(threshold: float) -> None:
+    if threshold < 0:
+        raise ValueError(f"`threshold` is {threshold}, expected a fraction of 0 or more (0.10 is the paper's 10 %).")
 
 
-logger = logging.get_logger(__name__)
+def _check_columns(rows: Dataset | IterableDataset, columns: Sequence[str]) -> None:
+    names = rows.column_names or []
+    for column in columns:
+        if column not in names:
+            raise ValueError(
+                f"The data set has no column {column!r} to filter by; it has {', '.join(names)}. Label it first, or "
+                "name the column with `reference_column` or `prediction_column`."
+            )
 
-_BATCH = 1000
 
-
-class EmptyFilterError(ValueError):
-    """No row passed the filter; the message holds the table of thresholds."""
-
-
-def filter_by_wer(
-    dataset: Dataset,
-    threshold: float = 0.10,
-    *,
-    reference_column: str = "text",
-    prediction_column: str = "whisper_transcript",
-    language: str = "en",
-    rules: RowRules | None = None,
-) -> tuple[Dataset, FilterReport]:
-    """Keeps the rows whose pseudo-label agrees with the reference: WER(norm(y), norm(ŷ)) <= λ (eq. 7).
-
-    A row without a reference (null) cannot be compared: it is kept and counted in `FilterReport.unjudged`, unless its
-    transcript was cut off, repeats itself or was guessed (`UNREFERENCED`). A reference that is empty after normalising
-    says that nothing is spoken: every word of the transcript is one error.
-
-    Args:
-        dataset (`Dataset`): labelled rows; hours come from its `duration` column, or else from the audio.
-        threshold (`float`, *optional*, defaults to 0.10): λ as a fraction; the paper's choice (section 9.1).
-        reference_column (`str`, *optional*, defaults to `"text"`): what was spoken, as the source says.
-        prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): plain or with Whisper's special and
-            timestamp tokens, which are taken out.
-        language (`str`, *optional*, defaults to `"en"`): of the references, of those rows whose column `language` says
-            none; chooses the normaliser ([`get_normalizer`]), and characters instead of words where a script has no
-            spaces. "basic" for digit strings.
-        rules ([`RowRules`], *optional*): what else may drop a row, with or without a reference. Nothing by default.
-
-    Returns:
-        `tuple[Dataset, FilterReport]`: the rows kept, in order, and the report.
-
-    Raises:
-        EmptyFilterError: if no row passes. Nothing can be trained on nothing.
-        ValueError: for a missing column, 0 rows or a threshold below 0.
-
-    Example:
-        ```python
-        >>> kept, report = filter_by_wer(labelled, threshold=0.10)
-        >>> print(report.table())
-        ```
-    """
-    rows, report = passing_rows(
-        dataset,
-        threshold,
-        reference_column=reference_column,
-        prediction_column=prediction_column,
-        language=language,
-        rules=rules,
+def _nothing_left(report: FilterReport, best: JudgedRow | None) -> str:
+    nearest = ""
+    if best is not None:
+        nearest = f"The best row: {best.reference!r} was labelled {best.prediction!r}.\n"
+    return (
+        f"None of {report.dropped} rows has a word error rate of at most {report.threshold:.1%}, so nothing is left "
+        f"to train on and nothing is trained.\n{report.table()}\n{nearest}Raise the threshold if the table shows a "
+        "better one; if none does, the teacher does not understand this speech, or the references belong to other "
+        "recordings or another language."
     )
-    return select_rows(dataset, rows), report
-
-
-def passing_rows(
-    dataset: Dataset,
-    threshold: float = 0.10,
-    *,
-    reference_column: str = "text",
-    prediction_column: str = "whisper_transcript",
-    language: str = "en",
-    rules: RowRules | None = None,
-) -> tuple[np.ndarray, FilterReport]:
-    """The numbers of the rows that [`filter_by_wer`] keeps, and its report. Takes and raises the same."""
-    _check_threshold(threshold)
-    rules = RowRules() if rules is None else rules
-    _check_columns(dataset, [reference_column, prediction_column])
-    if len(dataset) == 0:
-        raise ValueError(
-            "The data set to filter has 0 rows: there is nothing to judge. Check the labelling before it."
-        )
-    if rules.min_mean_log_prob is not None and "mean_log_prob" not in dataset.column_names:
-        raise ValueError(
-            "`min_mean_log_prob` was given, but the data set has no column 'mean_log_prob'. Label it with "
-            "`pseudo_label_dataset`, or leave the rule out."
-        )
-    tally = FilterTally(threshold, has_speakers="speaker" in dataset.column_names)
-    columns = _Columns(reference_column, prediction_column, language)
-    kept = _spooled(row.number for row in _judged_rows(dataset, columns, rules) if tally.add(row))
-    report = tally.report()
-    if report.kept == 0:
-        raise EmptyFilterError(_nothing_left(report, tally.best))
-    if report.kept < 0.1 * len(dataset):
-        logger.warning(f"The filter dropped nearly all rows. Do teacher and references fit?\n{report.table()}")
-    return kept, report
-
-
-def filter_stream_by_wer(
-    rows: IterableDataset,
-    threshold: float = 0.10,
-    *,
-    reference_column: str = "text",
-    prediction_column: str = "whisper_transcript",
-    language: str = "en",
-) -> IterableDataset:
-    """The rows of a stream that [`filter_by_wer`] would keep, each judged as it comes; there is no report.
-
-    Args:
-        rows (`IterableDataset`): labelled, as [`load_source`] gives them with `streaming=True`.
-        threshold (`float`, *optional*, defaults to 0.10): as for [`filter_by_wer`].
-        reference_column (`str`, *optional*, defaults to `"text"`): as for [`filter_by_wer`].
-        prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): as for [`filter_by_wer`].
-        language (`str`, *optional*, defaults to `"en"`): as for [`filter_by_wer`].
-
-    Raises:
-        ValueError: for a missing column or a threshold below 0.
-    """
-    _check_threshold(threshold)
-    _check_columns(rows, [reference_column, prediction_column])
-    columns = _Columns(reference_column, prediction_column, language)
-    return rows.filter(_row_passes, fn_kwargs={"columns": columns, "threshold": threshold})
-
-
-def _row_passes(row: Mapping[str, Any], columns: "_Columns", threshold: float) -> bool:
-    return _judge_row(row, columns, RowRules()).passes(threshold)
-
-
-class _Columns(NamedTuple):
-    """Where reference and label stand, and whose normaliser compares them."""
-
-    reference: str
-    prediction: str
-    language: str
-
-
-def row_error_rates(
-    references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]
-) -> list[float | None]:
-    """The error rate of each row after normalising both sides: of words, or of characters where there are no spaces.
-
-    Args:
-        references (`Sequence[str | None]`): None where there is none.
-        predictions (`Sequence[str]`): plain transcripts.
-        languages (`Sequence[str]`): of each row, as for [`get_normalizer`].
-
-    Returns:
-        `list[float | None]`: fractions; None without a reference. With an empty one, as in [`WordErrors`], the number
-            of words that the prediction has.
-    """
-    return [None if errors is None else errors.wer for errors in row_errors(references, predictions, languages)]
-
-
-def row_errors(
-    references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]
-) -> list[WordErrors | None]:
-    """The counts behind [`row_error_rates`], which add up where rates do not.
-
-    Args:
-        references (`Sequence[str | None]`): None where there is none.
-        predictions (`Sequence[str]`): plain transcripts.
-        languages (`Sequence[str]`): of each row, as for [`get_normalizer`].
-    """
-    return [
-        None if reference is None else errors_in_language(reference, prediction, language)
-        for reference, prediction, language in zip(references, predictions, languages, strict=True)
-    ]
 
 
 def wer_histogram(hours: Sequence[float], threshold: float, path: str | Path) -> None:
@@ -529,85 +535,3 @@ def wer_histogram(hours: Sequence[float], threshold: float, path: str | Path) ->
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
-
-
-def _check_threshold(threshold: float) -> None:
-    if threshold < 0:
-        raise ValueError(f"`threshold` is {threshold}, expected a fraction of 0 or more (0.10 is the paper's 10 %).")
-
-
-def _check_columns(rows: Dataset | IterableDataset, columns: Sequence[str]) -> None:
-    there = rows.column_names or []
-    for column in columns:
-        if column not in there:
-            raise ValueError(
-                f"The data set has no column {column!r} to filter by; it has {', '.join(there)}. Label it first, or "
-                "name the column with `reference_column` or `prediction_column`."
-            )
-
-
-def _seconds(dataset: Dataset) -> Iterator[float]:
-    """Of each row: as it says, else as its audio does; 0 where nothing is known or it cannot be read."""
-    if "duration" in dataset.column_names:
-        yield from (length or 0.0 for batch in _batches(dataset, ["duration"]) for length in batch["duration"])
-    elif "audio" in dataset.column_names:
-        for recording in without_decoder(dataset).select_columns(["audio"]):
-            try:
-                yield audio_duration(recording["audio"])
-            except AudioError:  # a row that cannot be read brings no hours; training counts and lists it
-                yield 0.0
-    else:
-        yield from repeat(0.0, len(dataset))
-
-
-def _batches(dataset: Dataset, columns: Sequence[str]) -> Iterator[dict[str, list]]:
-    yield from dataset.select_columns(list(columns)).iter(batch_size=_BATCH)
-
-
-def _judged_rows(dataset: Dataset, columns: _Columns, rules: RowRules) -> Iterator[JudgedRow]:
-    optional = ("id", "truncated", "mean_log_prob", "language", "speaker")
-    names = dict.fromkeys([columns.reference, columns.prediction])
-    names |= dict.fromkeys(name for name in optional if name in dataset.column_names)
-    rows = (
-        dict(zip(batch, values, strict=True))
-        for batch in _batches(dataset, list(names))
-        for values in zip(*batch.values(), strict=True)
-    )
-    for number, (row, seconds) in enumerate(zip(rows, _seconds(dataset), strict=True)):
-        yield _judge_row(row, columns, rules, number, seconds)
-
-
-def _spooled(numbers: Iterable[int]) -> np.ndarray:
-    """Numbers in a file that is gone with the array: of millions of rows they are the most that a filter holds."""
-    with TemporaryFile() as file:
-        for number in numbers:
-            file.write(number.to_bytes(8, sys.byteorder))
-        file.flush()
-        return np.memmap(file, dtype=np.int64, mode="r") if file.tell() else np.zeros(0, dtype=np.int64)
-
-
-def _judge_row(
-    row: Mapping[str, Any], columns: _Columns, rules: RowRules, number: int = 0, seconds: float = 0.0
-) -> JudgedRow:
-    reference, stored = row[columns.reference], row[columns.prediction]
-    language = row.get("language") or columns.language
-    label = "" if stored is None else plain_text(stored)
-    rate = row_error_rates([reference], [label], [language])[0]
-    truncated, log_prob = bool(row.get("truncated")) or stored is None, row.get("mean_log_prob")
-    asked = [rules] if rate is not None else [rules, UNREFERENCED]
-    found = (broken_rule(one, label, truncated, log_prob, get_normalizer(language)) for one in asked)
-    against = next((name for name in found if name), None)
-    name = row.get("id", str(number))
-    return JudgedRow(number, name, reference, label, rate, against, seconds / 3600, row.get("speaker"))
-
-
-def _nothing_left(report: FilterReport, best: JudgedRow | None) -> str:
-    nearest = ""
-    if best is not None:
-        nearest = f"The best row: {best.reference!r} was labelled {best.prediction!r}.\n"
-    return (
-        f"None of {report.dropped} rows has a word error rate of at most {report.threshold:.1%}, so nothing is left "
-        f"to train on and nothing is trained.\n{report.table()}\n{nearest}Raise the threshold if the table shows a "
-        "better one; if none does, the teacher does not understand this speech, or the references belong to other "
-        "recordings or another language."
-    )
