@@ -15,12 +15,12 @@ quickstart: $(BIN)/hf-distil-whisper
 
 # Hours; a sweep that was stopped goes on.
 sweeps: $(BIN)/hf-distil-whisper runs/sweeps/chunks/table.md
-	for sweep in configs/sweeps/*.yaml; do $(BIN)/hf-distil-whisper sweep $$sweep || exit; done
+	for sweep in configs/sweeps/*.yaml; do $(BIN)/python benchmarks/paper/sweep.py $$sweep || exit; done
 
 # Anew for every student.
 runs/sweeps/chunks/table.md: runs/quickstart/student/model.safetensors | $(BIN)/hf-distil-whisper
 	rm -rf $(@D)
-	$(BIN)/hf-distil-whisper evaluate chunks \
+	$(BIN)/python benchmarks/paper/chunk_length.py \
 	    --model_name_or_path runs/quickstart/student --teacher_model_name_or_path examples/quickstart/teacher \
 	    --dataset.path examples/quickstart/corpus --dataset.split longform \
 	    --strides 0 0.5 1 2 --output_dir $(@D)
@@ -32,7 +32,7 @@ runs/quickstart/student/model.safetensors:
 NAMES = $(sort $(notdir $(wildcard runs/sweeps/* docs/report/sweeps/*)))
 SWEEPS = $(patsubst %/table.md,%,$(foreach name,$(NAMES),$(firstword $(wildcard $(addsuffix /$(name)/table.md,runs/sweeps docs/report/sweeps)))))
 report: $(BIN)/hf-distil-whisper
-	$(BIN)/hf-distil-whisper report configs/reports/quickstart.yaml $(if $(SWEEPS),--sweeps $(SWEEPS))
+	$(BIN)/python benchmarks/paper/report.py configs/reports/quickstart.yaml $(if $(SWEEPS),--sweeps $(SWEEPS))
 
 # Two at a time, files whole, since tests of one file share what they prepare.
 test: $(BIN)/hf-distil-whisper

@@ -9,12 +9,6 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from cli_benchmark_latency import LatencyBenchmarkArguments
-from cli_report import ReportArguments
-from cli_sweep_plan import (
-    SweepArguments,
-    sweep_cells,
-)
 from hf_distil_whisper.cli.config import (
     Corpus,
     InputError,
@@ -31,6 +25,9 @@ from hf_distil_whisper.cli.push import PushArguments
 from hf_distil_whisper.cli.train import TrainArguments
 from hf_distil_whisper.cli.transcribe import TranscribeArguments
 from hf_distil_whisper.training.args import DistillationTrainingArguments
+from latency import LatencyArguments
+from report import ReportArguments
+from sweep import SweepArguments, sweep_cells
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -73,7 +70,7 @@ def test_every_key_of_every_recipe_is_known(path: Path) -> None:
 def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
     """A flag that `train` does not know would be found after the cells before it."""
     (args,) = parse_arguments(SweepArguments, argv=[str(path)])
-    assert f"hf-distil-whisper sweep configs/sweeps/{path.name}" in heading(path)
+    assert f"python benchmarks/paper/sweep.py configs/sweeps/{path.name}" in heading(path)
     assert args.minutes
     for cell in sweep_cells(args):
         training, training_args = cell.arguments(args.recipe)
@@ -84,7 +81,7 @@ def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
 @pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
 def test_every_report_has_models_and_sets(path: Path) -> None:
     (args,) = parse_arguments(ReportArguments, argv=[str(path)])
-    assert f"hf-distil-whisper report configs/reports/{path.name}" in heading(path)
+    assert f"python benchmarks/paper/report.py configs/reports/{path.name}" in heading(path)
     assert list(args.models) == ["teacher", "student"]
     assert args.reference in args.eval_datasets
 
@@ -168,7 +165,7 @@ def test_the_flags_that_replace_those_of_the_reference_scripts_exist() -> None:
     )
     named = {flag for row in rows for flag in re.findall(r"--([a-z_0-9]+)", row)}
     known = {item.name for types in COMMANDS.values() for kind in types for item in dataclasses.fields(kind)}
-    for kind in (TranscribeArguments, LatencyBenchmarkArguments, PushArguments):
+    for kind in (TranscribeArguments, LatencyArguments, PushArguments):
         known |= {item.name for item in dataclasses.fields(kind)}
     assert len(named) > 30
     assert named <= known

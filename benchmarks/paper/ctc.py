@@ -1,128 +1,105 @@
-"""CTC models (wav2vec2, HuBERT, WavLM, ...) beside Whisper, as the comparison of Table 8.
+"""Table 8, the column of wav2vec2: a CTC model on recordings of any length, scored as Whisper is.
 
-Knows how a recording of any length becomes text by greedy CTC: one token a frame of 20 ms, repetitions and blanks
-taken out. Such a model has no decoder that could go on without hearing anything.
+    python benchmarks/paper/ctc.py --model_name_or_path facebook/wav2vec2-large-960h --language en \
+        --dataset.path examples/quickstart/corpus --dataset.split longform
+
+Any CTC model that takes the waveform (wav2vec2, HuBERT, WavLM), greedy, by transformers' pipeline, in overlapping
+chunks. Cost: with wav2vec2-large, about the length of the recordings on two CPU cores.
 """
 
-import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from transformers import (
-    MODEL_FOR_CTC_MAPPING,
-    AutoConfig,
-    AutoModelForCTC,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Wav2Vec2Processor,
-)
+from datasets import Dataset
+from transformers import AutoModelForCTC, AutoProcessor, pipeline
 
+from hf_distil_whisper import AudioError, RowErrors, get_normalizer, load_audio, parse_arguments, run_script
+from hf_distil_whisper.cli.config import DataSource, as_source, setting, source_setting
+from hf_distil_whisper.cli.inputs import best_device
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.inference.chunked import (
-    check_chunks,
-    cut_chunks,
-)
+from hf_distil_whisper.data.dataset import row_id
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult, TranscribedRow, readable_rows, score
+from hf_distil_whisper.evaluation.results import left_out_text, long_form_summary
 
-_SHORTEST = SAMPLING_RATE // 10
-"""Samples to which shorter clips are padded with silence: wav2vec2 needs 400 for its first frame."""
-
-
-def is_ctc(config: PreTrainedConfig) -> bool:
-    """Whether a checkpoint's config is that of a CTC model that hears the waveform.
-
-    Args:
-        config (`PreTrainedConfig`): as read from `config.json`.
-    """
-    kind = type(config)
-    return kind in MODEL_FOR_CTC_MAPPING and MODEL_FOR_CTC_MAPPING[kind].main_input_name == "input_values"
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from inputs import load_sets, require
 
 
-def load_ctc(
-    name_or_path: str | Path, *, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, Wav2Vec2Processor]:
-    """Loads a CTC model and its processor, from safetensors only. A language model beside it is not used.
+def load_ctc(name_or_path: str, chunk_length: float = 30.0, stride: float | None = None) -> Any:
+    """A CTC model as transformers' pipeline.
 
     Args:
-        name_or_path (`str` or `Path`): folder of a checkpoint, or name of a model on the Hub, for example
-            "facebook/wav2vec2-large-960h" of Table 8.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the weights.
-
-    Returns:
-        `tuple[PreTrainedModel, Wav2Vec2Processor]`: the model in eval mode.
+        name_or_path (`str`): folder or Hub name; safetensors only.
+        chunk_length (`float`, *optional*, defaults to 30.0): seconds.
+        stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds at either side of a chunk whose letters
+            come from the neighbour.
 
     Raises:
-        OSError: if there is no checkpoint, or no processor beside it.
-        ValueError: if it is another kind of model, or has no trained head.
+        ValueError: if it is another kind of model, or its head is not in the file and would be random.
     """
-    config = AutoConfig.from_pretrained(str(name_or_path))
-    if not is_ctc(config):
-        raise ValueError(
-            f"{name_or_path}: expected a CTC model that hears the waveform (wav2vec2, HuBERT, WavLM, ...), got "
-            f"model_type {config.model_type!r}."
-        )
-    model, report = AutoModelForCTC.from_pretrained(
-        str(name_or_path), dtype=dtype, use_safetensors=True, output_loading_info=True
-    )
+    model, report = AutoModelForCTC.from_pretrained(name_or_path, use_safetensors=True, output_loading_info=True)
     if any(key.startswith("lm_head") for key in report["missing_keys"]):
         raise ValueError(
             f"{name_or_path}: the head that writes characters (lm_head) is missing in the file and would be random. "
             "Expected a checkpoint fine-tuned for speech recognition, such as facebook/wav2vec2-large-960h."
         )
-    return model.eval(), Wav2Vec2Processor.from_pretrained(str(name_or_path))
+    processor = AutoProcessor.from_pretrained(name_or_path)
+    return pipeline(
+        "automatic-speech-recognition", model=model.eval(), tokenizer=processor.tokenizer, device=best_device(),
+        feature_extractor=processor.feature_extractor, chunk_length_s=chunk_length, stride_length_s=stride,
+    )  # fmt: skip
 
 
-@torch.inference_mode()
-def transcribe_ctc(
-    model: PreTrainedModel,
-    processor: Wav2Vec2Processor,
-    samples: np.ndarray,
-    *,
-    chunk_length: float = 30.0,
-    stride: float | None = None,
-) -> str:
-    """The text of one recording, greedily.
-
-    Longer recordings are heard in overlapping chunks, as by transformers' pipeline: of every chunk only the middle is
-    kept, so that each frame has been heard with what came before and after it. One chunk at a time: padding beside
-    longer ones changes what many of these models hear (those without an attention mask), and there is no decoder that
-    a batch would make faster.
-
-    Args:
-        model (`PreTrainedModel`): from [`load_ctc`].
-        processor (`Wav2Vec2Processor`): of the model.
-        samples (`np.ndarray`): (samples,), float, 16 kHz; from [`load_audio`]. Clips below 0.1 s are padded with
-            silence.
-        chunk_length (`float`, *optional*, defaults to 30.0): seconds.
-        stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds at either side of a chunk that are heard
-            but not kept.
-
-    Returns:
-        `str`: stripped, in the letters of the model's vocabulary (capitals for those of LibriSpeech).
-
-    Raises:
-        ValueError: if the strides leave nothing of a chunk.
-    """
-    hop = model.config.inputs_to_logits_ratio
-    # Chunks begin and end between two frames, so that no frame is lost or heard twice where two of them meet.
-    length, margin = (
-        round(seconds * SAMPLING_RATE / hop) * hop / SAMPLING_RATE
-        for seconds in (chunk_length, chunk_length / 6 if stride is None else stride)
+def evaluate_ctc(
+    recognise: Any, dataset: Dataset, *, language: str, normalizer: str | None = None
+) -> EvaluationResult:
+    """Scores a pipeline of [`load_ctc`] as [`evaluate_long_form`] scores a Whisper."""
+    dataset, errors, rows, seconds = readable_rows(dataset, "text"), RowErrors(), [], 0.0
+    for index in range(len(dataset)):
+        row, name = dataset[index], row_id(dataset[index], index)
+        try:
+            samples = load_audio(row["audio"], name=name)
+        except AudioError as error:
+            errors.add(name, str(error))
+            continue
+        # wav2vec2's convolutions raise below 25 ms, which would end the run at one click.
+        padded = np.pad(samples, (0, max(0, SAMPLING_RATE // 10 - len(samples))))
+        start = time.perf_counter()
+        text = recognise({"raw": padded, "sampling_rate": SAMPLING_RATE})["text"].strip()
+        seconds += time.perf_counter() - start
+        rows.append(TranscribedRow(name, row["text"], text, len(samples) / SAMPLING_RATE, False))
+    return score(
+        rows, errors, seconds, language=language, normalizer=get_normalizer(normalizer) if normalizer else None
     )
-    if len(samples) < _SHORTEST:
-        samples = np.pad(samples, (0, _SHORTEST - len(samples)))
-    check_chunks(length, margin, window=math.inf)
-    tokens: list[int] = []
-    for chunk, heard in cut_chunks([samples], length, margin):
-        found = _frame_tokens(model, processor, heard)
-        cut = round(margin * SAMPLING_RATE / hop)
-        first = cut if chunk.start > 0 else 0
-        last = (chunk.stop - chunk.start) // hop - cut if chunk.stop < len(samples) else len(found)
-        tokens += found[first:last]
-    return str(processor.tokenizer.decode(tokens)).strip()
 
 
-def _frame_tokens(model: PreTrainedModel, processor: Wav2Vec2Processor, samples: np.ndarray) -> list[int]:
-    heard = processor.feature_extractor(samples, sampling_rate=SAMPLING_RATE, return_tensors="pt")
-    values = heard.input_values.to(model.device, model.dtype)
-    return model(values).logits[0].argmax(dim=-1).tolist()
+@dataclass
+class CtcArguments:
+    """Flags of the script."""
+
+    model_name_or_path: str | None = setting(None, "CTC model: Hub name or folder.")
+    dataset: DataSource | str | None = source_setting("Recordings of any length with text.")
+    language: str | None = setting(None, "Of the speech, whose normaliser scores: a CTC checkpoint does not name it.")
+    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
+    chunk_length: float = setting(30.0, "Seconds of a chunk.")
+    stride: float | None = setting(None, "Seconds at either side of a chunk; by default a sixth of it.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point."""
+    (args,) = parse_arguments(CtcArguments, argv=argv, command="benchmarks/paper/ctc.py")
+    require(args, "model_name_or_path", "dataset", "language")
+    source = as_source(args.dataset, "dataset", "test")
+    rows = load_sets({"dataset": source}, ("text",))["dataset"]
+    recognise = load_ctc(args.model_name_or_path, args.chunk_length, args.stride)
+    results = {"dataset": {"CTC": evaluate_ctc(recognise, rows, language=args.language, normalizer=args.normalizer)}}
+    print("\n\n".join(filter(None, [long_form_summary(results), left_out_text(results)])))
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

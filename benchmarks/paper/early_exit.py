@@ -1,189 +1,227 @@
-"""What early exit saves and costs: a sweep over thresholds of its confidence (paper, appendix D.1 and Table 20).
+"""Table 20: decoder layers, latency and word error rate of a model that leaves its decoder early.
 
-Knows recordings, whose turn it is, and scores; leaving the decoder is `early_exit_search.py`'s.
+    OMP_NUM_THREADS=1 python benchmarks/paper/early_exit.py --model_name_or_path examples/quickstart/teacher \
+        --dataset examples/quickstart/corpus
+
+A layer whose two likeliest tokens are further apart than the threshold decides (CALM, Schuster et al. 2022; appendix
+D.1). Batch size 1, greedy, without timestamps. Cost: a minute and a half on one CPU core.
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from datasets import Dataset
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
-from transformers.utils import logging
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
+from transformers.masking_utils import create_causal_mask
 
-from early_exit_search import (
-    FULL_DEPTH,
-    EarlyExitSearch,
-)
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    AudioError,
-    load_audio,
-)
-from hf_distil_whisper.data.dataset import (
-    check_length,
-    row_id,
-)
-from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.evaluate import (
-    EvaluationResult,
-    Heard,
-    readable_rows,
-    score,
-)
-from hf_distil_whisper.evaluation.latency import synchronise
+from hf_distil_whisper import evaluate_model, get_normalizer, parse_arguments, run_script
+from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
+from hf_distil_whisper.cli.inputs import machine
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.inference.encoder import encode, window_features
-from hf_distil_whisper.inference.generation import generate_tokens
-from hf_distil_whisper.inference.output import plain_text
-from hf_distil_whisper.inference.prompt import (
-    scoring_language,
-    timestamp_begin,
-)
-from hf_distil_whisper.metrics import WordErrors
+from hf_distil_whisper.inference.generation import TokenSequence
+from hf_distil_whisper.inference.prompt import max_generated_tokens, prefix_tokens, resolve_language, timestamp_begin
 
-PAPER_THRESHOLDS = (1.0, 0.9875, 0.975, 0.9625, 0.95, 0.9375, 0.925)
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from inputs import load_models, load_sets, new_folder, ready, require, whole_numbers
+
+FULL_DEPTH = 1.0
+"""A threshold that no difference of two probabilities exceeds."""
+
+
+class EarlyExit:
+    """Greedy search for one window that takes the token of the first decoder layer that is sure enough.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): in eval mode.
+        threshold (`float`): of the confidence, 0 to 1. At 1 only the last layer is asked, as in any greedy search.
+        language (`str`, *optional*): for multilingual models.
+
+    Attributes:
+        depths (`list[int]`): layers run for every token so far, `<|endoftext|>` included.
+    """
+
+    def __init__(self, model: WhisperForConditionalGeneration, threshold: float, language: str | None = None):
+        self.model, self.threshold, self.language = model, threshold, language
+        self.depths: list[int] = []
+        config, size = model.generation_config, model.config.vocab_size
+        self.forbidden = torch.zeros(size, device=model.device)
+        self.forbidden[[*(config.suppress_tokens or []), *range(timestamp_begin(model), size)]] = -torch.inf
+        self.forbidden_first = self.forbidden.clone()
+        self.forbidden_first[config.begin_suppress_tokens or []] = -torch.inf
+
+    @torch.inference_mode()
+    def __call__(self, input_features: Tensor, **_: Any) -> list[TokenSequence]:
+        """Transcribes a batch of one window; [`evaluate_model`] takes it as `generate`."""
+        model, end = self.model, self.model.generation_config.eos_token_id
+        states = encode(model, input_features)
+        inputs = prefix_tokens(model, states, [resolve_language(model, self.language)], "transcribe", False)
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+        tokens: list[int] = []
+        for _ in range(max_generated_tokens(model, return_timestamps=False)):
+            scores = self._scores(inputs, states, cache, self.forbidden if tokens else self.forbidden_first)
+            tokens.append(int(scores.argmax()))
+            if tokens[-1] == end:
+                return [TokenSequence(tokens[:-1], truncated=False)]
+            inputs = torch.tensor([tokens[-1:]], device=model.device)
+        return [TokenSequence(tokens, truncated=True)]
+
+    def _scores(self, inputs: Tensor, states: Tensor, cache: EncoderDecoderCache, forbidden: Tensor) -> Tensor:
+        """Scores (vocabulary,) of the first layer that is sure enough."""
+        decoder, layers = self.model.get_decoder(), self.model.get_decoder().layers
+        hidden = decoder.embed_tokens(inputs)
+        hidden = hidden + decoder.embed_positions(inputs, past_key_values_length=cache.get_seq_length())
+        mask = None  # a single token attends to everything before it
+        if inputs.shape[1] > 1:
+            config = self.model.config
+            mask = create_causal_mask(config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=cache)
+        for depth, layer in enumerate(layers, 1):
+            hidden = layer(hidden, mask, states, past_key_values=cache, use_cache=True)
+            if depth < len(layers) and self.threshold >= FULL_DEPTH:
+                continue
+            # Equation 8: the final norm and the head on the state of any layer. Only tokens that may be chosen count.
+            scores = self.model.proj_out(decoder.layer_norm(hidden[0, -1])).float() + forbidden
+            if depth == len(layers) or confidence(scores) > self.threshold:
+                break
+        # Later tokens that reach the skipped layers attend to this position there: its state stands in for theirs.
+        for layer in layers[depth:]:
+            attention = layer.self_attn
+            inner = layer.self_attn_layer_norm(hidden)
+            shape = (*inner.shape[:2], attention.num_heads, attention.head_dim)
+            keys, values = (
+                project(inner).view(shape).transpose(1, 2).contiguous()
+                for project in (attention.k_proj, attention.v_proj)
+            )
+            cache.self_attention_cache.update(keys, values, attention.layer_idx)
+        self.depths.append(depth)
+        return scores
+
+
+def confidence(scores: Tensor) -> float:
+    """Distance of the probabilities of the two likeliest tokens, 0 (undecided) to 1, from scores (vocabulary,)."""
+    first, second = scores.softmax(dim=-1).topk(2).values.tolist()
+    return first - second
 
 
 @dataclass(frozen=True)
-class EarlyExit:
-    """What a threshold saves, and what it costs.
+class EarlyExitRow:
+    """One threshold.
 
     Args:
         threshold (`float`): of the confidence.
-        num_layers (`int`): decoder layers run, summed over all tokens.
-        num_tokens (`int`): generated, `<|endoftext|>` included.
-        full_depth_seconds (`float`): of the same recordings with all layers, in turn with this threshold.
-        result (`EvaluationResult`): errors, rows and seconds with this threshold.
+        depths (`list[int]`): decoder layers run for every token.
+        full_depth_seconds (`float`): of the same recordings with all layers.
+        result (`EvaluationResult`): errors, rows and seconds.
     """
 
     threshold: float
-    num_layers: int
-    num_tokens: int
+    depths: list[int]
     full_depth_seconds: float
     result: EvaluationResult
 
     @property
     def mean_layers(self) -> float:
         """Decoder layers per token."""
-        return self.num_layers / self.num_tokens
-
-    @property
-    def seconds(self) -> float:
-        """Of encoder, decoder and search."""
-        return self.result.seconds
-
-    @property
-    def errors(self) -> WordErrors:
-        """Over all rows with a reference."""
-        return self.result.errors
+        return sum(self.depths) / len(self.depths)
 
     @property
     def relative_latency(self) -> float:
         """How many times faster than with all layers."""
-        return self.full_depth_seconds / self.seconds
+        return self.full_depth_seconds / self.result.seconds
 
 
-def evaluate_early_exit(
-    model: WhisperForConditionalGeneration,
-    dataset: Dataset | Sequence[Mapping],
-    processor: WhisperProcessor,
-    *,
-    thresholds: Sequence[float] = PAPER_THRESHOLDS,
-    language: str | None = None,
-    normalizer: Callable[[str], str] | None = None,
-    max_new_tokens: int | None = None,
-) -> list[EarlyExit]:
-    """Scores and times a model that leaves its decoder early, at batch size 1 and without timestamps.
-
-    Every recording passes the encoder once, then all thresholds and the full depth take turns on it, in an order that
-    moves on from recording to recording; the encoder's time counts for each of them.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): usually a teacher, in eval mode; left as it is.
-        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` of up to a window and `text`, possibly `id`.
-        processor (`WhisperProcessor`): of the model.
-        thresholds (`Sequence[float]`, *optional*, defaults to those of Table 20): of the confidence, 0 to 1. At 1 all
-            layers are run, and the text is that of greedy search.
-        language (`str`, *optional*): see [`evaluate_model`]; without it a multilingual model also spends time on
-            detecting one.
-        normalizer (`Callable[[str], str]`, *optional*): see [`evaluate_model`].
-        max_new_tokens (`int`, *optional*): by default as many as the decoder has room for.
-
-    Returns:
-        `list[EarlyExit]`: in the order of `thresholds`.
-
-    Raises:
-        ValueError: for a threshold out of range, 0 rows, a missing column, or if no row could be read.
-
-    Example:
-        ```python
-        >>> found = evaluate_early_exit(teacher, load_source("quickstart", split="test", max_samples=100), processor)
-        >>> print(early_exit_table(found))
-        ```
-    """
-    if not thresholds or not all(0 <= threshold <= 1 for threshold in thresholds):
-        raise ValueError(
-            f"`thresholds`: expected differences of probabilities from 0 to 1, got {list(thresholds)}. At 1 no "
-            "layer is skipped, at 0 all but the first."
-        )
-    dataset, errors = readable_rows(dataset, "text"), RowErrors()
-    searches = {threshold: EarlyExitSearch(threshold) for threshold in (*thresholds, FULL_DEPTH)}
-    seconds, heard = dict.fromkeys(searches, 0.0), {threshold: list[Heard]() for threshold in searches}
-    settings: dict[str, Any] = {"language": language, "max_new_tokens": max_new_tokens}
-    warm = False
-    for index in logging.tqdm(range(len(dataset)), desc="early exit", unit="recording"):
-        row, name = dataset[index], row_id(dataset[index], index)
-        try:
-            samples = load_audio(row["audio"], name=name)
-            check_length(name, len(samples) / SAMPLING_RATE, processor)
-        except AudioError as error:
-            errors.add(name, str(error))
-            continue
-        features = window_features(model, processor, [samples])
-        for threshold in () if warm else searches:
-            generate_tokens(model, features, search=EarlyExitSearch(threshold), **settings)
-        warm = True
-        synchronise(model.device)
-        start = time.perf_counter()
-        states = encode(model, features)
-        synchronise(model.device)
-        spent = time.perf_counter() - start
-        order = list(searches)
-        for threshold in order[index % len(order) :] + order[: index % len(order)]:
-            start = time.perf_counter()
-            (found,) = generate_tokens(model, encoder_states=states, search=searches[threshold], **settings)
-            seconds[threshold] += spent + time.perf_counter() - start
-            text = plain_text(found.tokens, processor.tokenizer, timestamp_begin(model))
-            duration = len(samples) / SAMPLING_RATE
-            heard[threshold].append(Heard(name, row["text"], text, duration, found.truncated))
-    results: list[EarlyExit] = []
-    for threshold in thresholds:
-        depths, reported = searches[threshold].depths, errors if not results else RowErrors()  # said once, not by each
-        result = score(
-            heard[threshold], reported, seconds[threshold], language=scoring_language(model, language),
-            normalizer=normalizer,
-        )  # fmt: skip
-        result = replace(result, row_errors=errors)
-        results.append(EarlyExit(threshold, sum(depths), len(depths), seconds[FULL_DEPTH], result))
-    return results
-
-
-def early_exit_table(found: Sequence[EarlyExit]) -> str:
-    """Layers, latency and word error rate by threshold, as Markdown in the layout of Table 20.
+def early_exit_table(rows: Sequence[EarlyExitRow]) -> str:
+    """Markdown in the layout of Table 20; the WER is "-" where no row has a reference.
 
     The tokens stand beside them: a text that ends sooner is faster too.
-
-    Args:
-        found (`Sequence[EarlyExit]`): from [`evaluate_early_exit`].
-
-    Returns:
-        `str`: Markdown; the WER is "-" where no row has a reference.
     """
     lines = ["| Threshold | Avg. Dec Layers | Rel. Latency | WER / % | tokens |", "|---:|---:|---:|---:|---:|"]
-    lines += [
-        f"| {one.threshold:.4f} | {one.mean_layers:.1f} | {one.relative_latency:.2f} | "
-        f"{f'{100 * one.errors.wer:.1f}' if one.errors.num_words else '-'} | {one.num_tokens} |"
-        for one in found
-    ]
+    for row in rows:
+        wer = f"{100 * row.result.wer:.1f}" if row.result.errors.num_words else "-"
+        lines.append(
+            f"| {row.threshold:.4f} | {row.mean_layers:.1f} | {row.relative_latency:.2f} | {wer} | {len(row.depths)} |"
+        )
     return "\n".join(lines)
+
+
+@dataclass
+class EarlyExitArguments:
+    """Flags of the script; the defaults are those of Table 20."""
+
+    model_name_or_path: str | None = setting(None, "Model to leave early, usually a teacher: Hub name or folder.")
+    dataset: DataSource | str | None = source_setting("Recordings up to 30 s with text.")
+    samples: int = setting(100, "Rows.")
+    thresholds: list[float] = field(
+        default_factory=lambda: [1.0, 0.9875, 0.975, 0.9625, 0.95, 0.9375, 0.925],
+        metadata={"help": "Of the confidence, 0 to 1."},
+    )
+    language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
+    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
+    output_dir: str | None = setting(None, "Folder for results.json.")
+    dry_run: bool = setting(False, "Load model and recordings only.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point."""
+    (args,) = parse_arguments(EarlyExitArguments, argv=argv, command="benchmarks/paper/early_exit.py")
+    require(args, "model_name_or_path", "dataset", "thresholds")
+    whole_numbers(args, "samples")
+    new_folder(args.output_dir)
+    if not all(0 <= threshold <= 1 for threshold in args.thresholds):
+        raise InputError(f"--thresholds: expected numbers from 0 to 1, got {args.thresholds}")
+    models = load_models({"model": args.model_name_or_path}, args.dtype, args.language)
+    sets = load_sets({"dataset": as_source(args.dataset, "dataset", "test")}, ("text",))
+    sets["dataset"] = sets["dataset"].select(range(min(args.samples, len(sets["dataset"]))))
+    if not ready(models, sets, args.dry_run):
+        return
+    model, processor = models["model"]
+    normalizer = get_normalizer(args.normalizer) if args.normalizer else None
+    # One window of silence, so that the first threshold does not pay for the set-up of the runtime.
+    EarlyExit(model, FULL_DEPTH, args.language)(window_features(model, processor, [np.zeros(1600, dtype=np.float32)]))
+    results = {}
+    for threshold in dict.fromkeys([FULL_DEPTH, *args.thresholds]):
+        search = EarlyExit(model, threshold, args.language)
+        result = evaluate_model(
+            model, sets["dataset"], processor, generate=search, batch_size=1, language=args.language,
+            normalizer=normalizer,
+        )  # fmt: skip
+        results[threshold] = search.depths, result
+    full = results[FULL_DEPTH][1].seconds
+    rows = [
+        EarlyExitRow(threshold, results[threshold][0], full, results[threshold][1]) for threshold in args.thresholds
+    ]
+    errors = rows[0].result.errors
+    print(
+        f"{early_exit_table(rows)}\n\n{len(rows[0].result.rows)} recordings, {errors.num_words} words, {args.dtype}, "
+        f"{model.config.decoder_layers} decoder layers, {machine()}"
+    )
+    if args.output_dir is not None:
+        content = [
+            {
+                "threshold": row.threshold,
+                "mean_layers": row.mean_layers,
+                "num_layers": sum(row.depths),
+                "num_tokens": len(row.depths),
+                "seconds": row.result.seconds,
+                "full_depth_seconds": full,
+                "relative_latency": row.relative_latency,
+                "wer": row.result.wer if row.result.errors.num_words else None,
+                **asdict(row.result.errors),
+                "unreadable_rows": row.result.unreadable_rows,
+            }
+            for row in rows
+        ]
+        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+        facts = {"machine": machine(), "dtype": args.dtype, "thresholds": content}
+        Path(args.output_dir, "results.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,151 +1,304 @@
-"""One page of tables and pictures about a set of models, as Markdown and as an HTML file that holds all of itself.
+"""One page of tables and pictures about a set of models: short form, long form, noise, latency, sweeps.
 
-Knows how a page is put together; what stands in it is measured elsewhere.
+    python benchmarks/paper/report.py configs/reports/quickstart.yaml --sweeps runs/sweeps/*
+
+Writes `report.md`, `report.html`, which holds its pictures, and `results.json`, which a model card reads, and stores
+every figure in `measured`: what was measured with the same models, rows and settings, and on the same machine where it
+is a time, is not measured again. Tables 5 to 8, 16, 17, 19 and 24, Figure 2. Cost: 10 to 19 minutes on two CPU cores.
 """
 
-import base64
-import html
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
-from markdown_it import MarkdownIt
-from markdown_it.token import Token
+from datasets import Dataset
 
-_TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+from algorithms import AlgorithmRow, compare_algorithms
+from hf_distil_whisper import evaluate_long_form, evaluate_model, get_normalizer, parse_arguments, run_script
+from hf_distil_whisper.checkpoints import weights_fingerprint
+from hf_distil_whisper.cli.config import (
+    DataSource,
+    InputError,
+    as_sources,
+    parse_yaml,
+    setting,
+    source_setting,
+)
+from hf_distil_whisper.cli.inputs import machine
+from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
+from hf_distil_whisper.evaluation.results import IN_DISTRIBUTION, LONG_FORM, OUT_OF_DISTRIBUTION
+from hf_distil_whisper.metrics import WordErrors
+from noise import load_noises
+from report_sections import (
+    Scores,
+    Section,
+    SetScore,
+    front_section,
+    latency_section,
+    long_form_section,
+    noise_section,
+    set_score,
+    short_form_section,
+    sweep_section,
+    write_report,
+)
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
-p, ul { max-width: 60rem; }
-h1, h2 { line-height: 1.2; }
-h2 { margin-top: 2.5rem; }
-.table, p:has(> img) { overflow-x: auto; margin: 1.2rem 0; }
-.table {
-  background: linear-gradient(to right, #fff 40%, #fff0) 0 0 / 2rem 100% local no-repeat,
-    linear-gradient(to left, #fff 40%, #fff0) 100% 0 / 2rem 100% local no-repeat,
-    linear-gradient(to right, #0003, #0000) 0 0 / .8rem 100% scroll no-repeat,
-    linear-gradient(to left, #0003, #0000) 100% 0 / .8rem 100% scroll no-repeat;
-}
-table { border-collapse: collapse; font-size: .93rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap; }
-th { white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-img { min-width: 34rem; max-width: 100%; height: auto; }
-code { overflow-wrap: anywhere; }
-@media (max-width: 40rem) {
-  h1 { font-size: 1.6rem; }
-  table { font-size: .85rem; }
-  th, td { padding: .3rem .45rem; }
-}
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
-"""
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a report.
-
-    Args:
-        title (`str`): its heading.
-        text (`str`): Markdown: tables, and what there is to say.
-        figure (`str`, *optional*): file name of a PNG or SVG beside the report.
-        caption (`str`, *optional*): what the figure shows, for those who do not see it too.
-    """
-
-    title: str
-    text: str
-    figure: str | None = None
-    caption: str = ""
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from inputs import LoadedModel, check_one_normalizer, load_models, load_sets, ready, require, whole_numbers
+from latency import LatencyRow, latency_grid
 
 
-def markdown_page(title: str, sections: Sequence[Section]) -> str:
-    """The report as Markdown.
+@dataclass
+class ReportArguments:
+    """A report, usually a YAML file in `configs/reports`."""
 
-    Args:
-        title (`str`): of the page.
-        sections (`Sequence[Section]`): in order; the figure of a section stands above its text.
-    """
-    parts = [f"# {title}"]
-    for section in sections:
-        parts.append(f"## {section.title}")
-        if section.figure is not None:
-            parts.append(f"![{section.caption}]({section.figure})")
-        parts.append(section.text.strip())
-    return "\n\n".join(parts) + "\n"
-
-
-def html_page(markdown: str, folder: str | Path) -> str:
-    """The same page as HTML, with its pictures inside: one file to send to somebody.
-
-    Args:
-        markdown (`str`): from [`markdown_page`].
-        folder (`str` or `Path`): where its pictures lie.
-
-    Raises:
-        FileNotFoundError: if a picture is missing.
-        ValueError: if a picture is neither PNG nor SVG.
-    """
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
-    tokens = parser.parse(markdown)
-    title = next((tokens[place + 1].content for place, token in enumerate(tokens) if token.tag == "h1"), "Report")
-    for token in tokens:
-        for child in token.children or []:
-            if child.type == "image":
-                child.attrSet("src", _data_uri(Path(folder, str(child.attrGet("src")))))
-    body = parser.renderer.render(_scrolling(tokens), parser.options, {})
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n"
+    title: str = setting("Report", "Of the page.")
+    models: dict[str, Any] | str | None = setting(
+        None, "{name: Hub name or folder}; the first is what the others are compared with, so usually the teacher."
     )
+    eval_datasets: dict[str, DataSource] | str | None = source_setting("Short recordings in distribution.")
+    ood_datasets: dict[str, DataSource] | str | None = source_setting("Short recordings out of distribution.")
+    long_form_datasets: dict[str, DataSource] | str | None = source_setting("Long recordings.")
+    reference: str | None = setting(None, "Set in distribution that effective robustness refers to (Table 6).")
+    noises: list[str] = field(
+        default_factory=list, metadata={"help": "`white`, `babble`, or recordings of noise, added to the first set."}
+    )
+    babble_dataset: DataSource | str | None = source_setting("Recordings of other speakers, mixed to the babble.")
+    snrs: list[float] = field(
+        default_factory=lambda: [40.0, 20.0, 10.0, 5.0, 0.0, -10.0], metadata={"help": "Ratios in dB."}
+    )
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "Of the latency."})
+    latency_samples: int = setting(256, "Recordings of the first set that are timed.")
+    sweeps: list[str] = field(default_factory=list, metadata={"help": "Folders that `sweep.py` has written."})
+    notes: str | None = setting(None, "Markdown file with the conclusions, at the end of the page.")
+    output_dir: str | None = setting(None, "Folder of the page, its pictures and figures.")
+    language: str | None = setting(None, "Of the speech, for multilingual models.")
+    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
+    batch_size: int = setting(16, "Recordings or chunks in one pass, where time is not the point.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
+    dry_run: bool = setting(False, "Load models and recordings only.")
+
+    def __post_init__(self) -> None:
+        self.models = parse_yaml(self.models) if isinstance(self.models, str) else self.models or {}
+        if not isinstance(self.models, dict):
+            raise InputError(f"models: expected a mapping of names to Hub names or folders, got {self.models!r}")
+        for name in ("eval_datasets", "ood_datasets", "long_form_datasets"):
+            setattr(self, name, as_sources(getattr(self, name), name))
+        if set(self.eval_datasets) & set(self.ood_datasets):
+            raise InputError("ood_datasets: a set of that name is also in eval_datasets")
+        if self.reference is not None and self.reference not in self.eval_datasets:
+            raise InputError(
+                f"reference: {self.reference!r} is not among eval_datasets: {', '.join(self.eval_datasets)}"
+            )
+        if self.reference is not None and not self.ood_datasets:
+            raise InputError("reference: is compared with sets out of distribution; give ood_datasets too")
+        whole_numbers(self, "latency_samples", "batch_sizes", "batch_size")
+        self.snrs = check_snrs(self.snrs, "--snrs") if self.noises else []
+        for folder in self.sweeps:
+            for name in ("table.md", "wer.png"):
+                if not Path(folder, name).is_file():
+                    raise InputError(f"--sweeps: {folder} has no {name}; run benchmarks/paper/sweep.py first")
+        if self.notes is not None and not Path(self.notes).is_file():
+            raise InputError(f"--notes: there is no file {self.notes}")
 
 
-def write_report(folder: str | Path, title: str, sections: Sequence[Section]) -> tuple[Path, Path]:
-    """Writes `report.md` and `report.html` beside their pictures.
+class MeasuredFolder:
+    """Figures by name, each in a JSON file of its own.
 
     Args:
-        folder (`str` or `Path`): holds the pictures.
-        title (`str`): of the page.
-        sections (`Sequence[Section]`): in order.
-
-    Returns:
-        `tuple[Path, Path]`: the two files.
+        folder (`Path`): of the files; made with the first one.
     """
-    page = markdown_page(title, sections)
-    files = Path(folder, "report.md"), Path(folder, "report.html")
-    files[0].write_text(page, encoding="utf-8")
-    files[1].write_text(html_page(page, folder), encoding="utf-8")
-    return files
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def get(self, name: str, settings: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+        """A figure that was measured with the same settings before, or is measured and stored now.
+
+        Args:
+            name (`str`): of the figure; its parts, of what kind and of what, are separated by `", "`.
+            settings (`Mapping[str, Any]`): all that it depends on, the weights of the model among them.
+            measure (`Callable[[], Any]`): returns what JSON can hold.
+        """
+        # Two underscores separate parts and occur in none: `student-large` on `test` is not `student` on `large-test`.
+        parts = [re.sub(r"(?:[^\w.-]|_)+", "-", part) for part in name.split(", ")]
+        file = self.folder / ("__".join(parts) + ".json")
+        settings = json.loads(json.dumps(settings))
+        if file.is_file():
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            if stored["settings"] == settings:
+                return stored["measured"]
+        measured = json.loads(json.dumps(measure()))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".partial")
+        content = {"name": name, "settings": settings, "measured": measured}  # the file's name is not exact
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, file)
+        return measured
 
 
-def markdown_table(heading: str, rows: Mapping[str, Mapping[str, str]]) -> str:
-    """Rows by name as a Markdown table; a cell that a row lacks is "-".
+class Measurements:
+    """The figures of a report, each measured or read from the folder of an earlier start.
 
     Args:
-        heading (`str`): of the first column.
-        rows (`Mapping[str, Mapping[str, str]]`): row → column → text.
+        args (`ReportArguments`): of the report.
+        models (`Mapping[str, LoadedModel]`): by name, the baseline first.
     """
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = ["| " + " | ".join([heading, *columns]) + " |", "|---|" + "---:|" * len(columns)]
-    lines += [
-        "| " + " | ".join([name, *(row.get(column, "-") for column in columns)]) + " |" for name, row in rows.items()
+
+    def __init__(self, args: ReportArguments, models: Mapping[str, LoadedModel]):
+        self.args, self.models = args, models
+        self.measured = MeasuredFolder(Path(args.output_dir or "", "measured"))
+        self.weights = {name: weights_fingerprint(one.model) for name, one in models.items()}
+        normalizer = get_normalizer(args.normalizer) if args.normalizer else None
+        self.options = {"language": args.language, "normalizer": normalizer, "batch_size": args.batch_size}
+
+    def _identity(self, name: str, rows: Dataset) -> dict[str, Any]:
+        """All that a figure of a model depends on besides its own settings."""
+        args = self.args
+        return {
+            "weights": self.weights[name],
+            "dtype": args.dtype,
+            "rows": rows._fingerprint,
+            "language": args.language,
+            "normalizer": args.normalizer,
+            "batch_size": args.batch_size,
+        }
+
+    def scores(self, sets: Mapping[str, Dataset], long_form: bool) -> dict[str, dict[str, SetScore]]:
+        """By model and set.
+
+        Raises:
+            ValueError: for a set without references, which has no rate.
+        """
+        evaluate, kind = (evaluate_long_form, "long form") if long_form else (evaluate_model, "short form")
+        scores: dict[str, dict[str, SetScore]] = {}
+        for name, (model, processor) in self.models.items():
+            for data, rows in sets.items():
+                settings = {**self._identity(name, rows), "machine": machine()}  # of the real-time factors
+
+                def measure(model: Any = model, rows: Dataset = rows, processor: Any = processor) -> dict[str, Any]:
+                    return asdict(set_score(evaluate(model, rows, processor, **self.options)))
+
+                stored = self.measured.get(f"{kind}, {name}, {data}", settings, measure)
+                stored["interval"] = None if stored["interval"] is None else tuple(stored["interval"])
+                score = SetScore(**stored | {"errors": WordErrors(**stored["errors"])})
+                if not score.errors.num_words:
+                    raise ValueError(
+                        f"{data}: no row has a reference, so that there is no rate to draw. Take the set out."
+                    )
+                scores.setdefault(name, {})[data] = score
+        return scores
+
+    def algorithms(self, data: str, rows: Dataset) -> list[AlgorithmRow]:
+        """All models in turn: with another model or machine, all of them are measured again."""
+        models = {name: self._identity(name, rows) for name in self.models}
+        stored = self.measured.get(
+            f"algorithms, {data}",
+            {"models": models, "machine": machine()},
+            lambda: [asdict(row) for row in compare_algorithms(self.models, rows, **self.options)],
+        )
+        return [
+            AlgorithmRow(**row | {"errors": WordErrors(**row["errors"]), "seconds": tuple(row["seconds"])})
+            for row in stored
+        ]
+
+    def latency(self, rows: Dataset) -> list[LatencyRow]:
+        """All models in turn, as [`algorithms`]."""
+        args, baseline = self.args, next(iter(self.models))
+        chosen = rows.select(range(min(args.latency_samples, len(rows))))
+        settings = {
+            # No time depends on the normaliser.
+            "models": {name: self._identity(name, chosen) | {"normalizer": None} for name in self.models},
+            "batch_sizes": args.batch_sizes,
+            "attn_implementations": ["sdpa"],
+            "timestamps": [baseline],
+            "machine": machine(),
+        }
+
+        def measure() -> list[dict[str, Any]]:
+            measured = latency_grid(
+                self.models, chosen, teacher=baseline, batch_sizes=args.batch_sizes, timestamps=[baseline],
+                language=args.language,
+            )  # fmt: skip
+            return [asdict(row) for row in measured]
+
+        stored = self.measured.get("latency", settings, measure)
+        return [LatencyRow(**row | {"seconds": tuple(row["seconds"])}) for row in stored]
+
+    def noise(self, rows: Dataset, kind: str, noise: Any) -> dict[str, dict[float, WordErrors]]:
+        """By model and ratio in dB."""
+        snrs, errors = self.args.snrs, {}
+        for name, (model, processor) in self.models.items():
+
+            def measure(model: Any = model, processor: Any = processor) -> list[dict[str, int]]:
+                results = evaluate_in_noise(model, rows, processor, noise=noise, snrs=snrs, **self.options)
+                return [asdict(result.errors) for result in results.values()]
+
+            sound = noise if isinstance(noise, str) else hashlib.sha256(noise.tobytes()).hexdigest()[:16]
+            settings = {**self._identity(name, rows), "noise": sound, "snrs": snrs}
+            stored = self.measured.get(f"noise {kind}, {name}", settings, measure)
+            errors[name] = {snr: WordErrors(**counts) for snr, counts in zip(snrs, stored, strict=True)}
+        return errors
+
+
+def save_scores(scores: Sequence[Scores], groups: Mapping[str, str], folder: Path) -> None:
+    """Writes `results.json` as `evaluate` does, from which a model card takes its scores."""
+    content: dict[str, dict[str, dict[str, Any]]] = {}
+    for by_model in scores:
+        for name, by_set in by_model.items():
+            for data, score in by_set.items():
+                row = asdict(score) | {"wer": score.errors.wer, "group": groups.get(data, LONG_FORM)}
+                content.setdefault(data, {})[name] = row
+    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point."""
+    (args,) = parse_arguments(ReportArguments, argv=argv, command="benchmarks/paper/report.py")
+    require(args, "models", "eval_datasets", "output_dir")
+    noises = load_noises(args.noises, args.babble_dataset)
+    columns = ("audio", "text")
+    inside, outside = (load_sets(sources, columns) for sources in (args.eval_datasets, args.ood_datasets))
+    recordings = load_sets(args.long_form_datasets, columns)
+    models = load_models(args.models, args.dtype, args.language)
+    check_one_normalizer(models, args.language, args.normalizer)
+    if not ready(models, {**inside, **outside, **recordings}, args.dry_run):
+        return
+    figures, baseline, first = Measurements(args, models), next(iter(models)), next(iter(inside.values()))
+    short = figures.scores({**inside, **outside}, long_form=False)
+    long = figures.scores(recordings, long_form=True)
+    algorithms = {name: figures.algorithms(name, rows) for name, rows in recordings.items()}
+    latency = figures.latency(first)
+    noise = {kind: figures.noise(first, kind, sound) for kind, sound in noises.items()}
+    alone = min(row.batch_size for row in latency)
+    speeds = {row.model: row.relative_latency or 1.0 for row in latency if row.batch_size == alone}
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    groups = {**dict.fromkeys(inside, IN_DISTRIBUTION), **dict.fromkeys(outside, OUT_OF_DISTRIBUTION)}
+    save_scores([short, long], groups, folder)
+    sections = [
+        front_section(short, speeds, list(outside), baseline, folder),
+        short_form_section(short, list(outside), baseline, args.reference),
+        *([long_form_section(long, algorithms, baseline)] if long else []),
+        *([noise_section(noise, folder)] if noise else []),
+        latency_section(latency),
+        *(sweep_section(Path(sweep), folder) for sweep in args.sweeps),
     ]
-    return "\n".join(lines)
+    if args.notes is not None:
+        sections.append(Section("What the figures say", Path(args.notes).read_text(encoding="utf-8")))
+    command = shlex.join(["python", "benchmarks/paper/report.py", *argv])
+    places = "\n".join(f"- {name}: `{place}`" for name, place in args.models.items())
+    origin = f"```\n{command}\n```\n\nMeasured on: {machine()}. Models:\n\n{places}"
+    for file in write_report(folder, args.title, [*sections, Section("How this was made", origin)]):
+        print(file)
 
 
-def _data_uri(file: Path) -> str:
-    if file.suffix not in _TYPES:
-        raise ValueError(f"{file}: expected a picture as {' or '.join(_TYPES)}.")
-    return f"data:{_TYPES[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
-
-def _scrolling(tokens: Sequence[Token]) -> list[Token]:
-    """Wide tables scroll by themselves, also by the keyboard, so that a phone need not scroll the page."""
-    found: list[Token] = []
-    for token in tokens:
-        if token.type == "table_open":
-            found.append(Token("html_block", "", 0, content='<div class="table" tabindex="0">\n'))
-        found.append(token)
-        if token.type == "table_close":
-            found.append(Token("html_block", "", 0, content="</div>\n"))
-    return found
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -7,6 +7,7 @@ Both need what `make quickstart` has written to runs/quickstart.
 """
 
 import argparse
+import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
@@ -32,7 +33,9 @@ from hf_distil_whisper import (
     word_errors,
 )
 from hf_distil_whisper.metrics import paired_bootstrap_interval
-from plain_step import plain_loss
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+from training_step import plain_loss
 
 
 class PlainTrainer(DistillationTrainer):

@@ -10,7 +10,7 @@ from hf_distil_whisper.data.features import (
     log_mel,
     recording_features,
 )
-from own_process import in_own_process
+from memory import in_own_process
 from toy_models import toy_audio
 
 

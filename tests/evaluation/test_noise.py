@@ -17,7 +17,6 @@ from hf_distil_whisper.evaluation.evaluate import evaluate_model
 from hf_distil_whisper.evaluation.noise import (
     SNRS,
     add_noise,
-    babble,
     evaluate_in_noise,
 )
 from talking_models import talking_whisper
@@ -238,36 +237,6 @@ def test_rows_that_are_left_out_are_told_once(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level("WARNING", logger="hf_distil_whisper"):
         evaluate_in_noise(talking_whisper(4), rows, toy_processor(), snrs=[10, 0, -10])
     assert caplog.text.count("warned once") == 1
-
-
-def test_babble_is_the_sum_of_voices_of_one_power() -> None:
-    """Two tones, one of them a hundred times as loud: each is half of the power, however they are laid out."""
-    time = np.arange(16_000) / 16_000
-    soft, loud = (level * np.sin(2 * np.pi * pitch * time) for level, pitch in ((0.01, 400), (1.0, 1_000)))
-    mixed = babble([soft, loud], speakers=2, seconds=1.0)
-    assert (mixed.dtype, mixed.shape) == (np.float32, (16_000,))
-    power = np.abs(np.fft.rfft(mixed.astype(np.float64)) / 16_000) ** 2 * 2
-    assert power[400] == pytest.approx(power[1_000], rel=1e-3) == pytest.approx(0.005, rel=1e-3)
-
-
-def test_babble_depends_on_its_seed_and_takes_all_recordings() -> None:
-    recordings = [toy_audio(0.3, seed=seed) for seed in range(5)]
-    first = babble(recordings, speakers=3, seconds=2.0, seed=1)
-    np.testing.assert_array_equal(first, babble(recordings, speakers=3, seconds=2.0, seed=1))
-    assert np.abs(first - babble(recordings, speakers=3, seconds=2.0, seed=2)).max() > 1e-3
-    assert len(first) == 32_000
-
-
-def test_what_cannot_be_heard_is_not_in_the_babble(caplog: pytest.LogCaptureFixture) -> None:
-    """A voice of silence or NaN would make the noise softer, or end the run."""
-    recordings = [np.zeros(100), "nowhere.wav", toy_audio(0.1), toy_audio(0.1, seed=1)]
-    with caplog.at_level("WARNING", logger="hf_distil_whisper"):
-        assert np.isfinite(babble(recordings, speakers=2, seconds=1.0)).all()
-    assert "Not in the babble: 2 rows left out" in caplog.text
-    with pytest.raises(ValueError, match=r"each of 3 speakers, got 2 of 4\. 2 rows left out"):
-        babble(recordings, speakers=3, seconds=1.0)
-    with pytest.raises(ValueError, match="at least 1 speaker and 1 sample"):
-        babble(recordings, speakers=0)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import math
 import os
 import zlib
-from collections import deque
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -18,19 +17,12 @@ from hf_distil_whisper.data.audio import (
     AudioError,
     load_audio,
 )
-from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_model
 
 logger = logging.get_logger(__name__)
 
 WHITE = "white"
 """Gaussian noise, drawn anew for each recording."""
-
-BABBLE = "babble"
-"""Speech of many at once, mixed by [`babble`]."""
-
-SPEAKERS = 8
-"""Of a babble, at once: single ones can no longer be followed."""
 
 SNRS = (40.0, 30.0, 20.0, 10.0, 5.0, 0.0, -5.0, -10.0)
 """Signal-to-noise ratios in dB: the range of Figure 2."""
@@ -82,60 +74,6 @@ def load_noise(noise: Any) -> np.ndarray | None:
     if not samples.any():
         raise AudioError(f"{name}: every sample is 0; expected a noise. Silence has no level that could be set.")
     return samples
-
-
-def babble(recordings: Sequence[Any], *, speakers: int = SPEAKERS, seconds: float = 60.0, seed: int = 0) -> np.ndarray:
-    """Speech of several speakers at once, mixed from a corpus: a stand-in for the pub noise of Figure 2.
-
-    Args:
-        recordings (`Sequence`): recordings of one speaker each, as [`load_audio`] takes them; preferably others than
-            those that the noise is added to. Unreadable and silent ones are left out.
-        speakers (`int`, *optional*, defaults to 8): number of speakers at once, each at the same power.
-        seconds (`float`, *optional*, defaults to 60.0): duration; the end joins the start.
-        seed (`int`, *optional*, defaults to 0): seed of the draws.
-
-    Returns:
-        `np.ndarray`: shape (samples,) at 16 kHz, float32, power 0.01.
-
-    Raises:
-        ValueError: for a number below 1, less than a sample, or fewer readable recordings than speakers.
-    """
-    length = round(seconds * SAMPLING_RATE)
-    if speakers < 1 or length < 1:
-        raise ValueError(f"babble: expected at least 1 speaker and 1 sample, got {speakers} and {seconds} s.")
-    random = np.random.default_rng(seed)
-    order, errors = deque(random.permutation(len(recordings)).tolist()), RowErrors()
-    mixed = np.zeros(length)
-    for _ in range(speakers):
-        voice, filled = np.zeros(length), 0
-        while filled < length:
-            samples = _next_voice(recordings, order, speakers, errors)[: length - filled]
-            voice[filled : filled + len(samples)] = samples
-            filled += len(samples)
-        mixed += np.roll(voice, random.integers(length))
-    if len(errors):
-        logger.warning(f"Not in the babble: {errors.summary()}")
-    return (0.1 * mixed / math.sqrt(_power(mixed))).astype(np.float32)
-
-
-def _next_voice(recordings: Sequence[Any], order: deque[int], speakers: int, errors: RowErrors) -> np.ndarray:
-    """The next usable recording at power 1; it moves to the end of the order."""
-    while len(order) >= speakers:
-        index = order.popleft()
-        name = f"recording {index}"
-        try:
-            samples = load_audio(recordings[index], name=name)
-        except AudioError as error:
-            errors.add(name, str(error))
-            continue
-        if power := _power(samples):
-            order.append(index)
-            return samples / math.sqrt(power)
-        errors.add(name, "every sample is 0; expected speech.")
-    raise ValueError(
-        f"babble: expected a readable recording for each of {speakers} speakers, got {len(order)} of "
-        f"{len(recordings)}. {errors.summary()}".strip()
-    )
 
 
 def evaluate_in_noise(

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -102,29 +99,11 @@ Results = Mapping[str, Mapping[str, EvaluationResult]]
 """By set, then by model."""
 
 
-@dataclass(frozen=True)
-class SetScore:
-    """The figures of one model on one set that a report or a card needs."""
-
-    errors: WordErrors
-    interval: tuple[float, float] | None
-    seconds: float
-    audio_seconds: float
-    repeated_5grams: int
-    unreadable_rows: int = 0
-    empty_references: int = 0
-
-    @property
-    def rtf(self) -> float:
-        """Seconds of work a second of audio."""
-        return self.seconds / self.audio_seconds
-
-
-def _rate(name: str, result: EvaluationResult | SetScore) -> float:
+def _rate(name: str, result: Any) -> float:
     return 100 * getattr(result.errors, name) if result.errors.num_words else math.nan
 
 
-METRICS: dict[str, Callable[[EvaluationResult | SetScore], float]] = {
+METRICS: dict[str, Callable[[Any], float]] = {
     "5-Dup.": lambda result: result.repeated_5grams,
     "IER": partial(_rate, "ier"),
     "SER": partial(_rate, "ser"),
@@ -179,77 +158,6 @@ def shown(metric: str, value: float) -> str:
 
 def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def set_score(result: EvaluationResult) -> SetScore:
-    """The figures of a report in a model's result on one set.
-
-    Args:
-        result (`EvaluationResult`): short or long form.
-    """
-    return SetScore(
-        result.errors,
-        confidence_interval(result),
-        result.seconds,
-        result.audio_seconds,
-        result.repeated_5grams,
-        result.unreadable_rows,
-        result.empty_references,
-    )
-
-
-class MeasuredFolder:
-    """Figures by name, each in a JSON file of its own.
-
-    Args:
-        folder (`str` or `Path`): of the files; made with the first one.
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-
-    def get(self, name: str, settings: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-        """A figure that was measured with the same settings before, or is measured now and kept.
-
-        Args:
-            name (`str`): of the figure; its parts, of what kind and of what, are separated by `", "`.
-            settings (`Mapping[str, Any]`): all that it depends on, the weights of the model among them.
-            measure (`Callable[[], Any]`): gives what JSON can hold.
-        """
-        # Parts apart by what no part has: `student-large` on `test` is not `student` on `large-test`.
-        parts = [re.sub(r"(?:[^\w.-]|_)+", "-", part) for part in name.split(", ")]
-        file = self.folder / ("__".join(parts) + ".json")
-        settings = json.loads(json.dumps(settings))
-        if file.is_file():
-            kept = json.loads(file.read_text(encoding="utf-8"))
-            if kept["settings"] == settings:
-                return kept["measured"]
-        measured = json.loads(json.dumps(measure()))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        content = {"name": name, "settings": settings, "measured": measured}  # the file's name is not exact
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, file)
-        return measured
-
-
-def score_as_json(score: SetScore) -> dict[str, Any]:
-    """A score as [`MeasuredFolder`] keeps it.
-
-    Args:
-        score ([`SetScore`]): of one set.
-    """
-    return asdict(score)
-
-
-def score_from_json(kept: Mapping[str, Any]) -> SetScore:
-    """The opposite of [`score_as_json`].
-
-    Args:
-        kept (`Mapping[str, Any]`): as read.
-    """
-    interval = None if kept["interval"] is None else tuple(kept["interval"])
-    return SetScore(**{**kept, "errors": WordErrors(**kept["errors"]), "interval": interval})
 
 
 TEACHER = "teacher"
@@ -329,7 +237,7 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None, ref
     return "\n".join(lines)
 
 
-def left_out_text(results: Mapping[str, Mapping[str, EvaluationResult | SetScore]]) -> str:
+def left_out_text(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Number of rows of each set that are in no rate, and why; an empty text if there are none."""
     lines = []
     for dataset, by_model in results.items():

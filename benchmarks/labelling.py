@@ -1,0 +1,358 @@
+"""Speed of labelling beside plain `generate`, and of packing, filter and row index.
+
+    python benchmarks/labelling.py --teacher_model_name_or_path examples/quickstart/teacher \
+        --dataset examples/quickstart/corpus --compute_types float32 int8
+    python benchmarks/labelling.py data
+
+The first labels the same 600 recordings of 1 to 30 s with every method, in turn: 15 minutes on two CPU cores. The
+second sends a million synthetic rows through the steps before and after, each in a process of its own: 20 minutes and
+250 MB of disk.
+"""
+
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from datasets import Dataset
+
+from hf_distil_whisper import RowErrors, load_audio, load_source, pack_utterances, parse_arguments, run_script
+from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
+from hf_distil_whisper.cli.inputs import machine
+from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
+from hf_distil_whisper.data.sources import write_row_index
+from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
+from hf_distil_whisper.inference.dataset import generate_rows
+from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens
+from hf_distil_whisper.inference.output import plain_text
+from hf_distil_whisper.inference.prompt import timestamp_begin
+from hf_distil_whisper.metrics import WordErrors, errors_in_language
+from hf_distil_whisper.pseudo_labels.filtering import passing_rows
+from inputs import LoadedModel, load_models, load_sets, ready, require, whole_numbers
+from memory import in_own_process
+
+PLAIN = "generate"
+"""The baseline: the model's own `generate`, batch after batch in the order of the rows."""
+
+
+@dataclass(frozen=True)
+class LabellingSpeed:
+    """One method over all rounds.
+
+    Args:
+        seconds (`list[float]`): of features and search, one entry a round; reading and decoding of files not counted.
+        texts (`list[str]`): the labels without timestamps.
+        errors (`WordErrors`): of the labels.
+    """
+
+    seconds: list[float]
+    texts: list[str]
+    errors: WordErrors
+
+    @property
+    def median(self) -> float:
+        """Seconds of the middle round."""
+        return statistics.median(self.seconds)
+
+
+def mixed_recordings(rows: Dataset, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Recordings of all lengths up to 30 s in random order: half are rows as they are, the others are joined ones.
+
+    Args:
+        rows (`Dataset`): utterances with `speaker`, those of one speaker next to each other.
+        count (`int`): recordings wanted.
+        seed (`int`, *optional*, defaults to 0): of the order.
+
+    Raises:
+        ValueError: if there are too few rows.
+    """
+    single = min(count // 2, len(rows))
+    mixed: list[dict[str, Any]] = list(rows.select(range(single)))
+    third, joined = (len(rows) - single) // 3, -(-(count - count // 2) // 3)
+    for number, longest in enumerate((10.0, 20.0, 30.0) if third else ()):
+        part = rows.select(range(single + number * third, single + (number + 1) * third))
+        mixed += islice(pack_utterances(part, max_duration=longest, gap=0.3), joined)
+    if len(mixed) < count:
+        raise ValueError(
+            f"The {len(rows)} utterances make {len(mixed)} recordings of up to 30 s, {count} were asked for: lower "
+            "--rows, or name a larger --dataset."
+        )
+    random.Random(seed).shuffle(mixed)
+    return mixed[:count]
+
+
+def measure_labelling(
+    teacher: LoadedModel,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    compute_types: Sequence[str] = (),
+    num_beams: Sequence[int] = (),
+    batch_size: int = 16,
+    rounds: int = 3,
+    language: str = "en",
+) -> dict[str, LabellingSpeed]:
+    """Labels the same rows with every method, in turn within every round.
+
+    Args:
+        teacher (`LoadedModel`): model and processor.
+        rows (`Sequence[Mapping]`): with `audio` of at most 30 s, and `text`.
+        compute_types (`Sequence[str]`, *optional*): of CTranslate2, one more method each.
+        num_beams (`Sequence[int]`, *optional*): of beam search, one more method each in every runtime.
+        batch_size (`int`, *optional*, defaults to 16): rows a pass.
+        rounds (`int`, *optional*, defaults to 3): how often everything is labelled.
+        language (`str`, *optional*, defaults to `"en"`): whose normaliser scores.
+
+    Returns:
+        `dict[str, LabellingSpeed]`: "generate", "transformers", and "ctranslate2 <type>" for each compute type, all
+        greedy; with beams the same again, as "transformers, 5 beams" and so on.
+    """
+    model, processor = teacher
+    methods: dict[str, Callable[[], tuple[list[list[int]], float]]] = {
+        PLAIN: partial(_generate_in_order, teacher, rows, batch_size)
+    }
+    for beams in (1, *num_beams):
+        settings: dict[str, Any] = {"return_timestamps": True, "num_beams": beams}
+        suffix = "" if beams == 1 else f", {beams} beams"
+        generate: Callable[..., list[TokenSequence]] = partial(generate_tokens, model, statistics=True, **settings)
+        methods[f"transformers{suffix}"] = partial(_generate_by_length, teacher, rows, generate, batch_size)
+        for compute_type in compute_types:
+            generate = Ctranslate2Generator(model, processor, compute_type=compute_type, **settings)
+            name = f"ctranslate2 {compute_type}{suffix}"
+            methods[name] = partial(_generate_by_length, teacher, rows, generate, batch_size)
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    tokens: dict[str, list[list[int]]] = {}
+    for _ in range(rounds):
+        for name, label in methods.items():
+            tokens[name], spent = label()
+            seconds[name].append(spent)
+    speeds = {}
+    for name in methods:
+        texts = [plain_text(sequence, processor.tokenizer, timestamp_begin(model)) for sequence in tokens[name]]
+        errors = errors_in_language([str(row["text"]) for row in rows], texts, language)
+        speeds[name] = LabellingSpeed(seconds[name], texts, errors)
+    return speeds
+
+
+def _generate_by_length(
+    teacher: LoadedModel,
+    rows: Sequence[Mapping[str, Any]],
+    generate: Callable[..., list[TokenSequence]],
+    batch_size: int,
+) -> tuple[list[list[int]], float]:
+    result = generate_rows(teacher.model, teacher.processor, rows, RowErrors(), generate, batch_size=batch_size)
+    return [sequence.tokens for sequence in result.sequences.values()], result.seconds
+
+
+@torch.inference_mode()
+def _generate_in_order(
+    teacher: LoadedModel, rows: Sequence[Mapping[str, Any]], batch_size: int
+) -> tuple[list[list[int]], float]:
+    model, processor = teacher
+    tokens: list[list[int]] = []
+    seconds, end = 0.0, model.generation_config.eos_token_id
+    for first in range(0, len(rows), batch_size):
+        recordings = [load_audio(row["audio"]) for row in rows[first : first + batch_size]]
+        start = time.perf_counter()
+        features = processor.feature_extractor(recordings, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+        windows = features.input_features.to(model.device, model.dtype)
+        sequences = model.generate(windows, return_timestamps=True).tolist()
+        seconds += time.perf_counter() - start
+        tokens += [row[: row.index(end)] if end in row else row for row in sequences]
+    return tokens, seconds
+
+
+def labelling_table(speeds: Mapping[str, LabellingSpeed]) -> str:
+    """Speed, agreement with plain `generate`, and word error rate of every method, as Markdown."""
+    plain = speeds[PLAIN]
+    lines = ["|  | seconds | times as fast | same text | WER |", "|---|---|---|---|---|"]
+    for name, one in speeds.items():
+        same = sum(text == other for text, other in zip(one.texts, plain.texts, strict=True)) / len(plain.texts)
+        ratio = plain.median / one.median
+        lines.append(f"| {name} | {one.median:.1f} | {ratio:.2f} | {same:.1%} | {one.errors.wer:.2%} |")
+    return "\n".join(lines)
+
+
+WORDS = "the a one two quick brown lazy red old boat river house dog fox runs jumps sings over under near".split()
+VOICES, PART = 100, 10_000
+
+
+@dataclass(frozen=True)
+class StepSpeed:
+    """One step of the preparation.
+
+    Args:
+        rows (`int`): that went in.
+        seconds (`float`): wall time.
+        peak_bytes (`int`): of the whole process, libraries included, mapped files not.
+    """
+
+    rows: int
+    seconds: float
+    peak_bytes: int
+
+
+def measure_data(rows: int, seconds: float = 0.5, folder: str | Path | None = None) -> dict[str, StepSpeed]:
+    """Sends synthetic rows through packing, filter and index, each in a process of its own.
+
+    Args:
+        rows (`int`): how many.
+        seconds (`float`, *optional*, defaults to 0.5): of audio in each, which only packing reads.
+        folder (`str` or `Path`, *optional*): for 250 bytes a row; by default that of temporary files.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+        labelled = str(Path(temporary, "labelled.parquet"))
+        _write_labelled(rows, seconds, labelled)
+        steps = {
+            "packing": (_pack, (rows, seconds)),
+            "filter": (_filter, (rows, labelled)),
+            "index": (_index, (rows, labelled, str(Path(temporary, "index")))),
+        }
+        return {name: StepSpeed(rows, *in_own_process(step, *options)) for name, (step, options) in steps.items()}
+
+
+def _pack(rows: int, seconds: float) -> float:
+    start = time.perf_counter()
+    packed = sum(len(window["ids"]) for window in pack_utterances(_utterances(rows, seconds)))
+    if packed != rows:
+        raise RuntimeError(f"{rows} rows were packed, {packed} came out.")
+    return time.perf_counter() - start
+
+
+def _filter(rows: int, labelled: str) -> float:
+    dataset = load_source(labelled)
+    start = time.perf_counter()
+    passed, report = passing_rows(dataset, 0.1)
+    if len(passed) + report.dropped != rows:
+        raise RuntimeError(f"{rows} rows were judged, {len(passed)} passed and {report.dropped} were dropped.")
+    return time.perf_counter() - start
+
+
+def _index(rows: int, labelled: str, folder: str) -> float:
+    start = time.perf_counter()
+    half = np.arange(0, rows, 2)
+    write_row_index(folder, {"name_or_path": labelled}, rows, half)
+    chosen = load_source(folder)
+    if len(chosen) != len(half) or chosen[len(chosen) - 1]["id"] != str(2 * (len(chosen) - 1)):
+        raise RuntimeError("the index does not lead to its rows.")
+    return time.perf_counter() - start
+
+
+def _utterances(rows: int, seconds: float) -> Iterator[dict[str, Any]]:
+    generator = np.random.default_rng(0)
+    noises = [generator.normal(0, 0.1, round(seconds * SAMPLING_RATE)).astype(np.float32) for _ in range(16)]
+    recordings = [encode_flac(noise) for noise in noises]
+    for row in range(rows):
+        audio = {"bytes": recordings[row % len(recordings)], "path": None}
+        yield {"id": str(row), "audio": audio, "text": "Yes.", "speaker": str(row // 1000 % VOICES)}
+
+
+def _write_labelled(rows: int, seconds: float, path: str) -> None:
+    """Rows with a reference and a label in which every tenth word is another one."""
+    generator = np.random.default_rng(1)
+    words = np.array(WORDS)
+    strings = [(name, pa.string()) for name in ("id", "text", "whisper_transcript", "speaker")]
+    audio = ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    numbers = [("duration", pa.float64()), ("mean_log_prob", pa.float64()), ("truncated", pa.bool_())]
+    schema = pa.schema([*strings, audio, *numbers])
+    with pq.ParquetWriter(path, schema) as writer:
+        for first in range(0, rows, PART):
+            count = min(PART, rows - first)
+            spoken = words[generator.integers(len(words), size=(count, 12))]
+            others = words[generator.integers(len(words), size=spoken.shape)]
+            labels = np.where(generator.random(spoken.shape) < 0.1, others, spoken)
+            columns = {
+                "id": [str(first + row) for row in range(count)],
+                "audio": [{"bytes": b"", "path": None}] * count,
+                "text": [" ".join(row) for row in spoken],
+                "whisper_transcript": [f"<|0.00|> {' '.join(row)}<|{seconds:.2f}|>" for row in labels],
+                "speaker": [str((first + row) % VOICES) for row in range(count)],
+                "duration": np.full(count, seconds),
+                "mean_log_prob": generator.normal(-0.2, 0.05, count),
+                "truncated": np.zeros(count, dtype=bool),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def data_table(few: Mapping[str, StepSpeed], many: Mapping[str, StepSpeed]) -> str:
+    """Rows per second and peak memory of every step, as Markdown."""
+    lines = ["|  | rows | rows/s | peak memory | with fewer rows | more bytes a row |", "|---|---|---|---|---|---|"]
+    for name, step in many.items():
+        less = few[name]
+        growth = (step.peak_bytes - less.peak_bytes) / (step.rows - less.rows)
+        lines.append(
+            f"| {name} | {step.rows:,} | {step.rows / step.seconds:,.0f} | {step.peak_bytes / 1e6:,.0f} MB | "
+            f"{less.peak_bytes / 1e6:,.0f} MB ({less.rows:,}) | {growth:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+@dataclass
+class LabellingArguments:
+    """Flags of the script."""
+
+    teacher_model_name_or_path: str | None = setting(None, "Whisper that transcribes: Hub name or folder.")
+    dataset: DataSource | str | None = source_setting("Utterances with text and speaker.")
+    rows: int = setting(600, "Recordings of up to 30 s; half of them are joined utterances.")
+    rounds: int = setting(3, "How often each method labels them all.")
+    batch_size: int = setting(16, "Rows in one pass.")
+    compute_types: list[str] = field(
+        default_factory=list, metadata={"help": "Of CTranslate2, for example `float32 int8`; none by default."}
+    )
+    num_beams: list[int] = field(
+        default_factory=list, metadata={"help": "Labels by beam search too, for example `5`; not by default."}
+    )
+    language: str = setting("en", "Whose normaliser scores the labels.")
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the teacher's weights.")
+    dry_run: bool = setting(False, "Load teacher and utterances only.")
+
+
+@dataclass
+class DataArguments:
+    """Flags of `labelling.py data`."""
+
+    rows: int = setting(1_000_000, "Synthetic rows.")
+    fewer_rows: int = setting(100_000, "The same again with so many, to see what memory depends on.")
+    seconds: float = setting(0.5, "Of audio in each row; packing decodes and encodes it.")
+    folder: str | None = setting(None, "For what is written; by default that of temporary files.")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point."""
+    if argv[:1] == ["data"]:
+        return _run_data(argv[1:])
+    (args,) = parse_arguments(LabellingArguments, argv=argv, command="benchmarks/labelling.py")
+    require(args, "teacher_model_name_or_path", "dataset")
+    whole_numbers(args, "rows", "rounds", "batch_size")
+    models = load_models({"teacher": args.teacher_model_name_or_path}, args.dtype)
+    sets = load_sets({"dataset": as_source(args.dataset, "dataset")}, ("audio", "text", "speaker"))
+    if not ready(models, sets, args.dry_run):
+        return None
+    speeds = measure_labelling(
+        models["teacher"], mixed_recordings(sets["dataset"], args.rows), compute_types=args.compute_types,
+        num_beams=args.num_beams, batch_size=args.batch_size, rounds=args.rounds, language=args.language,
+    )  # fmt: skip
+    print(f"{labelling_table(speeds)}\n\n{args.rows} recordings, medians of {args.rounds}, {machine()}")
+    return None
+
+
+def _run_data(argv: Sequence[str]) -> None:
+    (args,) = parse_arguments(DataArguments, argv=argv, command="benchmarks/labelling.py data")
+    if not 0 < args.fewer_rows < args.rows:
+        raise InputError(f"--fewer_rows: expected more than 0 and less than {args.rows}, got {args.fewer_rows}")
+    few, many = (measure_data(rows, args.seconds, args.folder) for rows in (args.fewer_rows, args.rows))
+    print(f"{data_table(few, many)}\n\n{machine()}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_script(main))

@@ -1,0 +1,49 @@
+"""Models and recordings on which the benchmark scripts are tried."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from hf_distil_whisper import run_script
+from toy_files import write_toy_corpus, write_toy_model
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `teacher`, `student` (2 decoder layers) and `corpus`."""
+    folder = tmp_path_factory.mktemp("toys")
+    write_toy_model(folder / "teacher")
+    write_toy_model(folder / "student", decoder_layers=2)
+    write_toy_corpus(folder / "corpus")
+    return folder
+
+
+@pytest.fixture
+def pair(toys: Path) -> list[str]:
+    """Flags of student, teacher and corpus, as most scripts take them."""
+    models = ["--model_name_or_path", str(toys / "student"), "--teacher_model_name_or_path", str(toys / "teacher")]
+    return [*models, "--dataset", str(toys / "corpus")]
+
+
+Refused = Callable[..., None]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a script that must end with exit code 2 and a message."""
+
+    def check(main: Callable[[Sequence[str]], None], argv: list[str], message: str) -> None:
+        assert run_script(main, argv) == 2
+        assert message in capsys.readouterr().err
+
+    return check
+
+
+def without_texts(corpus: str) -> str:
+    """Takes the reference of every row away."""
+    file = Path(corpus, "metadata.jsonl")
+    rows = [{**json.loads(line), "text": ""} for line in file.read_text().splitlines()]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return corpus
