@@ -1,17 +1,66 @@
-"""What most commands are tried on."""
+"""Toy models and data for the commands, and commands that are expected to work or to be refused."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from hf_distil_whisper.cli.main import main
 from toy_files import write_toy_corpus, write_toy_model
 
+Command = Callable[..., str]
 
-@pytest.fixture(scope="module")
+
+@pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `teacher`, `student` (2 decoder layers) and `corpus`."""
+    """A folder with `teacher`, `student` (2 decoder layers) and `corpus`; tests read it only."""
     folder = tmp_path_factory.mktemp("toys")
     write_toy_model(folder / "teacher")
     write_toy_model(folder / "student", decoder_layers=2)
     write_toy_corpus(folder / "corpus")
     return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(toys: Path) -> Path:
+    """The toy corpus as `pseudo-label` writes it."""
+    argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(toys / "corpus")]
+    assert main(["pseudo-label", *argv, "--output_dir", str(toys / "labelled")]) == 0
+    return toys / "labelled"
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command that works; returns what it prints."""
+
+    def run(*argv: object) -> str:
+        assert main([str(word) for word in argv]) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command that is refused; returns its message."""
+
+    def run(*argv: object) -> str:
+        assert main([str(word) for word in argv]) == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def training(toys: Path) -> Callable[..., list[str]]:
+    """Arguments of `train`: two steps on the text of the toy corpus, into a folder."""
+
+    def arguments(folder: Path, *more: str) -> list[str]:
+        return [
+            *("train", "--teacher_model_name_or_path", str(toys / "teacher"), "--output_dir", str(folder)),
+            *("--train_dataset.path", str(toys / "corpus"), "--train_dataset.transcript_column", "text", "--use_cpu"),
+            *("--max_steps", "2", "--per_device_train_batch_size", "2", "--logging_steps", "1"),
+            *("--disable_tqdm", "true", *more),
+        ]
+
+    return arguments

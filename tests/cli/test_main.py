@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import hf_distil_whisper
 from hf_distil_whisper.cli.main import (
     COMMANDS,
     main,
@@ -34,12 +35,16 @@ def test_the_list_of_commands_appears_at_once() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_listed_command_shows_its_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A command that is listed but cannot be imported is found out by the first user."""
+    """A command that is listed but cannot be imported fails for the first user."""
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])
     assert done.value.code == 0
-    subject = "label " if command == "benchmark" else ""
-    assert f"usage: hf-distil-whisper {command} {subject}[recipe or file.yaml]" in capsys.readouterr().out
+    assert f"usage: hf-distil-whisper {command} [recipe or file.yaml]" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"hf-distil-whisper {hf_distil_whisper.__version__}\n"
 
 
 def test_an_unknown_command_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +61,7 @@ def test_bad_input_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    """Only what the user can mend is turned into a message."""
+    """Only what the user can correct is turned into a message."""
 
     def broken(argv: object) -> None:
         raise TypeError("a bug")

@@ -1,18 +1,24 @@
-"""`transcribe` on toy models and files: the forms that it writes, and what costs a file, not the others."""
+"""`transcribe` on toy models and files: the formats that it writes, what it leaves out, settings that it hands on."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+import yaml
 
 from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli import transcribe
 from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.evaluation import long_form
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
+from hf_distil_whisper.inference.transcribe import TemperatureFallback, transcribe_sequential
 from hf_distil_whisper.student import create_student
 from talking_models import talking_whisper
+from toy_files import write_toy_corpus
 from toy_models import toy_audio, toy_processor
 
 
@@ -32,10 +38,10 @@ def command(toys: Path, *more: str, files: tuple[str, ...] = ("one.flac", "two.w
 
 
 @pytest.mark.parametrize(
-    ("form", "begin"), [("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n00:00:0"), ("txt", ""), ("json", '{\n  "audio"')]
+    ("form", "start"), [("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n00:00:0"), ("txt", ""), ("json", '{\n  "audio"')]
 )
 def test_one_file_a_recording_in_every_form(
-    form: str, begin: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    form: str, start: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Subtitles without times are empty; a form that is parsed and ignored gives text under another name."""
     argv = command(toys, "--output_format", form, "--output_dir", str(tmp_path / "out"))
@@ -43,8 +49,8 @@ def test_one_file_a_recording_in_every_form(
     assert str(tmp_path / "out" / f"one.{form}") in capsys.readouterr().out
     texts = [(tmp_path / "out" / f"{name}.{form}").read_text(encoding="utf-8") for name in ("one", "two")]
     for text in texts:
-        assert text.startswith(begin)
-        assert text.strip() > begin.strip()
+        assert text.startswith(start)
+        assert text.strip() > start.strip()
         assert ("-->" in text) == (form in ("srt", "vtt"))
     assert texts[0] != texts[1]
     if form == "json":
@@ -58,9 +64,9 @@ def test_without_a_folder_json_is_a_line_each_and_subtitles_are_of_one_recording
 ) -> None:
     """Two SubRip files in a row are none."""
     assert main(command(toys, "--output_format", "json", "--return_timestamps")) == 0
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [Path(one["audio"]).name for one in found] == ["one.flac", "two.wav"]
-    assert all(one["segments"] for one in found)
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(line["audio"]).name for line in lines] == ["one.flac", "two.wav"]
+    assert all(line["segments"] for line in lines)
     assert main(command(toys, "--output_format", "srt")) == 2
     assert "--output_dir is missing" in capsys.readouterr().err
     assert main(command(toys, "--output_format", "srt", files=("one.flac",))) == 0
@@ -77,7 +83,7 @@ def test_recordings_of_one_name_would_overwrite_each_other(
     assert "is a file, expected a folder" in capsys.readouterr().err
 
 
-def test_a_recording_without_end_or_samples_costs_itself(
+def test_a_recording_without_end_or_samples_is_left_out(
     toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A model that does not move on in one file ended the command with a traceback."""
@@ -103,12 +109,73 @@ def test_a_recording_without_end_or_samples_costs_itself(
 def test_an_assistant_drafts_by_both_algorithms(
     method: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Chunks come in batches: the assistant drafts there too, and the text is the model's own."""
+    """Chunks come in batches: the assistant drafts there too, and the text stays the model's."""
     save_checkpoint(create_student(talking_whisper(4), decoder_layers=1), toy_processor(), tmp_path / "student")
-    said = []
+    outputs = []
     for more in ([], ["--assistant_model_name_or_path", str(tmp_path / "student")]):
         assert main([*command(toys, "--output_format", "json", *more), "--method", method]) == 0
-        said.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
-    alone, assisted = said
+        outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    alone, assisted = outputs
     assert [one["text"] for one in assisted] == [one["text"] for one in alone]
     assert all(one["statistics"]["drafts"]["drafted"] > 0 for one in assisted)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The options of every sequential transcription."""
+    options: list[dict[str, Any]] = []
+
+    def recorded(*parts: Any, **more: Any) -> Any:
+        options.append(more)
+        return transcribe_sequential(*parts, **more)
+
+    monkeypatch.setattr(transcribe, "transcribe_sequential", recorded)
+    monkeypatch.setattr(long_form, "transcribe_sequential", recorded)
+    return options
+
+
+def test_settings_of_long_form_are_handed_on(toys: Path, tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+    """A threshold that is parsed and ignored looks like one that is never reached."""
+    model = ["--model_name_or_path", str(toys / "model")]
+    assert main(["transcribe", str(toys / "two.wav"), *model, "--temperature_fallback"]) == 0
+    assert calls.pop()["temperature_fallback"] is True
+    recipe, corpus = tmp_path / "recipe.yaml", write_toy_corpus(tmp_path / "corpus")
+    settings = {
+        "long_form_method": "sequential",
+        "temperature_fallback": {"compression_ratio_threshold": 2.0},
+        "condition_on_prev_tokens": True,
+        "long_form_datasets": {"long": {"path": corpus, "split": "train", "max_samples": 1}},
+    }
+    recipe.write_text(yaml.safe_dump(settings))
+    assert main(["evaluate", str(recipe), *model]) == 0
+    assert calls[-1]["temperature_fallback"] == TemperatureFallback(compression_ratio_threshold=2.0)
+    assert calls[-1]["condition_on_prev_tokens"] is True
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--method", "chunked", "--temperature_fallback", "true"], "belongs to --method sequential"),
+        (["--stride", "2"], "--stride: belongs to --method chunked"),
+        (
+            ["--temperature_fallback", "true", "--assistant_model_name_or_path", "MODEL"],
+            "drafts for greedy decoding only",
+        ),
+    ],
+)
+def test_settings_of_the_other_algorithm_are_refused(
+    flags: list[str], message: str, toys: Path, refused: Callable[..., str]
+) -> None:
+    """They would have no effect, unnoticed."""
+    flags = [str(toys / "model") if flag == "MODEL" else flag for flag in flags]
+    assert message in refused("transcribe", toys / "one.flac", "--model_name_or_path", toys / "model", *flags)
+
+
+def test_missing_files_are_left_out_and_listed(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing file among many should not cost the others."""
+    good, bad = str(toys / "one.flac"), str(toys / "none.wav")
+    assert main(["transcribe", good, bad, "--model_name_or_path", str(toys / "model")]) == 2
+    output = capsys.readouterr()
+    assert output.out.startswith(f"{good}: ")
+    assert "1 of 2 files could not be transcribed" in output.err
+    assert bad in output.err

@@ -1,0 +1,34 @@
+"""`filter` on labels of a toy teacher."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from hf_distil_whisper.data.sources import load_source
+
+
+def test_a_filter_that_leaves_nothing_ends_with_its_table(
+    labelled: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    """A training on nothing would start, or the next step would fail without the reason."""
+    output = tmp_path / "filtered"
+    message = refused("filter", "--dataset", labelled, "--language", "en", "--output_dir", output)
+    assert "nothing is trained" in message
+    assert "10.0%   100.0%       0.000  <- used" in message
+    assert not output.exists()
+
+
+def test_it_writes_row_indices_and_report(labelled: Path, tmp_path: Path, printed: Callable[..., str]) -> None:
+    output, source = tmp_path / "filtered", str(labelled)
+    before = load_source(labelled)
+    if all(before["truncated"]):  # a random teacher's transcript never ends, and such rows are dropped in any case
+        before = before.remove_columns("truncated")
+        source = str(tmp_path / "ended")
+        before.save_to_disk(source)
+    argv = ["filter", "--dataset", source, "--language", "en", "--threshold", "1e3", "--output_dir", output]
+    assert "2 of 2 rows kept" in printed(*argv)
+    assert load_source(output)["id"] == before["id"]
+    report = json.loads((output / "filter_report.json").read_text())
+    assert (report["kept"], report["after"]["speakers"]) == (2, 2)
+    assert (output / "wer_histogram.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(output.glob("*.arrow"))

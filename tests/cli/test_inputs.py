@@ -1,0 +1,100 @@
+"""Checks that several commands share: plans, devices, settings of long form."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from hf_distil_whisper.cli.config import InputError
+from hf_distil_whisper.cli.inputs import as_fallback, best_device
+from hf_distil_whisper.inference.transcribe import TemperatureFallback
+
+
+@pytest.mark.parametrize("command", ["create-student", "pseudo-label", "train", "evaluate"])
+def test_a_dry_run_prints_steps_and_costs_and_writes_nothing(
+    command: str, toys: Path, tmp_path: Path, printed: Callable[..., str], training: Callable[..., list[str]]
+) -> None:
+    """A wrong path costs the time in the queue, and a run that is too large the night."""
+    output = tmp_path / "output"
+    teacher, corpus = ["--teacher_model_name_or_path", str(toys / "teacher")], str(toys / "corpus")
+    argv = {
+        "create-student": [command, *teacher],
+        "pseudo-label": [command, *teacher, "--dataset", corpus],
+        "train": training(output, "--decoder_layers", "2", "--bf16", "--use_cpu", "false"),
+        "evaluate": [command, *teacher, "--model_name_or_path", str(toys / "student"), "--eval_datasets", corpus],
+    }[command]
+    text = printed(*argv, "--output_dir", output, "--dry_run")
+    assert "  1. " in text
+    assert "memory expected: " in text
+    assert ("audio" in text) == (command != "create-student")
+    assert text.endswith("dry run: the inputs are ready, nothing was written\n")
+    assert not output.exists()
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """One problem per start costs a start per problem."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
+    argv = ["--model_name_or_path", tmp_path / "model", "--teacher_model_name_or_path", tmp_path / "none"]
+    argv += ["--eval_datasets.test.path", tmp_path / "corpus", "--output_dir", tmp_path]
+    message = refused("evaluate", *argv)
+    for problem in (
+        "--model_name_or_path: ",
+        "is a 'bert' model, expected a Whisper",
+        "--teacher_model_name_or_path: no model at",
+        "--eval_datasets.test: ",
+        f"--output_dir: {tmp_path} holds another run already",
+    ):
+        assert problem in message
+
+
+def test_several_processes_are_refused_where_one_does_the_work(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    """Each would write the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = ["--teacher_model_name_or_path", toys / "teacher", "--output_dir", tmp_path / "student"]
+    assert "works in one process" in refused("create-student", *argv)
+
+
+def test_processes_of_one_machine_take_different_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index, all of them would load their teacher onto the first one."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert best_device() == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert best_device() == torch.device("cuda", 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, False),
+        ("false", False),
+        (False, False),
+        ("true", True),
+        (True, True),
+        ("{logprob_threshold: -0.8}", TemperatureFallback(logprob_threshold=-0.8)),
+        ({"temperatures": [0.0, 0.5]}, TemperatureFallback(temperatures=(0.0, 0.5))),
+        ({"temperatures": 0.0, "no_speech_threshold": None}, TemperatureFallback((0.0,), no_speech_threshold=None)),
+    ],
+)
+def test_a_fallback_is_a_switch_or_its_settings(value: object, expected: object) -> None:
+    assert as_fallback(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("talk.wav", "expected true, false or a mapping"),
+        ("{logprob_treshold: -1}", "did you mean 'logprob_threshold'"),
+        ("{logprob_threshold: low}", "logprob_threshold: expected a number or null, got 'low'"),
+        ("{temperatures: [0, warm]}", "temperatures: expected numbers such as"),
+        ("{temperatures: [-1]}", "at least 0"),
+    ],
+)
+def test_a_wrong_fallback_names_its_key(value: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        as_fallback(value)
