@@ -33,11 +33,7 @@ class AuditArguments:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): a recipe, then flags.
-    """
+    """Entry point of the command: a recipe, then flags."""
     (args,) = parse_arguments(AuditArguments, argv=argv, command="hf-distil-whisper audit")
     plan = Plan("audit")
     column = args.dataset.transcript_column if args.dataset else "whisper_transcript"

@@ -10,11 +10,7 @@ from hf_distil_whisper.training.teacher_cache import TeacherCacheDataset
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): recipe and flags of the training, `--teacher_cache_dir` among them.
-    """
+    """Entry point of the command: a recipe, then flags."""
     args, training_args = parse_arguments(
         TrainArguments, DistillationTrainingArguments, argv=argv, command="hf-distil-whisper cache"
     )

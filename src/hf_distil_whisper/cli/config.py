@@ -114,6 +114,9 @@ def load_recipe(path: Path) -> dict[str, Any]:
     return settings
 
 
+_KEYS_BELOW = "Its keys are listed below."
+
+
 def setting(default: Any, help: str) -> Any:
     """Field of an arguments dataclass with its help text."""
     return field(default=default, metadata={"help": help.replace("%", "%%")})
@@ -121,7 +124,7 @@ def setting(default: Any, help: str) -> Any:
 
 def source_setting(help: str) -> Any:
     """Field of an arguments dataclass for one or several datasets (type `DataSource | str | None`, for example)."""
-    return setting(None, f"{help} Its keys are listed below.")
+    return setting(None, f"{help} {_KEYS_BELOW}")
 
 
 CORPUS_PREFIX = "corpus:"
@@ -253,12 +256,11 @@ _KEYS = [item.name for item in dataclasses.fields(DataSource)]
 
 
 def as_source(value: Any, flag: str, split: str = "train") -> DataSource | None:
-    """Reads a dataset from what a recipe or flag gives: a path, or a mapping with `path` and more.
+    """Reads a dataset from a path, a mapping with `path` and more, or the YAML text of one; None stays None.
 
     Args:
-        value (`str`, `dict` or [`DataSource`], *optional*): `"corpus"`, `{"path": "corpus", "split": "dev"}` or its
-            YAML text; None and "" stay None.
-        flag (`str`): named in error messages, for example `"train_dataset"`.
+        value (`str`, `dict` or [`DataSource`], *optional*): `"corpus"` or `{"path": "corpus", "split": "dev"}`.
+        flag (`str`): named in error messages.
         split (`str`, *optional*, defaults to `"train"`): used where `value` names none.
 
     Raises:
@@ -292,17 +294,7 @@ def _read_source(value: Any, flag: str, split: str) -> DataSource:
 
 
 def as_sources(value: Any, flag: str, split: str = "test") -> dict[str, DataSource]:
-    """Reads a mapping of names to datasets, for example `eval_datasets`.
-
-    Args:
-        value (`str`, `dict`, *optional*): `{"test": {"path": "corpus"}}`, its YAML text, or one path, which is then
-            named after its split.
-        flag (`str`): named in error messages.
-        split (`str`, *optional*, defaults to `"test"`): used where a dataset names none.
-
-    Raises:
-        InputError: as `as_source`.
-    """
+    """Reads a mapping of names to datasets (`{"test": "corpus"}`), or one path, which is named after its split."""
     if value is None:
         return {}
     if isinstance(value, str):
@@ -313,15 +305,10 @@ def as_sources(value: Any, flag: str, split: str = "test") -> dict[str, DataSour
 
 
 def as_training_sources(value: Any, flag: str, split: str = "train") -> dict[str, DataSource]:
-    """Reads one dataset, or several by name, to train on.
-
-    Args:
-        value (`str`, `dict`, *optional*): as `as_source` takes it, or `{"read": {"path": ...}, "spoken": ...}`.
-        flag (`str`): named in error messages, and the name of a single dataset.
-        split (`str`, *optional*, defaults to `"train"`): used where a dataset names none.
+    """Reads one dataset, called like its flag, or several by name: `{"read": {"path": ...}, "spoken": ...}`.
 
     Raises:
-        InputError: as `as_source`, and where only some of several datasets have a weight.
+        InputError: where only some of several datasets have a weight.
     """
     if isinstance(value, str) and value.lstrip().startswith("{"):
         value = parse_yaml(value)
@@ -451,16 +438,9 @@ def _raise_input_error(message: str) -> NoReturn:
 
 
 def _sort_flags(parser: "HfArgumentParser", types: Sequence[type]) -> None:
-    """Sorts the flags of `--help` under headings: those of `flag_groups`, the others of ours, the Trainer's."""
-    from transformers import Seq2SeqTrainingArguments  # as above
+    """Sorts the flags of `--help` under headings: `flag_groups` and keys of a dataset, then what the Trainer has."""
+    from transformers import Seq2SeqTrainingArguments  # not above, as in `_build_parser`
 
-    groups: dict[str, Sequence[str]] = {}
-    for kind in types:
-        groups |= getattr(kind, "flag_groups", {})
-    named = {name for names in groups.values() for name in names}
-    if any(issubclass(kind, Seq2SeqTrainingArguments) for kind in types):
-        inherited = [item.name for item in dataclasses.fields(Seq2SeqTrainingArguments) if item.name not in named]
-        groups["the Trainer's own (transformers.Seq2SeqTrainingArguments)"] = inherited
     # argparse groups flags when they are added, which HfArgumentParser does in the order of the fields.
     options = parser._optionals._group_actions
     by_name: dict[str, list[argparse.Action]] = {}
@@ -468,15 +448,24 @@ def _sort_flags(parser: "HfArgumentParser", types: Sequence[type]) -> None:
         by_name.setdefault(action.dest, []).append(action)
         if isinstance(action, argparse._StoreFalseAction):
             action.help = argparse.SUPPRESS  # `--no_x` beside `--x false`
+
+    def group(heading: str, names: Sequence[str]) -> None:
+        actions = [action for name in names for action in by_name[name]]
+        parser.add_argument_group(heading)._group_actions.extend(actions)
+        options[:] = [action for action in options if action not in actions]
+
+    groups = {heading: names for kind in types for heading, names in getattr(kind, "flag_groups", {}).items()}
     for heading, names in groups.items():
-        group = parser.add_argument_group(heading)
-        for action in (action for name in names for action in by_name[name]):
-            options.remove(action)
-            group._group_actions.append(action)
-    if any("DataSource" in str(item.type) for kind in types for item in dataclasses.fields(kind)):
-        keys = parser.add_argument_group("keys of a dataset: --<flag>.<key> value")
+        group(heading, names)
+    fields = [item for kind in types for item in dataclasses.fields(kind)]
+    if any(str(item.metadata.get("help", "")).endswith(_KEYS_BELOW) for item in fields):
+        keys = parser.add_argument_group("keys of a dataset (--<flag>.<key> value)")
         for item in dataclasses.fields(DataSource):
             keys._group_actions.append(argparse.Action([], item.name, help=item.metadata["help"]))
+    if any(issubclass(kind, Seq2SeqTrainingArguments) for kind in types):
+        grouped = {name for names in groups.values() for name in names}
+        inherited = [item.name for item in dataclasses.fields(Seq2SeqTrainingArguments) if item.name not in grouped]
+        group("the Trainer's own (transformers.Seq2SeqTrainingArguments)", inherited)
 
 
 def _move_dotted_flags(arguments: list[str], settings: dict[str, Any]) -> list[str]:

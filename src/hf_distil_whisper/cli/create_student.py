@@ -78,11 +78,7 @@ def plan_layers(
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): a recipe, then flags.
-    """
+    """Entry point of the command: a recipe, then flags."""
     (args,) = parse_arguments(CreateStudentArguments, argv=argv, command="hf-distil-whisper create-student")
     if plan_student(args).report(dry_run=args.dry_run):
         student = create_student(args.teacher_model_name_or_path, **args.layers())

@@ -249,11 +249,7 @@ def _evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset],
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): a recipe, then flags.
-    """
+    """Entry point of the command: a recipe, then flags."""
     (args,) = parse_arguments(EvaluateArguments, argv=argv, command="hf-distil-whisper evaluate")
     plan = plan_evaluation(args)
     if not plan.report(dry_run=args.dry_run):

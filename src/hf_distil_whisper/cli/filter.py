@@ -40,11 +40,7 @@ class FilterArguments:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): a recipe, then flags.
-    """
+    """Entry point of the command: a recipe, then flags."""
     (args,) = parse_arguments(FilterArguments, argv=argv, command="hf-distil-whisper filter")
     plan = Plan("filter")
     column = args.dataset.transcript_column if args.dataset else "whisper_transcript"

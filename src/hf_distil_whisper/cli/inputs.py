@@ -159,13 +159,7 @@ class Plan:
     def scoring(
         self, models: Mapping[str, WhisperForConditionalGeneration], language: str | None, normalizer: str | None
     ) -> None:
-        """Checks that all models know the language, and that one normaliser applies to all of them.
-
-        Args:
-            models (`Mapping[str, WhisperForConditionalGeneration]`): to compare, by name.
-            language (`str`, *optional*): of the speech.
-            normalizer (`str`, *optional*): language of the text normaliser, or "basic".
-        """
+        """Checks that all models know the language, and that one normaliser applies to all of them."""
         languages = {}
         for name, model in models.items():
             with self.collect("language"):
@@ -232,14 +226,7 @@ class Plan:
     def long_form_method(
         self, method: str, flag: str, chunked: Mapping[str, object], sequential: Mapping[str, object]
     ) -> None:
-        """Checks that no setting of the other long-form algorithm is given: it would have no effect.
-
-        Args:
-            method (`str`): "chunked" or "sequential".
-            flag (`str`): that chooses it.
-            chunked (`Mapping[str, object]`): settings of the one, by flag; None or False where not given.
-            sequential (`Mapping[str, object]`): of the other.
-        """
+        """Checks that no setting of the other long-form algorithm is given: it would have no effect."""
         other, settings = ("sequential", sequential) if method == "chunked" else ("chunked", chunked)
         for name, value in settings.items():
             if value is not None and value is not False:
@@ -273,13 +260,7 @@ def gigabytes(number_of_bytes: float) -> str:
 
 
 def generation_bytes(model: WhisperForConditionalGeneration, dtype: torch.dtype, sequences: int) -> float:
-    """Memory of weights and of what generation keeps: encoder states, keys and values of every decoder layer.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): may be on the meta device.
-        dtype (`torch.dtype`): of weights and states.
-        sequences (`int`): batch size times beams.
-    """
+    """Memory for weights, encoder outputs, and keys and values of all decoder layers; `sequences`: batch × beams."""
     config = model.config
     frames, tokens, width = config.max_source_positions, config.max_target_positions, config.d_model
     states = frames * width + 2 * config.decoder_layers * (frames + tokens) * width
@@ -288,7 +269,7 @@ def generation_bytes(model: WhisperForConditionalGeneration, dtype: torch.dtype,
 
 
 def best_device() -> torch.device:
-    """The accelerator, else the CPU; each of several processes on a machine takes an accelerator of its own."""
+    """The accelerator, else the CPU; of several processes on a machine, each takes another one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is None:
         return torch.device("cpu")
@@ -309,16 +290,7 @@ def machine() -> str:
 
 
 def load_listener(name_or_path: str, dtype: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
-    """Loads a Whisper for inference, on the best device and in eval mode, and its processor.
-
-    Args:
-        name_or_path (`str`): Hub name or folder.
-        dtype (`str`): type of the weights, for example `"float32"`.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if the vocabularies of model and processor do not match.
-    """
+    """Loads a Whisper for inference, on the best device and in eval mode, and its processor."""
     model, processor = load_model(name_or_path, dtype=torch_dtype(dtype)), load_processor(name_or_path)
     check_compatible(model, None, processor)
     return model.to(best_device()), processor
@@ -327,15 +299,7 @@ def load_listener(name_or_path: str, dtype: str) -> tuple[WhisperForConditionalG
 def load_assistant(
     name_or_path: str, model: WhisperForConditionalGeneration
 ) -> tuple[WhisperForConditionalGeneration, Assistant]:
-    """Loads a checkpoint that drafts for `model`; returns it, and what drafts: its decoder alone, or all of it.
-
-    Args:
-        name_or_path (`str`): Hub name or folder.
-        model (`WhisperForConditionalGeneration`): the model whose text is written.
-
-    Raises:
-        ValueError: for another vocabulary, or other mel bins.
-    """
+    """Loads a checkpoint that drafts for `model`; returns it, and what drafts: its decoder alone, or all of it."""
     checkpoint = load_model(name_or_path, dtype=model.dtype).to(model.device).eval()
     check_assistant(checkpoint, model)
     try:
@@ -354,15 +318,7 @@ def fallback_setting() -> Any:
 
 
 def as_fallback(value: Any) -> bool | TemperatureFallback:
-    """Reads `temperature_fallback` from what a recipe or flag gives.
-
-    Args:
-        value (`bool`, `str`, `dict` or [`TemperatureFallback`], *optional*): true, false, or a mapping of its fields,
-            or the YAML text of one of these.
-
-    Raises:
-        InputError: on an unknown key, or a value of the wrong type.
-    """
+    """Reads `temperature_fallback`: true, false, a mapping of [`TemperatureFallback`]'s fields, or the YAML of one."""
     flag, names = "--temperature_fallback", [item.name for item in fields(TemperatureFallback)]
     value = parse_yaml(value) if isinstance(value, str) else value
     if value is None or isinstance(value, bool | TemperatureFallback):

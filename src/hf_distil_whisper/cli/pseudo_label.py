@@ -142,11 +142,7 @@ def sort_by_speaker(dataset: Dataset) -> Dataset:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): a recipe, then flags.
-    """
+    """Entry point of the command: a recipe, then flags."""
     (args,) = parse_arguments(PseudoLabelArguments, argv=argv, command="hf-distil-whisper pseudo-label")
     plan = plan_labels(args)
     if not plan.report(dry_run=args.dry_run) or plan.rows is None:

@@ -375,13 +375,13 @@ def _check_language(
     first_row: Mapping[str, Any],
     has_language: bool,
 ) -> None:
-    """Labels for a multilingual model begin with a language: `--language`, that of the row, or one in the label."""
+    """Labels for a multilingual model start with a language: `--language`, that of the row, or one in the label."""
     label = str(first_row[source.transcript_column])
     if not is_multilingual(student) or plan.training_args.language is not None or has_language:
         return
     if "<|startoftranscript|>" not in label:
         plan.problems.append(
-            "--language is missing: labels of a multilingual model begin with it, those of "
+            "--language is missing: labels of a multilingual model start with it, those of "
             f"--{flag} hold none (the first one: {label[:40]!r}), and no --{flag}.language_column names it for "
             "every row"
         )
@@ -511,7 +511,7 @@ class RecipeTrainer(DistillationTrainer):
         if metrics:
             self.save_metrics("eval", metrics, combined=False)
         self.save_state()
-        # By every process, since shards are gathered. `_internal_call` leaves out the Trainer's own push.
+        # By every process, since shards are gathered; `_internal_call` leaves out the push of the Trainer.
         self.save_model(_internal_call=True)
         if self.is_world_process_zero():
             save_model_card(
@@ -650,11 +650,7 @@ def _dataset_license(path: str) -> str | None:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): a recipe, then flags.
-    """
+    """Entry point of the command: a recipe, then flags."""
     args, training_args = parse_arguments(
         TrainArguments, DistillationTrainingArguments, argv=argv, command="hf-distil-whisper train"
     )
