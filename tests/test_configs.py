@@ -68,7 +68,7 @@ def test_every_key_of_every_recipe_is_known(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
-    """A flag that `train` does not know would be found after the cells before it."""
+    """A flag that `train` does not know would fail after the cells before it."""
     (args,) = parse_arguments(SweepArguments, argv=[str(path)])
     assert f"python benchmarks/paper/sweep.py configs/sweeps/{path.name}" in heading(path)
     assert args.minutes
@@ -99,7 +99,7 @@ def test_the_corpora_of_the_paper_are_all_there() -> None:
 
 @pytest.mark.parametrize("corpus", load_corpora().values(), ids=lambda corpus: corpus.name)
 def test_every_split_of_a_corpus_is_a_source(corpus: Corpus) -> None:
-    """A column that is misspelt here is found out after the download of a terabyte."""
+    """A column that is misspelt here fails after the download of a terabyte."""
     assert corpus.preparation.strip()
     for split in corpus.splits:
         source = as_source(f"corpus:{corpus.name}/{split}", "dataset")

@@ -48,7 +48,7 @@ def run(name: str, *argv: str) -> None:
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_is_short_and_uses_public_names_only(path: Path) -> None:
-    """A script that reaches into the library cannot be copied into someone's own project."""
+    """A script that reaches into the library cannot be copied into another project."""
     text = path.read_text()
     assert len(text.splitlines()) <= 80
     for node in ast.walk(ast.parse(text)):
@@ -100,7 +100,7 @@ def launch(*command: str) -> subprocess.CompletedProcess:
     ids=["torchrun", "accelerate"],
 )
 def test_run_distillation_can_be_launched(launcher: list[str], rows_per_step: int, toys: Path, tmp_path: Path) -> None:
-    """What one process writes, another one may find as another run's; and only one may speak."""
+    """What one process writes, another may take for the files of another run; and only one may print."""
     done = launch(
         *launcher, "examples/run_distillation.py", str(toys / "recipe.yaml"), "--output_dir", str(tmp_path / "o")
     )

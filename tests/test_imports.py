@@ -1,4 +1,4 @@
-"""Imports go one way through the rooms of the package, and the package itself costs nothing to import."""
+"""Imports between the folders of the package go in one direction, and importing the package is cheap."""
 
 import ast
 import importlib
@@ -26,13 +26,13 @@ LEVELS = {
     "hub": 5,
     "cli": 6,
 }
-"""A room may import itself, another one of the lowest level, and those of lower levels."""
+"""A folder or single module may import itself and those of lower levels; single modules also each other."""
 
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem != "__init__"]
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms that a module imports anywhere in its text, relative imports included."""
+def imported_parts(path: Path) -> set[str]:
+    """Folders and single modules that a module imports anywhere in its text, relative imports included."""
     package = ["hf_distil_whisper", *path.relative_to(PACKAGE).parent.parts]
     names = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -42,25 +42,25 @@ def imported_rooms(path: Path) -> set[str]:
             parents = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*parents, *([node.module] if node.module else [])])
             names += [f"{base}.{alias.name}" for alias in node.names]
-    return {room_of(name.split(".")[1:]) for name in names if name.startswith("hf_distil_whisper.")}
+    return {part_of(name.split(".")[1:]) for name in names if name.startswith("hf_distil_whisper.")}
 
 
-def room_of(parts: list[str]) -> str:
+def part_of(parts: list[str]) -> str:
     """Name in LEVELS of a module, or of a name in one, given as its parts below the package."""
     nested = ".".join(parts[:2])
     return nested if nested in LEVELS else parts[0]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_one_way(path: Path) -> None:
+def test_imports_go_in_one_direction(path: Path) -> None:
     """A circle of imports works until someone imports its other end first."""
-    room = room_of(list(path.relative_to(PACKAGE).with_suffix("").parts))
-    for other in imported_rooms(path) - {room}:
-        assert LEVELS[other] < LEVELS[room] or LEVELS[other] == LEVELS[room] == 0, f"{room} imports {other}"
+    part = part_of(list(path.relative_to(PACKAGE).with_suffix("").parts))
+    for other in imported_parts(path) - {part}:
+        assert LEVELS[other] < LEVELS[part] or LEVELS[other] == LEVELS[part] == 0, f"{part} imports {other}"
 
 
 def test_every_public_name_can_be_imported() -> None:
-    """A lazy name that is misspelt is found out when somebody uses it."""
+    """A lazy name that is misspelt fails only when somebody uses it."""
     for name in hf_distil_whisper.__all__:
         assert hf_distil_whisper.__getattr__(name) is not None
     assert set(hf_distil_whisper.__all__) <= set(dir(hf_distil_whisper))

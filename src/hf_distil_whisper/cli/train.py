@@ -490,7 +490,7 @@ class RecipeTrainer(DistillationTrainer):
     """A [`DistillationTrainer`] made by [`build_trainer`], whose `finish` ends the training of a recipe.
 
     Args:
-        card (`dict`): facts about teacher and data for the model card; see [`ModelCardCallback`].
+        card (`dict`): fields of [`CardFacts`] that the trainer does not know: teacher, data, licence.
         arguments: as for [`DistillationTrainer`].
     """
 
@@ -552,7 +552,7 @@ def build_trainer(plan: TrainingPlan) -> RecipeTrainer:
         student = create_student(teacher or "", **args.layers())
     train_dataset, eval_datasets = _speech_datasets(plan, student, processor)
     trainer = RecipeTrainer(
-        card=_card_details(plan),
+        card=_card_fields(plan),
         model=student,
         teacher_model=teacher if _needs_teacher(training_args) else None,
         args=training_args,
@@ -615,8 +615,8 @@ def _speech_datasets(
     return train, eval_datasets
 
 
-def _card_details(plan: TrainingPlan) -> dict[str, Any]:
-    """Facts about teacher and data for the model card."""
+def _card_fields(plan: TrainingPlan) -> dict[str, Any]:
+    """Fields of [`CardFacts`] about teacher and data."""
     args, training_args = plan.args, plan.training_args
     teacher, base = args.teacher_model_name_or_path, args.model_name_or_path
     facts = _teacher_facts(teacher or base or "")
