@@ -25,7 +25,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source.mkdir()
     for name in ("pyproject.toml", "setup.cfg", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("src", "configs"):
+    for name in ("src", "configs", "examples/space"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
@@ -88,7 +88,21 @@ def test_a_wheel_holds_the_licence_the_types_and_the_cards(installed: Path) -> N
     assert (packages / "hf_distil_whisper" / "py.typed").is_file()
     for card in ("model_card_template.md", "dataset_card_template.md"):
         assert (packages / "hf_distil_whisper" / "hub" / card).is_file()
+    assert (packages / "hf_distil_whisper" / "space" / "sample.ogg").is_file()
     assert list(packages.glob("hf_distil_whisper-*.dist-info/licenses/LICENSE"))
+
+
+@pytest.mark.slow
+def test_the_page_is_found_in_a_wheel(installed: Path) -> None:
+    """It lies outside the package in the repository."""
+    code = (
+        "from hf_distil_whisper.cli.demo import load_app; app = load_app(); print(app.__file__, app.SAMPLE.is_file())"
+    )
+    done = call(installed, "python", "-c", code)
+    assert done.returncode == 0, done.stderr
+    file, sample = done.stdout.split()
+    assert file.startswith(str(installed))
+    assert sample == "True"
 
 
 def test_every_dependency_is_pinned_for_the_tests() -> None:

@@ -1,19 +1,31 @@
-"""The ready-made Space: its metadata is read by the Hub, its app builds the page from two models."""
+"""The page of examples/space: its metadata, the words that it marks, its HTML, and what its button answers."""
 
 import ast
-import importlib.util
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import gradio
+import numpy as np
 import pytest
+import soundfile
 from huggingface_hub import SpaceCard
 
 import hf_distil_whisper
+from hf_distil_whisper.cli.demo import load_app
+from hf_distil_whisper.data.audio import READABLE, AudioError, load_audio
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError
+from hf_distil_whisper.inference.transcribe import transcribe
+from hf_distil_whisper.student import create_student
+from talking_models import multilingual_whisper, talking_whisper
 from toy_files import write_toy_model
+from toy_models import toy_audio, toy_processor
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "examples" / "space"
+app = load_app()
+TEACHER, STUDENT, ASSISTED = app.TEACHER, app.STUDENT, app.ASSISTED
 
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
@@ -33,13 +45,12 @@ def test_the_models_of_the_metadata_are_those_of_the_app() -> None:
     assert defaults == SpaceCard.load(SPACE / "README.md").data.models
 
 
-def test_the_app_is_short_and_uses_public_names_only() -> None:
-    text = (SPACE / "app.py").read_text()
-    assert len(text.splitlines()) <= 40
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom):
-            assert node.module == "hf_distil_whisper"
-            assert {alias.name for alias in node.names} <= set(hf_distil_whisper.__all__)
+def test_the_app_uses_public_names_only() -> None:
+    """A Space that is copied from it must not break with the next release."""
+    for node in ast.walk(ast.parse((SPACE / "app.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("hf_distil_whisper"):
+            names = {alias.name for alias in node.names}
+            assert names <= set(hf_distil_whisper.__all__) or names == {"is_written_without_spaces"}
 
 
 def test_the_requirements_name_the_extra() -> None:
@@ -47,12 +58,236 @@ def test_the_requirements_name_the_extra() -> None:
     assert [line for line in lines if not line.startswith("#")] == ["hf-distil-whisper[demo]"]
 
 
-def test_the_app_builds_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_toy_model(tmp_path / "teacher")
-    write_toy_model(tmp_path / "student", decoder_layers=2)
-    monkeypatch.setenv("STUDENT_MODEL", str(tmp_path / "student"))
-    monkeypatch.setenv("TEACHER_MODEL", str(tmp_path / "teacher"))
-    spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
-    app = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(app)
-    assert isinstance(app.demo, gradio.Blocks)
+def test_the_sample_is_a_sentence_with_credit() -> None:
+    assert 2 < len(load_audio(app.SAMPLE)) / 16_000 < 4
+    assert app.SAMPLE.stat().st_size < 20_000
+    assert "CC0" in (SPACE / "README.md").read_text()
+
+
+def test_the_app_starts_with_the_models_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDENT_MODEL", write_toy_model(tmp_path / "student", decoder_layers=2))
+    monkeypatch.setenv("TEACHER_MODEL", write_toy_model(tmp_path / "teacher"))
+    launched: list[gradio.Blocks] = []
+    monkeypatch.setattr(gradio.Blocks, "launch", lambda page: launched.append(page))
+    app.main()
+    assert len(launched) == 1
+
+
+def marks(teacher: str, text: str, language: str) -> list[tuple[str, str]]:
+    return [(word.text, word.mark) for word in app.mark_words(teacher, text, language)]
+
+
+def test_words_are_marked_as_written() -> None:
+    """A mark on the normalised text would show the reader another text than the model wrote."""
+    marked = app.mark_words("The cat sat, down.", "the bat Sat", "en")
+    assert marked == [("the", "same", ""), ("bat", "other", "cat"), ("Sat", "same", ""), ("down.", "missing", "")]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "text", "language"),
+    [
+        ("It's Mr. Smith's colour!", "it is mister smith is COLOR", "en"),
+        ("Um, hello -- there", "hello there", "en"),
+        ("你好世界。", "你 好世界", "zh"),
+        ("", "", "en"),
+    ],
+)
+def test_case_punctuation_and_spelling_are_no_difference(teacher: str, text: str, language: str) -> None:
+    """A page full of marked commas hides the one word that is wrong."""
+    assert all(mark == "same" for _, mark in marks(teacher, text, language))
+
+
+def test_missing_words_appear_where_the_teacher_has_them() -> None:
+    assert marks("one two three four five six", "two four five seven six", "basic") == [
+        ("one", "missing"),
+        ("two", "same"),
+        ("three", "missing"),
+        ("four", "same"),
+        ("five", "same"),
+        ("seven", "other"),
+        ("six", "same"),
+    ]
+
+
+def test_one_side_without_words() -> None:
+    """An alignment with an empty side is where libraries differ."""
+    assert marks("hello there", "", "en") == [("hello", "missing"), ("there", "missing")]
+    assert marks("", "hello there", "en") == [("hello", "other"), ("there", "other")]
+
+
+def test_a_language_without_spaces_is_compared_by_characters() -> None:
+    """By words, one wrong character would mark the whole sentence."""
+    (word,) = [word for word in app.mark_words("今日は良い", "今日わ良い", "ja") if word.mark != "same"]
+    assert word == ("わ", "other", "は")
+
+
+def pair(seed: int = 4) -> tuple:
+    """Student and teacher that speak, and their processor."""
+    teacher = talking_whisper(seed)
+    return create_student(teacher, decoder_layers=2).eval(), teacher, toy_processor()
+
+
+def test_the_three_texts_are_those_of_transcribe() -> None:
+    """A comparison with settings of its own shows texts that nobody else gets; the assisted one is the teacher's."""
+    student, teacher, processor = pair()
+    columns, why = app.make_columns(student, teacher, processor)
+    samples = toy_audio(5.0)
+    results = app.transcribe_columns(columns, samples)
+    assert why is None
+    assert [one.role for one in results] == [TEACHER, STUDENT, ASSISTED]
+    expected = [transcribe(model, processor, samples)[0].text for model in (teacher, student, teacher)]
+    assert [one.text for one in results] == expected
+    assert expected[0]
+    assert all(word.mark == "same" for word in results[2].words)
+    assert all(one.seconds > 0 and one.duration == 5.0 for one in results)
+
+
+def test_a_student_of_another_teacher_is_shown_without_the_third_column() -> None:
+    """A student with its own encoder is worth comparing; it ended the page with a traceback."""
+    columns, why = app.make_columns(talking_whisper(1), talking_whisper(4), toy_processor())
+    assert [one.role for one in columns] == [TEACHER, STUDENT]
+    assert "encoder" in (why or "")
+
+
+def test_a_language_is_not_asked_of_an_english_model() -> None:
+    """A multilingual model's text, language unknown, must not go through the English normaliser."""
+    teacher = multilingual_whisper()
+    columns, _ = app.make_columns(create_student(teacher, decoder_layers=2).eval(), teacher, toy_processor())
+    assert len(app.transcribe_columns(columns, toy_audio(1.0), language="de")) == len(columns)
+    assert len(app.transcribe_columns(columns[:1], toy_audio(1.0))) == 1
+
+
+@pytest.mark.parametrize("stuck", [0, 1])
+def test_a_model_without_an_end_costs_its_own_column(stuck: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    columns, _ = app.make_columns(*pair())
+
+    def some(model: object, *args: object, **options: object) -> object:
+        if model is columns[stuck].model:
+            raise StuckTranscriptionError("does not move on")
+        return transcribe(model, *args, **options)
+
+    monkeypatch.setattr(app, "transcribe", some)
+    results = app.transcribe_columns(columns[:2], toy_audio(2.0))
+    assert results[stuck].problem == "does not move on"
+    assert results[1 - stuck].problem is None
+    assert results[1 - stuck].text
+
+
+def column(role: str, text: str, seconds: float = 1.0, teacher: str | None = "the cat sat", **facts: object) -> object:
+    words = [] if teacher is None else app.mark_words(teacher, text, "en")
+    return app.Column(role, None, None, text=text, seconds=seconds, duration=10.0, words=words, **facts)
+
+
+def rows(html: str) -> list[dict[str, str]]:
+    """The facts of each column."""
+    parts = re.findall("<dl>(.*?)</dl>", html, re.DOTALL)
+    return [dict(re.findall("<dt>(.*?)</dt><dd>(.*?)</dd>", part)) for part in parts]
+
+
+def test_times_rates_and_differences_of_three_columns() -> None:
+    """2 s of work on 10 s of audio: 0.2; half the time is twice the speed."""
+    texts = [(TEACHER, "the cat sat", 2.0), (STUDENT, "a cat", 1.0), (ASSISTED, "the cat sat", 0.5)]
+    html = app.show_columns([column(*one) for one in texts])
+    times = [("2.00 s", "0.200"), ("1.00 s", "0.100"), ("0.50 s", "0.050")]
+    expected = [{"Time": time, "Real-time factor": factor} for time, factor in times]
+    expected[1] |= {"Speed": "2.00 × the teacher's", "Words that differ": "2 of 3"}
+    expected[2] |= {"Speed": "4.00 × the teacher's", "Words that differ": "none, the same text"}
+    assert rows(html) == expected
+    assert '<mark title="teacher: the">a</mark> cat <del title="only the teacher has it">sat</del>' in html
+    assert "another word" in html
+
+
+def test_case_alone_is_not_called_the_same_text() -> None:
+    html = app.show_columns([column(TEACHER, "the cat sat"), column(STUDENT, "The cat sat.")])
+    assert rows(html)[1]["Words that differ"] == "none"
+    assert "<mark" not in html
+
+
+@pytest.mark.parametrize("text", ['<script>alert("1")</script>', "${1 + 1}", "{{value}}", "a & b"])
+def test_what_a_model_wrote_is_text_on_the_page(text: str) -> None:
+    """A model trained on web pages writes tags; Gradio's templates run what is in braces."""
+    texts = [app.show_columns([column(TEACHER, text, teacher=text), column(STUDENT, text)]), app.show_message(text)]
+    page = app.build_demo(*pair(), names=(text, text))
+    texts.append(next(block.value for block in page.blocks.values() if isinstance(block, gradio.HTML)))
+    for html in texts:
+        assert text not in html
+        assert "<script" not in html
+        assert not set("${}") & set(html)
+
+
+def test_a_model_that_reached_no_end_or_wrote_no_words_says_so() -> None:
+    stuck = column(STUDENT, "", teacher=None, problem="does not move on")
+    html = app.show_columns([column(TEACHER, "", teacher=""), stuck], note="its encoder is another")
+    assert "no words" in html
+    assert "does not move on" in html
+    assert "Words that differ" not in html
+    assert "The student cannot assist this teacher. its encoder is another" in html
+
+
+def test_a_teacher_without_end_leaves_the_student_unmarked() -> None:
+    stuck = column(TEACHER, "", teacher=None, problem="stuck")
+    html = app.show_columns([stuck, column(STUDENT, "a cat", teacher=None)])
+    assert "a cat" in html
+    assert "<mark" not in html
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    soundfile.write(tmp_path / "speech.flac", toy_audio(3.0), 16_000)
+    soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    (tmp_path / "notes.mp3").write_text("no audio at all")
+    return tmp_path
+
+
+BAD = [("silence.wav", "no sound"), ("empty.wav", "0 samples"), ("notes.mp3", "notes.mp3"), ("gone.wav", "gone.wav")]
+
+
+@pytest.fixture(scope="module")
+def page() -> gradio.Blocks:
+    return app.build_demo(*pair())
+
+
+@pytest.fixture
+def answer(page: gradio.Blocks) -> Callable[[str | None], str]:
+    """What the page's button calls."""
+    return next(one.fn for one in page.fns.values() if one.api_name == "transcribe")
+
+
+@pytest.mark.parametrize(("name", "said"), [(None, "nothing to transcribe yet"), *BAD])
+def test_the_button_answers_bad_recordings_with_a_message(
+    name: str | None, said: str, answer: Callable[[str | None], str], files: Path
+) -> None:
+    """Whisper writes "Thank you." to silence; a traceback in the log and "Error" on the page help nobody."""
+    path = name and str(files / name)
+    with pytest.raises(AudioError, match=said) as raised:
+        app.read_recording(path)
+    assert str(files) not in str(raised.value)  # the server's paths are not for visitors
+    assert 'class="message"' in answer(path)
+
+
+def test_the_button_answers_with_three_columns(answer: Callable[[str | None], str], files: Path) -> None:
+    html = answer(str(files / "speech.flac"))
+    assert re.findall('data-role="(.*?)"', html) == [TEACHER, STUDENT, ASSISTED]
+    assert "3.0 s of audio" in html
+    assert "none, the same text" in html
+
+
+def test_a_recording_of_more_than_a_window_is_transcribed_to_its_end(answer: Callable, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", toy_audio(32.0), 16_000)
+    assert "32.0 s of audio" in answer(str(tmp_path / "long.wav"))
+
+
+def test_the_page_offers_the_sample_and_names_the_formats(page: gradio.Blocks) -> None:
+    (audio,) = [block for block in page.blocks.values() if isinstance(block, gradio.Audio)]
+    assert READABLE in audio.label
+    (samples,) = [block for block in page.blocks.values() if isinstance(block, gradio.Dataset)]
+    assert [Path(row[0]["path"] if isinstance(row[0], dict) else row[0]).name for row in samples.samples] == [
+        app.SAMPLE.name
+    ]
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r"pip install 'hf-distil-whisper\[demo\]'"):
+        load_app()

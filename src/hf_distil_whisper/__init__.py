@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from hf_distil_whisper.data.sources import RowErrors as RowErrors
     from hf_distil_whisper.data.sources import load_source as load_source
     from hf_distil_whisper.data.streaming import SpeechStream as SpeechStream
-    from hf_distil_whisper.evaluation.demo import build_demo as build_demo
     from hf_distil_whisper.evaluation.evaluate import evaluate_model as evaluate_model
     from hf_distil_whisper.evaluation.latency import measure_latency as measure_latency
     from hf_distil_whisper.evaluation.long_form import evaluate_long_form as evaluate_long_form
     from hf_distil_whisper.evaluation.noise import add_noise as add_noise
     from hf_distil_whisper.evaluation.significance import compare_results as compare_results
     from hf_distil_whisper.evaluation.significance import effective_robustness as effective_robustness
+    from hf_distil_whisper.export.ctranslate2 import export_ctranslate2 as export_ctranslate2
     from hf_distil_whisper.export.ggml import export_ggml as export_ggml
     from hf_distil_whisper.export.onnx import export_onnx as export_onnx
     from hf_distil_whisper.hub.callbacks import ModelCardCallback as ModelCardCallback
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from hf_distil_whisper.hub.model_card import generate_model_card as generate_model_card
     from hf_distil_whisper.hub.model_card import push_student as push_student
     from hf_distil_whisper.hub.push import PushError as PushError
-    from hf_distil_whisper.inference.ctranslate2 import export_ctranslate2 as export_ctranslate2
     from hf_distil_whisper.inference.generation import GenerationSettings as GenerationSettings
     from hf_distil_whisper.inference.speculative import assistant_arguments as assistant_arguments
     from hf_distil_whisper.inference.speculative import create_assistant as create_assistant
@@ -84,19 +83,18 @@ _MODULES = {
     "data.packing": ("pack_utterances",),
     "data.sources": ("Columns", "RowErrors", "load_source"),
     "data.streaming": ("SpeechStream",),
-    "evaluation.demo": ("build_demo",),
     "evaluation.evaluate": ("evaluate_model",),
     "evaluation.latency": ("measure_latency",),
     "evaluation.long_form": ("evaluate_long_form",),
     "evaluation.noise": ("add_noise",),
     "evaluation.significance": ("compare_results", "effective_robustness"),
+    "export.ctranslate2": ("export_ctranslate2",),
     "export.ggml": ("export_ggml",),
     "export.onnx": ("export_onnx",),
     "hub.callbacks": ("ModelCardCallback", "PushCheckpointCallback"),
     "hub.dataset_card": ("push_dataset",),
     "hub.model_card": ("CardFacts", "generate_model_card", "push_student"),
     "hub.push": ("PushError",),
-    "inference.ctranslate2": ("export_ctranslate2",),
     "inference.generation": ("GenerationSettings",),
     "inference.speculative": ("assistant_arguments", "create_assistant"),
     "inference.transcribe": (

@@ -1,4 +1,4 @@
-"""Chunked transcription: every sample heard, no word lost or doubled at a seam, the same text for every batch size."""
+"""Chunked transcription: every sample is transcribed, no word lost or doubled at a seam, whatever the batch size."""
 
 from itertools import pairwise, product
 from pathlib import Path
@@ -42,13 +42,13 @@ def test_joined_tokens_are_those_of_transformers() -> None:
         cuts = [words[:25], words[15 : 15 + rng.integers(0, 30)], words[35:], rng.integers(0, 12, 8).tolist()]
         for cut in cuts:
             if cut and rng.random() < 0.5:
-                cut[rng.integers(len(cut))] = 99  # one token heard differently
+                cut[rng.integers(len(cut))] = 99  # one token differs
         cuts = [cut for cut in cuts if cut]
         assert joined(cuts) == _find_longest_common_sequence(cuts)
 
 
 def test_overlap_is_said_once_and_errors_at_the_cut_are_dropped() -> None:
-    """A word cut in two at the seam must come from the chunk that heard it whole."""
+    """A word cut in two at the seam must come from the chunk that has all of it."""
     left, right = [1, 2, 3, 4, 5, 91], [92, 4, 5, 6, 7, 8]
     assert joined([left, right]) == [1, 2, 3, 4, 5, 6, 7, 8]
 
@@ -57,7 +57,7 @@ def test_overlap_is_said_once_and_errors_at_the_cut_are_dropped() -> None:
     ("sequences", "expected"), [([], []), ([[]], []), ([[1, 2]], [1, 2]), ([[1, 2], [], [3]], [1, 2, 3])]
 )
 def test_silent_chunks_join_to_what_was_said(sequences: list[list[int]], expected: list[int]) -> None:
-    """A recording that begins, pauses or ends in silence has chunks without a token."""
+    """A recording that starts, pauses or ends in silence has chunks without a token."""
     assert joined(sequences) == expected
 
 
@@ -72,9 +72,9 @@ def test_chunks_overlap_by_two_strides_and_cover_every_sample() -> None:
     ]
     for samples, block in product((1, 239_999, 240_000, 240_001, 400_000, 400_001), (997, 160_000, 10**6)):
         blocks = [recording[start : min(start + block, samples)] for start in range(0, samples, block)]
-        found = list(cut_chunks(blocks, 15.0, 2.5))
-        assert all(np.array_equal(heard, recording[chunk.start : chunk.stop]) for chunk, heard in found)
-        chunks = [chunk for chunk, _ in found]
+        cut = list(cut_chunks(blocks, 15.0, 2.5))
+        assert all(np.array_equal(samples, recording[chunk.start : chunk.stop]) for chunk, samples in cut)
+        chunks = [chunk for chunk, _ in cut]
         assert chunks[0].start == 0
         assert chunks[-1].stop == samples
         assert all(left.stop - right.start == 80_000 for left, right in pairwise(chunks))
@@ -117,8 +117,8 @@ def test_file_read_in_blocks_gives_the_text_of_its_samples(tmp_path: Path) -> No
     expected = transcribe_chunked(model, toy_processor(), load_audio(path), batch_size=16, **options)
     assert expected.text
     for source, batch_size in ((path, 1), (path, 16), (audio_blocks(path, block_seconds=0.7), 16)):
-        found = transcribe_chunked(model, toy_processor(), source, batch_size=batch_size, **options)
-        assert (found.text, found.segments) == (expected.text, expected.segments)
+        result = transcribe_chunked(model, toy_processor(), source, batch_size=batch_size, **options)
+        assert (result.text, result.segments) == (expected.text, expected.segments)
 
 
 @pytest.mark.parametrize("stereo", [False, True])
@@ -127,10 +127,10 @@ def test_silence_and_clips_of_milliseconds_are_one_chunk(seconds: float, stereo:
     """What comes out of silence is the model's affair; that something comes out is ours."""
     frames = round(44_100 * seconds)
     audio = (np.zeros((frames, 2) if stereo else frames, dtype=np.float32), 44_100)
-    found = transcribe_chunked(talking_whisper(4), toy_processor(), audio, return_timestamps=True)
-    assert found.statistics.num_windows == 1
-    assert 0 <= found.statistics.no_speech_prob <= 1
-    assert all(0 <= part.start <= part.end <= seconds for part in found.segments)
+    result = transcribe_chunked(talking_whisper(4), toy_processor(), audio, return_timestamps=True)
+    assert result.statistics.num_windows == 1
+    assert 0 <= result.statistics.no_speech_prob <= 1
+    assert all(0 <= part.start <= part.end <= seconds for part in result.segments)
 
 
 def test_recording_of_one_chunk_reads_as_a_short_one() -> None:
@@ -145,15 +145,15 @@ def test_recording_of_one_chunk_reads_as_a_short_one() -> None:
 def test_times_follow_the_words_over_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times of a joined text must count from the start of the recording, and a sentence over a seam is one segment."""
     model, processor = talking_whisper(), toy_processor()
-    begin = timestamp_begin(model)
+    first_timestamp = timestamp_begin(model)
 
     def tokens(text: str) -> list[int]:
         return processor.tokenizer(text, add_special_tokens=False).input_ids
 
     first = tokens("<|0.00|> the quick<|4.00|><|5.00|> brown fox jumps over<|10.00|>")
     second = tokens("<|0.00|> fox jumps over the lazy dog<|8.00|>")
-    found = [TokenSequence(row, False, -0.5, 0.1) for row in (first, second)]
-    monkeypatch.setattr(chunked, "generate_tokens", lambda *_, **__: found)
+    sequences = [TokenSequence(row, False, -0.5, 0.1) for row in (first, second)]
+    monkeypatch.setattr(chunked, "generate_tokens", lambda *_, **__: sequences)
     audio = np.zeros(16 * 16_000, dtype=np.float32)
     result = transcribe_chunked(model, processor, audio, chunk_length=10, stride=2, return_timestamps=True)
     assert result.text == "the quick brown fox jumps over the lazy dog"
@@ -161,13 +161,13 @@ def test_times_follow_the_words_over_a_seam(monkeypatch: pytest.MonkeyPatch) -> 
         (0.0, 4.0, "the quick"),
         (5.0, 14.0, "brown fox jumps over the lazy dog"),
     ]
-    assert begin not in tokens(result.text)
+    assert first_timestamp not in tokens(result.text)
 
 
 def test_statistics_sum_up_all_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """A truncated window or a silent one must be seen in the statistics of the whole recording."""
-    found = [TokenSequence([5, 6, 7], False, -1.0, 0.9), TokenSequence([8, 9], True, -2.5, 0.2)]
-    monkeypatch.setattr(chunked, "generate_tokens", lambda *_, **__: found)
+    sequences = [TokenSequence([5, 6, 7], False, -1.0, 0.9), TokenSequence([8, 9], True, -2.5, 0.2)]
+    monkeypatch.setattr(chunked, "generate_tokens", lambda *_, **__: sequences)
     audio = np.zeros(16 * 16_000, dtype=np.float32)
     statistics = transcribe_chunked(talking_whisper(), toy_processor(), audio, chunk_length=10, stride=2).statistics
     assert (statistics.num_tokens, statistics.num_windows, statistics.truncated) == (5, 2, True)

@@ -95,13 +95,15 @@ def test_blocks_of_a_recording_are_as_good_as_the_whole() -> None:
 
 def test_scores_of_a_window_are_not_kept_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Transformers keeps the scores of a whole vocabulary for every token: gigabytes an hour."""
-    kept: list[object] = []
+    segments: list[object] = []
     finish = sequential._transcription
-    monkeypatch.setattr(sequential, "_transcription", lambda found, *rest: kept.extend(found) or finish(found, *rest))
+    monkeypatch.setattr(
+        sequential, "_transcription", lambda parts, *rest: segments.extend(parts) or finish(parts, *rest)
+    )
     model = talking_whisper(4)
     result = transcribe_sequential(model, toy_processor(), toy_audio(40), temperature_fallback=True)
     assert result.statistics.num_windows > 1
-    assert {type(segment["result"]) for segment in kept} == {torch.Tensor}
+    assert {type(segment["result"]) for segment in segments} == {torch.Tensor}
     assert "_retrieve_segment" not in vars(model)
 
 

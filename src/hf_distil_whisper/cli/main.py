@@ -19,7 +19,6 @@ COMMANDS = {
     "train": ("distil a student on labelled speech, or fine-tune it without a teacher", "train"),
     "evaluate": ("score one model, or a student beside its teacher, on test sets", "evaluate"),
     "transcribe": ("transcribe audio files of any length", "transcribe"),
-    "align-heads": ("choose a student's alignment heads for word timestamps", "align_heads"),
     "export": ("convert a model for CTranslate2, whisper.cpp or ONNX and compare the transcripts", "export"),
     "push": ("upload a student to the Hub, complete and with its card", "push"),
     "push-dataset": ("upload labelled rows to the Hub, with a card", "push_dataset"),

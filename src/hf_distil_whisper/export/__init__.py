@@ -1,0 +1,149 @@
+"""Exports to other runtimes: what the formats share, and the comparison of an export with transformers."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from datasets import Dataset
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+from hf_distil_whisper.data.dataset import row_id
+from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.inference.dataset import generate_rows
+from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens
+from hf_distil_whisper.inference.output import plain_text
+from hf_distil_whisper.inference.prompt import timestamp_begin
+
+Generator = Callable[..., list[TokenSequence]]
+"""Log-mel features of shape (batch, mel bins, frames) to one token sequence per window."""
+
+
+@contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A staging directory that becomes `folder` when the block ends without an error.
+
+    Args:
+        folder (`str` or `Path`): new or empty; its parents are created.
+
+    Raises:
+        FileExistsError: if it is a file or holds files.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FileExistsError(
+            f"`folder`: {folder} exists already and is not an empty folder; an export would mix with its files. "
+            "Choose a new folder, or empty this one."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as staging:
+        part = Path(staging, "export")
+        part.mkdir()
+        yield part
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(part, folder)
+
+
+def check_exportable(model: WhisperForConditionalGeneration, quantization: str, quantizations: Sequence[str]) -> None:
+    """Refuses unknown quantizations, and adapters, which an export would leave out without an error.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): to export.
+        quantization (`str`): type of the weights.
+        quantizations (`Sequence[str]`): those of the format.
+
+    Raises:
+        ValueError: for another quantization, or a model with unmerged LoRA adapters.
+    """
+    if quantization not in quantizations:
+        raise ValueError(f"`quantization`: expected one of {', '.join(quantizations)}, got {quantization!r}.")
+    if any(".lora_" in name for name, _ in model.named_parameters()):
+        raise ValueError(
+            "The model carries LoRA adapters beside its weights, which no other runtime reads. Merge them first "
+            "(`LoraStudent.save_merged`, or the folder that `train --lora` wrote) and export the merged student."
+        )
+
+
+@dataclass(frozen=True)
+class ExportCheck:
+    """Texts of an exported model beside the greedy texts of transformers.
+
+    Args:
+        num_recordings (`int`): compared.
+        differing (`list[tuple[str, str, str]]`): id of the recording, text of the export and text of transformers,
+            where they are not equal.
+    """
+
+    num_recordings: int
+    differing: list[tuple[str, str, str]]
+
+    def __str__(self) -> str:
+        equal = self.num_recordings - len(self.differing)
+        share = f" ({equal / self.num_recordings:.1%})" if self.num_recordings else ""
+        return f"{equal} of {self.num_recordings} texts equal to those of transformers{share}"
+
+
+def greedy_texts(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    rows: Dataset | Sequence[Mapping],
+    *,
+    generate: Generator | None = None,
+    language: str | None = None,
+    batch_size: int = 16,
+    errors: RowErrors | None = None,
+) -> dict[int, str]:
+    """Greedy transcripts of recordings of up to one window.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): in eval mode.
+        processor (`WhisperProcessor`): of the model.
+        rows (`Dataset` or `Sequence[Mapping]`): with `audio` and possibly `id`.
+        generate (`Callable`, *optional*): runtime of an export; by default the model itself, in transformers.
+        language (`str`, *optional*): for the model in transformers; detected where left out.
+        batch_size (`int`, *optional*, defaults to 16): recordings per pass.
+        errors ([`RowErrors`], *optional*): collects rows that cannot be read.
+
+    Returns:
+        `dict[int, str]`: by row index; unreadable rows are missing.
+    """
+    generate = generate or partial(generate_tokens, model, language=language)
+    errors = RowErrors() if errors is None else errors
+    result = generate_rows(model, processor, rows, errors, generate, batch_size=batch_size)
+    first_timestamp = timestamp_begin(model)
+    return {
+        row: plain_text(sequence.tokens, processor.tokenizer, first_timestamp)
+        for row, sequence in result.sequences.items()
+    }
+
+
+def check_export(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    generate: Generator,
+    rows: Dataset | Sequence[Mapping],
+    *,
+    expected: Mapping[int, str] | None = None,
+    language: str | None = None,
+    batch_size: int = 16,
+) -> ExportCheck:
+    """Compares the texts of an export with the greedy texts of transformers.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): that was exported.
+        processor (`WhisperProcessor`): of the model.
+        generate (`Callable`): the export in its runtime.
+        rows (`Dataset` or `Sequence[Mapping]`): with `audio` of up to one window and possibly `id`.
+        expected (`Mapping[int, str]`, *optional*): from [`greedy_texts`], where several exports are checked.
+        language (`str`, *optional*): of multilingual models; detected where left out.
+        batch_size (`int`, *optional*, defaults to 16): recordings per pass.
+    """
+    if expected is None:
+        expected = greedy_texts(model, processor, rows, language=language, batch_size=batch_size)
+    texts = greedy_texts(model, processor, rows, generate=generate, batch_size=batch_size)
+    differing = [(row_id(rows[row], row), texts[row], text) for row, text in expected.items() if texts[row] != text]
+    return ExportCheck(len(expected), differing)

@@ -1,7 +1,4 @@
-"""What [`export_ggml`] writes, run by whisper.cpp through its Python binding `pywhispercpp`.
-
-Knows the settings that make its search the one of `generation.py`; `export_ggml` knows the file.
-"""
+"""Export to the file that whisper.cpp loads, `ggml-model.bin`."""
 
 import atexit
 import re
@@ -18,16 +15,10 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from hf_distil_whisper.inference.ctranslate2 import (
-    check_exportable,
-    import_runtime,
-    new_folder,
-)
+from hf_distil_whisper.export import check_exportable, new_folder
+from hf_distil_whisper.inference.ctranslate2 import import_runtime
 from hf_distil_whisper.inference.generation import TokenSequence
-from hf_distil_whisper.inference.prompt import (
-    max_generated_tokens,
-    resolve_languages,
-)
+from hf_distil_whisper.inference.prompt import max_generated_tokens, resolve_languages
 
 OFFICIAL_VOCABULARIES = {51_864: 50_256, 51_865: 50_257, 51_866: 50_257}
 """Tokens of OpenAI's checkpoints (English-only, multilingual, large-v3) → id of `<|endoftext|>`."""
@@ -70,15 +61,15 @@ def export_ggml(
 ) -> Path:
     """Writes a model as whisper.cpp loads it: `ggml-model.bin`.
 
-    The runtime has the ids of OpenAI's vocabularies built in, so a model with any other one is refused. It knows only
-    windows of 30 s, and starts no transcript without timestamps unless it is told (`no_timestamps`).
+    whisper.cpp has the token ids of OpenAI's vocabularies and windows of 30 s built in, so a model with others is
+    refused. It predicts timestamps by default; the option `no_timestamps` switches them off.
 
     Args:
         model (`WhisperForConditionalGeneration`): left as it is.
         processor (`WhisperProcessor`): of the model.
-        folder (`str` or `Path`): new or empty; written whole or not at all.
-        quantization (`str`, *optional*, defaults to `"float16"`): type of the weight matrices, as whisper.cpp's own
-            files have it; "q8_0" (8 bits, 8.5 with their scales) or "q5_0" (5, 5.5).
+        folder (`str` or `Path`): new or empty; written completely or not at all.
+        quantization (`str`, *optional*, defaults to `"float16"`): type of the weight matrices, that of whisper.cpp's
+            own files; "q8_0" (8 bits, 8.5 with their scales) or "q5_0" (5, 5.5).
 
     Returns:
         `Path`: the folder.
@@ -95,7 +86,7 @@ def export_ggml(
         ```
     """
     check_exportable(model, quantization, tuple(_PACKED))
-    check_ggml(model)
+    check_whisper_cpp(model)
     with new_folder(folder) as part, open(part / GGML_FILE, "wb") as file:
         _write_header(file, model, processor, quantization)
         for name, weight in _named_weights(model):
@@ -103,11 +94,14 @@ def export_ggml(
     return Path(folder)
 
 
-def check_ggml(model: WhisperForConditionalGeneration) -> None:
-    """Makes sure that whisper.cpp can run a model, which may be on the meta device.
+def check_whisper_cpp(model: WhisperForConditionalGeneration) -> None:
+    """Checks that whisper.cpp can run a model.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): may be on the meta device.
 
     Raises:
-        ValueError: says what is not official about it, and what to do.
+        ValueError: for a vocabulary, window or feed-forward size that whisper.cpp does not support.
     """
     config = model.config
     end = OFFICIAL_VOCABULARIES.get(config.vocab_size)
@@ -120,7 +114,7 @@ def check_ggml(model: WhisperForConditionalGeneration) -> None:
         )
     if config.max_source_positions != _OFFICIAL_FRAMES:
         raise ValueError(
-            f"whisper.cpp hears windows of 30 s ({_OFFICIAL_FRAMES} encoder positions), the model has "
+            f"whisper.cpp reads windows of 30 s ({_OFFICIAL_FRAMES} encoder positions), the model has "
             f"{config.max_source_positions}. Export it for CTranslate2 or ONNX."
         )
     if {config.encoder_ffn_dim, config.decoder_ffn_dim} != {4 * config.d_model}:
@@ -145,7 +139,7 @@ def _write_header(
     filters = np.ascontiguousarray(processor.feature_extractor.mel_filters.T, dtype="<f4")
     file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
     raw = {character: byte for byte, character in bytes_to_unicode().items()}
-    # The others are special: the runtime makes them up behind the last one that is written.
+    # Text tokens only: the runtime adds the special ones behind the last that is written.
     count = OFFICIAL_VOCABULARIES[config.vocab_size]
     file.write(struct.pack("<i", count))
     for token in processor.tokenizer.convert_ids_to_tokens(range(count)):
@@ -155,30 +149,30 @@ def _write_header(
 
 def _named_weights(model: WhisperForConditionalGeneration) -> Iterator[tuple[str, np.ndarray]]:
     for name, weight in model.state_dict().items():
-        if name == "proj_out.weight":  # that of the embedding, in every Whisper
+        if name == "proj_out.weight":  # tied to the embedding in every Whisper
             continue
         for pattern, replacement in _NAMES.items():
             name = re.sub(pattern, replacement, name)
-        numbers = weight.detach().float().cpu().numpy()
-        yield name, numbers[:, None] if re.fullmatch(r"encoder\.conv\d\.bias", name) else numbers
+        array = weight.detach().float().cpu().numpy()
+        yield name, array[:, None] if re.fullmatch(r"encoder\.conv\d\.bias", name) else array
 
 
 def _type_of(name: str, weight: np.ndarray, quantization: str) -> str:
-    """What the runtime expects: vectors and positions in float32, convolutions not quantised."""
+    """Type that the runtime expects: float32 for vectors and positions, float16 for convolutions."""
     if weight.ndim == 1 or re.fullmatch(r".*\.positional_embedding|encoder\.conv\d\.bias", name):
         return "float32"
     return "float16" if weight.ndim == 3 else quantization
 
 
 def _write_tensor(file: BinaryIO, name: str, weight: np.ndarray, quantization: str) -> None:
-    number, _, pack = _FLOAT32 if quantization == "float32" else _PACKED[quantization]
+    tensor_type, _, pack = _FLOAT32 if quantization == "float32" else _PACKED[quantization]
     if quantization.startswith("q") and weight.shape[-1] % BLOCK:
         raise ValueError(
             f"`quantization`: {quantization} needs rows of a multiple of {BLOCK} weights, {name} has rows of "
             f"{weight.shape[-1]}. Take float16."
         )
     encoded = name.encode()
-    file.write(struct.pack("<3i", weight.ndim, len(encoded), number))
+    file.write(struct.pack("<3i", weight.ndim, len(encoded), tensor_type))
     file.write(struct.pack(f"<{weight.ndim}i", *reversed(weight.shape)) + encoded)
     file.write(pack(weight).tobytes())
 
@@ -200,7 +194,7 @@ def pack_q8_0(weights: np.ndarray) -> np.ndarray:
 
 
 def pack_q5_0(weights: np.ndarray) -> np.ndarray:
-    """Blocks of 32 weights as a half-precision scale, 32 fifth bits and 32 times four bits, two halves side by side.
+    """Blocks of 32 weights as a half-precision scale, the 32 fifth bits, and the low four bits of two weights a byte.
 
     Args:
         weights (`np.ndarray`): float32, rows of a multiple of 32.
@@ -229,36 +223,29 @@ _PACKED: dict[str, _Packing] = {
     "q8_0": (8, _QUANTISATION_VERSION + 7, pack_q8_0),
     "q5_0": (6, _QUANTISATION_VERSION + 8, pack_q5_0),
 }
-"""Name → number of the tensor type, number of the file type, how to pack weights. No float32: the convolutions of
-whisper.cpp (1.8) take half precision only, and end the process otherwise."""
-GGML_QUANTIZATIONS = tuple(_PACKED)
+"""Name → (tensor type, file type, packing of weights). No float32: whisper.cpp 1.8 aborts the process unless its
+convolutions are in half precision."""
 
+QUANTIZATIONS = tuple(_PACKED)
+"""Types of the weight matrices on disk, the default first."""
 
-_ERROR = 4
-"""Level of a message of the runtime."""
+_LOG_LEVEL_ERROR = 4
 
-_NO_MORE = 219
+_MAX_TOKENS = 219
 """Tokens that whisper.cpp writes into a window at most: half of the decoder's context, less its prefix."""
 
 
 class GgmlGenerator:
-    """Transcribes windows as [`generate_tokens`] does, by whisper.cpp, one after the other.
+    """Greedy search of whisper.cpp through its Python binding `pywhispercpp`, to check an export.
 
-    whisper.cpp suppresses special tokens always, blanks at the beginning, and a built-in list of non-speech symbols
-    where the model's generation config suppresses any text token: the official lists, by and large. It tries no
-    second time at a higher temperature here, and skips no window as silence.
+    whisper.cpp always suppresses special tokens and leading blanks, and a built-in list of non-speech symbols where
+    the generation config suppresses any text token. Temperature fallback and the silence threshold are switched off.
 
     Args:
-        model (`WhisperForConditionalGeneration`): what was exported; its configs are read.
+        model (`WhisperForConditionalGeneration`): that was exported; only its configs are read.
         folder (`str` or `Path`): written by [`export_ggml`].
-        max_new_tokens (`int`, *optional*, defaults to what [`max_generated_tokens`] allows): bound on the tokens; the
-            runtime's own is 219.
-        language (`str`, *optional*): see [`resolve_language`]; None detects it.
-        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
-
-    Raises:
-        ImportError: without the extra `ggml`.
-        FileNotFoundError: if there is no exported model.
+        language (`str`, *optional*): of all windows; detected where left out.
+        max_new_tokens (`int`, *optional*): per window; by default, and at most, whisper.cpp's 219.
     """
 
     def __init__(
@@ -266,85 +253,73 @@ class GgmlGenerator:
         model: WhisperForConditionalGeneration,
         folder: str | Path,
         *,
-        max_new_tokens: int | None = None,
         language: str | None = None,
-        task: str = "transcribe",
+        max_new_tokens: int | None = None,
     ):
         import_runtime("pywhispercpp", "ggml")
         self._runtime = runtime = import_runtime("_pywhispercpp", "ggml")
         file = Path(folder, GGML_FILE)
         if not file.is_file():
             raise FileNotFoundError(f"`folder`: {folder} holds no {GGML_FILE}, which export_ggml writes.")
-        self._model, self._language, self._task = model, language, task
-        resolve_languages(model, language, task, 1)
+        resolve_languages(model, language, "transcribe", 1)
+        self._model, self._language = model, language
+        self._max_new_tokens = min(max_new_tokens or max_generated_tokens(model, False), _MAX_TOKENS)
         self._messages: list[str] = []
-        runtime.whisper_log_set(partial(_listen, self._messages))  # it prints pages about memory otherwise
-        atexit.register(runtime.whisper_log_set, None)  # else the process ends with a crash of the binding
+        runtime.whisper_log_set(partial(_collect_errors, self._messages))  # else pages about memory are printed
+        atexit.register(runtime.whisper_log_set, None)  # else the binding crashes when the process ends
         self._context = runtime.whisper_init_from_file_with_params(str(file), runtime.whisper_context_default_params())
-        if self._messages:  # the binding gives a context in any case, and a crash with its first use
+        if self._messages:  # the binding returns a context in any case, and crashes when it is used
             raise ValueError(f"whisper.cpp does not load {file}: {' '.join(self._messages)}")
         weakref.finalize(self, runtime.whisper_free, self._context)
-        self._new_tokens = min(max_new_tokens or max_generated_tokens(model, False), _NO_MORE)
 
-    def __call__(self, input_features: Tensor, *, language: Sequence[str | None] | None = None) -> list[TokenSequence]:
-        """Tokens of a batch of windows.
+    def __call__(
+        self, input_features: Tensor, *, languages: Sequence[str | None] | None = None
+    ) -> list[TokenSequence]:
+        """Tokens of a batch of windows, one window after the other.
 
         Args:
             input_features (`Tensor`): log-mel of shape (batch, mel bins, frames), padded to the window.
-            language (`Sequence[str | None]`, *optional*): of each window, in place of the one for all.
+            languages (`Sequence[str | None]`, *optional*): of each window.
         """
-        told = self._language if language is None else language
-        codes = resolve_languages(self._model, told, self._task, len(input_features))
-        windows = input_features.float().cpu().numpy()
-        return [self._window(window, code) for window, code in zip(windows, codes, strict=True)]
-
-    def from_samples(self, samples: np.ndarray, language: str | None = None) -> TokenSequence:
-        """Tokens of a recording of up to 30 s, whose features the runtime works out by itself.
-
-        Args:
-            samples (`np.ndarray`): float32 mono at 16 kHz.
-            language (`str`, *optional*): None detects it.
-        """
-        return self._search(samples.astype(np.float32), language)
-
-    def _window(self, features: np.ndarray, language: str | None) -> TokenSequence:
-        bins, frames = features.shape
-        self._runtime.whisper_set_mel(self._context, np.ascontiguousarray(features), frames, bins)
-        return self._search(np.zeros(0, dtype=np.float32), language)  # without samples it takes the features
+        codes = resolve_languages(self._model, languages or self._language, "transcribe", len(input_features))
+        sequences = []
+        for features, code in zip(input_features.float().cpu().numpy(), codes, strict=True):
+            bins, frames = features.shape
+            self._runtime.whisper_set_mel(self._context, np.ascontiguousarray(features), frames, bins)
+            sequences.append(self._search(np.zeros(0, dtype=np.float32), code))  # no samples: it takes the features
+        return sequences
 
     def _search(self, samples: np.ndarray, language: str | None) -> TokenSequence:
         runtime, context = self._runtime, self._context
         if runtime.whisper_full(context, self._parameters(language), samples, len(samples)) != 0:
             raise RuntimeError(f"whisper.cpp could not transcribe a window: {' '.join(self._messages)}")
-        end = runtime.whisper_token_eot(context)
         tokens = [
-            runtime.whisper_full_get_token_id(context, segment, place)
+            runtime.whisper_full_get_token_id(context, segment, position)
             for segment in range(runtime.whisper_full_n_segments(context))
-            for place in range(runtime.whisper_full_n_tokens(context, segment))
+            for position in range(runtime.whisper_full_n_tokens(context, segment))
         ]
-        words = [token for token in tokens if token < end][: self._new_tokens]
-        return TokenSequence(words, len(words) >= self._new_tokens)
+        end = runtime.whisper_token_eot(context)
+        text_tokens = [token for token in tokens if token < end][: self._max_new_tokens]
+        return TokenSequence(text_tokens, len(text_tokens) >= self._max_new_tokens)
 
     def _parameters(self, language: str | None) -> Any:
-        found = self._runtime.whisper_full_default_params(
-            self._runtime.whisper_sampling_strategy.WHISPER_SAMPLING_GREEDY
-        )
-        settings = self._model.generation_config
-        found.n_threads = torch.get_num_threads()
-        found.language = language or ("auto" if self._runtime.whisper_is_multilingual(self._context) else "en")
-        found.translate = self._task == "translate"
-        found.no_timestamps = found.single_segment = True
-        found.max_tokens = max(self._new_tokens - 1, 1)  # it writes one more
-        found.suppress_blank = bool(settings.begin_suppress_tokens)
-        found.suppress_nst = any(token < settings.eos_token_id for token in settings.suppress_tokens or [])
-        found.greedy = {"best_of": 1}
-        found.temperature_inc = 0.0
-        found.logprob_thold = -1e9  # with it, nothing counts as silence
-        found.print_progress = found.print_timestamps = False
-        return found
+        strategy = self._runtime.whisper_sampling_strategy.WHISPER_SAMPLING_GREEDY
+        parameters = self._runtime.whisper_full_default_params(strategy)
+        config = self._model.generation_config
+        parameters.n_threads = torch.get_num_threads()
+        parameters.language = language or ("auto" if self._runtime.whisper_is_multilingual(self._context) else "en")
+        parameters.no_timestamps = parameters.single_segment = True
+        parameters.max_tokens = max(self._max_new_tokens - 1, 1)  # it writes one more
+        parameters.suppress_blank = bool(config.begin_suppress_tokens)
+        parameters.suppress_nst = any(token < config.eos_token_id for token in config.suppress_tokens or [])
+        parameters.greedy = {"best_of": 1}
+        parameters.temperature_inc = 0.0
+        parameters.logprob_thold = -1e9  # nothing is unlikely enough to be skipped as silence
+        parameters.print_progress = parameters.print_timestamps = False
+        return parameters
 
 
-def _listen(messages: list[str], level: int, text: str) -> None:
-    """Keeps what goes wrong. No method: the runtime would keep the generator, and its model, for good."""
-    if level >= _ERROR:
+def _collect_errors(messages: list[str], level: int, text: str) -> None:
+    """Log callback. Not a method: the runtime would keep the generator, and its model, alive for good."""
+    if level >= _LOG_LEVEL_ERROR:
         messages.append(text.strip())

@@ -1,13 +1,9 @@
-"""Long recordings in overlapping chunks that are transcribed in parallel and joined on their words (paper, section 5).
-
-Knows where to cut and how to join; each chunk is transcribed by `generation.py`. Of the audio it holds one batch of
-chunks at a time.
-"""
+"""Chunked long-form transcription: overlapping chunks in parallel, joined on their words (paper, section 5)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -24,6 +20,7 @@ from hf_distil_whisper.inference.encoder import (
     window_seconds,
 )
 from hf_distil_whisper.inference.generation import (
+    GenerationSettings,
     TokenSequence,
     generate_tokens,
 )
@@ -36,33 +33,39 @@ from hf_distil_whisper.inference.output import (
     segments_of,
     timed_tokens,
 )
-from hf_distil_whisper.inference.prompt import timestamp_begin
+from hf_distil_whisper.inference.prompt import (
+    prefix_tokens,
+    resolve_languages,
+    timestamp_begin,
+)
 from hf_distil_whisper.inference.speculative import DraftCounts
 from hf_distil_whisper.inference.word_timestamps import (
     TimedToken,
     alignment_heads,
     in_order,
     join_words,
-    time_windows,
+    num_positions,
+    prefix_language,
+    time_tokens,
 )
 
 CHUNK_LENGTH_ENTRY = "chunk_length_s"
-"""Entry of a student's generation config, in seconds; named after the argument of the speech recognition pipeline,
-which does not read it."""
+"""Entry of a student's generation config, in seconds; the speech recognition pipeline has an argument of this name,
+but does not read the entry."""
 
 LONG_CHUNK, SHORT_CHUNK = 30.0, 15.0
-"""Seconds that Table 23 found best for Whisper, trained on 30 s, and Distil-Whisper, trained on 7.1 s in the mean."""
+"""Seconds that are best in Table 23 for Whisper, trained on 30 s, and Distil-Whisper, trained on 7.1 s on average."""
 
 
 def chunk_length_after(mean_duration: float) -> float:
-    """The chunk length for a model that was trained on recordings of this mean duration.
+    """Chunk length for a model trained on recordings of this mean duration.
 
     The paper (appendix D.4, Table 23) has two points: a model trained on windows of 30 s is best with chunks of 30 s,
-    one trained on utterances of 7.1 s with chunks of 15 s. A chunk of 15 s is no longer than most of what the model
-    knows once the mean is above 15 s, so that is where the rule changes.
+    one trained on utterances of 7.1 s with chunks of 15 s. The rule changes at 15 s: with a longer mean, chunks of
+    15 s would be shorter than most of the training data.
 
     Args:
-        mean_duration (`float`): seconds, over the rows of the training.
+        mean_duration (`float`): of the training rows, in seconds.
 
     Returns:
         `float`: 15.0 up to a mean of 15 s (corpora of single utterances), else 30.0 (utterances packed to windows).
@@ -71,18 +74,17 @@ def chunk_length_after(mean_duration: float) -> float:
 
 
 def default_chunk_length(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> float:
-    """The chunk length of a model where none is asked for.
+    """Chunk length of a model: `chunk_length_s` of its generation config, which a training here writes, or 30 s.
 
     Args:
-        model (`WhisperForConditionalGeneration`): its generation config says `chunk_length_s`, where a training with
-            this library has written it.
+        model (`WhisperForConditionalGeneration`): student or teacher.
         processor (`WhisperProcessor`): of the model; no chunk is longer than its window.
 
     Returns:
-        `float`: seconds; 30.0 for a model that does not say, as every Whisper of OpenAI.
+        `float`: seconds.
 
     Raises:
-        ValueError: if the entry is no length.
+        ValueError: if the entry is not a positive number.
     """
     seconds = model.generation_config.to_dict().get(CHUNK_LENGTH_ENTRY)
     if seconds is None:
@@ -107,35 +109,33 @@ def cut_chunks(blocks: Iterable[np.ndarray], chunk_length: float, stride: float)
     """Cuts a recording into chunks that overlap by two strides, as the transformers pipeline does.
 
     Args:
-        blocks (`Iterable[np.ndarray]`): the recording piece by piece, as [`audio_blocks`] gives it; read on as chunks
-            are asked for.
+        blocks (`Iterable[np.ndarray]`): the recording in blocks of samples, from [`audio_blocks`]; consumed lazily.
         chunk_length (`float`): seconds.
         stride (`float`): seconds at either side of a chunk that its neighbour covers too, so that a word cut in one
-            chunk is whole in the other.
+            chunk is complete in the other.
 
     Yields:
-        `tuple[Chunk, np.ndarray]`: place and samples, in order; the last one reaches the end. Nothing for a recording
-            without a sample.
+        `tuple[Chunk, np.ndarray]`: position and samples, in order; the last chunk reaches the end of the recording.
     """
     length, margin = round(chunk_length * SAMPLING_RATE), round(stride * SAMPLING_RATE)
-    start, held = 0, np.zeros(0, dtype=np.float32)
+    start, buffer = 0, np.zeros(0, dtype=np.float32)
     for block in blocks:
-        held = np.concatenate([held, block]) if len(held) else block
-        while len(held) > length:
-            yield Chunk(start, start + length), held[:length]
+        buffer = np.concatenate([buffer, block]) if len(buffer) else block
+        while len(buffer) > length:
+            yield Chunk(start, start + length), buffer[:length]
             start += length - 2 * margin
-            held = held[length - 2 * margin :]
-    if len(held):
-        yield Chunk(start, start + len(held)), held
+            buffer = buffer[length - 2 * margin :]
+    if len(buffer):
+        yield Chunk(start, start + len(buffer)), buffer
 
 
 def check_chunks(chunk_length: float, stride: float, window: float) -> None:
-    """Raises a `ValueError` for chunks that a model cannot hear whole, or that would never move on.
+    """Raises a `ValueError` for chunks longer than the encoder's window, or that would never advance.
 
     Args:
         chunk_length (`float`): seconds.
         stride (`float`): seconds.
-        window (`float`): seconds that the encoder sees.
+        window (`float`): length of the encoder's window, in seconds.
     """
     if not 0 < chunk_length <= window:
         raise ValueError(
@@ -145,17 +145,17 @@ def check_chunks(chunk_length: float, stride: float, window: float) -> None:
     if stride < 0 or round(chunk_length * SAMPLING_RATE) <= 2 * round(stride * SAMPLING_RATE):
         raise ValueError(
             f"`stride` is {stride} s at either side of a chunk of {chunk_length} s, expected 0 or more and less than "
-            "half of `chunk_length`: the chunks would never move on."
+            "half of `chunk_length`: the chunks would never advance."
         )
 
 
 def join_spans(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """Finds which part of each chunk's tokens to keep, by the longest common sequence of neighbours.
+    """Spans of each chunk's tokens that make up the joined text, by the longest common sequence of neighbours.
 
     Every alignment of the end of one chunk with the start of the next is tried; the best has the largest share of
-    equal tokens, where longer ones win ties and fewer than two equal tokens count for nothing. The left chunk is
-    trusted up to the middle of the match, the right one from there on. The choice is that of transformers'
-    `_find_longest_common_sequence`; spans instead of tokens let times follow the words.
+    equal tokens, with ties won by longer ones and at least two equal tokens. Up to the middle of the match the left
+    chunk is taken, from there on the right one. The choice is that of transformers' `_find_longest_common_sequence`;
+    spans instead of tokens let times follow the words.
 
     Args:
         sequences (`Sequence[Sequence[int]]`): text tokens per chunk, in order.
@@ -164,19 +164,19 @@ def join_spans(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]
         `list[tuple[int, int, int]]`: (chunk, start, stop), in order; empty spans are left out.
     """
     spans = []
-    begin = 0
+    start = 0
     for index in range(1, len(sequences)):
-        left, right = np.asarray(sequences[index - 1][begin:]), np.asarray(sequences[index])
+        left, right = np.asarray(sequences[index - 1][start:]), np.asarray(sequences[index])
         left_middle, right_middle = _best_overlap(left, right)
-        spans.append((index - 1, begin, begin + left_middle))
-        begin = right_middle
+        spans.append((index - 1, start, start + left_middle))
+        start = right_middle
     if sequences:
-        spans.append((len(sequences) - 1, begin, len(sequences[-1])))
+        spans.append((len(sequences) - 1, start, len(sequences[-1])))
     return [span for span in spans if span[1] < span[2]]
 
 
 def _best_overlap(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
-    """Where to leave the left sequence and to enter the right one."""
+    """Positions at which to leave the left sequence and to enter the right one."""
     best, middles = 0.0, (len(left), 0)
     for shift in range(1, len(left) + len(right)):
         left_start, left_stop = max(0, len(left) - shift), min(len(left), len(left) + len(right) - shift)
@@ -188,6 +188,54 @@ def _best_overlap(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
     return middles
 
 
+@dataclass(frozen=True)
+class WindowTokens:
+    """Generated tokens of one window.
+
+    Args:
+        sequence ([`TokenSequence`]): with statistics.
+        timed (`list[TimedToken]`): the same tokens with their times, for word timestamps; else empty.
+        language (`str`, *optional*): English name, by which tokens are split into words.
+    """
+
+    sequence: TokenSequence
+    timed: list[TimedToken]
+    language: str | None = None
+
+
+def transcribe_windows(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    recordings: Sequence[np.ndarray],
+    settings: GenerationSettings,
+    assistant: Assistant | None = None,
+) -> list[WindowTokens]:
+    """Generates tokens for one batch of recordings of up to one window.
+
+    Args:
+        model (`WhisperForConditionalGeneration`): in eval mode.
+        processor (`WhisperProcessor`): of the model.
+        recordings (`Sequence[np.ndarray]`): float32 mono at 16 kHz.
+        settings ([`GenerationSettings`]): `return_timestamps="word"` fills `timed`.
+        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): see [`create_assistant`].
+    """
+    features = window_features(model, processor, recordings)
+    hidden = encode(model, features)  # (batch, frames, d_model), shared by generation, statistics and word times
+    sequences = generate_tokens(
+        model, features, encoder_hidden_states=hidden, settings=settings, assistant=assistant, statistics=True
+    )
+    if settings.return_timestamps != "word":
+        return [WindowTokens(sequence, []) for sequence in sequences]
+    codes = resolve_languages(model, settings.language, settings.task, len(recordings))
+    prefixes = prefix_tokens(model, hidden, codes, settings.task, True).tolist()
+    windows = []
+    for states, prefix, sequence, samples in zip(hidden, prefixes, sequences, recordings, strict=True):
+        positions = num_positions(processor, len(samples))
+        timed = time_tokens(model, states.unsqueeze(0), prefix, sequence.tokens, positions)
+        windows.append(WindowTokens(sequence, timed, prefix_language(model, prefix)))
+    return windows
+
+
 def transcribe_chunked(
     model: WhisperForConditionalGeneration,
     processor: WhisperProcessor,
@@ -196,21 +244,16 @@ def transcribe_chunked(
     chunk_length: float | None = None,
     stride: float | None = None,
     assistant: Assistant | None = None,
-    batch_size: int = 16,
-    return_timestamps: bool | Literal["word"] = False,
-    language: str | None = None,
-    task: str = "transcribe",
-    num_beams: int = 1,
-    max_new_tokens: int | None = None,
+    settings: GenerationSettings | None = None,
+    **keywords: Any,
 ) -> Transcription:
     """Transcribes a recording of any length in overlapping chunks, several at a time.
 
-    Up to nine times faster than [`transcribe_sequential`] for the same model, and blind to what came before a chunk,
-    which also keeps it from carrying a hallucination on (section 8.4). The text does not depend on `batch_size`. Files
-    are decoded as they are transcribed, so that three hours take the memory of five minutes.
+    Up to nine times faster than [`transcribe_sequential`] for the same model. A chunk is transcribed without the text
+    before it, so that a hallucination ends with its chunk (section 8.4). The text does not depend on `batch_size`.
+    Files are decoded while they are transcribed: three hours take the memory of five minutes.
 
-    Silence goes through the model like speech: what it writes there is its hallucination, told by `no_speech_prob`. A
-    recording of a few milliseconds is one chunk; one without a sample is an error.
+    Silence is transcribed like speech; `no_speech_prob` of the statistics tells a hallucination there.
 
     Args:
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
@@ -218,136 +261,117 @@ def transcribe_chunked(
         audio: path, bytes, float array at 16 kHz, (array, rate), or an iterator over blocks of samples at 16 kHz, as
             [`audio_blocks`] is.
         chunk_length (`float`, *optional*, defaults to [`default_chunk_length`]): seconds, at most the encoder's
-            window. The paper found 30 best for Whisper and 15 for Distil-Whisper (Table 23): the default follows the
-            recordings that the model was trained on.
+            window. 30 is best for Whisper and 15 for Distil-Whisper (Table 23): the default follows the recordings
+            that the model was trained on.
         stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds of overlap at either side, as in the
             pipeline.
         assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, see
-            [`create_assistant`]; the text stays the model's own.
-        batch_size (`int`, *optional*, defaults to 16): chunks per pass, as in the paper.
-        return_timestamps (`bool` or `"word"`, *optional*, defaults to `False`): also predict times and fill
-            `segments`; `"word"` fills `words` too: where chunks overlap, each word has the times of the chunk that it
-            is taken from.
-        language (`str`, *optional*): None: English, or detected chunk by chunk by a multilingual model.
-        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
-        num_beams (`int`, *optional*, defaults to 1): greedy, which the paper found enough here.
-        max_new_tokens (`int`, *optional*): per chunk; by default as many as the decoder has room for.
+            [`create_assistant`]; the text does not change.
+        settings ([`GenerationSettings`], *optional*): language, task, beams, lengths; 16 chunks per pass by default,
+            as in the paper. `return_timestamps` fills `segments`, `"word"` also `words`: where chunks overlap, each
+            word has the times of the chunk that it is taken from.
+        keywords: fields of [`GenerationSettings`], which replace those of `settings`.
 
     Returns:
         `Transcription`: text, segments and statistics over all chunks.
 
     Raises:
         ValueError: if chunk and stride do not fit the model's window.
-        AudioError: if the recording cannot be read or is empty; of a file that is damaged further on, when its
-            transcription has come there.
+        AudioError: if the recording cannot be read or is empty; for a file damaged further on, when the transcription
+            has come there.
+
+    Example:
+        ```python
+        >>> transcribe_chunked(model, processor, "talk.mp3", batch_size=8, return_timestamps=True).segments[0]
+        ```
     """
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}, expected at least 1.")
+    settings = replace(settings or GenerationSettings(), **keywords)
     length = default_chunk_length(model, processor) if chunk_length is None else chunk_length
-    overlap = length / 6 if stride is None else stride
-    if return_timestamps == "word":
-        alignment_heads(model)  # none, or wrong ones, fail before the work
-    check_chunks(length, overlap, window_seconds(processor))
+    stride = length / 6 if stride is None else stride
+    if settings.return_timestamps == "word":
+        alignment_heads(model)  # missing or wrong ones fail before the work
+    check_chunks(length, stride, window_seconds(processor))
     blocks = audio if isinstance(audio, Iterator) else audio_blocks(audio)
-    cut = cut_chunks(blocks, length, overlap)
+    cut = cut_chunks(blocks, length, stride)
     chunks: list[Chunk] = []
-    found: list[TokenSequence] = []
-    timed: list[tuple[list[TimedToken], str | None]] = []
-    while batch := list(islice(cut, batch_size)):
+    windows: list[WindowTokens] = []
+    while batch := list(islice(cut, settings.batch_size)):
         chunks += [chunk for chunk, _ in batch]
-        features = window_features(model, processor, [samples for _, samples in batch])
-        states = encode(model, features)
-        found += generate_tokens(
-            model,
-            features,
-            encoder_hidden_states=states,
-            num_beams=num_beams,
-            max_new_tokens=max_new_tokens,
-            return_timestamps=bool(return_timestamps),
-            language=language,
-            task=task,
-            assistant=assistant,
-            statistics=True,
-        )
-        if return_timestamps == "word":
-            tokens = [sequence.tokens for sequence in found[-len(batch) :]]
-            samples = [len(samples) for _, samples in batch]
-            timed += time_windows(model, processor, states, tokens, samples, language=language, task=task)
-    if not found:
+        windows += transcribe_windows(model, processor, [samples for _, samples in batch], settings, assistant)
+    if not windows:
         raise AudioError("audio: expected blocks of samples, got none.")
-    joined, spans = _join(chunks, found, processor, timestamp_begin(model), bool(return_timestamps))
-    if return_timestamps != "word":
+    sequences = [window.sequence for window in windows]
+    joined, spans = _join(chunks, sequences, processor, timestamp_begin(model), bool(settings.return_timestamps))
+    if settings.return_timestamps != "word":
         return joined
-    return replace(joined, words=_joined_words(chunks, timed, spans, processor, timestamp_begin(model)))
+    return replace(joined, words=_joined_words(chunks, windows, spans, processor, timestamp_begin(model)))
 
 
 def _join(
     chunks: Sequence[Chunk],
-    found: Sequence[TokenSequence],
+    sequences: Sequence[TokenSequence],
     processor: WhisperProcessor,
-    begin: int,
+    timestamp_begin: int,
     return_timestamps: bool,
 ) -> tuple[Transcription, list[tuple[int, int, int]]]:
-    """Joins the chunks' words; each word brings the times of the stretch that it was spoken in.
-
-    The spans of [`join_spans`] come with the transcription.
-    """
-    parts = [
-        timed_tokens(sequence.tokens, begin, chunk.start / SAMPLING_RATE, chunk.stop / SAMPLING_RATE)
-        for chunk, sequence in zip(chunks, found, strict=True)
+    """The joined transcription, and the spans of [`join_spans`]; each word has the times of its chunk's stretch."""
+    stretches = [
+        timed_tokens(sequence.tokens, timestamp_begin, chunk.start / SAMPLING_RATE, chunk.stop / SAMPLING_RATE)
+        for chunk, sequence in zip(chunks, sequences, strict=True)
     ]
-    words = [[token for _, _, tokens in of_chunk for token in tokens] for of_chunk in parts]
-    stretch_of = [[number for number, part in enumerate(of_chunk) for _ in part[2]] for of_chunk in parts]
-    stretches: list[tuple[float, float, list[int]]] = []
-    spans = join_spans(words)
-    for index, start, stop in spans:
-        for number, run in groupby(range(start, stop), key=stretch_of[index].__getitem__):
-            begins, ends, _ = parts[index][number]
-            tokens = [words[index][position] for position in run]
-            # The rest of a stretch that the chunk before had begun: neighbours overlap there in time.
-            if stretches and number == stretch_of[index][start] and begins < stretches[-1][1]:
-                begins, before, earlier = stretches.pop()
-                earlier.extend(tokens)  # in place: without times, all of a recording is one stretch
-                ends, tokens = max(ends, before), earlier
-            stretches.append((begins, ends, tokens))
-    text = plain_text([token for _, _, tokens in stretches for token in tokens], processor.tokenizer, begin)
-    segments = segments_of(stretches, processor.tokenizer, begin) if return_timestamps else []
-    return Transcription(text, segments, chunk_statistics(found, text)), spans
+    text_tokens = [[token for _, _, tokens in of_chunk for token in tokens] for of_chunk in stretches]
+    # Index of the stretch that each text token of a chunk belongs to.
+    stretch_of = [[index for index, stretch in enumerate(of_chunk) for _ in stretch[2]] for of_chunk in stretches]
+    joined: list[tuple[float, float, list[int]]] = []
+    spans = join_spans(text_tokens)
+    for chunk, first, stop in spans:
+        for index, run in groupby(range(first, stop), key=stretch_of[chunk].__getitem__):
+            start, end, _ = stretches[chunk][index]
+            tokens = [text_tokens[chunk][position] for position in run]
+            # The rest of a stretch that the previous chunk started: the chunks overlap there in time.
+            if joined and index == stretch_of[chunk][first] and start < joined[-1][1]:
+                start, previous_end, earlier = joined.pop()
+                earlier.extend(tokens)  # the same list: without timestamps a whole recording is one stretch
+                end, tokens = max(end, previous_end), earlier
+            joined.append((start, end, tokens))
+    text = plain_text([token for _, _, tokens in joined for token in tokens], processor.tokenizer, timestamp_begin)
+    segments = segments_of(joined, processor.tokenizer, timestamp_begin) if return_timestamps else []
+    return Transcription(text, segments, window_statistics(sequences, text)), spans
 
 
 def _joined_words(
     chunks: Sequence[Chunk],
-    timed: Sequence[tuple[list[TimedToken], str | None]],
+    windows: Sequence[WindowTokens],
     spans: Sequence[tuple[int, int, int]],
     processor: WhisperProcessor,
-    begin: int,
+    timestamp_begin: int,
 ) -> list[Word]:
-    """Words of the joined text: their tokens are joined first, since a word may go on in the next chunk."""
-    kept: list[TimedToken] = []
-    for index, start, stop in spans:
-        shift = chunks[index].start / SAMPLING_RATE
-        spoken = [one for one in timed[index][0] if one.token < begin][start:stop]
-        kept += [replace(one, start=one.start + shift, end=one.end + shift) for one in spoken]
-    language = next((spoken for _, spoken in timed if spoken is not None), None)
-    return in_order(join_words(kept, processor.tokenizer, begin, language))
+    """Words of the joined text. Tokens are joined first, since a word may continue in the next chunk."""
+    joined: list[TimedToken] = []
+    for index, first, stop in spans:
+        offset = chunks[index].start / SAMPLING_RATE
+        text_tokens = [one for one in windows[index].timed if one.token < timestamp_begin][first:stop]
+        joined += [replace(one, start=one.start + offset, end=one.end + offset) for one in text_tokens]
+    language = next((window.language for window in windows if window.language is not None), None)
+    return in_order(join_words(joined, processor.tokenizer, timestamp_begin, language))
 
 
-def chunk_statistics(found: Sequence[TokenSequence], text: str) -> TranscriptionStatistics:
+def window_statistics(sequences: Sequence[TokenSequence], text: str) -> TranscriptionStatistics:
     """Sums up the windows of one recording, weighted by their tokens.
 
     Args:
-        found (`Sequence[TokenSequence]`): per window, with statistics.
-        text (`str`): the joined text.
+        sequences (`Sequence[TokenSequence]`): per window, with statistics.
+        text (`str`): of the recording.
     """
-    weights = [len(sequence.tokens) + (not sequence.truncated) for sequence in found]
-    log_probs = [sequence.mean_log_prob or 0.0 for sequence in found]
-    drafts = [sequence.drafts for sequence in found if sequence.drafts is not None]
+    weights = [len(sequence.tokens) + (not sequence.truncated) for sequence in sequences]
+    log_probs = [sequence.mean_log_prob or 0.0 for sequence in sequences]
+    drafts = [sequence.drafts for sequence in sequences if sequence.drafts is not None]
     return TranscriptionStatistics(
-        num_tokens=sum(len(sequence.tokens) for sequence in found),
-        num_windows=len(found),
-        truncated=any(sequence.truncated for sequence in found),
+        num_tokens=sum(len(sequence.tokens) for sequence in sequences),
+        num_windows=len(sequences),
+        truncated=any(sequence.truncated for sequence in sequences),
         compression_ratio=compression_ratio(text),
         mean_log_prob=sum(w * p for w, p in zip(weights, log_probs, strict=True)) / sum(weights),
-        no_speech_prob=min(sequence.no_speech_prob or 0.0 for sequence in found),
+        no_speech_prob=min(sequence.no_speech_prob or 0.0 for sequence in sequences),
         drafts=sum(drafts, start=DraftCounts()) if drafts else None,
     )

@@ -1,4 +1,4 @@
-"""Transcriptions as files that others read: SubRip (SRT), WebVTT and JSON. Knows segments, nothing of models."""
+"""Transcriptions: segments and words with their times, statistics, and SubRip (SRT), WebVTT and JSON."""
 
 import json
 import zlib
@@ -15,7 +15,7 @@ TIME_PRECISION = 0.02
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of text with its times.
+    """A stretch of text between two timestamps.
 
     Args:
         start (`float`): seconds from the start of the recording.
@@ -30,13 +30,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Word:
-    """A word with its times; see `word_timestamps.py`.
+    """A word with its times.
 
     Args:
         start (`float`): seconds from the start of the recording.
         end (`float`): seconds from the start of the recording.
         text (`str`): with the punctuation around it, stripped.
-        probability (`float`): of its tokens, in the mean, as in faster-whisper.
+        probability (`float`): mean of its tokens, as in faster-whisper.
     """
 
     start: float
@@ -47,17 +47,17 @@ class Word:
 
 @dataclass(frozen=True)
 class TranscriptionStatistics:
-    """What tells a good transcription from a hallucinated one.
+    """Signs of hallucination, and counts of the work.
 
     Args:
-        num_tokens (`int`): generated over all windows, before overlaps are joined.
+        num_tokens (`int`): generated in all windows, before overlaps are joined.
         num_windows (`int`): passes of the encoder.
-        truncated (`bool`): whether a window ran out of length before it ended.
-        compression_ratio (`float`): see [`compression_ratio`]; above 2.4 OpenAI's Whisper speaks of repetition.
+        truncated (`bool`): whether a window reached its maximum length before `<|endoftext|>`.
+        compression_ratio (`float`): see [`compression_ratio`]; OpenAI's Whisper takes more than 2.4 as repetition.
         mean_log_prob (`float`, *optional*): per token, over all windows. None from [`transcribe_sequential`].
-        no_speech_prob (`float`, *optional*): smallest of all windows, so high only where none holds speech. None from
+        no_speech_prob (`float`, *optional*): minimum over all windows: high only if none has speech. None from
             [`transcribe_sequential`].
-        drafts ([`DraftCounts`], *optional*): what came of an assistant's drafts, where there was one.
+        drafts ([`DraftCounts`], *optional*): how many drafted tokens were accepted, with an assistant.
     """
 
     num_tokens: int
@@ -75,9 +75,9 @@ class Transcription:
 
     Args:
         text (`str`): without timestamps, stripped.
-        segments (`list[Segment]`): with times, where timestamps were asked for; else empty.
-        statistics (`TranscriptionStatistics`): how far to trust it.
-        words (`list[Word]`): with times, where they were asked for; else empty.
+        segments (`list[Segment]`): if timestamps were requested; else empty.
+        statistics (`TranscriptionStatistics`): signs of hallucination.
+        words (`list[Word]`): if word timestamps were requested; else empty.
     """
 
     text: str
@@ -87,11 +87,7 @@ class Transcription:
 
 
 def compression_ratio(text: str) -> float:
-    """Bytes of the text over bytes of its zlib compression: high where phrases repeat; 0 for an empty text.
-
-    Args:
-        text (`str`): in UTF-8, as in OpenAI's Whisper.
-    """
+    """Bytes of the text in UTF-8 over bytes of its zlib compression, as in OpenAI's Whisper: high for repetitions."""
     raw = text.encode("utf-8")
     return len(raw) / len(zlib.compress(raw))
 
@@ -138,58 +134,59 @@ def timed_tokens(
     Args:
         tokens (`Sequence[int]`): of one window, with timestamps.
         timestamp_begin (`int`): id of `<|0.00|>`.
-        offset (`float`): where the window starts in the recording, seconds.
-        end (`float`): where the window's audio ends in the recording, seconds; no time goes beyond it, and text
-            without a closing timestamp ends there.
+        offset (`float`): start of the window in the recording, in seconds.
+        end (`float`): end of the window's audio in the recording, in seconds: the maximum of all times, and the end of
+            text without a closing timestamp.
 
     Returns:
-        `list[tuple[float, float, list[int]]]`: start, end and text tokens of every stretch that has any.
+        `list[tuple[float, float, list[int]]]`: start, end and text tokens of every non-empty stretch.
     """
-    parts: list[tuple[float, float, list[int]]] = []
-    words: list[int] = []
+    stretches: list[tuple[float, float, list[int]]] = []
+    text_tokens: list[int] = []
     start = offset
     for token in tokens:
         if token < timestamp_begin:
-            words.append(token)
+            text_tokens.append(token)
             continue
         time = min(offset + (token - timestamp_begin) * TIME_PRECISION, end)
-        if words:
-            parts.append((start, time, words))
-            words = []
+        if text_tokens:
+            stretches.append((start, time, text_tokens))
+            text_tokens = []
         start = time
-    if words:
-        parts.append((start, end, words))
-    return parts
+    if text_tokens:
+        stretches.append((start, end, text_tokens))
+    return stretches
 
 
 def segments_of(
-    parts: Sequence[tuple[float, float, Sequence[int]]], tokenizer: WhisperTokenizer, timestamp_begin: int
+    stretches: Sequence[tuple[float, float, Sequence[int]]], tokenizer: WhisperTokenizer, timestamp_begin: int
 ) -> list[Segment]:
-    """Decodes what [`timed_tokens`] split; stretches without text are left out.
+    """Decodes the stretches of [`timed_tokens`]; those without text are left out.
 
     Args:
-        parts (`Sequence[tuple[float, float, Sequence[int]]]`): start, end and tokens.
+        stretches (`Sequence[tuple[float, float, Sequence[int]]]`): start, end and tokens.
         tokenizer (`WhisperTokenizer`): of the model.
         timestamp_begin (`int`): id of `<|0.00|>`.
     """
-    decoded = [(start, end, plain_text(tokens, tokenizer, timestamp_begin)) for start, end, tokens in parts]
+    decoded = [(start, end, plain_text(tokens, tokenizer, timestamp_begin)) for start, end, tokens in stretches]
     return [Segment(round(start, 2), round(end, 2), text) for start, end, text in decoded if text]
 
 
-_SHORTEST_CUE = round(1000 * TIME_PRECISION)
+_MIN_CUE_MS = round(1000 * TIME_PRECISION)
+"""Length of the shortest subtitle: players do not show one without length."""
 
 
 def to_srt(transcription: Transcription) -> str:
-    """The segments as SubRip: numbered, `00:01:02,500 --> 00:01:04,000`, no two at once.
+    """The segments as SubRip subtitles, without overlaps.
 
     Args:
         transcription ([`Transcription`]): with segments.
 
     Returns:
-        `str`: the file's text; empty where nothing was said.
+        `str`: content of the file; empty for an empty transcription.
 
     Raises:
-        ValueError: for a text without segments.
+        ValueError: for a text without segments: transcribe with `return_timestamps=True`.
     """
     blocks = [
         f"{number}\n{_clock(start, ',')} --> {_clock(end, ',')}\n{text}\n"
@@ -199,16 +196,16 @@ def to_srt(transcription: Transcription) -> str:
 
 
 def to_vtt(transcription: Transcription) -> str:
-    """The segments as WebVTT: a heading, then `00:01:02.500 --> 00:01:04.000`, no two at once; `&`, `<`, `>` escaped.
+    """The segments as WebVTT subtitles, without overlaps; `&`, `<` and `>` are escaped.
 
     Args:
         transcription ([`Transcription`]): with segments.
 
     Returns:
-        `str`: the file's text; the heading alone where nothing was said.
+        `str`: content of the file; the heading alone for an empty transcription.
 
     Raises:
-        ValueError: for a text without segments.
+        ValueError: for a text without segments: transcribe with `return_timestamps=True`.
     """
     blocks = ["WEBVTT\n"]
     for start, end, text in _cues(transcription):
@@ -218,11 +215,11 @@ def to_vtt(transcription: Transcription) -> str:
 
 
 def to_json(transcription: Transcription, *, audio: str, indent: int | None = None) -> str:
-    """Text, segments (start and end in seconds, text), statistics and, where asked for, words of a recording.
+    """Text, segments, statistics and, if there are any, words of a recording as JSON; times are in seconds.
 
     Args:
         transcription ([`Transcription`]): with or without segments.
-        audio (`str`): the recording's name, for whoever reads several.
+        audio (`str`): name of the recording.
         indent (`int`, *optional*): spaces; None for one line.
     """
     facts = asdict(transcription)
@@ -232,28 +229,24 @@ def to_json(transcription: Transcription, *, audio: str, indent: int | None = No
 
 
 def _cues(transcription: Transcription) -> list[tuple[int, int, str]]:
-    """Start, end in ms and text, in order and apart from each other.
-
-    A cue ends where the next one begins at the latest. Those that would have no time of their own share that of the
-    one before, and none is shorter than a step of the model's timestamps: players would not show it.
-    """
-    segments: Sequence[Segment] = transcription.segments
-    if transcription.text and not segments:
+    """Start, end (ms) and text of the subtitles in order, each ending before the next one starts."""
+    if transcription.text and not transcription.segments:
         raise ValueError(
             "Subtitles need segments with times, the transcription has none: transcribe with return_timestamps=True."
         )
     cues: list[tuple[int, int, str]] = []
-    for part in sorted(segments, key=lambda segment: segment.start):
-        start, end, text = round(1000 * part.start), round(1000 * part.end), " ".join(part.text.split())
+    for segment in sorted(transcription.segments, key=lambda segment: segment.start):
+        start, end, text = round(1000 * segment.start), round(1000 * segment.end), " ".join(segment.text.split())
         if not text:
             continue
-        begun, ended, said = cues[-1] if cues else (-1, -1, "")
-        if start == begun or (end <= start <= ended):
-            cues[-1] = (begun, max(ended, end), f"{said} {text}")
+        previous_start, previous_end, previous_text = cues[-1] if cues else (-1, -1, "")
+        # Without time of its own, a segment shares the previous subtitle.
+        if start == previous_start or (end <= start <= previous_end):
+            cues[-1] = (previous_start, max(previous_end, end), f"{previous_text} {text}")
             continue
         if cues:
-            cues[-1] = (begun, min(ended, start), said)
-        cues.append((start, max(end, start + _SHORTEST_CUE), text))
+            cues[-1] = (previous_start, min(previous_end, start), previous_text)
+        cues.append((start, max(end, start + _MIN_CUE_MS), text))
     return cues
 
 

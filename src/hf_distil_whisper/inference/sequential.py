@@ -1,7 +1,4 @@
-"""Long recordings window by window, each starting where the last timestamp of the one before stood (paper, section 5).
-
-The algorithm is transformers' own long-form `generate`; this module feeds it and reads its segments.
-"""
+"""Sequential long-form transcription by transformers' `generate`, window after window (paper, section 5)."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -25,6 +22,10 @@ from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.encoder import (
     window_features,
     window_seconds,
+)
+from hf_distil_whisper.inference.generation import (
+    GenerationSettings,
+    strip_end,
 )
 from hf_distil_whisper.inference.output import (
     Transcription,
@@ -53,17 +54,18 @@ from hf_distil_whisper.inference.word_timestamps import (
 )
 
 
-class HeardWindows:
-    """Times the words of each window while `generate` runs inside it, and lets go of the window's scores.
+class WindowRecorder:
+    """Times the words of each window while `generate` runs inside the block, and drops the window's scores.
 
-    transformers keeps in every segment all that its search returned, with temperature fallback the scores of the whole
-    vocabulary for every token: 20 MB a window, gigabytes an hour. `_retrieve_segment` is where segments are made.
+    transformers keeps in every segment all that its search returned: with temperature fallback that includes the
+    scores of the whole vocabulary for every token, 20 MB a window and gigabytes an hour. `_retrieve_segment` is where
+    it makes segments of a window's tokens.
 
     Args:
-        model (`WhisperForConditionalGeneration`): that generates; left as it is.
+        model (`WhisperForConditionalGeneration`): that generates; restored at the end of the block.
         processor (`WhisperProcessor`): of the model.
         num_samples (`int`): of the recording, at 16 kHz.
-        with_words (`bool`): whether words are wanted; without them nothing of the encoder is kept.
+        with_words (`bool`): time words; else the encoder's hidden states are not stored.
     """
 
     def __init__(
@@ -72,69 +74,76 @@ class HeardWindows:
         self._model, self._processor, self._num_samples = model, processor, num_samples
         self._with_words = with_words
         self._words: list[Word] = []
-        self._states: Tensor | None = None
+        self._encoder_hidden_states: Tensor | None = None
 
-    def __enter__(self) -> "HeardWindows":
-        self._retrieve = self._model._retrieve_segment
-        self._model._retrieve_segment = self._take
-        self._handle = self._model.get_encoder().register_forward_hook(self._keep) if self._with_words else None
+    def __enter__(self) -> "WindowRecorder":
+        self._retrieve_segment = self._model._retrieve_segment
+        self._model._retrieve_segment = self._record_segments
+        self._handle = None
+        if self._with_words:
+            self._handle = self._model.get_encoder().register_forward_hook(self._record_encoder)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        del self._model._retrieve_segment  # of this model; the class keeps its own
+        del self._model._retrieve_segment  # the instance's attribute; the method of the class is visible again
         if self._handle is not None:
             self._handle.remove()
 
     @property
     def words(self) -> list[Word]:
-        """The words of all segments; what a window wrote behind its last segment is left out."""
+        """Words of all segments, without tokens that a window generated behind its last segment."""
         return in_order(self._words)
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """The states of the window at hand, which is encoded again with temperature fallback."""
-        self._states = output.last_hidden_state
+    def _record_encoder(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        # Of the current window only; temperature fallback encodes a window several times.
+        self._encoder_hidden_states = output.last_hidden_state
 
-    def _take(self, *, seek_outputs: list[Any], time_offset: Tensor, prev_idx: int, **rest: Any) -> tuple[list, int]:
+    def _record_segments(
+        self, *, seek_outputs: list[Any], time_offset: Tensor, prev_idx: int, **rest: Any
+    ) -> tuple[list, int]:
         rows = [row if isinstance(row, Tensor) else row["sequences"] for row in seek_outputs]
-        segments, frames = self._retrieve(seek_outputs=rows, time_offset=time_offset, prev_idx=prev_idx, **rest)
-        if self._states is not None and segments:
-            self._words += self._words_of(segments, self._states, float(time_offset[prev_idx]))
+        segments, frames = self._retrieve_segment(
+            seek_outputs=rows, time_offset=time_offset, prev_idx=prev_idx, **rest
+        )
+        if self._encoder_hidden_states is not None and segments:
+            self._words += self._words_of(segments, self._encoder_hidden_states, float(time_offset[prev_idx]))
         return segments, frames
 
-    def _words_of(self, segments: list[dict], states: Tensor, start: float) -> list[Word]:
-        """The words of the segments of a window that begins at `start` seconds."""
-        begin, end = timestamp_begin(self._model), self._model.generation_config.eos_token_id
+    def _words_of(self, segments: list[dict], encoder_hidden_states: Tensor, offset: float) -> list[Word]:
+        """Words of the segments of the window at `offset` seconds."""
+        eos_token_id = self._model.generation_config.eos_token_id
         row = segments[0]["result"].tolist()
+        # All segments of a window share its row: prefix, tokens, `<|endoftext|>`; `idxs` are theirs in that row.
         first = segments[0]["idxs"][0]
-        tokens = row[first : row.index(end, first)] if end in row[first:] else row[first:]
-        samples = self._num_samples - round(start * SAMPLING_RATE)
-        timed = time_tokens(self._model, states, row[:first], tokens, num_positions(self._processor, samples))
-        kept = [one for part in segments for one in timed[part["idxs"][0] - first : part["idxs"][1] - first]]
+        tokens, _ = strip_end(row[first:], eos_token_id)
+        positions = num_positions(self._processor, self._num_samples - round(offset * SAMPLING_RATE))
+        timed = time_tokens(self._model, encoder_hidden_states, row[:first], tokens, positions)
+        timed = [one for part in segments for one in timed[part["idxs"][0] - first : part["idxs"][1] - first]]
         language = prefix_language(self._model, row[:first])
-        return join_words(kept, self._processor.tokenizer, begin, language, start)
+        return join_words(timed, self._processor.tokenizer, timestamp_begin(self._model), language, offset)
 
 
 class StuckTranscriptionError(RuntimeError):
-    """The model's timestamps hardly move on, so that the recording would never end."""
+    """The model's timestamps hardly advance, so that the transcription would not end."""
 
 
 @dataclass(frozen=True)
 class TemperatureFallback:
     """When a window is transcribed again at a higher temperature, and when it is skipped.
 
-    The defaults are those of Distil-Whisper's model cards: OpenAI's, but for a compression that transformers takes of
-    tokens, not of letters.
+    The defaults are those of Distil-Whisper's model cards: OpenAI's, except for the compression ratio, which
+    transformers takes of tokens rather than letters.
 
     Args:
         temperatures (`tuple[float, ...]`, *optional*, defaults to 0 to 1 in steps of 0.2): tried in turn.
-        compression_ratio_threshold (`float`, *optional*, defaults to 1.35): tokens that zlib makes smaller by more
-            than this repeat themselves: again. None: never.
-        logprob_threshold (`float`, *optional*, defaults to -1.0): a mean log-probability of the tokens below this is
-            unlikely: again. None: never.
-        no_speech_threshold (`float`, *optional*, defaults to 0.6): an unlikely window with a higher probability of
-            holding no speech is skipped. None: never.
+        compression_ratio_threshold (`float`, *optional*, defaults to 1.35): transcribe again if zlib compresses the
+            tokens by more than this factor, a sign of repetition. None: never.
+        logprob_threshold (`float`, *optional*, defaults to -1.0): transcribe again if the mean log-probability of the
+            tokens is below this. None: never.
+        no_speech_threshold (`float`, *optional*, defaults to 0.6): skip a window below `logprob_threshold` whose
+            probability of `<|nospeech|>` is above this. None: never.
 
     Raises:
         ValueError: for no temperature, one below 0, and a `no_speech_threshold` without a `logprob_threshold`.
@@ -155,7 +164,7 @@ class TemperatureFallback:
             )
 
     def options(self) -> dict[str, object]:
-        """What `generate` takes."""
+        """Keyword arguments of `generate`."""
         return {
             "temperature": self.temperatures,
             "compression_ratio_threshold": self.compression_ratio_threshold,
@@ -171,20 +180,18 @@ def transcribe_sequential(
     audio: object,
     *,
     assistant: Assistant | None = None,
-    draft_length: int | None = None,
-    language: str | None = None,
-    task: str = "transcribe",
-    num_beams: int = 1,
     temperature_fallback: bool | TemperatureFallback = False,
     condition_on_prev_tokens: bool = False,
     word_timestamps: bool = False,
+    settings: GenerationSettings | None = None,
+    **keywords: Any,
 ) -> Transcription:
-    """Transcribes a recording of any length window after window, moving on to the last predicted timestamp.
+    """Transcribes a recording of any length window after window, each starting at the last predicted timestamp.
 
-    More exact than [`transcribe_chunked`] where the model predicts good timestamps, and slower, since windows wait for
-    one another. Recordings are taken one at a time: transformers' loop fails on batches of unequal length. Files are
-    decoded block by block and their features kept in a temporary file (115 MB an hour for 80 mel bins), so that three
-    hours take the memory of five minutes on a CPU; an accelerator holds the features.
+    More accurate than [`transcribe_chunked`] for a model that predicts good timestamps, and slower, since windows wait
+    for one another. One recording at a time: transformers' loop fails on batches of unequal length. Files are decoded
+    in blocks and their features stored in a temporary file (115 MB an hour for 80 mel bins): on a CPU, three hours
+    take the memory of five minutes; an accelerator holds the features.
 
     Args:
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
@@ -192,54 +199,57 @@ def transcribe_sequential(
         audio: path, bytes, float array at 16 kHz, (array, rate), or an iterator over blocks of samples, as
             [`audio_blocks`] is.
         assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, see
-            [`create_assistant`]; the text stays the model's own.
-        draft_length (`int`, *optional*): tokens that it drafts at a time; by default chosen by how many are accepted.
-        language (`str`, *optional*): None: English, or detected on the first window by a multilingual model.
-        task (`str`, *optional*, defaults to `"transcribe"`): or "translate".
-        num_beams (`int`, *optional*, defaults to 1): greedy.
-        temperature_fallback (`bool` or [`TemperatureFallback`], *optional*, defaults to `False`): repeat windows that
-            come out repetitive or unlikely at temperatures up to 1, and skip those without speech; True: with the
-            settings of Distil-Whisper's model cards. Sampled, so not repeatable without a seed.
+            [`create_assistant`]; the text does not change.
+        temperature_fallback (`bool` or [`TemperatureFallback`], *optional*, defaults to `False`): transcribe windows
+            that come out repetitive or unlikely again at temperatures up to 1, and skip those without speech; True:
+            with the settings of Distil-Whisper's model cards. It samples, so seed it to repeat a text.
         condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): prompt each window with the text before it.
-        word_timestamps (`bool`, *optional*, defaults to `False`): fill `words` too, by the model's alignment heads
-            (`docs/word_timestamps.md`).
+        word_timestamps (`bool`, *optional*, defaults to `False`): also fill `words`, as `return_timestamps="word"`
+            does (`docs/word_timestamps.md`).
+        settings ([`GenerationSettings`], *optional*): of its fields, `language`, `task`, `num_beams`, `draft_length`
+            and `return_timestamps="word"` apply; segments are always returned.
+        keywords: fields of [`GenerationSettings`], which replace those of `settings`.
 
     Returns:
-        `Transcription`: with segments; its statistics hold no log-probabilities.
+        `Transcription`: with segments; its statistics have no log-probabilities.
 
     Raises:
-        ValueError: for an assistant together with beams or temperature fallback, an unknown language, or words of a
-            model without alignment heads.
+        ValueError: for an assistant together with beams or temperature fallback, an unknown language, or word
+            timestamps of a model without alignment heads.
         AudioError: if the recording cannot be read.
-        StuckTranscriptionError: if the windows advance by less than a second in the mean, as those of a student that
-            is not trained yet may do: the loop has no other end.
+        StuckTranscriptionError: if the windows advance by less than a second on average, as those of an untrained
+            student may: the loop has no other end.
+
+    Example:
+        ```python
+        >>> transcribe_sequential(model, processor, "talk.mp3", temperature_fallback=True).segments[0]
+        ```
     """
-    if assistant is not None and (num_beams > 1 or temperature_fallback):
+    settings = replace(settings or GenerationSettings(), **keywords)
+    word_timestamps = word_timestamps or settings.return_timestamps == "word"
+    if assistant is not None and (settings.num_beams > 1 or temperature_fallback):
         raise ValueError(
             "An assistant drafts for greedy decoding only, but num_beams > 1 or temperature_fallback=True came with "
             "it: leave out one or the other."
         )
     if word_timestamps:
-        alignment_heads(model)  # none, or wrong ones, fail before the work
-    features, samples = _features(model, processor, audio)
-    options: dict[str, object] = {}
-    if is_multilingual(model):
-        options |= {"language": resolve_language(model, language, task), "task": task}
-    else:
-        resolve_language(model, language, task)
+        alignment_heads(model)  # missing or wrong ones fail before the work
+    features, num_samples = _features(model, processor, audio)
+    language = resolve_language(model, settings.language, settings.task)
+    options: dict[str, Any] = {"language": language, "task": settings.task} if is_multilingual(model) else {}
     if temperature_fallback:
         fallback = TemperatureFallback() if temperature_fallback is True else temperature_fallback
         options |= fallback.options()
-    config = copy.deepcopy(model.generation_config)
-    config.num_beams = num_beams
+    config = copy.deepcopy(model.generation_config)  # `generate` writes lengths and thresholds into it
+    config.num_beams = settings.num_beams
     config.use_cache = True
     drafts: list[DraftCounts] = []
-    if num_beams == 1 and not temperature_fallback:
+    if settings.num_beams == 1 and not temperature_fallback:
         config.return_dict_in_generate = False
-        options["custom_generate"] = decode_in_generate(assistant, draft_length, drafts.extend)
-    seconds = samples / SAMPLING_RATE
-    heard = HeardWindows(model, processor, samples, word_timestamps)
-    with heard if word_timestamps or temperature_fallback else nullcontext():
+        options["custom_generate"] = decode_in_generate(assistant, settings.draft_length, drafts.extend)
+    seconds = num_samples / SAMPLING_RATE
+    recorder = WindowRecorder(model, processor, num_samples, word_timestamps)
+    with recorder if word_timestamps or temperature_fallback else nullcontext():
         output = model.generate(
             features,
             generation_config=config,
@@ -249,29 +259,28 @@ def transcribe_sequential(
             monitor_progress=_limit_windows(seconds),
             **options,
         )
-    segments = output["segments"][0]
     counts = sum(drafts, start=DraftCounts()) if assistant is not None else None
-    found = _transcription(segments, processor, timestamp_begin(model), seconds, counts)
-    return replace(found, words=heard.words) if word_timestamps else found
+    result = _transcription(output["segments"][0], processor, timestamp_begin(model), seconds, counts)
+    return replace(result, words=recorder.words) if word_timestamps else result
 
 
 def _features(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, audio: object
 ) -> tuple[Tensor, int]:
-    """Features of the whole recording, and its samples; one that fits into a window is padded with silence to it."""
+    """Features of the whole recording, padded to one window at least, and its number of samples."""
     blocks = audio if isinstance(audio, Iterator) else audio_blocks(audio)
-    beginning, samples = [], 0
+    read, num_samples = [], 0
     for block in blocks:
-        beginning.append(block)
-        samples += len(block)
-        if samples > window_seconds(processor) * SAMPLING_RATE:
-            features, samples = recording_features(processor.feature_extractor, chain(beginning, blocks))
-            return features.to(model.device, model.dtype), samples
-    return window_features(model, processor, [np.concatenate(beginning)]), samples
+        read.append(block)
+        num_samples += len(block)
+        if num_samples > window_seconds(processor) * SAMPLING_RATE:
+            features, num_samples = recording_features(processor.feature_extractor, chain(read, blocks))
+            return features.to(model.device, model.dtype), num_samples
+    return window_features(model, processor, [np.concatenate(read)]), num_samples
 
 
 def _limit_windows(seconds: float) -> Callable[[Tensor], None]:
-    """Called before every window; 30 s that are said in one go take one or two."""
+    """Callback before every window that raises after `10 + seconds` of them; 30 s of speech take one or two."""
     limit, windows = 10 + int(seconds), 0
 
     def count(progress: Tensor) -> None:
@@ -289,12 +298,19 @@ def _limit_windows(seconds: float) -> Callable[[Tensor], None]:
 
 
 def _transcription(
-    segments: list[dict], processor: WhisperProcessor, begin: int, seconds: float, drafts: DraftCounts | None
+    segments: list[dict],
+    processor: WhisperProcessor,
+    timestamp_begin: int,
+    seconds: float,
+    drafts: DraftCounts | None,
 ) -> Transcription:
+    """The transcription of `generate`'s segments; times in the last window's padding are cut to the recording."""
     tokens = [segment["tokens"].tolist() for segment in segments]
-    text = plain_text([token for row in tokens for token in row], processor.tokenizer, begin)
+    text = plain_text([token for row in tokens for token in row], processor.tokenizer, timestamp_begin)
     times = [(min(float(part["start"]), seconds), min(float(part["end"]), seconds)) for part in segments]
-    parts = [(*time, [token for token in row if token < begin]) for time, row in zip(times, tokens, strict=True)]
+    stretches = [
+        (*time, [token for token in row if token < timestamp_begin]) for time, row in zip(times, tokens, strict=True)
+    ]
     statistics = TranscriptionStatistics(
         num_tokens=sum(len(row) for row in tokens),
         num_windows=len({id(segment["result"]) for segment in segments}),
@@ -302,4 +318,4 @@ def _transcription(
         compression_ratio=compression_ratio(text),
         drafts=drafts,
     )
-    return Transcription(text, segments_of(parts, processor.tokenizer, begin), statistics)
+    return Transcription(text, segments_of(stretches, processor.tokenizer, timestamp_begin), statistics)

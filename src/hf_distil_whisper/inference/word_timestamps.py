@@ -1,9 +1,7 @@
-"""When each word was said: the decoder's cross-attention, made monotone by dynamic time warping.
+"""Word timestamps from the decoder's cross-attention by dynamic time warping, as in OpenAI's Whisper and transformers.
 
-The method is that of OpenAI's Whisper and of transformers: the attention weights of a few heads, the alignment heads
-of the generation config, are normalised over the tokens, smoothed by a median filter, averaged, and the cheapest
-monotone path through them gives each token its time. Unlike `generate(return_token_timestamps=True)` it leaves the
-model's attention as it is, and needs the weights of no other head. Which heads to take: `alignment_heads.py`.
+The times are those of `generate(return_token_timestamps=True)`, from one pass of the decoder over the finished tokens:
+the model keeps its attention implementation, where transformers leaves it in eager mode.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,26 +11,20 @@ from itertools import groupby
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor, WhisperTokenizer
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-# Private, but which tokens make up a word has to be what the pipeline says, punctuation and scripts without spaces
-# included; `tests/inference/test_word_timestamps.py` holds both side by side.
+# Private, but the times have to be those of `generate` and the words those of the pipeline.
+from transformers.models.whisper.generation_whisper import _dynamic_time_warping as dynamic_time_warping
+from transformers.models.whisper.generation_whisper import _median_filter as median_filter
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words as combine_tokens_into_words
 
 from hf_distil_whisper.inference.output import (
     TIME_PRECISION,
     Word,
 )
-from hf_distil_whisper.inference.prompt import (
-    languages_of,
-    prefix_tokens,
-    resolve_languages,
-)
-
-Heads = Sequence[tuple[int, int]]
+from hf_distil_whisper.inference.prompt import languages_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,7 @@ class TimedToken:
         token (`int`): id; timestamp tokens included.
         start (`float`): seconds from the start of the window.
         end (`float`): seconds from the start of the window.
-        probability (`float`): under the model's own distribution, before any token is suppressed.
+        probability (`float`): under the model's distribution, before any token is suppressed.
     """
 
     token: int
@@ -62,28 +54,38 @@ def alignment_heads(model: WhisperForConditionalGeneration) -> list[tuple[int, i
         `list[tuple[int, int]]`: (decoder layer, head), both counted from 0.
 
     Raises:
-        ValueError: if there are none, or none such in the decoder.
+        ValueError: if there are none, or some that the decoder does not have.
     """
     heads = model.generation_config.to_dict().get("alignment_heads") or []
     if not heads:
         raise ValueError(
-            "The model's generation_config has no `alignment_heads`, which word timestamps are read from. Find and "
-            "store them with `hf-distil-whisper align-heads`, or set known ones with set_alignment_heads."
+            "The model's generation_config has no `alignment_heads`, which word timestamps are read from. Take them "
+            "from the checkpoint that the model was made from, or set all heads of the last decoder layer with "
+            "`set_alignment_heads(model)`."
         )
     check_heads(model, heads)
     return [(layer, head) for layer, head in heads]
 
 
-def set_alignment_heads(model: WhisperForConditionalGeneration, heads: Sequence[Sequence[int]]) -> None:
-    """Stores alignment heads in a model's generation config, where transformers and converters look for them.
+def set_alignment_heads(model: WhisperForConditionalGeneration, heads: Sequence[Sequence[int]] | None = None) -> None:
+    """Stores alignment heads in a model's generation config, where transformers and converters read them.
 
     Args:
-        model (`WhisperForConditionalGeneration`): its generation config is changed; [`save_checkpoint`] keeps them.
-        heads (`Sequence[Sequence[int]]`): (decoder layer, head), both counted from 0.
+        model (`WhisperForConditionalGeneration`): its generation config is changed; [`save_checkpoint`] writes it.
+        heads (`Sequence[Sequence[int]]`, *optional*): (decoder layer, head), both counted from 0; by default all heads
+            of the last decoder layer.
 
     Raises:
-        ValueError: for none, or for heads that the decoder does not have.
+        ValueError: for an empty list, or heads that the decoder does not have.
+
+    Example:
+        ```python
+        >>> set_alignment_heads(student)
+        >>> transcribe(student, processor, "talk.wav", return_timestamps="word")[0].words
+        ```
     """
+    if heads is None:
+        heads = [[model.config.decoder_layers - 1, head] for head in range(model.config.decoder_attention_heads)]
     check_heads(model, heads)
     model.generation_config.alignment_heads = [[int(layer), int(head)] for layer, head in heads]
 
@@ -102,13 +104,13 @@ def check_heads(model: WhisperForConditionalGeneration, heads: Sequence[Sequence
         if len(pair) != 2 or not (0 <= pair[0] < layers and 0 <= pair[1] < width):
             raise ValueError(
                 f"`alignment_heads` holds {list(pair)}, expected [layer, head] with layers 0 to {layers - 1} and "
-                f"heads 0 to {width - 1} of the model's decoder: they belong to another model. Find the model's own "
-                "with `hf-distil-whisper align-heads`."
+                f"heads 0 to {width - 1} of the model's decoder: they belong to another model. Set its own, for "
+                "example with `set_alignment_heads(model)`."
             )
 
 
 def num_positions(processor: WhisperProcessor, num_samples: int) -> int:
-    """Encoder positions of 20 ms that hear a recording, at least 1; those behind it hear padding only.
+    """Encoder positions of 20 ms that cover a recording, at least 1; the others cover padding.
 
     Args:
         processor (`WhisperProcessor`): of the model.
@@ -121,38 +123,34 @@ def num_positions(processor: WhisperProcessor, num_samples: int) -> int:
 
 def time_tokens(
     model: WhisperForConditionalGeneration,
-    encoder_states: Tensor,
+    encoder_hidden_states: Tensor,
     prefix: Sequence[int],
     tokens: Sequence[int],
     positions: int,
-    *,
-    heads: Heads | None = None,
 ) -> list[TimedToken]:
-    """Times of a finished sequence, by one pass of the decoder over it.
+    """Times of the tokens of one window.
 
-    As in OpenAI's Whisper, what the decoder looks at when it reads a token is where the next token is said. So the
-    first token always starts at 0, and a token ends where the next one starts.
+    As in OpenAI's Whisper, the attention at a token's position shows where the *next* token is spoken: the first token
+    starts at 0, and each token ends where the next one starts.
 
     Args:
-        model (`WhisperForConditionalGeneration`): the model that wrote the tokens, with alignment heads.
-        encoder_states (`Tensor`): (1, frames, width) of the window.
-        prefix (`Sequence[int]`): the decoder's first tokens; a prompt may stand before `<|startoftranscript|>`.
+        model (`WhisperForConditionalGeneration`): that generated the tokens, with alignment heads.
+        encoder_hidden_states (`Tensor`): (1, frames, d_model) of the window.
+        prefix (`Sequence[int]`): the decoder's first tokens, with or without a prompt.
         tokens (`Sequence[int]`): behind the prefix, without `<|endoftext|>`.
-        positions (`int`): of the recording, from [`num_positions`]; no time goes beyond it.
-        heads (`Sequence[tuple[int, int]]`, *optional*): others than those of the generation config.
+        positions (`int`): encoder positions of the recording, from [`num_positions`]; no time exceeds them.
 
     Returns:
-        `list[TimedToken]`: one per token; empty where none was written.
+        `list[TimedToken]`: one per token.
 
     Raises:
         ValueError: if the model has no alignment heads.
     """
-    chosen = alignment_heads(model) if heads is None else heads
+    heads = alignment_heads(model)
     if not tokens:
         return []
-    weights, probabilities = forced_attention(model, encoder_states, prefix, tokens, chosen)
-    maps = alignment_maps(weights[..., :positions], model.config.median_filter_width)
-    ends = TIME_PRECISION * first_positions(maps.mean(axis=0, keepdims=True))[0]
+    weights, probabilities = cross_attention_weights(model, encoder_hidden_states, prefix, tokens, heads)
+    ends = TIME_PRECISION * _first_positions(weights[..., :positions], model.config.median_filter_width)
     starts = [0.0, *ends[:-1]]
     return [
         TimedToken(int(token), float(start), float(end), probability)
@@ -160,207 +158,115 @@ def time_tokens(
     ]
 
 
+def _first_positions(weights: Tensor, filter_width: int) -> np.ndarray:
+    """Encoder position at which the alignment path reaches each token, from weights (heads, tokens, positions)."""
+    deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
+    scores = (weights - weights.mean(dim=-2, keepdim=True)) / deviation
+    # A single token, or a position at which all tokens look alike, has deviation 0; transformers computes NaN there.
+    scores = median_filter(scores.nan_to_num(0.0, 0.0, 0.0), filter_width)
+    matrix = scores.cpu().double().numpy().mean(axis=0)
+    text_indices, time_indices = dynamic_time_warping(-matrix)
+    return time_indices[np.diff(text_indices, prepend=-1).astype(bool)]
+
+
 @torch.inference_mode()
-def forced_attention(
+def cross_attention_weights(
     model: WhisperForConditionalGeneration,
-    encoder_states: Tensor,
+    encoder_hidden_states: Tensor,
     prefix: Sequence[int],
     tokens: Sequence[int],
-    heads: Heads,
+    heads: Sequence[tuple[int, int]],
 ) -> tuple[Tensor, list[float]]:
-    """Where some heads look while the decoder reads known tokens.
-
-    The weights are worked out from the heads' queries and keys, whatever implementation of attention the model runs.
+    """Cross-attention of some heads while the decoder reads known tokens, with any attention implementation.
 
     Args:
         model (`WhisperForConditionalGeneration`): in eval mode.
-        encoder_states (`Tensor`): (1, frames, width) of the window.
+        encoder_hidden_states (`Tensor`): (1, frames, d_model) of the window.
         prefix (`Sequence[int]`): the decoder's first tokens.
         tokens (`Sequence[int]`): behind the prefix, at least one.
         heads (`Sequence[tuple[int, int]]`): (decoder layer, head).
 
     Returns:
-        `tuple[Tensor, list[float]]`: weights (heads, tokens, frames) in float32, each row a distribution; and the
-        probability of each token.
+        `tuple[Tensor, list[float]]`: weights (heads, tokens, frames) in float32, and the probability of each token.
     """
-    inputs = torch.tensor([[*prefix, *tokens]], device=encoder_states.device)
-    with _projections(model, {layer for layer, _ in heads}) as seen:
+    input_ids = torch.tensor([[*prefix, *tokens]], device=encoder_hidden_states.device)
+    # Only eager attention returns weights, and those of all heads: compute these from queries and keys instead.
+    with _record_projections(model, {layer for layer, _ in heads}) as projections:
         hidden = model.get_decoder()(
-            input_ids=inputs, encoder_hidden_states=encoder_states, use_cache=False
+            input_ids=input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=False
         ).last_hidden_state[0]
-    width = model.config.d_model // model.config.decoder_attention_heads
-    rows = []
+    head_dim = model.config.d_model // model.config.decoder_attention_heads
+    weights = []
     for layer, head in heads:
-        part = slice(head * width, (head + 1) * width)
-        query, key = (seen[layer, name][0, :, part].float() for name in ("q_proj", "k_proj"))
-        rows.append((query[len(prefix) :] @ key.T * width**-0.5).softmax(dim=-1))
-    before = hidden[len(prefix) - 1 : -1]
-    targets = inputs[0, len(prefix) :].unsqueeze(1)
-    probabilities = model.proj_out(before).float().softmax(dim=-1).gather(1, targets).squeeze(1)
-    return torch.stack(rows), probabilities.tolist()
+        columns = slice(head * head_dim, (head + 1) * head_dim)
+        query, key = (projections[layer, name][0, :, columns].float() for name in ("q_proj", "k_proj"))
+        weights.append((query[len(prefix) :] @ key.T * head_dim**-0.5).softmax(dim=-1))
+    # The logits at a position are those of the next token.
+    probabilities = model.proj_out(hidden[len(prefix) - 1 : -1]).float().softmax(dim=-1)
+    return torch.stack(weights), probabilities.gather(1, input_ids[0, len(prefix) :, None]).squeeze(1).tolist()
 
 
 @contextmanager
-def _projections(model: WhisperForConditionalGeneration, layers: set[int]) -> Iterator[dict[tuple[int, str], Tensor]]:
-    """Collects queries and keys of the cross-attention of some layers, as long as it is entered."""
-    seen: dict[tuple[int, str], Tensor] = {}
+def _record_projections(
+    model: WhisperForConditionalGeneration, layers: set[int]
+) -> Iterator[dict[tuple[int, str], Tensor]]:
+    """Queries and keys, (1, length, d_model), of the cross-attention of some decoder layers inside the block."""
+    projections: dict[tuple[int, str], Tensor] = {}
 
-    def keep(place: tuple[int, str]) -> torch.utils.hooks.RemovableHandle:
-        module = model.get_decoder().layers[place[0]].encoder_attn.get_submodule(place[1])
-        return module.register_forward_hook(lambda _, inputs, output: seen.__setitem__(place, output))
+    def record(layer: int, name: str) -> torch.utils.hooks.RemovableHandle:
+        module = model.get_decoder().layers[layer].encoder_attn.get_submodule(name)
+        return module.register_forward_hook(lambda _, inputs, output: projections.update({(layer, name): output}))
 
-    handles = [keep((layer, name)) for layer in layers for name in ("q_proj", "k_proj")]
+    handles = [record(layer, name) for layer in layers for name in ("q_proj", "k_proj")]
     try:
-        yield seen
+        yield projections
     finally:
         for handle in handles:
             handle.remove()
 
 
-def alignment_maps(weights: Tensor, filter_width: int) -> np.ndarray:
-    """Attention made comparable between frames and heads: z-scores over the tokens, smoothed over time.
-
-    Args:
-        weights (`Tensor`): (heads, tokens, frames).
-        filter_width (`int`): of the median filter, odd; 7 in all published models (`median_filter_width`).
-
-    Returns:
-        `np.ndarray`: (heads, tokens, frames) in float64.
-    """
-    deviation = weights.std(dim=-2, keepdim=True, unbiased=False)
-    scores = (weights - weights.mean(dim=-2, keepdim=True)) / deviation
-    scores = scores.nan_to_num(0.0, 0.0, 0.0)  # a frame that all tokens look at alike says nothing: a single token's
-    half = filter_width // 2
-    if scores.shape[-1] > half:
-        padded = F.pad(scores, (half, half), mode="reflect")
-        scores = padded.unfold(-1, filter_width, 1).sort(dim=-1).values[..., half]
-    return scores.cpu().double().numpy()
-
-
-def first_positions(maps: np.ndarray) -> np.ndarray:
-    """The position at which the best monotone path reaches each token, by dynamic time warping.
-
-    The path goes from the first token and frame to the last ones, by a token, a frame or both at a time, and adds up
-    the least of `-maps`. Costs of an anti-diagonal depend on the two before it only, so that one step works out all
-    of it, for all maps. Ties go the way of transformers' `_dynamic_time_warping`.
-
-    Args:
-        maps (`np.ndarray`): (maps, tokens, frames).
-
-    Returns:
-        `np.ndarray`: (maps, tokens), integers; the first of each row is 0.
-    """
-    count, tokens, frames = maps.shape
-    steps = np.zeros((count, tokens + 1, frames + 1), dtype=np.int8)
-    infinite = np.full((count, tokens + 1), np.inf, dtype=np.float32)
-    older, old = infinite.copy(), infinite.copy()  # costs of the two diagonals before, by token
-    older[:, 0] = 0.0
-    for diagonal in range(2, tokens + frames + 1):
-        row = np.arange(max(1, diagonal - frames), min(tokens, diagonal - 1) + 1)
-        column = diagonal - row
-        both, token, frame = older[:, row - 1], old[:, row - 1], old[:, row]
-        step = np.where((both < token) & (both < frame), 0, np.where((token < both) & (token < frame), 1, 2))
-        steps[:, row, column] = step
-        least = np.choose(step, [both, token, frame])
-        new = infinite.copy()
-        new[:, row] = least - maps[:, row - 1, column - 1]
-        older, old = old, new
-    found = np.zeros((count, tokens), dtype=np.int64)
-    for number in range(count):
-        row, column = tokens, frames
-        while row > 1:
-            step = steps[number, row, column]
-            if step != 2:
-                found[number, row - 1] = column - 1
-                row -= 1
-            column -= step != 1
-    return found
-
-
-def time_windows(
-    model: WhisperForConditionalGeneration,
-    processor: WhisperProcessor,
-    encoder_states: Tensor,
-    tokens: Sequence[Sequence[int]],
-    num_samples: Sequence[int],
-    *,
-    language: str | None = None,
-    task: str = "transcribe",
-) -> list[tuple[list[TimedToken], str | None]]:
-    """Times of the tokens of a batch of windows that [`generate_tokens`] wrote with timestamps.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): the model that wrote the tokens, with alignment heads.
-        processor (`WhisperProcessor`): of the model.
-        encoder_states (`Tensor`): (batch, frames, width).
-        tokens (`Sequence[Sequence[int]]`): of each window.
-        num_samples (`Sequence[int]`): of each window's recording, at 16 kHz.
-        language (`str`, *optional*): as given to [`generate_tokens`].
-        task (`str`, *optional*, defaults to `"transcribe"`): the same.
-
-    Returns:
-        `list[tuple[list[TimedToken], str | None]]`: per window, with the language that [`join_words`] takes.
-    """
-    codes = resolve_languages(model, language, task, len(tokens))
-    prefixes = prefix_tokens(model, encoder_states, codes, task, True).tolist()
-    return [
-        (
-            time_tokens(model, states.unsqueeze(0), prefix, own, num_positions(processor, samples)),
-            prefix_language(model, prefix),
-        )
-        for states, prefix, own, samples in zip(encoder_states, prefixes, tokens, num_samples, strict=True)
-    ]
-
-
 def prefix_language(model: WhisperForConditionalGeneration, prefix: Sequence[int]) -> str | None:
-    """English name of the language that a prefix names, by which words are told apart; None where it names none."""
+    """English name of the language that a prefix names, if any; it decides how tokens are split into words."""
     (code,) = languages_of(model, torch.tensor([list(prefix)]))
     return None if code is None else LANGUAGES[code]
 
 
 def join_words(
-    timed: Sequence[TimedToken], tokenizer: WhisperTokenizer, begin: int, language: str | None, offset: float = 0.0
+    timed: Sequence[TimedToken],
+    tokenizer: WhisperTokenizer,
+    timestamp_begin: int,
+    language: str | None,
+    offset: float = 0.0,
 ) -> list[Word]:
-    """Words out of tokens: split where transformers' pipeline splits, punctuation with the word it stands at.
+    """Joins tokens to words as transformers' pipeline does, punctuation attached.
 
     Args:
-        timed (`Sequence[TimedToken]`): in order; no word goes across a timestamp token.
+        timed (`Sequence[TimedToken]`): in order; no word crosses a timestamp token.
         tokenizer (`WhisperTokenizer`): of the model.
-        begin (`int`): id of `<|0.00|>`.
+        timestamp_begin (`int`): id of `<|0.00|>`.
         language (`str`, *optional*): English name; Chinese, Japanese, Thai, Lao, Burmese and Cantonese are split into
             characters.
-        offset (`float`, *optional*, defaults to 0.0): seconds before the first token's window.
+        offset (`float`, *optional*, defaults to 0.0): start of the tokens' window, in seconds.
     """
-    words = []
-    for text, places in word_places([one.token for one in timed], tokenizer, begin, language):
-        start, end = timed[places[0]].start, timed[places[-1]].end
-        probability = sum(timed[place].probability for place in places) / len(places)
-        words.append(Word(round(offset + start, 2), round(offset + end, 2), text, probability))
-    return words
-
-
-def word_places(
-    tokens: Sequence[int], tokenizer: WhisperTokenizer, begin: int, language: str | None
-) -> list[tuple[str, list[int]]]:
-    """The words of tokens, each with the places of its tokens; see [`join_words`]."""
     special = set(tokenizer.all_special_ids)
     words = []
-    for is_text, stretch in groupby(range(len(tokens)), key=lambda place: tokens[place] < begin):
-        run = [place for place in stretch if tokens[place] not in special]
-        if is_text and run:
-            texts, _, parts = combine_tokens_into_words(tokenizer, [tokens[place] for place in run], language)
-            words += [
-                (text.strip(), [run[index] for index in part])
-                for text, part in zip(texts, parts, strict=True)
-                if text.strip()
-            ]
+    for is_text, group in groupby(timed, key=lambda one: one.token < timestamp_begin):
+        run = [one for one in group if one.token not in special]
+        if not is_text or not run:
+            continue
+        texts, _, parts = combine_tokens_into_words(tokenizer, [one.token for one in run], language)
+        for text, part in zip(texts, parts, strict=True):
+            if text.strip():
+                start, end = run[part[0]].start, run[part[-1]].end
+                probability = sum(run[index].probability for index in part) / len(part)
+                words.append(Word(round(offset + start, 2), round(offset + end, 2), text.strip(), probability))
     return words
 
 
 def in_order(words: Sequence[Word]) -> list[Word]:
-    """The same words, none of which starts before the one before it ends: they come from windows that overlap."""
-    found: list[Word] = []
+    """The same words with times that never go back, as those of overlapping windows may."""
+    ordered: list[Word] = []
     for word in words:
-        earliest = found[-1].end if found else 0.0
-        found.append(replace(word, start=max(word.start, earliest), end=max(word.end, earliest)))
-    return found
+        earliest = ordered[-1].end if ordered else 0.0
+        ordered.append(replace(word, start=max(word.start, earliest), end=max(word.end, earliest)))
+    return ordered

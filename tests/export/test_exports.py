@@ -1,6 +1,7 @@
-"""What all exports have in common: a new folder, whole or not at all; students of every kind; what is refused."""
+"""All exports: a complete folder or none, students of every kind, texts compared with those of transformers."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,12 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.checkpoints import load_model
+from hf_distil_whisper.data.sources import RowErrors
+from hf_distil_whisper.export import check_export, greedy_texts
+from hf_distil_whisper.export.ctranslate2 import QUANTIZATIONS, export_ctranslate2
 from hf_distil_whisper.export.ggml import export_ggml
 from hf_distil_whisper.export.onnx import export_onnx
-from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator, export_ctranslate2
+from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
 from hf_distil_whisper.inference.encoder import window_features
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.output import plain_text
@@ -65,10 +69,37 @@ def test_ctranslate2_runs_students_of_every_kind(student: WhisperForConditionalG
     """Heads of layers that a student lacks crash the runtime; a cut encoder has other sizes in either half."""
     features = window_features(student, toy_processor(), RECORDINGS)
     folder = export_ctranslate2(student, toy_processor(), tmp_path / "export")
-    found = Ctranslate2Generator(student, toy_processor(), folder=folder, max_new_tokens=12)(features)
+    result = Ctranslate2Generator(student, toy_processor(), folder=folder, max_new_tokens=12)(features)
     expected = generate_tokens(student, features, max_new_tokens=12)
-    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert [one.tokens for one in result] == [one.tokens for one in expected]
     assert len({tuple(one.tokens) for one in expected}) > 1
+
+
+def test_quantizations_are_those_of_ctranslate2() -> None:
+    """A type that a new version adds or drops would be refused, or fail after the model has been loaded."""
+    from ctranslate2.specs.model_spec import ACCEPTED_MODEL_TYPES
+
+    assert sorted(QUANTIZATIONS) == sorted(ACCEPTED_MODEL_TYPES)
+
+
+def test_differing_texts_are_named() -> None:
+    """A check that compares an export with itself never fails."""
+    model, processor = talking_whisper(4), toy_processor()
+    rows = [{"audio": (samples, 16_000), "id": f"clip-{row}"} for row, samples in enumerate(RECORDINGS)]
+    rows.append({"audio": "gone.wav", "id": "gone"})
+    expected = greedy_texts(model, processor, rows, errors=(errors := RowErrors()))
+    assert (list(expected), len(errors)) == ([0, 1, 2, 3], 1)
+
+    def wrong(input_features: torch.Tensor) -> list:
+        return generate_tokens(model, input_features, max_new_tokens=3)
+
+    check = check_export(model, processor, wrong, rows)
+    assert check.num_recordings == 4
+    assert check.differing
+    for name, text, reference in check.differing:
+        assert expected[int(name.removeprefix("clip-"))] == reference != text
+    same = check_export(model, processor, partial(generate_tokens, model), rows, expected=expected)
+    assert str(same) == "4 of 4 texts equal to those of transformers (100.0%)"
 
 
 def test_word_times_work_where_the_config_named_heads_of_the_teacher(tmp_path: Path) -> None:
@@ -80,23 +111,23 @@ def test_word_times_work_where_the_config_named_heads_of_the_teacher(tmp_path: P
     features = window_features(model, toy_processor(), RECORDINGS[:1])
     runtime = ctranslate2.models.Whisper(str(folder), device="cpu")
     start = [model.generation_config.decoder_start_token_id]
-    (found,) = runtime.align(ctranslate2.StorageView.from_array(features.numpy()), start, [[5, 6, 7]], [100])
-    assert len(found.text_token_probs) == 3
+    (result,) = runtime.align(ctranslate2.StorageView.from_array(features.numpy()), start, [[5, 6, 7]], [100])
+    assert len(result.text_token_probs) == 3
 
 
 def test_faster_whisper_writes_the_same_text(tmp_path: Path) -> None:
-    """It has its own list of suppressed tokens unless told otherwise, and fills a window up with zeros for features.
+    """It has its own list of suppressed tokens unless it gets one, and pads the features of a window with zeros.
 
-    Those are no silence: a recording is padded to the window here, so that both hear the same.
+    Zeros are not the features of silence: recordings are padded to the window here, so that both get the same.
     """
     from faster_whisper import WhisperModel
 
     model = talking_whisper(4)
     folder = export_ctranslate2(model, toy_processor(), tmp_path / "export")
     runtime = WhisperModel(str(folder), device="cpu", compute_type="float32")
-    begin = model.generation_config.no_timestamps_token_id + 1
+    first_timestamp = model.generation_config.no_timestamps_token_id + 1
     expected = generate_tokens(model, window_features(model, toy_processor(), RECORDINGS))
-    always = [*model.generation_config.suppress_tokens, *range(begin, model.config.vocab_size)]
+    always = [*model.generation_config.suppress_tokens, *range(first_timestamp, model.config.vocab_size)]
     for samples, sequence in zip(RECORDINGS, expected, strict=True):
         padded = np.pad(samples, (0, 30 * 16_000 - len(samples)))
         segments, _ = runtime.transcribe(
@@ -104,7 +135,7 @@ def test_faster_whisper_writes_the_same_text(tmp_path: Path) -> None:
             suppress_blank=False, no_speech_threshold=None, log_prob_threshold=None, compression_ratio_threshold=None,
         )  # fmt: skip
         text = "".join(segment.text for segment in segments).strip()
-        assert text == plain_text(sequence.tokens, toy_processor().tokenizer, begin)
+        assert text == plain_text(sequence.tokens, toy_processor().tokenizer, first_timestamp)
 
 
 EXPORTS = {"ctranslate2": export_ctranslate2, "ggml": export_ggml, "onnx": export_onnx}
@@ -137,7 +168,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("name", EXPORTS)
 def test_adapters_and_unknown_precisions_are_refused(name: str, tmp_path: Path) -> None:
-    """The weights of adapters have no place in the other formats: the export would be the untrained student."""
+    """The weights of adapters do not exist in the other formats: the export would be the untrained student."""
     model, processor = official_whisper()
     with pytest.raises(ValueError, match=r"`quantization`: expected one of .*float16.*, got 'int5'"):
         EXPORTS[name](model, processor, tmp_path / "export", quantization="int5")

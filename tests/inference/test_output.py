@@ -1,4 +1,4 @@
-"""Subtitles as players read them: right clocks, one cue at a time, nothing that a text could break."""
+"""Tokens to text, segments and subtitles: nothing lost, no special tokens, times within the audio."""
 
 import json
 import re
@@ -10,10 +10,62 @@ from hf_distil_whisper.inference.output import (
     Segment,
     Transcription,
     TranscriptionStatistics,
+    compression_ratio,
+    plain_text,
+    segments_of,
+    timed_tokens,
+    timestamped_text,
     to_json,
     to_srt,
     to_vtt,
 )
+from toy_models import toy_processor
+
+TOKENIZER = toy_processor().tokenizer
+BEGIN = TOKENIZER.convert_tokens_to_ids("<|0.00|>")
+
+
+def encode(text: str) -> list[int]:
+    """Tokens of a transcript with timestamps, without Whisper's prefix and end."""
+    return TOKENIZER(text, add_special_tokens=False).input_ids
+
+
+def test_transcript_with_timestamps_survives_decoding_and_encoding() -> None:
+    """Labels are stored as text: a token that does not come back is a label that the teacher never gave."""
+    text = "<|0.00|> the quick fox<|1.20|><|1.24|> jumps<|30.00|>"
+    assert timestamped_text(encode(text), TOKENIZER, BEGIN) == text
+    assert plain_text(encode(text), TOKENIZER, BEGIN) == "the quick fox jumps"
+
+
+def test_special_tokens_never_reach_the_text() -> None:
+    """A stored <|nospeech|> or <|endoftext|> would be learnt as a word."""
+    tokens = [*encode(" the"), TOKENIZER.convert_tokens_to_ids("<|nospeech|>"), TOKENIZER.eos_token_id]
+    assert plain_text(tokens, TOKENIZER, BEGIN) == "the"
+    assert timestamped_text([BEGIN, *tokens], TOKENIZER, BEGIN) == "<|0.00|> the"
+
+
+def test_segments_carry_the_window_offset_and_end_with_the_audio() -> None:
+    """Times relative to the window, or behind the end of the file, are wrong by up to 30 s and look right."""
+    tokens = encode("<|0.00|> the quick<|1.20|><|1.40|> fox<|9.00|><|9.00|> jumps")
+    parts = timed_tokens(tokens, BEGIN, offset=30.0, end=35.0)
+    assert segments_of(parts, TOKENIZER, BEGIN) == [
+        Segment(30.0, 31.2, "the quick"),
+        Segment(31.4, 35.0, "fox"),
+        Segment(35.0, 35.0, "jumps"),
+    ]
+
+
+def test_text_without_any_timestamp_is_one_segment() -> None:
+    """A model that forgets its timestamps must not lose its text."""
+    parts = timed_tokens(encode(" the fox"), BEGIN, offset=2.0, end=5.0)
+    assert segments_of(parts, TOKENIZER, BEGIN) == [Segment(2.0, 5.0, "the fox")]
+
+
+def test_compression_ratio_tells_repetition_from_speech() -> None:
+    """The sign of a hallucination loop: OpenAI's threshold is 2.4."""
+    assert compression_ratio("thank you. " * 40) > 2.4 > compression_ratio("How vexingly quick daft zebras jump!") > 0
+    assert compression_ratio("") == 0.0
+    assert compression_ratio("aaaaaaaaaa") == pytest.approx(10 / 11)
 
 
 def spoken(*segments: tuple[float, float, str]) -> Transcription:
@@ -22,10 +74,8 @@ def spoken(*segments: tuple[float, float, str]) -> Transcription:
 
 def test_srt_of_hours_is_what_players_expect() -> None:
     """A comma before the milliseconds, two digits of hours, and an empty line between cues; worked by hand."""
-    found = to_srt(
-        spoken((0.0, 1.2, "Hello."), (3661.04, 3662.5, "An hour later"), (360_000.0, 360_001.0, "and 100."))
-    )
-    assert found == (
+    srt = to_srt(spoken((0.0, 1.2, "Hello."), (3661.04, 3662.5, "An hour later"), (360_000.0, 360_001.0, "and 100.")))
+    assert srt == (
         "1\n00:00:00,000 --> 00:00:01,200\nHello.\n\n"
         "2\n01:01:01,040 --> 01:01:02,500\nAn hour later\n\n"
         "3\n100:00:00,000 --> 100:00:01,000\nand 100.\n"
@@ -34,8 +84,8 @@ def test_srt_of_hours_is_what_players_expect() -> None:
 
 def test_vtt_has_its_heading_and_escapes_what_looks_like_a_tag() -> None:
     """A `<` opens a tag that swallows the text behind it, and `-->` ends the cue."""
-    found = to_vtt(spoken((1.0, 2.0, "a < b && b --> c")))
-    assert found == "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\na &lt; b &amp;&amp; b --&gt; c\n"
+    vtt = to_vtt(spoken((1.0, 2.0, "a < b && b --> c")))
+    assert vtt == "WEBVTT\n\n00:00:01.000 --> 00:00:02.000\na &lt; b &amp;&amp; b --&gt; c\n"
 
 
 def test_line_breaks_in_a_text_do_not_end_the_cue() -> None:
@@ -57,16 +107,16 @@ def test_line_breaks_in_a_text_do_not_end_the_cue() -> None:
 )
 def test_no_cue_overlaps_the_next_or_vanishes(segments: list, expected: list) -> None:
     """Two at once cover each other; one without length is never seen."""
-    found = []
+    result = []
     for start, end, text in re.findall(r"(.*) --> (.*)\n(.*)\n", to_srt(spoken(*segments))):
         clocks = [re.split("[:,]", time) for time in (start, end)]
         ms = [
             sum(int(part) * size for part, size in zip(clock, (3_600_000, 60_000, 1000, 1), strict=True))
             for clock in clocks
         ]
-        found.append((*ms, text))
-    assert found == expected
-    assert all(left[1] <= right[0] for left, right in pairwise(found))
+        result.append((*ms, text))
+    assert result == expected
+    assert all(left[1] <= right[0] for left, right in pairwise(result))
 
 
 def test_silence_gives_an_empty_file_and_a_text_without_times_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""whisper.cpp's file: read by the runtime, block by block against its own quantiser, refused where it cannot run."""
+"""Export for whisper.cpp: the tokens of transformers, blocks of ggml's quantiser, models that it cannot run."""
 
 import ctypes
 import importlib.util
@@ -12,7 +12,7 @@ import torch
 from hf_distil_whisper.export.ggml import (
     GGML_FILE,
     GgmlGenerator,
-    check_ggml,
+    check_whisper_cpp,
     export_ggml,
     pack_q5_0,
     pack_q8_0,
@@ -49,22 +49,22 @@ def test_the_runtime_writes_the_tokens_of_transformers(
     expected = [one.tokens for one in generate_tokens(model, features, max_new_tokens=8, language=language)]
     generator = GgmlGenerator(model, tmp_path / "export", max_new_tokens=8, language=language)
     from_features = [one.tokens for one in generator(features)]
-    from_samples = [generator.from_samples(samples, language).tokens for samples in RECORDINGS]
-    for found in (from_features, from_samples):
+    from_samples = [generator._search(samples, language).tokens for samples in RECORDINGS]
+    for result in (from_features, from_samples):
         same = [
-            ours == theirs for pair in zip(found, expected, strict=True) for ours, theirs in zip(*pair, strict=True)
+            ours == theirs for pair in zip(result, expected, strict=True) for ours, theirs in zip(*pair, strict=True)
         ]
         assert sum(same) >= 0.8 * len(same)
-        assert max(behind(model, features, found, language)) < 0.1  # of logits that reach from -2 to 2
+        assert max(behind(model, features, result, language)) < 0.1  # of logits that reach from -2 to 2
     assert len({token for tokens in expected for token in tokens}) > 2
 
 
 def behind(model, features: torch.Tensor, tokens: list[list[int]], language: str | None) -> list[float]:
     """How far the logits of tokens lie behind the largest of their position, in transformers."""
-    heard = [language_token(model, language)] * len(tokens) if language else None
-    if heard is None and is_multilingual(model):
-        heard = model.detect_language(features).tolist()
-    prefixes = [decoder_prefix(model, one, "transcribe", False) for one in heard or [None] * len(tokens)]
+    languages = [language_token(model, language)] * len(tokens) if language else None
+    if languages is None and is_multilingual(model):
+        languages = model.detect_language(features).tolist()
+    prefixes = [decoder_prefix(model, one, "transcribe", False) for one in languages or [None] * len(tokens)]
     inputs = torch.tensor([prefix + row for prefix, row in zip(prefixes, tokens, strict=True)])
     with torch.no_grad():
         logits = model(input_features=features, decoder_input_ids=inputs).logits[:, len(prefixes[0]) - 1 : -1]
@@ -106,8 +106,8 @@ def test_blocks_are_worked_out_by_hand() -> None:
 @pytest.mark.parametrize(("kind", "pack", "size"), [(8, pack_q8_0, 34), (6, pack_q5_0, 22)], ids=["q8_0", "q5_0"])
 def test_blocks_are_those_of_ggml(kind: int, pack, size: int) -> None:
     """The reference implementation: `ggml_quantize_chunk` of the library that reads the file."""
-    found = importlib.util.find_spec("pywhispercpp")
-    libraries = sorted(Path(str(found.origin)).parents[1].glob("pywhispercpp.libs/libggml-base*")) if found else []
+    spec = importlib.util.find_spec("pywhispercpp")
+    libraries = sorted(Path(str(spec.origin)).parents[1].glob("pywhispercpp.libs/libggml-base*")) if spec else []
     if not libraries:
         pytest.skip("pywhispercpp brings no libggml-base here")
     library = ctypes.CDLL(str(libraries[0]))
@@ -130,9 +130,9 @@ def test_what_the_runtime_cannot_run_is_refused(tmp_path: Path) -> None:
         export_ggml(model, processor, tmp_path / "export", quantization="float32")
     official = {"vocab_size": 51_864, "eos_token_id": 50_256}
     with pytest.raises(ValueError, match="windows of 30 s"):
-        check_ggml(toy_whisper(**official, max_source_positions=500))
+        check_whisper_cpp(toy_whisper(**official, max_source_positions=500))
     with pytest.raises(ValueError, match=r"4 x d_model = 64, the model has 32"):
-        check_ggml(toy_whisper(**official))
+        check_whisper_cpp(toy_whisper(**official))
     assert list(tmp_path.iterdir()) == []
 
 

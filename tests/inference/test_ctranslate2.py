@@ -1,4 +1,4 @@
-"""The search by CTranslate2 against that by transformers: another runtime must not write another text."""
+"""Generation by CTranslate2: the same tokens as transformers."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,8 @@ from datasets import Dataset
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.inference import ctranslate2 as export
-from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator, export_ctranslate2
+from hf_distil_whisper.inference import ctranslate2 as module
+from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
 from hf_distil_whisper.inference.encoder import encode, window_features
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
@@ -22,8 +22,8 @@ WHISPER_FILES = Path(__file__).parents[2].parent / "shared" / "whisper-files"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Converted models go to a folder of the test's own."""
-    monkeypatch.setattr(export, "HF_HOME", str(tmp_path / "home"))
+    """Converted models go to a temporary folder."""
+    monkeypatch.setattr(module, "HF_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
 
@@ -36,12 +36,12 @@ def test_tokens_and_statistics_are_those_of_transformers(settings: dict) -> None
     """A student would be taught by another teacher than the one that was scored."""
     model = talking_whisper(4)
     expected = generate_tokens(model, features(model), **settings, statistics=True)
-    found = Ctranslate2Generator(model, toy_processor(), **settings)(features(model))
+    result = Ctranslate2Generator(model, toy_processor(), **settings)(features(model))
     assert len({tuple(one.tokens) for one in expected}) > 1
     states = encode(model, features(model))
     from_states = Ctranslate2Generator(model, toy_processor(), **settings)(encoder_hidden_states=states)
     assert [one.tokens for one in from_states] == [one.tokens for one in expected]
-    for ours, theirs in zip(found, expected, strict=True):
+    for ours, theirs in zip(result, expected, strict=True):
         assert ours.tokens == theirs.tokens
         assert ours.truncated == theirs.truncated
         assert ours.no_speech_prob == pytest.approx(theirs.no_speech_prob, rel=1e-3, abs=1e-6)
@@ -64,7 +64,7 @@ def test_a_model_is_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch)
     Ctranslate2Generator(model, toy_processor())
     (folder,) = (cache / "hf_distil_whisper" / "ctranslate2").iterdir()
     assert {"model.bin", "tokenizer.json", "preprocessor_config.json"} <= {path.name for path in folder.iterdir()}
-    monkeypatch.setattr(export, "export_ctranslate2", lambda *_: pytest.fail("converted again"))
+    monkeypatch.setattr(module, "convert_to_ctranslate2", lambda *_: pytest.fail("converted again"))
     Ctranslate2Generator(model, toy_processor())
 
 
@@ -73,11 +73,11 @@ def test_the_language_is_asked_for_or_detected() -> None:
     model = multilingual_whisper(3)
     for settings in ({"language": "de"}, {"language": "de", "task": "translate"}, {}):
         expected = generate_tokens(model, features(model), max_new_tokens=10, **settings)
-        found = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10, **settings)(features(model))
-        assert [one.tokens for one in found] == [one.tokens for one in expected], settings
+        result = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10, **settings)(features(model))
+        assert [one.tokens for one in result] == [one.tokens for one in expected], settings
     states = encode(model, features(model))
-    found = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10)(encoder_hidden_states=states)
-    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    result = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10)(encoder_hidden_states=states)
+    assert [one.tokens for one in result] == [one.tokens for one in expected]
 
 
 @pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-tiny"])
@@ -92,12 +92,12 @@ def test_official_vocabularies_work(name: str) -> None:
     torch.manual_seed(0)
     model = WhisperForConditionalGeneration(config).eval()
     model.generation_config = GenerationConfig.from_pretrained(WHISPER_FILES / name)
-    heard = window_features(model, processor, [toy_audio(1 + row, seed=row) for row in range(3)])
+    windows = window_features(model, processor, [toy_audio(1 + row, seed=row) for row in range(3)])
     for timestamps in (False, True):
         settings = {"max_new_tokens": 8, "return_timestamps": timestamps}
-        expected = generate_tokens(model, heard, **settings)
-        found = Ctranslate2Generator(model, processor, **settings)(heard)
-        assert [one.tokens for one in found] == [one.tokens for one in expected]
+        expected = generate_tokens(model, windows, **settings)
+        result = Ctranslate2Generator(model, processor, **settings)(windows)
+        assert [one.tokens for one in result] == [one.tokens for one in expected]
 
 
 def test_labels_are_the_same_table(tmp_path: Path) -> None:
@@ -130,9 +130,6 @@ def test_what_the_runtime_cannot_do_is_refused(tmp_path: Path, monkeypatch: pyte
         pseudo_label_dataset(rows, model, processor, compute_type="int8", **settings)
     with pytest.raises(ValueError, match="int5"):
         Ctranslate2Generator(model, processor, compute_type="int5")
-    with pytest.raises(ValueError, match="int5"):
-        export_ctranslate2(model, processor, tmp_path / "model", quantization="int5")
-    assert not (tmp_path / "model").exists()
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     with pytest.raises(ImportError, match=r"pip install 'hf-distil-whisper\[ct2\]'"):
         Ctranslate2Generator(model, processor)
