@@ -99,7 +99,7 @@ def test_a_half_precision_checkpoint_is_loaded_in_float32_unless_asked(tmp_path)
 
 
 def test_files_of_a_checkpoint_tell_other_weights_and_settings_apart(tmp_path):
-    """The same place may hold another model by tomorrow; notes beside it are no part of it."""
+    """The same folder may hold another model tomorrow; notes beside it do not count."""
     model = toy_whisper()
     save_checkpoint(model, toy_processor(), tmp_path / "first")
     save_checkpoint(model, toy_processor(), tmp_path / "second")
@@ -129,8 +129,8 @@ def test_saving_leaves_the_model_alone_and_repairs_only_the_file(tmp_path):
 def test_alignment_heads_are_renumbered_dropped_or_kept():
     """Heads of layers that do not exist make faster-whisper crash; heads of the wrong layer give wrong times."""
     config = GenerationConfig(alignment_heads=[[0, 1], [2, 0], [5, 3]], max_length=448)
-    assert repair_generation_config(config, 2, kept_layers=[2, 5]).alignment_heads == [[0, 0], [1, 3]]
-    assert "alignment_heads" not in repair_generation_config(config, 2, kept_layers=[1, 4]).to_dict()
+    assert repair_generation_config(config, 2, teacher_layers=[2, 5]).alignment_heads == [[0, 0], [1, 3]]
+    assert "alignment_heads" not in repair_generation_config(config, 2, teacher_layers=[1, 4]).to_dict()
     assert "alignment_heads" not in repair_generation_config(config, 2).to_dict()
     assert repair_generation_config(config, 6).alignment_heads == config.alignment_heads
 

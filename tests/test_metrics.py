@@ -166,7 +166,7 @@ def test_few_utterances_prove_nothing() -> None:
 
 
 def test_the_p_value_agrees_with_the_interval_and_with_the_order_of_the_models() -> None:
-    """A difference called significant beside an interval that holds 0 cannot be told to anyone."""
+    """A difference that is significant while its interval contains 0 would contradict itself."""
     rng = np.random.default_rng(3)
 
     def scored(most: int) -> list[WordErrors]:

@@ -41,9 +41,9 @@ def test_a_copy_with_all_layers_is_bit_identical_to_the_teacher():
     """Any weight that is left out would stay random, and train back to something plausible."""
     teacher = toy_whisper()
     student = create_student(teacher, decoder_layers=4)
-    expected, found = teacher.state_dict(), student.state_dict()
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(weight, found[name]) for name, weight in expected.items())
+    expected, copied = teacher.state_dict(), student.state_dict()
+    assert expected.keys() == copied.keys()
+    assert all(torch.equal(weight, copied[name]) for name, weight in expected.items())
     features, tokens = torch.randn(1, 80, 3000), torch.tensor([[301, 407, 5]])
     with torch.no_grad():
         logits = [m(input_features=features, decoder_input_ids=tokens).logits for m in (teacher, student)]
@@ -55,9 +55,9 @@ def test_each_kept_layer_is_the_named_layer_of_the_teacher():
     teacher = toy_whisper(encoder_layers=3)
     student = create_student(teacher, decoder_layer_ids=[0, -1], encoder_layer_ids=[-3, 2])
     assert (student.config.decoder_layers, student.config.encoder_layers) == (2, 2)
-    for part, kept in (("decoder", [0, 3]), ("encoder", [0, 2])):
+    for part, selected in (("decoder", [0, 3]), ("encoder", [0, 2])):
         layers = [getattr(model.model, part).layers for model in (student, teacher)]
-        for layer, teacher_layer in zip(layers[0], [layers[1][index] for index in kept], strict=True):
+        for layer, teacher_layer in zip(layers[0], [layers[1][index] for index in selected], strict=True):
             expected = teacher_layer.state_dict()
             assert all(torch.equal(weight, expected[name]) for name, weight in layer.state_dict().items())
     rest = {name: weight for name, weight in teacher.state_dict().items() if ".layers." not in name}
@@ -69,11 +69,11 @@ def test_counts_choose_spaced_layers_in_decoder_and_encoder():
     teacher = toy_whisper(encoder_layers=5)
     student = create_student(teacher, decoder_layers=2, encoder_layers=3)
     weights, expected = student.state_dict(), teacher.state_dict()
-    for part, kept in (("decoder", [0, 3]), ("encoder", [0, 2, 4])):
-        for layer, index in enumerate(kept):
+    for part, selected in (("decoder", [0, 3]), ("encoder", [0, 2, 4])):
+        for layer, index in enumerate(selected):
             name = "layers.{}.fc1.weight"
-            found = weights[f"model.{part}.{name.format(layer)}"]
-            assert torch.equal(found, expected[f"model.{part}.{name.format(index)}"])
+            copied = weights[f"model.{part}.{name.format(layer)}"]
+            assert torch.equal(copied, expected[f"model.{part}.{name.format(index)}"])
 
 
 def test_the_student_shares_no_memory_with_the_teacher_and_ties_its_own_head():

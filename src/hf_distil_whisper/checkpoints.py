@@ -1,7 +1,4 @@
-"""Save and load Whisper checkpoints with every file that other runtimes read; repair of generation configs.
-
-Knows files, and which model, teacher and processor go together; nothing of audio or training.
-"""
+"""Load, save, check and fingerprint Whisper checkpoints; repair of generation configs."""
 
 import copy
 import hashlib
@@ -22,7 +19,7 @@ from whisper_normalizer.english import EnglishSpellingNormalizer
 
 START_TOKEN = "<|startoftranscript|>"
 _LIBRARY_MAX_LENGTH = 20
-"""What transformers writes into a generation config without a length; a Whisper would be cut in mid-sentence by it."""
+"""What transformers writes into a generation config without a length; it truncates transcripts."""
 
 
 def load_model(
@@ -37,12 +34,12 @@ def load_model(
 
     Args:
         name_or_path (`str` or `Path`): folder of a checkpoint, or name of a model on the Hub.
-        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the weights, whatever the file holds: a
-            checkpoint in half precision would otherwise be trained in half precision.
+        dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the weights, whatever the file holds:
+            otherwise a checkpoint in half precision would be trained in half precision.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
         subfolder (`str`, *optional*, defaults to `""`): folder inside the repository that holds the checkpoint.
-        attn_implementation (`str`, *optional*): "sdpa", "eager" or "flash_attention_2"; by default what transformers
-            chooses.
+        attn_implementation (`str`, *optional*): "sdpa", "eager" or "flash_attention_2"; by default chosen by
+            transformers.
 
     Returns:
         `WhisperForConditionalGeneration`: in eval mode.
@@ -51,9 +48,9 @@ def load_model(
         FileNotFoundError: if there is no checkpoint.
         ValueError: if it is not a Whisper with a language-model head.
     """
-    place = {"revision": revision, "subfolder": subfolder}
+    location = {"revision": revision, "subfolder": subfolder}
     try:
-        config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), **place)
+        config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), **location)
     except OSError as error:
         raise _not_found(name_or_path, "config.json and model.safetensors", error) from error
     if config.get("model_type") != "whisper":
@@ -68,7 +65,7 @@ def load_model(
             attn_implementation=attn_implementation,
             use_safetensors=True,
             output_loading_info=True,
-            **place,
+            **location,
         )
     except OSError as error:
         raise _not_found(name_or_path, "model.safetensors", error) from error
@@ -99,15 +96,15 @@ def load_processor(name_or_path: str | Path, *, revision: str | None = None, sub
 
 
 def save_checkpoint(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: str | Path) -> None:
-    """Writes a model so that transformers, faster-whisper, whisper.cpp and transformers.js find all they read.
+    """Saves a model with every file that transformers, faster-whisper, whisper.cpp and transformers.js read.
 
-    The weights go to safetensors in the model's own dtype; the generation config is written repaired (see
-    `repair_generation_config`), the model itself is left as it is.
+    The weights go to safetensors in the model's dtype. The generation config is written repaired (see
+    `repair_generation_config`); the model's is not changed.
 
     Args:
-        model (`WhisperForConditionalGeneration`): what to save.
+        model (`WhisperForConditionalGeneration`): the model.
         processor (`WhisperProcessor`): its feature extractor and tokenizer.
-        folder (`str` or `Path`): made where it does not exist.
+        folder (`str` or `Path`): created if it does not exist.
 
     Example:
         ```python
@@ -121,7 +118,7 @@ def save_checkpoint(model: WhisperForConditionalGeneration, processor: WhisperPr
 
 
 def save_generation_config(model: WhisperForConditionalGeneration, folder: str | Path) -> None:
-    """Writes `generation_config.json`, repaired for the model's own decoder."""
+    """Writes `generation_config.json`, repaired for the model's decoder."""
     config = model.config
     repaired = repair_generation_config(
         model.generation_config, config.decoder_layers, max_length=config.max_target_positions
@@ -130,15 +127,15 @@ def save_generation_config(model: WhisperForConditionalGeneration, folder: str |
 
 
 def save_processor(processor: WhisperProcessor, folder: str | Path) -> None:
-    """Writes every file of a processor, those included that `WhisperProcessor.save_pretrained` leaves out.
+    """Saves a processor with the files that `WhisperProcessor.save_pretrained` leaves out.
 
     These are `preprocessor_config.json` (faster-whisper), `vocab.json`, `merges.txt`, `added_tokens.json`
     (whisper.cpp's converter), `special_tokens_map.json` and `normalizer.json`, without which
     `tokenizer.normalize()` raises after loading.
 
     Args:
-        processor (`WhisperProcessor`): what to save.
-        folder (`str` or `Path`): made where it does not exist.
+        processor (`WhisperProcessor`): the processor.
+        folder (`str` or `Path`): created if it does not exist.
     """
     folder = Path(folder)
     tokenizer = processor.tokenizer
@@ -154,34 +151,34 @@ def save_processor(processor: WhisperProcessor, folder: str | Path) -> None:
 def repair_generation_config(
     config: GenerationConfig,
     num_decoder_layers: int,
-    kept_layers: list[int] | None = None,
+    teacher_layers: list[int] | None = None,
     max_length: int = 448,
 ) -> GenerationConfig:
-    """Makes a generation config fit a decoder of other depth, with nothing left to the library's defaults.
+    """Adapts a generation config to a decoder of other depth, with explicit values in place of library defaults.
 
-    - `alignment_heads` name decoder layers: each head of a kept layer gets the layer's new number, the others are
-      dropped. Without `kept_layers` they stay if the decoder has all the layers they name; otherwise they belong to
-      another model and all are dropped (runtimes then use their default heads instead of reading beyond the decoder).
+    - `alignment_heads` are pairs of decoder layer and head: those of copied layers get the layer's new index, the
+      others are dropped. Without `teacher_layers` they stay if the decoder has all the layers they name; otherwise
+      they belong to another model and all are dropped (runtimes then fall back to their default heads).
     - `forced_decoder_ids`, which force a language and task, are cleared: `generate` refuses them.
-    - `max_length` is made explicit (20 otherwise), and `num_beams` too: the speech recognition pipeline otherwise
-      takes 5 beams, which also switches off an assistant model.
+    - `max_length` is made explicit (20 otherwise), and so is `num_beams`: the speech recognition pipeline defaults to
+      5 beams, which also disables an assistant model.
 
     Args:
-        config (`GenerationConfig`): left as it is.
-        num_decoder_layers (`int`): of the model that the result is for.
-        kept_layers (`list[int]`, *optional*): the teacher's number of each of the student's decoder layers.
-        max_length (`int`, *optional*, defaults to 448): length of the decoder's context.
+        config (`GenerationConfig`): the config to adapt; not changed.
+        num_decoder_layers (`int`): layers of the decoder that the result is for.
+        teacher_layers (`list[int]`, *optional*): index in the teacher of each of the student's decoder layers.
+        max_length (`int`, *optional*, defaults to 448): positions of the decoder.
 
     Returns:
         `GenerationConfig`: a repaired copy.
     """
     repaired = copy.deepcopy(config)
     heads = config.to_dict().get("alignment_heads") or []
-    if kept_layers is not None:
-        heads = [[kept_layers.index(layer), head] for layer, head in heads if layer in kept_layers]
+    if teacher_layers is not None:
+        heads = [[teacher_layers.index(layer), head] for layer, head in heads if layer in teacher_layers]
     elif any(layer >= num_decoder_layers for layer, _ in heads):
         heads = []
-    vars(repaired).pop("alignment_heads", None)  # a null in the file would keep runtimes from their default heads
+    vars(repaired).pop("alignment_heads", None)  # runtimes take a null in the file for no heads at all
     if heads:
         repaired.alignment_heads = heads
     repaired.forced_decoder_ids = None
@@ -193,15 +190,12 @@ def repair_generation_config(
 
 
 def weights_fingerprint(model: WhisperForConditionalGeneration) -> str:
-    """What the model computes, in 16 hexadecimal digits: of its weights, their type, and its generation config.
-
-    Says whether labels or cached outputs of an earlier run came from this very model. Reads every weight once.
-    """
+    """16 hexadecimal digits over weights, dtypes and generation config: identifies the model behind cached outputs."""
     return module_fingerprint(model, settings=model.generation_config.to_json_string())
 
 
 def module_fingerprint(module: nn.Module, settings: str = "") -> str:
-    """The same of a part of a model, for example its encoder, and of a text that its outputs depend on."""
+    """Fingerprint of a part of a model, for example its encoder, and of a text that its outputs depend on."""
     digest = hashlib.sha256(settings.encode())
     for name, weight in sorted(module.state_dict().items()):
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
@@ -210,13 +204,9 @@ def module_fingerprint(module: nn.Module, settings: str = "") -> str:
 
 
 def checkpoint_fingerprint(folder: str | Path) -> str:
-    """Of a checkpoint's files as they lie there: tells another model at the same place without loading it.
+    """16 hexadecimal digits over a checkpoint's weights, config and generation config, without loading it.
 
-    Args:
-        folder (`str` or `Path`): with weights, config and generation config.
-
-    Returns:
-        `str`: 16 hexadecimal digits; not those of [`weights_fingerprint`].
+    They differ from those of [`weights_fingerprint`].
     """
     digest = hashlib.sha256()
     for pattern in ("*.safetensors", "config.json", "generation_config.json"):
@@ -231,15 +221,10 @@ def check_compatible(
     teacher: WhisperForConditionalGeneration | None,
     processor: WhisperProcessor | None,
 ) -> None:
-    """Makes sure that student, teacher and processor speak of the same tokens, mel bins and windows.
-
-    Args:
-        student (`WhisperForConditionalGeneration`): the model to train.
-        teacher (`WhisperForConditionalGeneration`, *optional*): None where there is none.
-        processor (`WhisperProcessor`, *optional*): what makes the features and labels.
+    """Checks that student, teacher and processor share vocabulary, mel bins and window length.
 
     Raises:
-        ValueError: on different vocabularies, mel bins or window lengths; says which and what to do.
+        ValueError: if they differ; says in what, and what to do.
     """
     names = {"vocab_size": "tokens", "num_mel_bins": "mel bins", "max_source_positions": "encoder positions"}
     for name, unit in names.items():

@@ -1,8 +1,7 @@
-"""Texts in, error counts out: words, characters, repeated n-grams, and the normalisers that come before counting.
+"""Word and character errors, repeated n-grams, text normalisers and bootstrap intervals.
 
-Counts add up over shards and processes, rates do not: every function returns counts. WER is a fraction here and
-becomes a percentage only where it is printed. Knows nothing of models and audio (paper: sections 7.4 and 8.4, appendix
-B.2).
+Functions return counts, which add up over shards and processes; WER is a fraction, printed as a percentage (paper,
+sections 7.4 and 8.4, appendix B.2).
 """
 
 from collections.abc import Callable, Sequence
@@ -20,19 +19,19 @@ from whisper_normalizer.english import EnglishTextNormalizer
 Normalizer = Callable[[str], str]
 
 LANGUAGES_WITHOUT_SPACES = frozenset({"zh", "yue", "ja", "th", "lo", "my", "km", "bo"})
-"""Whisper's codes of the languages that put no space between words. A sentence of theirs is one "word", so that a
-single wrong character makes a WER of 100 %: count characters instead, as `errors_in_language` does."""
+"""Codes of languages without spaces between words. A sentence would be one "word", and a single wrong character a WER
+of 100 %: `errors_in_language` counts characters instead."""
 
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Counts of an alignment of hypotheses to references, of words or of characters. Adds up over rows and shards.
+    """Counts of an alignment of hypotheses to references, of words or characters. Supports `+` and `sum`.
 
     Args:
-        hits (`int`, *optional*, defaults to 0): words of the reference that are right.
-        substitutions (`int`, *optional*, defaults to 0): words of the reference that became another word.
+        hits (`int`, *optional*, defaults to 0): correct words of the reference.
+        substitutions (`int`, *optional*, defaults to 0): words of the reference that were replaced by another.
         deletions (`int`, *optional*, defaults to 0): words of the reference that are missing.
-        insertions (`int`, *optional*, defaults to 0): words of the hypothesis that are too many.
+        insertions (`int`, *optional*, defaults to 0): additional words of the hypothesis.
 
     Example:
         ```python
@@ -70,7 +69,7 @@ class WordErrors:
 
     @property
     def wer(self) -> float:
-        """(S + D + I) / words of the references. With no such word, as jiwer has it: the number of insertions."""
+        """(S + D + I) / words of the references; without any, as in jiwer, the number of insertions."""
         return self._rate(self.substitutions + self.deletions + self.insertions)
 
     @property
@@ -95,19 +94,16 @@ class WordErrors:
 def word_errors(
     references: str | Sequence[str], hypotheses: str | Sequence[str], normalizer: Normalizer | None = None
 ) -> WordErrors:
-    """Aligns each hypothesis to its reference by words and counts, over all rows together.
+    """Counts the word errors of all rows together, with jiwer's alignment.
 
     Args:
-        references (`str` or `Sequence[str]`): what was said. Rows whose reference is empty count too: every word of
-            their hypothesis is an insertion. Where such rows must not weigh on the rate, count them apart.
-        hypotheses (`str` or `Sequence[str]`): what was recognised, in the same order.
-        normalizer (`Callable[[str], str]`, *optional*): applied to both sides first; see [`get_normalizer`].
-
-    Returns:
-        `WordErrors`: the counts (jiwer's alignment).
+        references (`str` or `Sequence[str]`): reference texts. For an empty one every word of the hypothesis is an
+            insertion.
+        hypotheses (`str` or `Sequence[str]`): transcripts in the same order.
+        normalizer (`Callable[[str], str]`, *optional*): applied to both first; see [`get_normalizer`].
 
     Raises:
-        ValueError: if there are more of the one than of the other, or a text is `None`.
+        ValueError: if the lengths differ, or a text is `None`.
 
     Example:
         ```python
@@ -126,16 +122,7 @@ def character_errors(
 
 
 def errors_in_language(references: str | Sequence[str], hypotheses: str | Sequence[str], language: str) -> WordErrors:
-    """Errors after the language's normaliser, in the unit that fits its script.
-
-    Args:
-        references (`str` or `Sequence[str]`): what was said.
-        hypotheses (`str` or `Sequence[str]`): what was recognised.
-        language (`str`): as for [`get_normalizer`].
-
-    Returns:
-        `WordErrors`: of characters without spaces for `LANGUAGES_WITHOUT_SPACES`, of words for all others.
-    """
+    """Counts errors after the language's normaliser: of characters for `LANGUAGES_WITHOUT_SPACES`, else of words."""
     normalizer = get_normalizer(language)
     if is_written_without_spaces(language):
         return character_errors(references, hypotheses, lambda text: normalizer(text).replace(" ", ""))
@@ -143,26 +130,22 @@ def errors_in_language(references: str | Sequence[str], hypotheses: str | Sequen
 
 
 def is_written_without_spaces(language: str) -> bool:
-    """Whether a language puts no space between words, so that its errors are counted by characters.
-
-    Args:
-        language (`str`): as for [`get_normalizer`].
-    """
+    """Whether the errors of a language are counted in characters, since it has no spaces between words."""
     return _language_code(language) in LANGUAGES_WITHOUT_SPACES
 
 
 def bootstrap_interval(
     rows: Sequence[WordErrors], level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """How far the word error rate of all rows together may be from that of all speech like it.
+    """Bootstrap confidence interval of the word error rate of all rows (Bisani & Ney, 2004).
 
-    Rows are drawn with replacement, as many as there are (Bisani & Ney, 2004): an utterance's errors go together.
+    Utterances are resampled with replacement, so the errors of an utterance stay together.
 
     Args:
-        rows (`Sequence[WordErrors]`): one each utterance.
-        level (`float`, *optional*, defaults to 0.95): share of the resamples between the two ends.
-        resamples (`int`, *optional*, defaults to 1000): how often all rows are drawn.
-        seed (`int`, *optional*, defaults to 0): of the draws.
+        rows (`Sequence[WordErrors]`): counts of each utterance.
+        level (`float`, *optional*, defaults to 0.95): confidence level.
+        resamples (`int`, *optional*, defaults to 1000): number of resamples.
+        seed (`int`, *optional*, defaults to 0): seed of the resampling.
 
     Returns:
         `tuple[float, float]`: lower and upper end, fractions.
@@ -173,7 +156,7 @@ def bootstrap_interval(
     if not rows:
         raise ValueError("bootstrap_interval: expected at least one row, got none.")
     counts = np.array([_errors_and_words(row) for row in rows])
-    return _interval(_drawn_rates(counts[None], resamples, seed)[0], level)
+    return _interval(_resampled_rates(counts[None], resamples, seed)[0], level)
 
 
 def paired_bootstrap_interval(
@@ -183,16 +166,16 @@ def paired_bootstrap_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """How far one model's word error rate may lie from another's, where both have heard the same utterances.
+    """Bootstrap confidence interval of the difference of two models' word error rates (Bisani & Ney, 2004).
 
-    Both are drawn together (Bisani & Ney, 2004), so that what is hard for both does not count as a difference.
+    Utterances are resampled for both models together: one that is hard for both adds no difference.
 
     Args:
-        rows (`Sequence[WordErrors]`): one each utterance.
-        baseline (`Sequence[WordErrors]`): of the other model, utterance for utterance.
-        level (`float`, *optional*, defaults to 0.95): share of the resamples between the two ends.
-        resamples (`int`, *optional*, defaults to 1000): how often all utterances are drawn.
-        seed (`int`, *optional*, defaults to 0): of the draws.
+        rows (`Sequence[WordErrors]`): counts of each utterance.
+        baseline (`Sequence[WordErrors]`): counts of the other model on the same utterances.
+        level (`float`, *optional*, defaults to 0.95): confidence level.
+        resamples (`int`, *optional*, defaults to 1000): number of resamples.
+        seed (`int`, *optional*, defaults to 0): seed of the resampling.
 
     Returns:
         `tuple[float, float]`: lower and upper end of the first rate minus the second, fractions.
@@ -200,51 +183,49 @@ def paired_bootstrap_interval(
     Raises:
         ValueError: without rows, or for two lists of different lengths.
     """
-    return _interval(_drawn_differences(rows, baseline, resamples, seed), level)
+    return _interval(_resampled_differences(rows, baseline, resamples, seed), level)
 
 
 def paired_bootstrap_p_value(
     rows: Sequence[WordErrors], baseline: Sequence[WordErrors], resamples: int = 1000, seed: int = 0
 ) -> float:
-    """How likely a difference between two models' word error rates is chance, both having heard the same utterances.
+    """Two-sided p-value of the difference of two models' word error rates on the same utterances.
 
-    Bisani & Ney (2004) draw both together and take the share of the draws in which one model is better, their
-    "probability of improvement"; its complement is the share p₁ in which the difference is nil or has the other sign.
-    This is the two-sided 2 · p₁, since either model might have been the better one. One such draw is counted more than
-    there are, so that it is never 0: the least is 2 / (resamples + 1). It is below 0.05 where the interval of 95 %
-    from the same draws ([`paired_bootstrap_interval`]) leaves out 0, but for ties and for fewer than six utterances:
-    draws of a few tell little, so it is never less than 2 / 2ⁿ for n utterances, the least that a test by exchanging
-    the two models' texts could give.
+    Bisani & Ney (2004) resample both models together; the share of resamples in which one is better is their
+    "probability of improvement", and its complement p₁ the share in which the difference is 0 or has the other sign.
+    The result is 2 · p₁, with one such resample added, so that it is at least 2 / (resamples + 1). It is below 0.05
+    where [`paired_bootstrap_interval`] excludes 0, except for ties and for fewer than six utterances: with n
+    utterances it is at least 2 / 2ⁿ, the minimum of a permutation test.
 
     Args:
-        rows (`Sequence[WordErrors]`): one each utterance.
-        baseline (`Sequence[WordErrors]`): of the other model, utterance for utterance.
-        resamples (`int`, *optional*, defaults to 1000): how often all utterances are drawn.
-        seed (`int`, *optional*, defaults to 0): of the draws.
+        rows (`Sequence[WordErrors]`): counts of each utterance.
+        baseline (`Sequence[WordErrors]`): counts of the other model on the same utterances.
+        resamples (`int`, *optional*, defaults to 1000): number of resamples.
+        seed (`int`, *optional*, defaults to 0): seed of the resampling.
 
     Returns:
-        `float`: at most 1, which it is for equal rates.
+        `float`: at most 1, for equal rates.
 
     Raises:
         ValueError: without rows, or for two lists of different lengths.
     """
-    drawn = _drawn_differences(rows, baseline, resamples, seed)
+    differences = _resampled_differences(rows, baseline, resamples, seed)
     observed = sum(rows, WordErrors()).wer - sum(baseline, WordErrors()).wer
-    turned = int((drawn * np.sign(observed) <= 0).sum())
+    turned = int((differences * np.sign(observed) <= 0).sum())
     return min(1.0, max(2 * (turned + 1) / (resamples + 1), 2.0 ** (1 - len(rows))))
 
 
-def _drawn_differences(
+def _resampled_differences(
     rows: Sequence[WordErrors], baseline: Sequence[WordErrors], resamples: int, seed: int
 ) -> np.ndarray:
-    """Rates of the one minus those of the other, (resamples,), on the same draws of utterances."""
+    """Difference of the two rates, (resamples,), on the same resamples of the utterances."""
     if not rows or len(rows) != len(baseline):
         raise ValueError(
             f"Two models are compared on the same utterances, got {len(rows)} and {len(baseline)} rows of them: "
             "expected one each for every utterance, at least one."
         )
     counts = np.array([[_errors_and_words(row) for row in model] for model in (rows, baseline)])
-    ours, theirs = _drawn_rates(counts, resamples, seed)
+    ours, theirs = _resampled_rates(counts, resamples, seed)
     return ours - theirs
 
 
@@ -252,8 +233,8 @@ def _errors_and_words(row: WordErrors) -> tuple[int, int]:
     return row.substitutions + row.deletions + row.insertions, row.num_words
 
 
-def _drawn_rates(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    """Rates of shape (models, resamples) for errors and words of shape (models, rows, 2), drawn with replacement."""
+def _resampled_rates(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """Rates (models, resamples) of errors and words (models, rows, 2) resampled with replacement."""
     rng, rows = np.random.default_rng(seed), counts.shape[1]
     draws = np.stack([counts[:, rng.integers(rows, size=rows)].sum(axis=1) for _ in range(resamples)], axis=1)
     return draws[..., 0] / np.maximum(draws[..., 1], 1)
@@ -265,11 +246,11 @@ def _interval(values: np.ndarray, level: float) -> tuple[float, float]:
 
 
 def repeated_ngrams(text: str, n: int = 5) -> int:
-    """How often a run of `n` words occurs again: all n-grams minus the distinct ones (paper, table 8: "5-Dup.").
+    """Number of n-grams minus the number of distinct ones (Table 8: "5-Dup.").
 
     Args:
-        text (`str`): split at white space; normalise it first if case and punctuation shall not count.
-        n (`int`, *optional*, defaults to 5): words of a run.
+        text (`str`): split at white space; normalise it first to ignore case and punctuation.
+        n (`int`, *optional*, defaults to 5): words of an n-gram.
 
     Returns:
         `int`: 0 for a text without repetition or shorter than `n` words.
@@ -288,19 +269,18 @@ def get_normalizer(language: str) -> Normalizer:
     """The text normaliser with which a language is scored and filtered.
 
     Args:
-        language (`str`): `"en"` (also `"english"`, `"en-GB"`) for the published English one of Whisper. `"basic"` and
-            every other language for the basic one: lower case, no punctuation and symbols, nothing in brackets. It
-            keeps combining marks, where Whisper's own turns the vowel signs of Hindi or Thai into spaces, and digits
-            as they are.
+        language (`str`): `"en"` (also `"english"`, `"en-GB"`) selects Whisper's published English one. `"basic"`
+            and every other language select the basic one: lower case, without punctuation, symbols and text in
+            brackets. It keeps combining marks, where Whisper's turns the vowel signs of Hindi or Thai into spaces,
+            and digits.
 
     Returns:
-        `Callable[[str], str]`: without leading, trailing and double spaces.
+        `Callable[[str], str]`: its output has no leading, trailing or double spaces.
 
     Raises:
-        ValueError: if no language is given: the English normaliser and the basic one give different rates.
+        ValueError: if no language is given: the English and the basic normaliser give different rates.
 
-    The English one writes spoken numbers as digits and joins them ("one two" becomes "12", one word): digit strings
-    are scored with `"basic"`, one word per digit.
+    The English normaliser joins spoken digits ("one two" becomes "12", one word): score digit strings with `"basic"`.
 
     Example:
         ```python
@@ -311,7 +291,7 @@ def get_normalizer(language: str) -> Normalizer:
     if not language or not isinstance(language, str):
         raise ValueError(
             f"get_normalizer: expected a language such as 'en' or 'hi', or 'basic', got {language!r}. English and "
-            "basic normalisation give different rates, so it must be said which one (`language`)."
+            "basic normalisation give different rates: pass `language`."
         )
     return _normalize_english if _language_code(language) == "en" else _normalize_basic
 
@@ -361,7 +341,7 @@ def _counts(output: jiwer.WordOutput | jiwer.CharacterOutput) -> WordErrors:
 def _texts(
     references: str | Sequence[str], hypotheses: str | Sequence[str], normalizer: Normalizer | None
 ) -> tuple[list[str], list[str]]:
-    # A text alone would otherwise be taken for a list of one-letter texts.
+    # A single text would be iterated letter by letter.
     references = [references] if isinstance(references, str) else list(references)
     hypotheses = [hypotheses] if isinstance(hypotheses, str) else list(hypotheses)
     if len(references) != len(hypotheses):

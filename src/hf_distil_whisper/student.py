@@ -1,7 +1,4 @@
-"""Makes a student: copies spaced layers of a Whisper teacher into a shallower Whisper (arXiv 2311.00430, section 4.1).
-
-Knows which layers are kept; files are left to `checkpoints`.
-"""
+"""Creates a student: copies spaced layers of a Whisper teacher into a shallower Whisper (section 4.1)."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -17,17 +14,17 @@ from hf_distil_whisper.checkpoints import (
 
 
 def select_layers(num_teacher_layers: int, num_student_layers: int) -> list[int]:
-    """Chooses maximally spaced layers, the first and the last among them (section 4.1).
+    """Selects maximally spaced layers, including the first and the last (section 4.1).
 
     Args:
-        num_teacher_layers (`int`): layers to choose from.
-        num_student_layers (`int`): layers to choose, from 1 to `num_teacher_layers`.
+        num_teacher_layers (`int`): number of layers L to select from.
+        num_student_layers (`int`): number of layers n to select, from 1 to L.
 
     Returns:
-        `list[int]`: 0-based numbers, floor(i * (L - 1) / (n - 1)); `[0]` for one layer.
+        `list[int]`: 0-based indices floor(i * (L - 1) / (n - 1)); `[0]` for one layer.
 
     Raises:
-        ValueError: if there is no such choice.
+        ValueError: if n is not in 1 to L.
 
     Example:
         ```python
@@ -53,26 +50,26 @@ def create_student(
     decoder_layer_ids: Sequence[int] | None = None,
     encoder_layer_ids: Sequence[int] | None = None,
 ) -> WhisperForConditionalGeneration:
-    """Makes a student that starts from the teacher's weights, with fewer layers (section 4.1).
+    """Creates a student with the teacher's weights and fewer layers (section 4.1).
 
-    Embeddings, positions, normalisations and the language-model head are copied as they are; so is the whole encoder,
-    unless told otherwise. The weights are the student's own: training it leaves the teacher alone. Its generation
-    config is repaired (alignment heads renumbered or dropped, `forced_decoder_ids` cleared, lengths explicit).
+    Embeddings, positions, layer norms and the language-model head are copied, and so is the whole encoder by default.
+    The weights are copies: training the student does not change the teacher. The generation config is repaired
+    (alignment heads remapped or dropped, `forced_decoder_ids` cleared, lengths explicit).
 
     Args:
-        teacher (`WhisperForConditionalGeneration`, `str` or `Path`): a model, or name or folder of a checkpoint.
-        decoder_layers (`int`, *optional*, defaults to 2): evenly spaced decoder layers to keep.
-        encoder_layers (`int`, *optional*): evenly spaced encoder layers to keep; all of them if absent.
-        decoder_layer_ids (`Sequence[int]`, *optional*): the teacher's decoder layers to keep, in this order, instead
-            of `decoder_layers`. Negative numbers count from the end: `[0, -1]` is the first and the last.
+        teacher (`WhisperForConditionalGeneration`, `str` or `Path`): a model, or the name or folder of a checkpoint.
+        decoder_layers (`int`, *optional*, defaults to 2): number of evenly spaced decoder layers to copy.
+        encoder_layers (`int`, *optional*): number of evenly spaced encoder layers to copy; by default all.
+        decoder_layer_ids (`Sequence[int]`, *optional*): indices of the decoder layers to copy, in this order, instead
+            of `decoder_layers`. Negative indices count from the end: `[0, -1]` are the first and the last.
         encoder_layer_ids (`Sequence[int]`, *optional*): the same for the encoder.
 
     Returns:
         `WhisperForConditionalGeneration`: the student, in float32 and eval mode.
 
     Raises:
-        ValueError: on more layers than the teacher has, none, numbers out of range or repeated, or a teacher that is
-            not a Whisper.
+        ValueError: for more layers than the teacher has, none, indices that are out of range or repeated, or a
+            teacher that is not a Whisper.
         FileNotFoundError: if `teacher` names no checkpoint.
 
     Example:
@@ -97,7 +94,7 @@ def create_student(
     student_config.encoder_layers = len(encoder_ids)
     student_config.dtype = torch.float32
     student_config.forced_decoder_ids = None  # old checkpoints force a language from here too
-    with torch.device("meta"):  # nothing is drawn at random only to be overwritten
+    with torch.device("meta"):  # no random initialisation that is overwritten anyway
         student = WhisperForConditionalGeneration(student_config)
     weights = _renumber(teacher.state_dict(), "model.decoder.layers.", decoder_ids)
     weights = _renumber(weights, "model.encoder.layers.", encoder_ids)
@@ -128,14 +125,14 @@ def _choose(num_teacher_layers: int, count: int | None, ids: Sequence[int] | Non
     return chosen
 
 
-def _renumber(weights: Mapping[str, torch.Tensor], prefix: str, kept: list[int]) -> dict[str, torch.Tensor]:
-    """Keeps the weights of the layers `kept` under their new numbers, and all weights that belong to no such layer."""
+def _renumber(weights: Mapping[str, torch.Tensor], prefix: str, layers: list[int]) -> dict[str, torch.Tensor]:
+    """Weights of the selected layers under their new indices, and all weights outside of `prefix`."""
     renumbered = {}
     for name, weight in weights.items():
         if name.startswith(prefix):
             layer, rest = name.removeprefix(prefix).split(".", 1)
-            if int(layer) not in kept:
+            if int(layer) not in layers:
                 continue
-            name = f"{prefix}{kept.index(int(layer))}.{rest}"
+            name = f"{prefix}{layers.index(int(layer))}.{rest}"
         renumbered[name] = weight
     return renumbered
