@@ -12,6 +12,7 @@ from huggingface_hub import HfFileSystem, close_session, hf_api
 from huggingface_hub.utils import _http
 
 from hub_server import ALICE, HubServer
+from toy_files import write_toy_corpus, write_toy_model
 
 
 @pytest.fixture
@@ -63,3 +64,12 @@ def client_environment(endpoint: str, home: Path) -> dict[str, str]:
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
     }
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher and a corpus."""
+    folder = tmp_path_factory.mktemp("toys")
+    write_toy_model(folder / "teacher")
+    write_toy_corpus(folder / "corpus")
+    return folder

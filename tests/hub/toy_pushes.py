@@ -58,3 +58,14 @@ def pushing_trainer(folder: Path, *callbacks: TrainerCallback, **changes: Any) -
         callbacks=list(callbacks),
         **(settings | changes),
     )
+
+
+def train_flags(toys: Path, folder: Path, *more: str) -> list[str]:
+    """Arguments of `train` for four steps with two pushes to alice/distil-toy."""
+    return [
+        *("train", "--teacher_model_name_or_path", str(toys / "teacher"), "--output_dir", str(folder), "--use_cpu"),
+        *("--train_dataset.path", str(toys / "corpus"), "--train_dataset.transcript_column", "text"),
+        *("--decoder_layers", "2", "--max_steps", "4", "--per_device_train_batch_size", "2", "--logging_steps", "1"),
+        *("--save_steps", "2", "--disable_tqdm", "true", "--push_to_hub", "--hub_model_id", "alice/distil-toy"),
+        *more,
+    ]

@@ -350,7 +350,7 @@ def by_hand(folder: str | Path, to: Repository) -> str:
 
 
 @dataclass(frozen=True)
-class _Snapshot:
+class Snapshot:
     """A student in its staging directory, which is removed once it is on the Hub; `source` is its permanent folder."""
 
     folder: Path
@@ -359,6 +359,7 @@ class _Snapshot:
     best: bool = False
 
     def discard(self) -> None:
+        """Removes the staging directory."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -378,15 +379,15 @@ class BackgroundPush:
         self.error: str | None = None
         self.commit: CommitInfo | None = None
         self._api = HfApi()
-        self._queue: list[tuple[Future[None], _Snapshot]] = []
-        self._failed: _Snapshot | None = None
+        self._queue: list[tuple[Future[None], Snapshot]] = []
+        self._failed: Snapshot | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a push is under way or waits."""
         return not all(future.done() for future, _ in self._queue)
 
-    def submit(self, snapshot: _Snapshot) -> None:
+    def submit(self, snapshot: Snapshot) -> None:
         """Queues a snapshot and returns at once."""
         if not self.push_all:
             for future, waiting in self._queue:
@@ -415,7 +416,7 @@ class BackgroundPush:
     def _wait(self) -> None:
         wait([future for future, _ in self._queue])
 
-    def _push(self, snapshot: _Snapshot) -> None:
+    def _push(self, snapshot: Snapshot) -> None:
         last = None if self.commit is None else self.commit.oid
         try:
             with suppress_progress_bars():
@@ -516,7 +517,7 @@ class StudentPushCallback(TrainerCallback):
             logger.warning(f"{checkpoint} is not pushed ({type(error).__name__}: {error}). The training goes on.")
             return
         message = f"Training in progress, step {state.global_step}{epoch}"
-        self._submit(args, _Snapshot(folder, message, checkpoint, best))
+        self._submit(args, Snapshot(folder, message, checkpoint, best))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -540,7 +541,7 @@ class StudentPushCallback(TrainerCallback):
         """Queues the student in a folder, or the model in memory if `source` is None."""
         folder = self._stage(args, state, source, model, processor)
         best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        self._submit(args, _Snapshot(folder, message, Path(str(args.output_dir)), best))
+        self._submit(args, Snapshot(folder, message, Path(str(args.output_dir)), best))
 
     def finish(self, args: TrainingArguments) -> bool:
         """Waits for all pushes and returns whether everything is on the Hub."""
@@ -557,7 +558,7 @@ class StudentPushCallback(TrainerCallback):
             token=self.token or args.hub_token,
         )
 
-    def _submit(self, args: TrainingArguments, snapshot: _Snapshot) -> None:
+    def _submit(self, args: TrainingArguments, snapshot: Snapshot) -> None:
         if missing := missing_files(snapshot.folder):
             logger.warning(f"{snapshot.source} is not pushed: it lacks {', '.join(missing)}.")
             snapshot.discard()
