@@ -62,7 +62,7 @@ def generate_rows(
             `partial` of [`generate_tokens`], or another runtime's generator.
         load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): turns a row's `audio` into samples
             at 16 kHz; gets its id as `name`.
-        batch_size (`int`, *optional*, defaults to 16): rows per forward pass.
+        batch_size (`int`, *optional*, defaults to 16): rows per forward pass at most.
     """
     sequences: dict[int, TokenSequence] = {}
     durations: dict[int, float] = {}
@@ -79,19 +79,12 @@ def generate_rows(
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Rows for one forward pass.
+    """Rows for one forward pass."""
 
-    Args:
-        rows (`list[int]`): indices of the rows.
-        durations (`list[float]`): seconds of audio of each row.
-        input_features (`Tensor`): log-mel of shape (batch, mel bins, frames), padded to the window.
-        seconds (`float`): time spent on the features.
-    """
-
-    rows: list[int]
-    durations: list[float]
-    input_features: Tensor
-    seconds: float
+    rows: list[int]  # indices
+    durations: list[float]  # seconds of audio
+    input_features: Tensor  # (batch, mel bins, frames), padded to the window
+    seconds: float  # spent on the features
 
 
 def feature_batches(
@@ -107,16 +100,7 @@ def feature_batches(
 ) -> Iterator[FeatureBatch]:
     """Features of all rows that can be read and fit into one window, in batches of similar length, longest first.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): for the dtype and device of the features.
-        processor (`WhisperProcessor`): of the model.
-        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` as [`load_audio`] takes it, and optionally `id`.
-        errors (`RowErrors`): receives the rows that cannot be read or are longer than the window.
-        batch_size (`int`, *optional*, defaults to 16): rows per batch at most.
-        token_budget (`int`, *optional*): expected tokens per batch at most; see [`batches_by_length`].
-        rows (`Collection[int]`, *optional*): indices of the rows to read; all by default.
-        load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): turns a row's `audio` into samples
-            at 16 kHz; gets its id as `name`.
+    Arguments as in [`generate_rows`] and [`batches_by_length`]; `rows` are the indices of the rows to read.
     """
     window = window_seconds(processor)
     lengths = _lengths(dataset, errors, window)

@@ -54,15 +54,12 @@ class KVCacheDecoder:
         ]  # fmt: skip
 
     def forward(self, input_ids: Tensor, cache_position: int | Tensor, num_logits: int = 1) -> Tensor:
-        """Decodes tokens and writes them to the cache.
+        """Decodes tokens, writes them to the cache and returns logits, (batch, num_logits, vocab), in float32.
 
         Args:
             input_ids (`Tensor`): (batch, length), tokens that are not in the cache yet or replace what is there.
             cache_position (`int` or `Tensor`): position of the first token, in all rows or per row, (batch,).
             num_logits (`int`, *optional*, defaults to 1): number of last tokens to return logits for.
-
-        Returns:
-            `Tensor`: logits (batch, num_logits, vocab) in float32.
         """
         positions = _CachePositions(input_ids, cache_position)
         self._grow(positions.stop)
@@ -169,12 +166,12 @@ def greedy_decode(
         prefix (`Tensor`): (batch, prefix) token ids.
         rules (`Callable[[Tensor, Tensor], Tensor]`): applied to the tokens so far, (batch, length), and the float32
             logits of the next one, (batch, vocab): [`WhisperLogitsRules`], or a `LogitsProcessorList`.
-        eos_token_id (`int`): the token that ends a row, and pads it from there on.
+        eos_token_id (`int`): ends a row, and pads it from there on.
         max_new_tokens (`int`): tokens behind the prefix at most, `eos_token_id` included.
         min_new_tokens (`int`, *optional*, defaults to 0): no `eos_token_id` before.
 
     Returns:
-        `Tensor`: (batch, prefix + new tokens), the prefix included.
+        `Tensor`: (batch, prefix + new tokens).
     """
     batch_size, prefix_length = prefix.shape
     decoder = KVCacheDecoder(model, encoder_hidden_states, prefix_length + max_new_tokens)
@@ -204,17 +201,11 @@ def greedy_decode(
 
 @dataclass(frozen=True)
 class TimestampRules:
-    """Whisper's timestamp grammar: timestamps come first, in pairs, and never go back.
+    """Whisper's timestamp grammar: timestamps come first, in pairs, and never go back."""
 
-    Args:
-        timestamp_begin (`int`): id of `<|0.00|>`; all ids from there on are timestamps.
-        eos_token_id (`int`): id of `<|endoftext|>`; all text tokens have lower ids.
-        max_initial_timestamp_index (`int`, *optional*): steps of 0.02 s after which no transcript may start.
-    """
-
-    timestamp_begin: int
-    eos_token_id: int
-    max_initial_timestamp_index: int | None = None
+    timestamp_begin: int  # id of <|0.00|>; all ids from there on are timestamps
+    eos_token_id: int  # id of <|endoftext|>; all text tokens have lower ids
+    max_initial_timestamp_index: int | None = None  # steps of 0.02 s after which no transcript may start
 
 
 class WhisperLogitsRules(LogitsProcessor):
@@ -261,9 +252,6 @@ class WhisperLogitsRules(LogitsProcessor):
             sequences (`Tensor`): (batch, any length), prefix and generated tokens, with drafts at their positions.
             lengths (`Tensor`): (batch,), position of each row's first logits; at least the prefix length.
             logits (`Tensor`): (batch, positions, vocab) in float32; not modified.
-
-        Returns:
-            `Tensor`: (batch, positions, vocab).
         """
         # Generated tokens before each position, (batch, positions).
         num_generated = lengths[:, None] + torch.arange(logits.shape[1], device=lengths.device) - self.prefix_length

@@ -92,16 +92,7 @@ class EncoderCache:
 
 
 def encode_cached(model: WhisperForConditionalGeneration, input_features: Tensor, cache: EncoderCache) -> Tensor:
-    """[`encode`], with hidden states from the cache where it has them; new ones are added to it.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): with the cache's encoder.
-        input_features (`Tensor`): log-mel of shape (batch, mel bins, 2 * frames).
-        cache ([`EncoderCache`]): of the model's dtype, so that the hidden states are the same to the last bit.
-
-    Returns:
-        `Tensor`: (batch, frames, d_model).
-    """
+    """[`encode`], with hidden states from the cache where it has them; new ones are added to it."""
     keys = [content_key(window.float().cpu().numpy()) for window in input_features]  # numpy has no bfloat16
     states = [cache.get(key) for key in keys]
     missing = [index for index, cached in enumerate(states) if cached is None]

@@ -168,15 +168,9 @@ def generate_tokens(
     drafts: list[DraftCounts | None] = [None] * len(windows)
     if assistant is not None:
         sequences, drafts[:] = speculative_decode(
-            model,
-            assistant,
-            encoder_hidden_states,
-            prefix,
-            rules,
-            input_features=input_features,
-            draft_length=settings.draft_length,
-            **limits,
-        )
+            model, assistant, encoder_hidden_states, prefix, rules, input_features=input_features,
+            draft_length=settings.draft_length, **limits,
+        )  # fmt: skip
     elif settings.num_beams == 1:
         sequences = greedy_decode(model, encoder_hidden_states, prefix, rules, **limits)
     else:
@@ -241,13 +235,7 @@ def _beam_search_config(
 def logits_rules(
     model: WhisperForConditionalGeneration, prefix_length: int, return_timestamps: bool
 ) -> WhisperLogitsRules:
-    """The tokens that the model's generation config allows.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): its generation config lists the suppressed tokens.
-        prefix_length (`int`): tokens before the transcript, including a prompt.
-        return_timestamps (`bool`): apply the timestamp grammar; else timestamps are suppressed.
-    """
+    """The rules of the model's generation config, for a prefix (and prompt) of `prefix_length` tokens."""
     config, first_timestamp = model.generation_config, timestamp_begin(model)
     suppress_tokens, timestamps = list(config.suppress_tokens or []), None
     if return_timestamps:
@@ -276,17 +264,9 @@ def score_tokens(
 ) -> list[tuple[float, float]]:
     """How confident the model is of generated tokens, and of there being speech at all.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): the model that generated the tokens.
-        encoder_hidden_states (`Tensor`): (batch, frames, d_model).
-        prefix (`Tensor`): (batch, prefix) token ids, `<|startoftranscript|>` first.
-        tokens (`Sequence[Sequence[int]]`): per window, without `<|endoftext|>`.
-        truncated (`Sequence[bool]`): per window, true if no `<|endoftext|>` was generated; then none is scored.
-
-    Returns:
-        `list[tuple[float, float]]`: per window the mean log-probability per token, `<|endoftext|>` counted as a token
-        as in OpenAI's Whisper, and the probability of `<|nospeech|>` behind `<|startoftranscript|>`. Both under the
-        model's own distribution, before any token is suppressed.
+    Takes the tokens of each window without `<|endoftext|>`, which is scored too unless the window is `truncated`.
+    Returns, per window, the mean log-probability per token, `<|endoftext|>` included as in OpenAI's Whisper, and the
+    probability of `<|nospeech|>` behind `<|startoftranscript|>`. Both before any token is suppressed.
     """
     eos_token_id = generation_entry(model, "eos_token_id")
     # `<|nospeech|>` precedes `<|notimestamps|>` in every Whisper vocabulary, under changing names.

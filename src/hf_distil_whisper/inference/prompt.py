@@ -115,14 +115,7 @@ def max_generated_tokens(model: WhisperForConditionalGeneration, return_timestam
 def decoder_prefix(
     model: WhisperForConditionalGeneration, language_id: int | None, task: str, return_timestamps: bool
 ) -> list[int]:
-    """The decoder's first [`prefix_length`] tokens.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): its generation config holds the token ids.
-        language_id (`int`, *optional*): token of the language; None for English-only models.
-        task (`str`): "transcribe" or "translate".
-        return_timestamps (`bool`): without timestamps, `<|notimestamps|>` comes last.
-    """
+    """The decoder's first [`prefix_length`] tokens; `language_id` is None for English-only models."""
     prefix = [generation_entry(model, "decoder_start_token_id")]
     if language_id is not None:
         prefix += [language_id, generation_entry(model, "task_to_id")[task]]
@@ -141,10 +134,7 @@ def language_tokens(
 ) -> list[int | None]:
     """The language tokens of a batch of windows; None for English-only models.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): its generation config holds the token ids.
-        codes (`Sequence[str | None]`): from [`resolve_languages`].
-        detect (`Callable[[], list[int]]`): detects the language token of every window; called if a code is missing.
+    `detect` returns the language token of every window and is called if a code of [`resolve_languages`] is missing.
     """
     tokens = [None if code is None else language_token(model, code) for code in codes]
     if not is_multilingual(model) or None not in tokens:

@@ -152,7 +152,7 @@ def speculative_decode(
 ) -> tuple[Tensor, list[DraftCounts]]:
     """The tokens of [`greedy_decode`] in fewer forward passes of the main model, which verifies each drafted token.
 
-    As with any change of batch size or attention kernel, two tokens of equal logits up to rounding may change places.
+    As with any change of batch size or attention kernel, two tokens of equal logits up to rounding may be swapped.
 
     Args:
         model (`WhisperForConditionalGeneration`): the main model, in eval mode.
@@ -160,17 +160,12 @@ def speculative_decode(
         encoder_hidden_states (`Tensor`): (batch, frames, d_model), of the main model.
         prefix (`Tensor`): (batch, prefix) token ids.
         rules ([`WhisperLogitsRules`]): for draft and verification.
-        input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), for an assistant with its
-            own encoder.
-        draft_length (`int`, *optional*): tokens per draft; by default chosen by how many are accepted.
+        input_features (`Tensor`, *optional*): (batch, mel bins, frames), for an assistant with its own encoder.
+        draft_length (`int`, *optional*): tokens per draft; by default chosen by the acceptance rate.
         limits: `eos_token_id`, `max_new_tokens` and `min_new_tokens` of [`greedy_decode`].
 
     Returns:
         `tuple[Tensor, list[DraftCounts]]`: (batch, prefix + new tokens), and the counts of each row.
-
-    Raises:
-        ValueError: for an assistant of another vocabulary, dtype or width, or with its own encoder and no features;
-            for several rows with flash attention; for a draft length below 1.
     """
     check_assistant(assistant, model)
     attention = {str(one.config._attn_implementation) for one in (model, assistant)}
@@ -306,15 +301,7 @@ def _length_through_first(marked: Tensor) -> Tensor:
 
 
 class DraftLength:
-    """Chooses the length of the next draft by the acceptance rate so far (Leviathan et al., theorem 3.8).
-
-    Args:
-        relative_cost (`float`): time of the assistant's step in units of a forward pass of the main model.
-        fixed (`int`, *optional*): always this length.
-
-    Raises:
-        ValueError: for a fixed length below 1.
-    """
+    """Chooses the length of the next draft by the acceptance rate so far, or always `fixed`."""
 
     def __init__(self, relative_cost: float, fixed: int | None = None):
         if fixed is not None and fixed < 1:
@@ -335,12 +322,8 @@ class DraftLength:
 def best_draft_length(acceptance: float, relative_cost: float, max_length: int = MAX_DRAFT_LENGTH) -> int:
     """The draft length with the most tokens per unit of time: the n that maximises (1 - α^(n+1)) / ((1 - α)(n·c + 1)).
 
-    Args:
-        acceptance (`float`): α, probability that the main model agrees with one more token.
-        relative_cost (`float`): c, time of the assistant's step in units of a forward pass of the main model.
-        max_length (`int`, *optional*, defaults to 16): tokens per draft at most.
-
-    Source: Leviathan et al., Fast Inference from Transformers via Speculative Decoding, theorem 3.8.
+    α is the probability that the main model agrees with one more token, c the time of the assistant's step in units of
+    the main model's (Leviathan et al., Fast Inference from Transformers via Speculative Decoding, theorem 3.8).
     """
     return max(range(1, max_length + 1), key=lambda n: tokens_per_check(acceptance, n) / (n * relative_cost + 1))
 
@@ -370,13 +353,7 @@ def has_encoder(assistant: Assistant) -> bool:
 
 
 def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration) -> None:
-    """Raises a `ValueError` if an assistant cannot draft for the model.
-
-    Args:
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): drafts tokens.
-        model (`WhisperForConditionalGeneration`): the main model. Vocabulary, dtype and device must be the same; also
-            the mel bins of an assistant with its own encoder, or the width of one without.
-    """
+    """Raises a `ValueError` for another vocabulary, dtype, device, or other input than the model's encoder has."""
     config, expected = assistant.config, model.config
     if config.vocab_size != expected.vocab_size:
         raise ValueError(
@@ -411,15 +388,9 @@ def decode_in_generate(
     draft_length: int | None = None,
     on_drafts: Callable[[list[DraftCounts]], None] | None = None,
 ) -> Callable[..., Tensor]:
-    """Greedy or speculative decoding for `model.generate(custom_generate=...)`.
+    """Greedy or speculative decoding for `model.generate(custom_generate=...)`; see [`speculative_decode`].
 
-    Args:
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): see [`create_assistant`].
-        draft_length (`int`, *optional*): tokens per draft; by default chosen by how many are accepted.
-        on_drafts (`Callable[[list[DraftCounts]], None]`, *optional*): called with the counts of each batch of windows.
-
-    Returns:
-        `Callable[..., Tensor]`: what `generate` calls for a batch of windows; returns (batch, prefix + new tokens).
+    `on_drafts` is called with the counts of each batch of windows.
     """
 
     def custom_generate(
@@ -450,15 +421,9 @@ def decode_in_generate(
         if assistant is None:
             return greedy_decode(model, encoder_hidden_states, input_ids, rules, **limits)
         sequences, counts = speculative_decode(
-            model,
-            assistant,
-            encoder_hidden_states,
-            input_ids,
-            rules,
-            input_features=inputs_tensor,
-            draft_length=draft_length,
-            **limits,
-        )
+            model, assistant, encoder_hidden_states, input_ids, rules, input_features=inputs_tensor,
+            draft_length=draft_length, **limits,
+        )  # fmt: skip
         if on_drafts is not None:
             on_drafts(counts)
         return sequences
@@ -473,11 +438,7 @@ _LENGTH_PROCESSORS = ("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProce
 def rules_from_processors(
     processors: LogitsProcessorList, prefix_length: int, vocab_size: int, device: torch.device
 ) -> WhisperLogitsRules:
-    """The logits processors that transformers has prepared for a Whisper, as one [`WhisperLogitsRules`].
-
-    Raises:
-        ValueError: for a processor of another kind, which would be dropped silently.
-    """
+    """The logits processors that transformers has prepared for a Whisper; others are refused, not dropped silently."""
     suppress_tokens: list[int] = []
     begin_suppress_tokens: list[int] = []
     timestamps = None
