@@ -5,10 +5,7 @@ import pytest
 import torch
 
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.data.labels import (
-    IGNORE_INDEX,
-    make_labels,
-)
+from hf_distil_whisper.data.labels import IGNORE_INDEX, make_labels
 from toy_models import toy_processor, toy_whisper
 
 

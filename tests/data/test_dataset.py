@@ -11,16 +11,9 @@ import torch
 from datasets import Audio, Dataset
 from torch.utils.data import DataLoader
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    encode_flac,
-    load_audio,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac, load_audio
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.data.dataset import (
-    SpeechDataset,
-    check_rows,
-)
+from hf_distil_whisper.data.dataset import LabelSettings, SpeechDataset, check_rows
 from hf_distil_whisper.data.labels import IGNORE_INDEX
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import load_source
@@ -67,6 +60,9 @@ def test_a_sample_holds_the_features_of_its_row_and_labels_of_one_length():
     assert len(item["decoder_input_ids"]) == len(item["labels"])
     assert item["index"] == 3
     assert "Row 3." in read(item)
+    # Runs with cached encoder outputs train on the same labels.
+    del item["input_features"]
+    assert samples().label_item(3) == item
 
 
 def test_variants_are_drawn_anew_in_each_epoch_and_again_from_the_same_seed():
@@ -129,15 +125,6 @@ def test_the_key_of_a_row_is_its_recording_wherever_it_is_stored_and_the_extract
     path.unlink()
     missing = samples(labelled(2, audio=[{"bytes": None, "path": str(path)}] * 2))
     assert missing.audio_key(0) != missing.audio_key(1)
-
-
-def test_labels_alone_are_those_of_the_whole_item():
-    """Runs that keep the encoder's output would otherwise train on other labels than runs that do not."""
-    data = samples()
-    for row in range(4):
-        whole = data[row]
-        del whole["input_features"]
-        assert data.label_item(row) == whole
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -334,6 +321,20 @@ def test_data_sets_with_audio_features_are_read_by_the_packages_own_decoder():
     rows = labelled(2).cast_column("audio", Audio())
     torch.testing.assert_close(samples(rows)[1]["input_features"], samples(labelled(2))[1]["input_features"])
     assert len(check_rows(rows, toy_processor())[0]) == 2
+
+
+def test_settings_are_an_object_or_keywords():
+    settings = LabelSettings(transcript_column="text", timestamp_probability=0.0)
+    for data in (
+        SpeechDataset(labelled(2), toy_processor(), settings),
+        samples(labelled(2), transcript_column="text", timestamp_probability=0.0),
+        SpeechDataset(
+            labelled(2), toy_processor(), LabelSettings(transcript_column="text"), timestamp_probability=0.0
+        ),
+    ):
+        assert data.settings == settings
+    with pytest.raises(TypeError, match="unexpected keyword argument 'timestamps'"):
+        samples(timestamps=True)
 
 
 @pytest.mark.parametrize(

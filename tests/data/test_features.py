@@ -6,10 +6,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.data.features import (
-    log_mel,
-    recording_features,
-)
+from hf_distil_whisper.data.features import log_mel, recording_features
 from memory import in_own_process
 from toy_models import toy_audio
 

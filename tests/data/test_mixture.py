@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from hf_distil_whisper.data.mixture import (
-    Mixture,
-    join_sources,
-    weights_by,
-)
+from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 
 SIZES = {"read": 60, "spoken": 20}
 

@@ -36,19 +36,15 @@ def speech(sources: dict[str, str], **changes: object) -> SpeechStream:
     )
 
 
-def text_of(sample: dict) -> str:
-    tokens = [token for token in sample["labels"] if token >= 0]
-    return small_processor().tokenizer.decode(tokens, skip_special_tokens=True).strip()
-
-
 def texts(samples) -> list[str]:
-    return [text_of(sample) for sample in samples]
+    tokens = ([token for token in sample["labels"] if token >= 0] for sample in samples)
+    return [text.strip() for text in small_processor().batch_decode(list(tokens), skip_special_tokens=True)]
 
 
 @pytest.mark.parametrize("files", [4, 3, 1])
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_each_row_comes_once_a_pass_on_one_process(tmp_path: Path, files: int, processes: int) -> None:
-    """By files where that makes parts of one size, else each process keeps every so manyth row."""
+    """By files where that makes parts of one size, else each process takes every n-th row."""
     source = write_source(tmp_path / "source", files, 4)
     seen: Counter[str] = Counter()
     for process in range(processes):

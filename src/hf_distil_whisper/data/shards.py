@@ -149,20 +149,19 @@ class ShardStore:
                     self.fs.put_file(str(folder / file), self.path(name, file))
         return shard
 
-    def shards(self, prefix: str = "") -> list[Shard]:
-        """The committed shards whose names start with `prefix`, sorted by name.
+    def shards(self) -> list[Shard]:
+        """The committed shards, sorted by name.
 
         A shard with a file that is missing or of another size is left out with a warning; [`damaged`] reads the
         contents too.
         """
         shards = []
         for name in sorted(self.names()):
-            if name.startswith(prefix):
-                shard = self._manifest(name)
-                if fault := self._wrong_size(shard):
-                    logger.warning(f"shard {self.path(name)} is left out: {fault}. Remove it to have it written anew.")
-                else:
-                    shards.append(shard)
+            shard = self._manifest(name)
+            if fault := self._wrong_size(shard):
+                logger.warning(f"shard {self.path(name)} is left out: {fault}. Remove it to have it written anew.")
+            else:
+                shards.append(shard)
         return shards
 
     def names(self) -> set[str]:
