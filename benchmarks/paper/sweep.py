@@ -7,6 +7,7 @@ The YAML file names the recipe of `train` that all cells share, what varies, and
 minutes for each file of `configs/sweeps` on two CPU cores; `make sweeps` runs them all.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -51,7 +52,6 @@ from hf_distil_whisper.cli.config import (
     source_setting,
 )
 from hf_distil_whisper.cli.inputs import hours_of_audio
-from hf_distil_whisper.data.array_store import rows_fingerprint
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
 from hf_distil_whisper.evaluation.significance import set_averages
@@ -273,6 +273,16 @@ def write_cell(folder: Path, result: CellResult) -> None:
     partial = folder / ".result.json"
     partial.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
     os.replace(partial, folder / "result.json")
+
+
+def rows_fingerprint(rows: Dataset) -> str:
+    """Of all columns but the audio; the fingerprint of `datasets` depends on paths and times of files in its cache."""
+    digest = hashlib.sha256()
+    columns = rows.select_columns(sorted({*rows.column_names} - {"audio"}))
+    for batch in columns.with_format("arrow").iter(batch_size=10_000):
+        for row in batch.to_pylist():
+            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def dependencies(args: SweepArguments, sets: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:

@@ -1,17 +1,13 @@
 """Committed arrays are returned under their keys, to every process, and nothing else is."""
 
 import errno
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hf_distil_whisper.data import array_store
-from hf_distil_whisper.data.array_store import ArrayStore, content_key, rows_fingerprint
+from hf_distil_whisper.data.array_store import ArrayStore, content_key
 from hf_distil_whisper.data.shards import StaleRunError
-from hf_distil_whisper.data.sources import load_source
-from toy_files import write_toy_corpus
 
 
 def entry(number: int) -> dict[str, np.ndarray]:
@@ -145,18 +141,3 @@ def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, monkeypatch):
         store.flush()
     monkeypatch.undo()
     assert_holds(ArrayStore(tmp_path), range(4))
-
-
-def test_the_fingerprint_of_rows_depends_on_their_content_and_not_on_their_path(tmp_path: Path) -> None:
-    """Results would be computed again after every move, or used again after another labelling."""
-    corpus = write_toy_corpus(tmp_path / "corpus")
-    rows = load_source(corpus)
-    expected = rows_fingerprint(rows)
-    shutil.move(corpus, tmp_path / "moved")
-    moved = load_source(tmp_path / "moved")
-    assert rows_fingerprint(moved) == expected
-    (tmp_path / "parquet").mkdir()
-    moved.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
-    assert rows_fingerprint(load_source(tmp_path / "parquet")) == expected
-    other = rows.map(lambda row: {"text": row["text"].upper()})
-    assert len({expected, rows_fingerprint(other), rows_fingerprint(rows.select([0, 1, 2, 3, 5, 4]))}) == 3

@@ -1,7 +1,6 @@
 """A mapping from content keys to named arrays, in memory or in memory-mapped shards that processes share."""
 
 import hashlib
-import json
 import uuid
 from collections.abc import Mapping
 from functools import lru_cache
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from datasets import Dataset
 from transformers.utils import logging
 
 from hf_distil_whisper.data.shards import ShardStore
@@ -211,16 +209,3 @@ def _open(folder: str) -> _Block:
 def _map_arrays(folder: str) -> dict[str, np.ndarray]:
     paths = sorted(Path(folder).glob(f"{_ARRAY}*.npy"))
     return {path.stem.removeprefix(_ARRAY): np.load(path, mmap_mode="r", allow_pickle=False) for path in paths}
-
-
-def rows_fingerprint(rows: Dataset) -> str:
-    """Fingerprint (16 hexadecimal digits) of all columns but the audio, the same on every machine.
-
-    That of `datasets` depends on paths and times of files in its cache.
-    """
-    digest = hashlib.sha256()
-    columns = rows.select_columns(sorted({*rows.column_names} - {"audio"}))
-    for batch in columns.with_format("arrow").iter(batch_size=10_000):
-        for row in batch.to_pylist():
-            digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-    return digest.hexdigest()[:16]
