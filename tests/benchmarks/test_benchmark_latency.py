@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 
 import latency
 import memory
-from conftest import Refused
 from hf_distil_whisper import run_script
 from inputs import LoadedModel
 from latency import LatencyRow, check_attention, latency_grid, latency_table, rtf_table
@@ -197,7 +197,7 @@ def test_samples_are_taken_of_every_set(pair: list[str], capsys: pytest.CaptureF
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_timed(
-    more: list[str], message: str, pair: list[str], refused: Refused
+    more: list[str], message: str, pair: list[str], refused: Callable[..., None]
 ) -> None:
     refused(latency.main, [*pair, *more], message)
     refused(latency.main, [], "--model_name_or_path is missing")

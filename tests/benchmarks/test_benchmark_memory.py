@@ -2,13 +2,13 @@
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import memory
-from conftest import Refused
 from hf_distil_whisper import run_script
 from memory import ProcessEndedError, in_own_process, long_form_memory, pass_bytes
 from talking_models import talking_whisper
@@ -103,5 +103,5 @@ def test_the_table_shows_the_memory_beyond_the_first_recording(
         (["--model_name_or_path", "toy", "--temperature_fallback"], "belongs to --method sequential"),
     ],
 )
-def test_wrong_flags_are_refused(flags: list[str], message: str, refused: Refused) -> None:
+def test_wrong_flags_are_refused(flags: list[str], message: str, refused: Callable[..., None]) -> None:
     refused(memory.main, flags, message)

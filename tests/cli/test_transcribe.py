@@ -64,15 +64,9 @@ def test_without_a_folder_json_is_a_line_each_and_subtitles_are_of_one_recording
 ) -> None:
     """Two SubRip files in a row are none."""
     assert main(command(toys, "--output_format", "json", "--return_timestamps")) == 0
-<<<<<<< HEAD:tests/cli/test_transcribe.py
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [Path(line["audio"]).name for line in lines] == ["one.flac", "two.wav"]
     assert all(line["segments"] for line in lines)
-=======
-    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [Path(one["audio"]).name for one in results] == ["one.flac", "two.wav"]
-    assert all(one["segments"] for one in results)
->>>>>>> 26edda8 (Inference and exports take GenerationSettings and objects; each export format is one file, checked on recordings; the demo is examples/space):tests/cli/test_transcribe_command.py
     assert main(command(toys, "--output_format", "srt")) == 2
     assert "--output_dir is missing" in capsys.readouterr().err
     assert main(command(toys, "--output_format", "srt", files=("one.flac",))) == 0
