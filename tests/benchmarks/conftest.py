@@ -1,10 +1,10 @@
 """Models and recordings on which the benchmark scripts are tried."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from toy_scripts import Refused
 
 from hf_distil_whisper import run_script
 from toy_files import write_toy_corpus, write_toy_model
@@ -27,9 +27,6 @@ def pair(toys: Path) -> list[str]:
     return [*models, "--dataset", str(toys / "corpus")]
 
 
-Refused = Callable[..., None]
-
-
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
     """Runs a script that must end with exit code 2 and a message."""
@@ -39,11 +36,3 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         assert message in capsys.readouterr().err
 
     return check
-
-
-def without_texts(corpus: str) -> str:
-    """Takes the reference of every row away."""
-    file = Path(corpus, "metadata.jsonl")
-    rows = [{**json.loads(line), "text": ""} for line in file.read_text().splitlines()]
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return corpus

@@ -1,0 +1,75 @@
+"""Speculative decoding: every method is timed at every batch size, and the text stays the same."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_scripts import Refused
+
+import speculative
+from hf_distil_whisper import run_script
+from hf_distil_whisper.inference.speculative import DraftCounts
+from speculative import MethodTimes, methods_table
+from toy_files import write_toy_model
+
+
+@pytest.fixture
+def flags(toys: Path) -> list[str]:
+    models = ["--model_name_or_path", str(toys / "teacher"), "--assistants", str(toys / "student")]
+    return [*models, "--dataset", str(toys / "corpus")]
+
+
+def test_every_method_is_timed_at_every_batch_size(
+    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables 9 and 22; two assistants of one name must not be one column."""
+    flags.insert(flags.index("--assistants") + 2, write_toy_model(tmp_path / "student", decoder_layers=1))
+    flags += ["--batch_sizes", "1", "2", "--repeats", "1", "--windows", "2", "--compute_types", "int8"]
+    flags += ["--long_form_dataset", flags[flags.index("--dataset") + 1], "--output_dir", str(tmp_path / "out")]
+    assert run_script(speculative.main, flags) == 0
+    printed = capsys.readouterr().out
+    first, second = f"{Path(flags[3]).parent.name}/student", f"{tmp_path.name}/student"
+    assert "| batch size 1 | batch size 2 | same text | accepted | passes saved |" in printed
+    for name in (f"with {first}", f"with {second}, pipeline's own", f"{first} alone, CTranslate2 int8"):
+        assert f"| {name} |" in printed
+    assert "windows of 30 s: the dataset has too little speech of one speaker" in printed
+    assert "long recordings, sequential (6)" in printed
+    assert "long recordings, chunked (6)" in printed
+    assert f"same text on all 6 utterances in batches: {first} 6, {second} 6" in printed
+    times = json.loads((tmp_path / "out" / "results.json").read_text())["times"]["utterances"]
+    assert times["2"][f"with {first}"]["num_same"] == 6
+    assert f"with {first}, pipeline's own" not in times["2"]
+
+
+def test_the_fastest_baseline_of_a_batch_size_is_one() -> None:
+    """Tables 9 and 22, worked by hand: 2 s against the faster baseline of 3 s; 5 of 8 drafted tokens accepted."""
+    none, drafts = DraftCounts(), DraftCounts(drafted=8, accepted=5, tokens=10, checks=4)
+    times = {
+        1: {
+            "alone": MethodTimes((4.0,), 3, 3, none),
+            "generate": MethodTimes((3.0,), 3, 3, none),
+            "with student": MethodTimes((2.0, 9.0, 1.0), 2, 3, drafts),
+        }
+    }
+    lines = methods_table(times, {"alone": 3_000_000}, ["alone", "generate"]).splitlines()
+    assert lines[2] == "| alone | 3.00 M | 0.75 | 3 of 3 |  |  |"
+    assert lines[4].startswith("| with student |  | 1.50 | 2 of 3 | 62% |")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--samples", "0"], "--samples: expected whole numbers above 0, got 0"),
+        (["--draft_lengths", "2", "0"], "--draft_lengths: expected whole numbers above 0, got [2, 0]"),
+        (["--assistants", "nowhere"], "nowhere"),
+        (["--language", "de"], "--language"),
+    ],
+)
+def test_wrong_flags_are_refused(flags: list[str], more: list[str], message: str, refused: Refused) -> None:
+    refused(speculative.main, [*flags, *more, "--dry_run"], message)
+
+
+def test_an_assistant_of_another_vocabulary_is_refused(flags: list[str], tmp_path: Path, refused: Refused) -> None:
+    """Its drafts would mean other words."""
+    flags[flags.index("--assistants") + 1] = write_toy_model(tmp_path / "other", vocab_size=4000)
+    refused(speculative.main, flags, "4000 tokens")

@@ -1,0 +1,113 @@
+"""Figure 2: table, file and picture show the same; babble is mixed from voices of one power."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from toy_scripts import Refused, without_texts
+
+import noise
+from hf_distil_whisper import WordErrors, run_script
+from noise import babble
+from toy_files import spoil, write_toy_corpus
+from toy_models import toy_audio
+
+
+@pytest.fixture(scope="module")
+def pub(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A recorded noise."""
+    file = tmp_path_factory.mktemp("noise") / "pub.wav"
+    soundfile.write(file, toy_audio(0.5, seed=9), 16_000)
+    return str(file)
+
+
+def test_table_results_and_picture_show_the_same(
+    pair: list[str], pub: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A column of the student under the teacher's name is noticed by nobody."""
+    corpus = write_toy_corpus(tmp_path / "speakers", train=8)
+    argv = [*pair, "--noises", "white", pub, "babble", "--babble_dataset", corpus, "--snrs", "10", "-5", "--seed", "3"]
+    assert run_script(noise.main, [*argv, "--output_dir", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert "| noise | SNR / dB | student WER % | teacher WER % |" in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["models"] == {"student": pair[1], "teacher": pair[3]}
+    assert results["noises"] == {"white": "white", "pub": pub, "babble": "babble"}
+    assert (results["seed"], results["dataset"]["split"]) == (3, "test")
+    for kind in ("white", "pub", "babble"):
+        for snr in ("10", "-5"):
+            student, teacher = (results["wer_by_noise_and_snr"][kind][snr][name] for name in ("student", "teacher"))
+            assert f"| {kind} | {snr} | {100 * student['wer']:.2f} | {100 * teacher['wer']:.2f} |" in printed
+            counts = (student[name] for name in ("hits", "substitutions", "deletions", "insertions"))
+            assert WordErrors(*counts).wer == student["wer"]
+    assert (tmp_path / "out" / "wer_over_snr.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bad_rows_are_counted_and_rows_without_a_reference_have_no_rate(
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0 % over nothing would be the best curve of the picture."""
+    corpus = write_toy_corpus(tmp_path / "corpus", train=4)
+    spoil(corpus, 1)
+    argv = [*pair[:-1], f"{{path: {corpus}, split: train}}", "--snrs", "10", "--output_dir"]
+    assert run_script(noise.main, [*argv, str(tmp_path / "bad")]) == 0
+    assert "in every noise: 2 could not be read" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "bad" / "results.json").read_text())["wer_by_noise_and_snr"]["white"].values()
+    assert row["student"]["unreadable_rows"] == row["teacher"]["unreadable_rows"] == 2
+    mute = without_texts(write_toy_corpus(tmp_path / "mute", train=1, test=1))
+    assert run_script(noise.main, [*pair[:-1], mute, "--snrs", "10", "--output_dir", str(tmp_path / "none")]) == 0
+    printed = capsys.readouterr().out
+    assert "| white | 10 | - | - |" in printed
+    assert "in every noise: 1 without a reference" in printed
+    (row,) = json.loads((tmp_path / "none" / "results.json").read_text())["wer_by_noise_and_snr"]["white"].values()
+    assert row["student"]["wer"] is None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--snrs", "10", "300"], "`--snrs`: expected a ratio from -100 to 100 dB, got 300"),
+        (["--noises", "nowhere.wav"], "--noises: nowhere.wav: no such file"),
+        (["--noises", "babble"], "--babble_dataset: "),
+        (["--babble_dataset", "corpus"], "--babble_dataset: "),
+        (["--batch_size", "0"], "--batch_size: expected whole numbers above 0, got 0"),
+        (["--model_name_or_path", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_values_are_refused(pair: list[str], more: list[str], message: str, refused: Refused) -> None:
+    refused(noise.main, [*pair, *more], message)
+    refused(noise.main, [], "--model_name_or_path is missing")
+
+
+def test_an_earlier_run_is_not_overwritten(pair: list[str], toys: Path, refused: Refused) -> None:
+    refused(noise.main, [*pair, "--output_dir", str(toys)], "holds another run already")
+
+
+def test_babble_is_the_sum_of_voices_of_one_power() -> None:
+    """Two tones, one of them a hundred times as loud: each is half of the power, however they are laid out."""
+    time = np.arange(16_000) / 16_000
+    soft, loud = (level * np.sin(2 * np.pi * pitch * time) for level, pitch in ((0.01, 400), (1.0, 1_000)))
+    mixed = babble([soft, loud], speakers=2, seconds=1.0)
+    assert (mixed.dtype, mixed.shape) == (np.float32, (16_000,))
+    power = np.abs(np.fft.rfft(mixed.astype(np.float64)) / 16_000) ** 2 * 2
+    assert power[400] == pytest.approx(power[1_000], rel=1e-3) == pytest.approx(0.005, rel=1e-3)
+
+
+def test_babble_depends_on_its_seed() -> None:
+    recordings = [toy_audio(0.3, seed=seed) for seed in range(5)]
+    first = babble(recordings, speakers=3, seconds=2.0, seed=1)
+    np.testing.assert_array_equal(first, babble(recordings, speakers=3, seconds=2.0, seed=1))
+    assert np.abs(first - babble(recordings, speakers=3, seconds=2.0, seed=2)).max() > 1e-3
+    assert len(first) == 32_000
+
+
+def test_silent_and_broken_recordings_are_not_in_the_babble(caplog: pytest.LogCaptureFixture) -> None:
+    """A voice of silence or NaN would make the noise softer, or end the run."""
+    recordings = [np.zeros(100), "nowhere.wav", toy_audio(0.1), toy_audio(0.1, seed=1)]
+    with caplog.at_level("WARNING", logger="hf_distil_whisper"):
+        assert np.isfinite(babble(recordings, speakers=2, seconds=1.0)).all()
+    assert "Not in the babble: 2 rows left out" in caplog.text
+    with pytest.raises(ValueError, match=r"each of 3 speakers, got 2 of 4\. 2 rows left out"):
+        babble(recordings, speakers=3, seconds=1.0)

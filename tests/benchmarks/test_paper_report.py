@@ -1,0 +1,187 @@
+"""The report: one page of everything, figures stored between two starts, and what it refuses."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from toy_scripts import Refused, without_texts
+
+import report
+from hf_distil_whisper import run_script
+from hf_distil_whisper.hub.model_card import read_evaluation
+from report import MeasuredFolder
+from report_sections import html_page, markdown_table
+from toy_files import write_toy_corpus
+
+Write = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def write(toys: Path) -> Write:
+    """Writes a report on both models into a folder; returns its file."""
+
+    def settings(folder: Path, **changes: object) -> str:
+        corpus = str(toys / "corpus")
+        content = {
+            "title": "Toys",
+            "models": {"teacher": str(toys / "teacher"), "student": str(toys / "student")},
+            "eval_datasets": {"seen": {"path": corpus, "split": "train"}},
+            "ood_datasets": {"new": {"path": corpus, "split": "test"}},
+            "long_form_datasets": {"long": {"path": corpus, "split": "test"}},
+            "reference": "seen",
+            "noises": ["white"],
+            "snrs": [10.0],
+            "batch_sizes": [1],
+            "latency_samples": 2,
+            "output_dir": str(folder / "report"),
+        }
+        (folder / "report.yaml").write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
+        return str(folder / "report.yaml")
+
+    return settings
+
+
+@pytest.fixture(scope="module")
+def made(write: Write, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a report and its settings."""
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "sweep").mkdir()
+    (folder / "sweep" / "table.md").write_text("Threshold (Table 10)\n\n| λ | WER |\n|---|---|\n| 0.1 | 3 |\n")
+    (folder / "sweep" / "wer.png").write_bytes(b"\x89PNG\r\n")
+    (folder / "notes.md").write_text("The student is faster.")
+    babble = {"noises": ["white", "babble"], "babble_dataset": write_toy_corpus(folder / "speakers", train=8)}
+    file = write(folder, sweeps=[str(folder / "sweep")], notes=str(folder / "notes.md"), **babble)
+    assert run_script(report.main, [file]) == 0
+    return folder
+
+
+def test_a_report_holds_every_section_and_its_pictures(made: Path) -> None:
+    page = (made / "report" / "report.md").read_text()
+    headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Word error rate over latency",
+        "Short form",
+        "Long form",
+        "Noise",
+        "Latency",
+        "Threshold (Table 10)",
+        "What the figures say",
+        "How this was made",
+    ]
+    assert page.count("![") == 3
+    assert re.search(r"\| Average \| \d+\.\d \(\d+\.\d\) \|", page)
+    assert re.search(r"Effective robustness of student, reference seen: [+-]\d+\.\d\d %", page)
+    assert "rows left out of the rates" not in page
+    assert f"python benchmarks/paper/report.py {made / 'report.yaml'}" in page
+    html = (made / "report" / "report.html").read_text()
+    assert html.count("data:image/") == 3
+    assert "<title>Toys</title>" in html
+    assert "The student is faster." in html
+    assert "http" not in html.replace("http://www.w3.org", "")
+
+
+def test_a_model_card_reads_the_scores(made: Path) -> None:
+    scores = read_evaluation(made / "report", student="student")
+    assert set(scores.results) == set(scores.teacher_results) == {"seen", "new", "long"}
+    assert scores.groups == {"seen": "in distribution", "new": "out of distribution", "long": "long form"}
+
+
+def test_a_second_start_measures_nothing_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of the notes would cost all measurements once more."""
+    first = (made / "report" / "report.md").read_text()
+
+    def measured_again(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    for name in ("evaluate_model", "evaluate_long_form", "evaluate_in_noise", "latency_grid", "compare_algorithms"):
+        monkeypatch.setattr(report, name, measured_again)
+    assert run_script(report.main, [str(made / "report.yaml")]) == 0
+    assert (made / "report" / "report.md").read_text() == first
+
+
+def test_a_changed_generation_config_is_measured_anew(
+    write: Write, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student whose chunks were set to 15 s would stay on the page with its figures of 30 s."""
+    student = tmp_path / "student"
+    shutil.copytree(toys / "student", student)
+    file = write(tmp_path, models={"teacher": str(toys / "teacher"), "student": str(student)})
+    assert run_script(report.main, [file]) == 0
+    config = json.loads((student / "generation_config.json").read_text())
+    (student / "generation_config.json").write_text(json.dumps({**config, "chunk_length_s": 15.0}))
+    layers, evaluate = [], report.evaluate_long_form
+
+    def count(model: Any, *args: Any, **options: Any) -> Any:
+        layers.append(model.config.decoder_layers)
+        return evaluate(model, *args, **options)
+
+    monkeypatch.setattr(report, "evaluate_long_form", count)
+    assert run_script(report.main, [file]) == 0
+    assert layers == [2]
+
+
+def test_rows_in_no_rate_are_named_and_a_set_without_references_is_refused(
+    write: Write, toys: Path, tmp_path: Path, refused: Refused
+) -> None:
+    """A set of which most could not be read would look whole; 0 % over nothing would win the first picture."""
+    corpus = Path(write_toy_corpus(tmp_path / "bad", train=3))
+    rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    (corpus / rows[0]["file_name"]).write_bytes(b"no audio")
+    rows[1]["text"] = ""
+    (corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    bad = {"bad": {"path": str(corpus), "split": "train"}}
+    student = {"student": str(toys / "student")}
+    file = write(tmp_path, models=student, ood_datasets=bad, long_form_datasets=bad)
+    assert run_script(report.main, [file]) == 0
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert page.count("  bad: 1 could not be read, 1 without a reference") == 2
+    mute = {"seen": {"path": without_texts(write_toy_corpus(tmp_path / "mute", train=2)), "split": "train"}}
+    file = write(tmp_path, models=student, eval_datasets=mute)
+    refused(report.main, [file], "seen: no row has a reference, so that there is no rate to draw")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {}}, "--models is missing"),
+        ({"models": {"teacher": "nowhere"}}, "nowhere"),
+        ({"reference": "new"}, "'new' is not among eval_datasets: seen"),
+        ({"noises": ["pub.wav"]}, "--noises: pub.wav: no such file"),
+        ({"reference": "seen", "ood_datasets": {}}, "give ood_datasets too"),
+        ({"snrs": [float("inf")]}, "snrs`: "),
+        ({"batch_sizes": [0, 4]}, "batch_sizes: expected whole numbers above 0, got [0, 4]"),
+        ({"sweeps": ["nowhere"]}, "nowhere has no table.md"),
+        ({"notes": "nowhere.md"}, "there is no file nowhere.md"),
+        ({"output_dir": None}, "--output_dir is missing"),
+    ],
+)
+def test_what_is_wrong_with_a_report_is_named(
+    write: Write, tmp_path: Path, changes: dict, message: str, refused: Refused
+) -> None:
+    refused(report.main, [write(tmp_path, **changes)], message)
+
+
+def test_a_figure_is_measured_once_for_its_settings(tmp_path: Path) -> None:
+    """A report that was stopped would start anew; a student that was trained again would keep its old figures."""
+    folder = MeasuredFolder(tmp_path)
+    assert folder.get("short form, openai/whisper-tiny", {"weights": "1"}, lambda: 1) == 1
+    assert folder.get("short form, openai/whisper-tiny", {"weights": "2"}, lambda: 2) == 2
+    assert folder.get("short form, openai/whisper-tiny", {"weights": "2"}, lambda: 3) == 2
+    (file,) = tmp_path.iterdir()
+    assert file.name == "short-form__openai-whisper-tiny.json"
+    assert json.loads(file.read_text())["name"] == "short form, openai/whisper-tiny"
+    # Names that run together have files of their own.
+    names = ("short form, student, large-test", "short form, student-large, test")
+    assert [folder.get(name, {}, lambda name=name: name) for name in names] == [*names]
+    assert [folder.get(name, {}, lambda: "again") for name in names] == [*names]
+
+
+def test_the_page_shows_and_does_not_run_what_was_measured(tmp_path: Path) -> None:
+    assert "<script>" not in html_page("# A\n\n<script>alert(1)</script> a & b", tmp_path)
+    table = markdown_table("set", {"a": {"x": "1"}, "b": {"y": "2"}})
+    assert table.splitlines()[2:] == ["| a | 1 | - |", "| b | - | 2 |"]
