@@ -395,16 +395,7 @@ class _Labeller:
         self.generate: Callable[..., list[TokenSequence]] = (
             partial(generate_tokens, teacher, settings=generation, statistics=True)
             if backend.name == "transformers"
-            else Ctranslate2Generator(
-                teacher,
-                processor,
-                compute_type=backend.compute_type,
-                num_beams=generation.num_beams,
-                max_new_tokens=generation.max_new_tokens,
-                return_timestamps=bool(generation.return_timestamps),
-                language=generation.language,
-                task=generation.task,
-            )
+            else Ctranslate2Generator(teacher, processor, generation, compute_type=backend.compute_type)
         )
 
     def label(self, shard: SourceShard) -> tuple[Dataset | None, dict[str, Any]]:
