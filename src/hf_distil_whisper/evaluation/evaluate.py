@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from hf_distil_whisper.data.sources import (
 from hf_distil_whisper.inference.dataset import generate_rows
 from hf_distil_whisper.inference.encoder import window_features
 from hf_distil_whisper.inference.generation import (
+    GenerationSettings,
     TokenSequence,
     generate_tokens,
 )
@@ -352,14 +354,12 @@ def evaluate_model(
     dataset: Dataset | Sequence[Mapping],
     processor: WhisperProcessor,
     *,
-    batch_size: int = 16,
-    language: str | None = None,
+    settings: GenerationSettings | None = None,
     normalizer: Callable[[str], str] | None = None,
-    num_beams: int = 1,
-    max_new_tokens: int | None = None,
     text_column: str = "text",
     load: Callable[..., np.ndarray] = load_audio,
     generate: Callable[..., list[TokenSequence]] | None = None,
+    **keywords: Any,
 ) -> EvaluationResult:
     """Scores a model on recordings of up to one window: greedy, without timestamps, as in the paper.
 
@@ -367,18 +367,16 @@ def evaluate_model(
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
         dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference, optionally `id`.
         processor (`WhisperProcessor`): the model's processor.
-        batch_size (`int`, *optional*, defaults to 16): recordings per forward pass.
-        language (`str`, *optional*): language of the recordings. None: English for English-only models; a multilingual
-            model detects it, and the basic normaliser is used.
+        settings ([`GenerationSettings`], *optional*): beams, lengths, batch size and the language of the recordings.
+            Without a language, a multilingual model detects it, and the basic normaliser is used.
         normalizer (`Callable[[str], str]`, *optional*, defaults to the language's): from [`get_normalizer`]. A
             normaliser that is passed counts words in any language; `get_normalizer("basic")` suits digit strings.
-        num_beams (`int`, *optional*, defaults to 1): beams of the search.
-        max_new_tokens (`int`, *optional*, defaults to the rest of the decoder's positions): tokens per recording.
         text_column (`str`, *optional*, defaults to `"text"`): column of the references.
         load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): decodes the `audio` of a row, whose
             id is passed as `name`, to samples at 16 kHz; [`evaluate_in_noise`] adds noise here.
         generate (`Callable[..., list[TokenSequence]]`, *optional*): generation in another runtime: features (batch,
             mel bins, frames) to tokens. Beams and lengths are its own.
+        keywords: fields of [`GenerationSettings`], such as `language` and `batch_size`.
 
     Returns:
         [`EvaluationResult`]: its rows are in the order of the dataset.
@@ -394,12 +392,11 @@ def evaluate_model(
     """
     dataset = readable_rows(dataset, text_column)
     errors = RowErrors()
+    settings = replace(settings or GenerationSettings(), **keywords)
     if generate is None:
-        generate = partial(
-            generate_tokens, model, num_beams=num_beams, max_new_tokens=max_new_tokens, language=language
-        )
-        _warm_up(model, processor, language)
-    outputs = generate_rows(model, processor, dataset, errors, generate, load=load, batch_size=batch_size)
+        generate = partial(generate_tokens, model, settings=settings)
+        _warm_up(model, processor, settings.language)
+    outputs = generate_rows(model, processor, dataset, errors, generate, load=load, batch_size=settings.batch_size)
     transcribed = []
     for index, sequence in outputs.sequences.items():
         row = dataset[index]
@@ -409,9 +406,8 @@ def evaluate_model(
                 row_id(row, index), row[text_column], text, outputs.durations[index], truncated=sequence.truncated
             )
         )
-    return score(
-        transcribed, errors, outputs.seconds, language=scoring_language(model, language), normalizer=normalizer
-    )
+    language = scoring_language(model, settings.language)
+    return score(transcribed, errors, outputs.seconds, language=language, normalizer=normalizer)
 
 
 def readable_rows(dataset: Dataset | Sequence[Mapping], text_column: str) -> Dataset | Sequence[Mapping]:
