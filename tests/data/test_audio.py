@@ -171,7 +171,7 @@ def test_a_truncated_file_is_refused_in_every_format(kind: str, subtype: str | N
         assert bool(blocks) == (kind not in ("WAV", "OGG"))
 
 
-def test_files_written_into_a_pipe_are_whole_or_refused_with_the_reason():
+def test_files_written_into_a_pipe_are_read_completely_or_refused_with_the_reason():
     """Their headers leave the length open: no truncation, but soundfile would ask for an array of 2⁶³ samples."""
     wav = bytearray(encoded(speechlike()))
     start = wav.find(b"data")
@@ -229,7 +229,7 @@ def test_a_torchcodec_that_loads_reads_what_libsndfile_cannot(monkeypatch: pytes
 @pytest.mark.parametrize(("kind", "subtype"), FORMATS)
 @pytest.mark.parametrize("rate", [16_000, 44_100])
 @pytest.mark.parametrize("block_seconds", [0.0301, 0.5, 30.0])
-def test_blocks_are_the_whole_recording_cut(
+def test_blocks_joined_are_the_whole_recording(
     kind: str, subtype: str | None, rate: int, block_seconds: float, tmp_path: Path
 ):
     """A resampler that starts anew at every border clicks there, and shifts all that follows by a sample."""
@@ -246,7 +246,7 @@ def test_blocks_are_the_whole_recording_cut(
     assert max(map(len, blocks)) < (block_seconds + 0.1) * SAMPLING_RATE
 
 
-def test_samples_given_as_such_come_as_one_block():
+def test_an_array_comes_as_one_block():
     """A copy of hours that are in memory already would take as much again."""
     samples = tone(seconds=70)
     (block,) = audio_blocks(samples)

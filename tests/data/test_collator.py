@@ -59,7 +59,7 @@ def test_lengths_are_rounded_up_to_the_multiple():
             DataCollatorSpeechSeq2SeqWithPadding(toy_processor(), pad_to_multiple_of=multiple)
 
 
-def test_encoder_states_take_the_place_of_features():
+def test_encoder_states_replace_features():
     """Runs that keep the encoder's output have no features to stack."""
     states = [torch.full((1500, 16), float(row), dtype=torch.bfloat16) for row in range(2)]
     items = [item(f"{row}.", encoder_states=state) for row, state in enumerate(states)]

@@ -143,7 +143,7 @@ def test_draws_are_the_same_with_and_without_workers_in_every_epoch(persistent: 
         assert [batch["decoder_input_ids"][0].tolist() for batch in loader] == expected[epoch]
 
 
-def test_each_label_begins_with_the_language_of_its_row():
+def test_each_label_starts_with_the_language_of_its_row():
     """Labels of two languages under one token teach the student to mix them."""
     rows = labelled(4, language=["de", None, "klingon", "Hindi"])
     data = samples(rows, language="en", language_column="language", timestamp_probability=0.0)
@@ -222,7 +222,7 @@ def wav(values: list[float]) -> bytes:
     return file.getvalue()
 
 
-def test_check_rows_leaves_out_what_its_header_and_text_betray():
+def test_check_rows_leaves_out_rows_with_an_unusable_header_or_text():
     """Found in a worker after hours, such a row would end the run; here it costs itself."""
     good, errors = check_rows(broken(), toy_processor())
     assert list(good["id"]) == ["id-0", "id-2", "id-3", "id-7"]
@@ -242,7 +242,7 @@ def test_check_rows_leaves_out_what_its_header_and_text_betray():
     assert len(check_rows(labelled(1).remove_columns("audio").add_column("audio", full), toy_processor())[0]) == 1
 
 
-def test_check_rows_finds_missing_files_and_trusts_measured_durations(tmp_path: Path):
+def test_check_rows_detects_missing_files_and_trusts_measured_durations(tmp_path: Path):
     """Headers of a million embedded recordings need not be read where the labeller has measured them."""
     (tmp_path / "there.flac").write_bytes(encode_flac(toy_audio(0.2)))
     (tmp_path / "empty.flac").write_bytes(b"")
@@ -316,8 +316,8 @@ def test_indices_are_those_of_a_sequence():
         data[3]
 
 
-def test_data_sets_with_audio_features_are_read_by_the_packages_own_decoder():
-    """`datasets` would ask torchcodec, which does not load beside a CPU torch."""
+def test_data_sets_with_audio_features_are_decoded_without_torchcodec():
+    """`datasets` would use torchcodec, which does not load beside a CPU torch."""
     rows = labelled(2).cast_column("audio", Audio())
     torch.testing.assert_close(samples(rows)[1]["input_features"], samples(labelled(2))[1]["input_features"])
     assert len(check_rows(rows, toy_processor())[0]) == 2

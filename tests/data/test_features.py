@@ -77,7 +77,7 @@ def test_an_hour_takes_the_memory_of_two_minutes():
     assert many[1] - few[1] < 20e6
 
 
-def test_dither_is_another_in_every_block():
+def test_every_block_has_different_dither():
     extractor = WhisperFeatureExtractor(dither=1e-3)
     torch.manual_seed(0)
     silence = [np.zeros(SAMPLING_RATE, np.float32)] * 3

@@ -76,7 +76,7 @@ def test_multilingual_sequences_name_language_and_task():
         assert learnt == "<|de|><|translate|><|notimestamps|> Hallo.<|endoftext|>"
 
 
-def test_language_and_task_of_a_labelled_transcript_are_kept_unless_others_are_given():
+def test_language_and_task_of_a_labelled_transcript_stay_unless_others_are_given():
     """The reference scripts' transcripts hold them; dropped, a mixed data set would lose its languages."""
     labelled = "<|startoftranscript|><|fr|><|transcribe|><|notimestamps|> Oui.<|endoftext|>"
     read, _ = read_and_learnt("whisper-tiny", labelled)
@@ -86,7 +86,7 @@ def test_language_and_task_of_a_labelled_transcript_are_kept_unless_others_are_g
 
 
 @pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
-def test_timestamps_are_kept_or_dropped_as_drawn(name: str):
+def test_timestamps_are_included_or_dropped_as_drawn(name: str):
     """Behind `<|notimestamps|>`, or missing without it, they teach the model to contradict the prefix."""
     read, learnt = read_and_learnt(name, TIMED, timestamps=True)
     assert read == "<|startoftranscript|>" + TIMED
@@ -151,7 +151,7 @@ def test_special_tokens_and_prompts_are_stripped_and_timestamps_are_not():
         ("नमस्ते", " नमस्ते"),
     ],
 )
-def test_a_text_begins_with_a_space_where_the_script_has_spaces(text: str, expected: str):
+def test_a_text_starts_with_a_space_where_the_script_has_spaces(text: str, expected: str):
     """Whisper says ' Hello': a label without the space contradicts the teacher in the first token of each sample."""
     _, learnt = read_and_learnt("toy", text)
     ids = make_labels(tokenizer("toy"), text, timestamps=False).labels[1:-1]

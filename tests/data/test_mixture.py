@@ -44,7 +44,7 @@ def test_a_repeated_source_comes_in_whole_passes() -> None:
     assert Counter(small) == dict.fromkeys(range(60, 80), 3)
 
 
-def test_the_sources_are_mixed_from_begin_to_end() -> None:
+def test_the_sources_are_mixed_throughout_the_epoch() -> None:
     """A source that comes as a block teaches one domain after the other."""
     rows = mixture("all_exhausted").rows(1)
     share = np.add.reduceat(rows < 60, range(0, 120, 30)) / 30

@@ -419,7 +419,7 @@ def test_workers_share_the_files_and_each_row_comes_once(tmp_path: Path) -> None
     assert sorted(texts) == sorted(f"text {row}" for row in range(12))
 
 
-def test_a_stream_goes_on_where_its_state_was_taken(tmp_path: Path) -> None:
+def test_a_stream_continues_where_its_state_was_taken(tmp_path: Path) -> None:
     stream = load_source(write_parquet(tmp_path / "parquet"), streaming=True)
     whole = [row["id"] for row in stream]
     rows = iter(stream)

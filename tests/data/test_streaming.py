@@ -78,14 +78,14 @@ def test_every_pass_has_another_order(tmp_path: Path) -> None:
     assert drawn != texts(islice(speech({"source": source}, seed=7), 24))
 
 
-def test_sources_come_in_their_shares(tmp_path: Path) -> None:
+def test_sources_are_drawn_by_their_weights(tmp_path: Path) -> None:
     sources = {"read": write_source(tmp_path / "read", 2, 6, "read")}
     sources["spoken"] = write_source(tmp_path / "spoken", 2, 3, "spoken")
     drawn = texts(islice(speech(sources, weights={"read": 1.0, "spoken": 3.0}), 400))
     assert 0.68 < sum(text.startswith("spoken") for text in drawn) / 400 < 0.82
 
 
-def test_what_happens_at_the_end_of_a_source_is_the_strategy(tmp_path: Path) -> None:
+def test_the_stopping_strategy_decides_what_follows_the_end_of_a_source(tmp_path: Path) -> None:
     sources = {"long": write_source(tmp_path / "long", 1, 12, "long")}
     sources["short"] = write_source(tmp_path / "short", 1, 3, "short")
     once = texts(islice(speech(sources, stopping_strategy="all_exhausted_without_replacement"), 30))
@@ -113,7 +113,7 @@ def test_variants_are_drawn_anew_in_each_pass(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("strategy", ["all_exhausted", "first_exhausted", "all_exhausted_without_replacement"])
-def test_a_loader_goes_on_where_it_was(tmp_path: Path, workers: int, strategy: str) -> None:
+def test_a_loader_continues_exactly_from_its_state(tmp_path: Path, workers: int, strategy: str) -> None:
     sources = {"read": write_source(tmp_path / "read", 4, 4, "read", bad=(2,))}
     sources["spoken"] = write_source(tmp_path / "spoken", 2, 3, "spoken")
 
@@ -171,7 +171,7 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, changes: d
         speech({"source": source}, **changes)
 
 
-def test_other_streams_are_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_training_is_not_resumed_with_other_streams(tmp_path: Path) -> None:
     sources = {"read": write_source(tmp_path / "read", 1, 1), "spoken": write_source(tmp_path / "spoken", 1, 1)}
     stream = speech(sources)
     stream.check_same(speech(sources).identity())
