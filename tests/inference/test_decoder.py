@@ -63,9 +63,9 @@ def test_finished_rows_leave_the_batch() -> None:
 
 def test_no_end_comes_before_min_new_tokens() -> None:
     """Latency is measured on a fixed number of tokens: one window that ends early would look fast."""
-    found = decode(max_new_tokens=30, min_new_tokens=30)
-    assert found.tokens.shape == (BATCH, 32)
-    assert found.end not in found.tokens[:, 2:].tolist()[0]
+    ours = decode(max_new_tokens=30, min_new_tokens=30)
+    assert ours.tokens.shape == (BATCH, 32)
+    assert ours.end not in ours.tokens[:, 2:].tolist()[0]
 
 
 VOCAB, END, FIRST_TIMESTAMP, PREFIX = 40, 20, 25, 2
@@ -110,16 +110,16 @@ def test_each_row_is_judged_at_its_length() -> None:
     sequences, lengths = random_sequences(32, 12), torch.randint(PREFIX, 9, (32,))
     logits = 3 * torch.randn(32, 4, VOCAB)
     before = logits.clone()
-    found = rules(4).apply(sequences, lengths, logits)
+    applied = rules(4).apply(sequences, lengths, logits)
     for row in range(32):
         for position in range(4):
             generated = sequences[row, : lengths[row] + position]
-            assert torch.equal(found[row, position], by_transformers(4, generated, logits[row, position]))
+            assert torch.equal(applied[row, position], by_transformers(4, generated, logits[row, position]))
     assert torch.equal(logits, before)  # confidence is computed from them too
 
 
 def test_without_timestamps_only_suppressed_tokens_are_forbidden() -> None:
     """By hand: token 3 everywhere, tokens 5 and 20 at the first position only."""
-    found = rules(timestamps=False).apply(random_sequences(2, 5), torch.tensor([2, 4]), torch.zeros(2, 2, VOCAB))
-    forbidden = [[sorted(torch.nonzero(one.isinf()).flatten().tolist()) for one in row] for row in found]
+    applied = rules(timestamps=False).apply(random_sequences(2, 5), torch.tensor([2, 4]), torch.zeros(2, 2, VOCAB))
+    forbidden = [[sorted(torch.nonzero(one.isinf()).flatten().tolist()) for one in row] for row in applied]
     assert forbidden == [[[3, 5, END], [3]], [[3], [3]]]

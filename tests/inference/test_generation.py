@@ -91,8 +91,8 @@ def test_begin_suppressed_token_never_comes_first_but_may_come_later() -> None:
 def test_untrained_model_stays_within_its_length_and_is_marked_as_truncated() -> None:
     """Transformers' loop over windows gave 190 tokens for 10 on an untrained student, and can go on for ever."""
     model = toy_whisper()
-    found = generate_tokens(model, windows(model, 2), max_new_tokens=10)
-    assert [(len(sequence.tokens), sequence.truncated) for sequence in found] == [(10, True), (10, True)]
+    sequences = generate_tokens(model, windows(model, 2), max_new_tokens=10)
+    assert [(len(sequence.tokens), sequence.truncated) for sequence in sequences] == [(10, True), (10, True)]
     whole = generate_tokens(model, windows(model, 1))[0]
     assert len(whole.tokens) == max_generated_tokens(model, return_timestamps=False) == 448 - 2
 
@@ -118,7 +118,7 @@ def test_length_beyond_the_decoder_is_refused_with_the_bound(max_new_tokens: int
 
 
 def test_generation_leaves_model_and_config_as_they_are() -> None:
-    """Evaluation during training would otherwise write its own lengths into every checkpoint saved later."""
+    """Evaluation during training would otherwise write its lengths into every checkpoint saved later."""
     model = talking_whisper()
     model.config.use_cache = False
     generation, config = model.generation_config.to_dict(), model.config.to_dict()
@@ -161,14 +161,16 @@ def test_text_does_not_depend_on_the_batch() -> None:
 
 @pytest.mark.parametrize("return_timestamps", [False, True])
 def test_statistics_are_those_of_a_plain_forward_pass(return_timestamps: bool) -> None:
-    """A shift by one position gives plausible numbers that say nothing about the transcript."""
+    """A shift by one position gives plausible numbers that mean nothing."""
     model = talking_whisper(4)
     features = windows(model)
-    found = generate_tokens(model, features, max_new_tokens=10, return_timestamps=return_timestamps, statistics=True)
-    assert {sequence.truncated for sequence in found} == {False, True}
+    sequences = generate_tokens(
+        model, features, max_new_tokens=10, return_timestamps=return_timestamps, statistics=True
+    )
+    assert {sequence.truncated for sequence in sequences} == {False, True}
     settings = model.generation_config
     prefix = [settings.decoder_start_token_id] + [settings.no_timestamps_token_id] * (not return_timestamps)
-    for window, sequence in zip(features, found, strict=True):
+    for window, sequence in zip(features, sequences, strict=True):
         row = prefix + sequence.tokens + [settings.eos_token_id] * (not sequence.truncated)
         with torch.no_grad():
             logits = model(window.unsqueeze(0), decoder_input_ids=torch.tensor([row])).logits[0]
@@ -182,8 +184,8 @@ def test_fixed_number_of_tokens_is_exact() -> None:
     """Latency at 100 tokens is measured on models that would stop at 3."""
     model = talking_whisper(end_gain=2.0)
     assert generate_tokens(model, windows(model, 1), max_new_tokens=30)[0].tokens == []
-    found = generate_tokens(model, windows(model, 2), max_new_tokens=30, min_new_tokens=30)
-    assert [len(sequence.tokens) for sequence in found] == [30, 30]
+    sequences = generate_tokens(model, windows(model, 2), max_new_tokens=30, min_new_tokens=30)
+    assert [len(sequence.tokens) for sequence in sequences] == [30, 30]
 
 
 def test_model_in_half_precision_transcribes_and_scores() -> None:
@@ -191,8 +193,8 @@ def test_model_in_half_precision_transcribes_and_scores() -> None:
     model = talking_whisper(4).to(torch.bfloat16)
     features = windows(model, 2)
     assert features.dtype == torch.bfloat16
-    found = generate_tokens(model, features, max_new_tokens=10, statistics=True)
-    assert all(sequence.mean_log_prob < 0 for sequence in found)
+    sequences = generate_tokens(model, features, max_new_tokens=10, statistics=True)
+    assert all(sequence.mean_log_prob < 0 for sequence in sequences)
 
 
 def test_hidden_states_replace_the_features() -> None:

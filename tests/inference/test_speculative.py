@@ -77,8 +77,8 @@ class Decoding:
         rules = logits_rules(self.teacher, 1, return_timestamps)
         inputs = (self.states, self.prefix, rules)
         expected = greedy_decode(self.teacher, *inputs, **limits)
-        found = speculative_decode(self.teacher, self.assistant, *inputs, draft_length=draft_length, **limits)
-        return expected, *found
+        drafted = speculative_decode(self.teacher, self.assistant, *inputs, draft_length=draft_length, **limits)
+        return expected, *drafted
 
 
 @pytest.mark.parametrize("return_timestamps", [False, True])
@@ -88,8 +88,8 @@ def test_tokens_are_those_of_the_main_model(
     teacher, return_timestamps: bool, noise: float, draft_length: int | None
 ) -> None:
     """Rows accept different numbers of tokens in every round: a position off by one gives another text."""
-    expected, found, counts = Decoding(teacher, 6, noise).run(return_timestamps, draft_length)
-    assert torch.equal(found, expected)
+    expected, drafted, counts = Decoding(teacher, 6, noise).run(return_timestamps, draft_length)
+    assert torch.equal(drafted, expected)
     generated = (expected[:, 1:] != teacher.generation_config.eos_token_id).sum(dim=1)
     assert [one.tokens for one in counts] == (generated + (generated < 50)).tolist()
     assert all(one.accepted <= one.tested <= one.drafted and one.checks <= one.tokens for one in counts)
@@ -100,18 +100,18 @@ def test_tokens_are_those_of_the_main_model(
 
 def test_a_fixed_number_of_tokens_is_generated(teacher) -> None:
     """Latency is compared at one number of tokens."""
-    expected, found, counts = Decoding(teacher, 3).run(max_new_tokens=17, min_new_tokens=17)
-    assert torch.equal(found, expected)
-    assert found.shape == (3, 18)
+    expected, drafted, counts = Decoding(teacher, 3).run(max_new_tokens=17, min_new_tokens=17)
+    assert torch.equal(drafted, expected)
+    assert drafted.shape == (3, 18)
     assert [one.tokens for one in counts] == [17] * 3
 
 
 def test_the_whole_context_is_used_up_to_its_last_position() -> None:
     """Near the end of the decoder's context a draft would reach beyond its position embeddings."""
     teacher = talking_whisper(4, end_gain=-10.0)
-    expected, found, _ = Decoding(teacher, 2).run(max_new_tokens=teacher.config.max_target_positions - 1)
-    assert torch.equal(found, expected)
-    assert found.shape[1] == teacher.config.max_target_positions
+    expected, drafted, _ = Decoding(teacher, 2).run(max_new_tokens=teacher.config.max_target_positions - 1)
+    assert torch.equal(drafted, expected)
+    assert drafted.shape[1] == teacher.config.max_target_positions
 
 
 def test_flash_attention_and_impossible_lengths_are_refused(teacher) -> None:
@@ -268,8 +268,8 @@ def test_long_form_tokens_are_those_of_generate(teacher) -> None:
     features, options = whole_features(70), {"return_timestamps": True, "return_segments": True, "num_beams": 1}
 
     def segments(**more: object) -> list[tuple]:
-        found = teacher.generate(features, **options, **more)["segments"][0]
-        return [(one["tokens"].tolist(), float(one["start"]), float(one["end"])) for one in found]
+        output = teacher.generate(features, **options, **more)["segments"][0]
+        return [(one["tokens"].tolist(), float(one["start"]), float(one["end"])) for one in output]
 
     assert segments(custom_generate=decode_in_generate()) == segments()
 

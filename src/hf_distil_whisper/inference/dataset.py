@@ -11,12 +11,7 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    AudioError,
-    audio_duration,
-    load_audio,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.inference.encoder import window_features, window_seconds

@@ -11,17 +11,8 @@ from transformers import GenerationConfig, LogitsProcessorList, WhisperForCondit
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from hf_distil_whisper.inference.decoder import (
-    Assistant,
-    TimestampRules,
-    WhisperLogitsRules,
-    greedy_decode,
-)
-from hf_distil_whisper.inference.encoder import (
-    EncoderCache,
-    encode,
-    encode_cached,
-)
+from hf_distil_whisper.inference.decoder import Assistant, TimestampRules, WhisperLogitsRules, greedy_decode
+from hf_distil_whisper.inference.encoder import EncoderCache, encode, encode_cached
 from hf_distil_whisper.inference.prompt import (
     generation_entry,
     max_generated_tokens,
@@ -29,10 +20,7 @@ from hf_distil_whisper.inference.prompt import (
     resolve_languages,
     timestamp_begin,
 )
-from hf_distil_whisper.inference.speculative import (
-    DraftCounts,
-    speculative_decode,
-)
+from hf_distil_whisper.inference.speculative import DraftCounts, speculative_decode
 
 
 @dataclass(frozen=True)

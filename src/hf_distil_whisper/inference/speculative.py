@@ -92,7 +92,7 @@ def create_assistant(
 def assistant_arguments(assistant: Assistant) -> dict[str, Any]:
     """Arguments for `pipeline("automatic-speech-recognition", ...)` that make an assistant draft in it.
 
-    The pipeline's own `assistant_model` takes one recording at a time, and its default of five beams silently switches
+    Its `assistant_model` takes one recording at a time, and its default of five beams silently switches
     the assistant off. With these arguments it works in batches, and the search is greedy.
 
     Args:
@@ -246,7 +246,7 @@ class _DraftBatch:
         offered = _length_through_first(drafts == self.eos_token_id)  # behind its end, a draft has no meaning
         agreed = (tokens[:, :num_drafted] == drafts).long().cumprod(dim=1).sum(dim=1)
         accepted = torch.minimum(agreed, offered)
-        # The main model's own token follows those accepted: it replaces the first rejected one.
+        # One token of the main model follows the accepted ones: it replaces the first rejected token.
         valid = torch.arange(num_drafted + 1, device=tokens.device) <= accepted[:, None]
         ends = (tokens == self.eos_token_id) & valid
         appended = torch.minimum(torch.minimum(_length_through_first(ends), accepted + 1), self.max_length - lengths)

@@ -26,36 +26,13 @@ from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.features import extractor_settings, recording_key
 from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.shards import ShardStore
-from hf_distil_whisper.data.sources import (
-    END_OF_FILE,
-    ROWS_FILE,
-    RowErrors,
-    load_shards,
-    without_decoder,
-)
+from hf_distil_whisper.data.sources import END_OF_FILE, ROWS_FILE, RowErrors, load_shards, without_decoder
 from hf_distil_whisper.inference.ctranslate2 import BACKENDS, Ctranslate2Generator
-from hf_distil_whisper.inference.dataset import (
-    AudioProgress,
-    FeatureBatch,
-    RowTokens,
-    feature_batches,
-)
+from hf_distil_whisper.inference.dataset import AudioProgress, FeatureBatch, feature_batches
 from hf_distil_whisper.inference.encoder import EncoderCache, encode
-from hf_distil_whisper.inference.generation import (
-    GenerationSettings,
-    TokenSequence,
-    generate_tokens,
-)
-from hf_distil_whisper.inference.output import (
-    compression_ratio,
-    plain_text,
-    timestamped_text,
-)
-from hf_distil_whisper.inference.prompt import (
-    resolve_language,
-    scoring_language,
-    timestamp_begin,
-)
+from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
+from hf_distil_whisper.inference.output import compression_ratio, plain_text, timestamped_text
+from hf_distil_whisper.inference.prompt import resolve_language, scoring_language, timestamp_begin
 from hf_distil_whisper.metrics import get_normalizer
 from hf_distil_whisper.pseudo_labels.filtering import row_errors
 
@@ -213,8 +190,8 @@ def pseudo_label_dataset(
     )
     _check_dataset(dataset, rows_per_shard)
     store = ShardStore(output_dir)
-    store.identity()  # refuses a folder of other files before the teacher is looked at
-    scoring_language(teacher, generation.language)  # and an unknown language before the folder is used
+    store.identity()  # a folder of other files is refused before any work
+    scoring_language(teacher, generation.language)  # and so is an unknown language, before anything is written
     store.open_run(_identity(dataset, teacher, generation, packing, runtime, rows_per_shard))
     if encoder_cache is None and teacher_cache_dir is not None:
         encoder_cache = EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
@@ -399,7 +376,7 @@ class _Labeller:
         )
 
     def label(self, shard: SourceShard) -> tuple[Dataset | None, dict[str, Any]]:
-        """The labelled rows of a shard, None if there are none, and what its manifest says of them."""
+        """The labelled rows of a shard, None if there are none, and the `info` of its manifest."""
         start, errors = time.perf_counter(), RowErrors()
         labelled = self._label_rows(shard.rows, errors) if len(shard.rows) else None
         self.progress.complete(len(shard.rows))
@@ -449,8 +426,7 @@ class _Labeller:
             self.progress.update(len(batch.rows) * source_rows_per_row, sum(batch.durations))
         if self.encoder_cache is not None:
             self.encoder_cache.flush()
-        generated = RowTokens(dict(sorted(sequences.items())), durations, 0.0)
-        return self._add_labels(rows, generated) if sequences else None
+        return self._add_labels(rows, dict(sorted(sequences.items())), durations) if sequences else None
 
     def _languages(self, rows: Dataset, errors: RowErrors) -> dict[int, str | None] | None:
         """Language codes by row index, without rows in unknown languages; None if there is no column `language`."""
@@ -468,20 +444,21 @@ class _Labeller:
     def _encode(self, batch: FeatureBatch, recordings: Dataset, cache: EncoderCache) -> Tensor:
         """Encoder hidden states (batch, frames, d_model), which are added to the cache."""
         states = encode(self.teacher, batch.input_features)
+        settings = extractor_settings(self.processor)
         for row, state in zip(batch.rows, states, strict=True):
-            key = recording_key(recordings[row]["audio"], extractor_settings(self.processor), f"row {row}")
-            cache.add(key, state)
+            cache.add(recording_key(recordings[row]["audio"], settings, f"row {row}"), state)
         return states
 
-    def _add_labels(self, rows: Dataset, generated: RowTokens) -> Dataset:
-        """The rows with generated tokens and their new columns; labels of an earlier run are replaced."""
+    def _add_labels(
+        self, rows: Dataset, sequences: Mapping[int, TokenSequence], durations: Mapping[int, float]
+    ) -> Dataset:
+        """The labelled rows, in order, with their new columns; labels of an earlier run are replaced."""
         tokenizer, first_timestamp = self.processor.tokenizer, timestamp_begin(self.teacher)
-        sequences = generated.sequences
         texts = {row: plain_text(one.tokens, tokenizer, first_timestamp) for row, one in sequences.items()}
         transcripts = [timestamped_text(one.tokens, tokenizer, first_timestamp) for one in sequences.values()]
         columns: dict[str, list] = {
             "whisper_transcript": transcripts,
-            "duration": [generated.durations[row] for row in sequences],
+            "duration": [durations[row] for row in sequences],
             "truncated": [one.truncated for one in sequences.values()],
             "mean_log_prob": [one.mean_log_prob for one in sequences.values()],
             "no_speech_prob": [one.no_speech_prob for one in sequences.values()],
