@@ -39,7 +39,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Blob:
-    """One file: its content, and whether it lies in large file storage."""
+    """One file: its content, and whether it is in large file storage."""
 
     data: bytes
     lfs: bool

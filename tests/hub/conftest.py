@@ -17,7 +17,7 @@ from toy_files import write_toy_corpus, write_toy_model
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """An empty Hub, alice logged in, an empty cache. The client's own waiting between tries costs no time."""
+    """An empty Hub, alice logged in, an empty cache. The client does not wait between its retries."""
     with HubServer() as server:
         home = tmp_path / "hf-home"
         _set_environment(monkeypatch, server.endpoint, home)

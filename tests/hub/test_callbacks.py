@@ -34,7 +34,7 @@ from toy_training import RandomWindows, small_processor, small_trainer, small_wh
 
 
 def test_the_callback_writes_the_card_of_checkpoint_and_student(tmp_path: Path) -> None:
-    """Checkpoints are shared too, and the Trainer's own card knows no word error rate."""
+    """Checkpoints are shared too, and the Trainer's card has no word error rate."""
     args = TrainingArguments(output_dir=str(tmp_path / "my-student"), use_cpu=True)
     state = TrainerState(global_step=5, log_history=[{"eval_test_wer": 0.3}, {"eval_test_wer": 0.2, "eval_loss": 1.0}])
     callback = ModelCardCallback(teacher="openai/whisper-toy.en", license="mit")
@@ -48,7 +48,7 @@ def test_the_callback_writes_the_card_of_checkpoint_and_student(tmp_path: Path) 
 
 
 def test_the_callback_writes_the_card_as_of_each_step(tmp_path: Path) -> None:
-    """A checkpoint whose card tells the scores of the last one cannot be compared with others."""
+    """A checkpoint whose card shows the scores of the last one cannot be compared with others."""
     args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
     callback = ModelCardCallback(teacher="openai/whisper-toy.en")
     state = TrainerState(global_step=1, max_steps=2, log_history=LOG[:2])
@@ -198,8 +198,8 @@ def test_a_tracker_that_fails_costs_its_table_only(
     assert log_table([active(WandbCallback)], "samples/one", ["row"], [(0,)], "", 7) == []
 
 
-def test_the_address_of_the_run_is_the_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With user and key left out: some servers of one's own have them in their addresses."""
+def test_the_run_url_is_that_of_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With user and key left out: self-hosted servers may have them in their addresses."""
     args = validating_trainer(tmp_path).args
     monkeypatch.setitem(sys.modules, "wandb", FakeWandb("https://me:key@wandb.example/me/runs/1?apiKey=secret"))
     monkeypatch.setitem(sys.modules, "trackio", FakeTrackio("me/space"))
@@ -215,7 +215,7 @@ def test_the_address_of_the_run_is_the_trackers(tmp_path: Path, monkeypatch: pyt
     assert run_url(args) is None
 
 
-def test_the_address_stands_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_run_url_is_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After training the run is closed, and nobody could ask for it any more."""
     trainer = validating_trainer(tmp_path)
     trainer.add_callback(ModelCardCallback())

@@ -43,9 +43,9 @@ def write_labels(folder: Path, count: int = 10, per_shard: int = 2, paths: Path 
     """
     store = ShardStore(folder)
     store.open_run({"teacher": "0123456789abcdef", "rows": count, "ids": "x", "num_beams": 1, "language": None})
-    for begin in range(0, count, per_shard):
+    for start in range(0, count, per_shard):
         rows = []
-        for number in range(begin, min(begin + per_shard, count)):
+        for number in range(start, min(start + per_shard, count)):
             sound = {"bytes": encode_flac(toy_audio(0.1, seed=number)), "path": None}
             if paths is not None:
                 paths.mkdir(exist_ok=True)
@@ -54,13 +54,13 @@ def write_labels(folder: Path, count: int = 10, per_shard: int = 2, paths: Path 
             text = SENTENCES[number % 3]
             label = "<|0.00|> Nothing of it.<|0.10|>" if number % 3 == 2 else f"<|0.00|> {text}<|0.10|>"
             row = {"id": f"row-{number}", "audio": sound, "text": text, "whisper_transcript": label, "duration": 36.0}
-            rows.append(row | {"speaker": None if begin < silent else "one"})
+            rows.append(row | {"speaker": None if start < silent else "one"})
 
-        def write(place: Path, rows: list[dict] = rows) -> None:
-            Dataset.from_list(rows).to_parquet(place / "rows.parquet")
+        def write(folder: Path, rows: list[dict] = rows) -> None:
+            Dataset.from_list(rows).to_parquet(folder / "rows.parquet")
 
         store.commit(
-            f"{begin:05d}", write, {"rows": len(rows), "source_rows": len(rows), "hours": 0.01 * len(rows), "lost": []}
+            f"{start:05d}", write, {"rows": len(rows), "source_rows": len(rows), "hours": 0.01 * len(rows), "lost": []}
         )
     return str(folder)
 
@@ -245,7 +245,7 @@ def test_several_sources_are_configurations_with_hours_of_their_own(hub: HubServ
 
 
 def test_nothing_goes_up_where_something_is_wrong(hub: HubServer, tmp_path: Path) -> None:
-    """Each of these would be found out after hours of uploading."""
+    """Each of these would otherwise be noticed after hours of uploading."""
     labelled = write_labels(tmp_path / "labelled")
     HfApi().create_repo("alice/open", repo_type="dataset")
     with pytest.raises(ValueError, match="public"):
@@ -257,7 +257,7 @@ def test_nothing_goes_up_where_something_is_wrong(hub: HubServer, tmp_path: Path
     with pytest.raises(FileNotFoundError, match="pseudo-label"):
         push_dataset(tmp_path / "nowhere", "alice/labels")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="found neither"):
+    with pytest.raises(ValueError, match="this is neither"):
         push_dataset(tmp_path / "empty", "alice/labels")
     ShardStore(labelled).remove("00004")
     with pytest.raises(ValueError, match="labels of 8 rows are there, 10"):

@@ -92,7 +92,7 @@ def test_the_metadata_are_read_back(tmp_path: Path) -> None:
 
 
 def test_folders_of_this_machine_stay_out_of_the_card(tmp_path: Path) -> None:
-    """A path in public metadata is a broken link and tells the world how a machine is set up."""
+    """A path in public metadata is a broken link, and shows the world how a machine is set up."""
     teacher, corpus = tmp_path / "teacher", tmp_path / "corpus"
     teacher.mkdir()
     corpus.mkdir()
@@ -104,7 +104,7 @@ def test_folders_of_this_machine_stay_out_of_the_card(tmp_path: Path) -> None:
     assert "Data: corpus." in card.text
 
 
-def test_what_is_not_known_is_not_said() -> None:
+def test_what_is_not_known_is_left_out() -> None:
     """A card with a made-up licence, teacher or score is worse than a short one."""
     card = generate_model_card(toy_whisper(), name="student")
     assert "Not measured yet." in card.text
@@ -114,7 +114,7 @@ def test_what_is_not_known_is_not_said() -> None:
     assert card.data.eval_results is None
 
 
-def test_a_multilingual_model_is_told_its_language() -> None:
+def test_a_multilingual_model_gets_its_language() -> None:
     model = toy_whisper()
     model.generation_config.is_multilingual = True
     card = generate_model_card(model, name="student", language="hi")
@@ -146,12 +146,12 @@ def test_word_errors_of_the_log_are_the_newest_without_their_average() -> None:
     assert latest_word_errors(log) == {"a": 0.4, "b": 0.2}
 
 
-def test_an_optimizer_of_ones_own_is_named(tmp_path: Path) -> None:
+def test_a_given_optimizer_is_named(tmp_path: Path) -> None:
     """The training arguments hold a learning rate that was never used: a card with it misleads who repeats the run."""
     args = DistillationTrainingArguments(output_dir=str(tmp_path), learning_rate=5e-5)
-    own = generate_model_card(toy_whisper(), name="me/toy", training_args=args, optimizer="Muon (2e-3)").content
-    assert "| optim | Muon (2e-3) |" in own
-    assert "5e-05" not in own
+    named = generate_model_card(toy_whisper(), name="me/toy", training_args=args, optimizer="Muon (2e-3)").content
+    assert "| optim | Muon (2e-3) |" in named
+    assert "5e-05" not in named
     assert "| learning_rate | 5e-05 |" in generate_model_card(toy_whisper(), name="me/toy", training_args=args).content
 
 
@@ -164,16 +164,16 @@ def test_results_of_an_evaluation_are_read(tmp_path: Path) -> None:
     for model in models.values():
         model.generation_config.max_length = 10
     rows = [{"id": row["id"], "audio": row["audio"], "text": row["text"]} for row in toy_rows(2, 0.2)]
-    found = {name: evaluate_model(model, rows, toy_processor()) for name, model in models.items()}
-    results = {"test": found, "talks": found}
+    by_model = {name: evaluate_model(model, rows, toy_processor()) for name, model in models.items()}
+    results = {"test": by_model, "talks": by_model}
     save_results(results, str(tmp_path), {"test": "out of distribution", "talks": "long form"})
     scores = read_evaluation(tmp_path)
-    assert scores.results == {"test": found["model"].wer, "talks": found["model"].wer}
-    assert scores.teacher_results["test"] == found["teacher"].wer
+    assert scores.results == {"test": by_model["model"].wer, "talks": by_model["model"].wer}
+    assert scores.teacher_results["test"] == by_model["teacher"].wer
     assert scores.groups == {"test": "out of distribution", "talks": "long form"}
-    assert scores.rtf[0] == pytest.approx(found["model"].rtf)  # of the short form alone
+    assert scores.rtf[0] == pytest.approx(by_model["model"].rtf)  # of the short form alone
     card = generate_model_card(models["model"], name="me/toy", teacher="openai/whisper-toy.en", evaluation=tmp_path)
-    assert f"| WER %, test (out of distribution) | {100 * found['model'].wer:.2f} |" in card.text
+    assert f"| WER %, test (out of distribution) | {100 * by_model['model'].wer:.2f} |" in card.text
     assert len(card.data.eval_results) == 2
 
 
@@ -181,10 +181,10 @@ def test_a_set_without_references_has_no_rate(tmp_path: Path) -> None:
     row = {"wer": None, "group": "in distribution", "seconds": 1.0, "audio_seconds": 2.0}
     scored = row | {"wer": 0.25}
     (tmp_path / "results.json").write_text(json.dumps({"silent": {"model": row}, "test": {"model": scored}}))
-    found = read_evaluation(tmp_path)
-    assert found.results == {"test": 0.25}
-    assert found.teacher_results == {}
-    assert found.rtf == (0.5, None)
+    scores = read_evaluation(tmp_path)
+    assert scores.results == {"test": 0.25}
+    assert scores.teacher_results == {}
+    assert scores.rtf == (0.5, None)
     with pytest.raises(ValueError, match="'other'"):
         read_evaluation(tmp_path, student="other")
     with pytest.raises(FileNotFoundError, match="--output_dir"):
@@ -240,10 +240,10 @@ def test_eval_results_name_data_sets_of_the_hub_only(tmp_path: Path) -> None:
 def test_curves_are_those_of_the_log() -> None:
     assert word_error_curves(LOG) == {"test": [(1, 0.4), (2, 0.2)]}
     assert word_error_curves([{"eval_wer": 0.1, "step": 3}]) == {"validation": [(3, 0.1)]}
-    found = loss_curves(LOG)
-    assert found["loss, training"] == [(1, 3.0), (2, 2.0)]
-    assert found["loss, test"] == [(1, 2.5), (2, 2.0)]
-    assert set(found) == {"loss, training", "kl, training", "pl, training", "loss, test"}
+    curves = loss_curves(LOG)
+    assert curves["loss, training"] == [(1, 3.0), (2, 2.0)]
+    assert curves["loss, test"] == [(1, 2.5), (2, 2.0)]
+    assert set(curves) == {"loss, training", "kl, training", "pl, training", "loss, test"}
 
 
 def test_a_saved_card_has_its_pictures_and_results_beside_it(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_public_forms_of_names_and_addresses() -> None:
     assert public_url("https://a.example/x y") == ""
 
 
-def test_licence_and_revision_are_those_that_the_teacher_tells(hub: HubServer, tmp_path: Path) -> None:
+def test_licence_and_revision_are_those_of_the_teachers_card(hub: HubServer, tmp_path: Path) -> None:
     """A licence that is guessed, or left behind, is worse than a missing one."""
     write_toy_model(tmp_path / "toy")
     (tmp_path / "toy" / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n# Toy\n")

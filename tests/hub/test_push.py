@@ -100,7 +100,7 @@ def test_the_card_is_that_of_the_step(hub: HubServer, tmp_path: Path) -> None:
         assert result.metric_value == round(100 * wer, 2)
 
 
-def test_the_card_of_another_callback_goes_up_with_every_push(hub: HubServer, tmp_path: Path) -> None:
+def test_the_card_of_another_callback_is_in_every_push(hub: HubServer, tmp_path: Path) -> None:
     """The last push is what people read; a card that knows nothing must not replace the one that knows."""
     callbacks = [PushCheckpointCallback("alice/toy"), ModelCardCallback(name="alice/toy", license="mit")]
     pushing_trainer(tmp_path / "run", *callbacks, hub_always_push=True).train()
@@ -108,7 +108,7 @@ def test_the_card_of_another_callback_goes_up_with_every_push(hub: HubServer, tm
         assert ModelCard(commit.files["README.md"].data.decode()).data.license == "mit"
 
 
-def test_without_a_card_of_ours_upstreams_stands_in(hub: HubServer, tmp_path: Path) -> None:
+def test_without_another_card_the_trainers_is_pushed(hub: HubServer, tmp_path: Path) -> None:
     """A card that others wrote stays; one of the trainer is renewed."""
     trainer = pushing_trainer(tmp_path / "run", push_to_hub=True, hub_model_id="alice/toy")
     trainer.train()
@@ -123,7 +123,7 @@ def test_without_a_card_of_ours_upstreams_stands_in(hub: HubServer, tmp_path: Pa
     [("every_save", set(), 1), ("end", set(), 0), ("checkpoint", {"last-checkpoint"}, 1),
      ("all_checkpoints", {"checkpoint-1", "checkpoint-2"}, 2)],
 )  # fmt: skip
-def test_strategies_mean_what_they_mean_to_the_trainer(
+def test_strategies_are_those_of_the_trainer(
     hub: HubServer, tmp_path: Path, strategy: str, folders: set[str], count: int
 ) -> None:
     trainer = pushing_trainer(
@@ -288,7 +288,7 @@ def is_complete(hub: HubServer) -> bool:
 def test_a_refused_connection_costs_no_step_and_is_finished_by_hand(
     hub: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Upstream's trainer does not even begin without a network."""
+    """The stock Trainer does not even start without a network."""
     hub.stop()
     trainer = pushing_trainer(tmp_path / "run", **TO_HUB, max_steps=3)
     trainer.train()

@@ -46,7 +46,7 @@ class StopAt(TrainerCallback):
 
 
 def pushing_trainer(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> DistillationTrainer:
-    """Two steps with a checkpoint after each, unless told otherwise."""
+    """Two steps with a checkpoint after each, by default."""
     teacher = small_whisper()
     settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 1e-2, "max_steps": 2}
     return small_trainer(

@@ -1,13 +1,10 @@
-"""`push`: puts a student that lies in a folder on the Hub, complete and with its card."""
+"""`push`: pushes the student in a folder to the Hub, complete and with its card."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_distil_whisper.cli.config import (
-    parse_arguments,
-    setting,
-)
+from hf_distil_whisper.cli.config import parse_arguments, setting
 from hf_distil_whisper.cli.inputs import Plan
 from hf_distil_whisper.hub.model_card import push_student
 from hf_distil_whisper.hub.push import check_folder, missing_files, student_files
@@ -15,20 +12,20 @@ from hf_distil_whisper.hub.push import check_folder, missing_files, student_file
 
 @dataclass
 class PushArguments:
-    """Flags of `push`; the folder is given as a word.
+    """Flags of `push`; the folder is a positional argument.
 
     Args:
         folder (`list[str]`): output folder of a run, one of its checkpoints, or any saved Whisper with its processor.
-        repo_id (`str`): where to: `owner/name`, or a name under your account.
-        private (`bool`, *optional*, defaults to `False`): make a private repository.
-        revision (`str`, *optional*): branch, made where it does not exist; by default `main`.
+        repo_id (`str`): `owner/name`, or a name under your account.
+        private (`bool`, *optional*, defaults to `False`): create a private repository.
+        revision (`str`, *optional*): branch, created if it does not exist; by default `main`.
         dry_run (`bool`, *optional*, defaults to `False`): check the folder and print the plan only.
     """
 
-    folder: list[str] | None = setting(None, "Of the student; also as a word without a flag.")
-    repo_id: str | None = setting(None, "Where to: owner/name, or a name under your account.")
-    private: bool = setting(False, "Make a private repository.")
-    revision: str | None = setting(None, "Branch, made where it does not exist. Default: main.")
+    folder: list[str] | None = setting(None, "Folder of the student; also without the flag.")
+    repo_id: str | None = setting(None, "Repository: owner/name, or a name under your account.")
+    private: bool = setting(False, "Create a private repository; refuse a public one that exists.")
+    revision: str | None = setting(None, "Branch, created if it does not exist; by default main.")
     dry_run: bool = setting(False, "Check the folder and print the plan only.")
 
 

@@ -5,41 +5,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_distil_whisper.cli.config import (
-    InputError,
-    parse_arguments,
-    parse_yaml,
-    setting,
-)
+from hf_distil_whisper.cli.config import InputError, parse_arguments, parse_yaml, setting
 from hf_distil_whisper.cli.inputs import Plan
 from hf_distil_whisper.hub.dataset_card import open_labelled, push_dataset
 
 
 @dataclass
 class PushDatasetArguments:
-    """Flags of `push-dataset`; a single folder is given as a word.
+    """Flags of `push-dataset`; a single folder is a positional argument.
 
     Args:
         folder (`list[str]`): output folder of `pseudo-label` or of `filter`.
         folders (`dict[str, str]`, *optional*): several of them by name, which become configurations.
-        repo_id (`str`): where to: `owner/name`, or a name under your account.
-        teacher_model_name_or_path (`str`, *optional*): that labelled, for the card.
+        repo_id (`str`): `owner/name`, or a name under your account.
+        teacher_model_name_or_path (`str`, *optional*): model that labelled, for the card.
         language (`str`, *optional*): ISO code, for the card.
-        licenses (`str` or `dict[str, str]`, *optional*): of the sources, by name where there are several.
+        licenses (`str` or `dict[str, str]`, *optional*): of the sources, by name if there are several.
         origins (`str` or `dict[str, str]`, *optional*): what the sources are, a Hub id for example.
-        private (`bool`, *optional*, defaults to `False`): make a private repository.
+        private (`bool`, *optional*, defaults to `False`): create a private repository.
         embed_audio (`bool`, *optional*, defaults to `True`): publish the recordings with their labels.
         dry_run (`bool`, *optional*, defaults to `False`): check the folders and print the plan only.
     """
 
-    folder: list[str] | None = setting(None, "Of the labelled rows; also as a word without a flag.")
-    folders: dict[str, str] | str | None = setting(None, "Several, as configurations of one data set: {name: folder}.")
-    repo_id: str | None = setting(None, "Where to: owner/name, or a name under your account.")
+    folder: list[str] | None = setting(None, "Output folder of pseudo-label or filter.")
+    folders: dict[str, str] | str | None = setting(
+        None, "Several folders, as configurations of one data set: {name: folder}."
+    )
+    repo_id: str | None = setting(None, "Repository: owner/name, or a name under your account.")
     teacher_model_name_or_path: str | None = setting(None, "Whisper that labelled, for the card.")
     language: str | None = setting(None, "ISO code of the speech, for the card.")
-    licenses: dict[str, str] | str | None = setting(None, "Of the source, or of each: {name: licence}.")
+    licenses: dict[str, str] | str | None = setting(None, "Licence of the source, or of each: {name: licence}.")
     origins: dict[str, str] | str | None = setting(None, "Hub id or name of the source, or of each: {name: id}.")
-    private: bool = setting(False, "Make a private repository.")
+    private: bool = setting(False, "Create a private repository; refuse a public one that exists.")
     embed_audio: bool = setting(True, "Publish the recordings with their labels.")
     dry_run: bool = setting(False, "Check the folders and print the plan only.")
 
@@ -74,9 +71,9 @@ def plan_push_dataset(args: PushDatasetArguments) -> Plan:
     plan = Plan("push-dataset")
     plan.single_process()
     plan.repository(args.repo_id)
-    words = args.folder or []
-    if bool(words) == bool(args.folders) or len(words) > 1:
-        given = ", ".join(words) or "none"
+    folders = args.folder or []
+    if bool(folders) == bool(args.folders) or len(folders) > 1:
+        given = ", ".join(folders) or "none"
         plan.problems.append(f"expected one folder, or several by name in --folders, got {given} and {args.folders}")
         return plan
     labelled = args.labelled()
@@ -87,7 +84,7 @@ def plan_push_dataset(args: PushDatasetArguments) -> Plan:
         except (FileNotFoundError, ValueError) as error:
             plan.problems.append(str(error))
             continue
-        rows, hours = rows + source.kept[0], hours + source.kept[1]
+        rows, hours = rows + source.published[0], hours + source.published[1]
     visibility = "private" if args.private else "public, unless it exists and is private"
     plan.figures["labelled"] = f"{rows:,} rows, {hours:.2f} h, {'with' if args.embed_audio else 'without'} recordings"
     plan.steps.append(f"push {rows:,} rows with a card to {args.repo_id} ({visibility})")

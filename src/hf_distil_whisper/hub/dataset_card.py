@@ -84,7 +84,7 @@ class LabelledSource:
         return sum(len(shard.info["lost"]) for shard in self.shards)
 
     @property
-    def kept(self) -> tuple[int, float]:
+    def published(self) -> tuple[int, float]:
         """Rows and hours that are published."""
         if self.report is None:
             return self.labelled
@@ -172,16 +172,14 @@ def open_labelled(folder: str | Path, name: str) -> LabelledSource:
     run = store.identity() if "://" in str(folder) or Path(folder).is_dir() else None
     if run is None or "teacher" not in run:
         raise ValueError(
-            f"{requested}: expected labels of `pseudo-label`, or the choice of `filter` among them, found neither. "
-            "Name the --output_dir of one of these commands."
+            f"{requested}: expected labels of `pseudo-label`, or the selection of `filter` among them, but this is "
+            "neither. Name the --output_dir of one of these commands."
         )
     shard_files(store)  # raises if the labelling is not complete
     shards = store.shards()
     count = sum(shard.info["rows"] for shard in shards)
     if indices is not None and num_rows != count and source.get("max_samples") is None:
-        raise ValueError(
-            f"{requested} holds a choice among {num_rows} rows, {folder} has {count} now. Filter it again."
-        )
+        raise ValueError(f"{requested} selects among {num_rows} rows, {folder} has {count} now. Filter it again.")
     return LabelledSource(name, store, indices, run, shards, report)
 
 
@@ -191,7 +189,7 @@ def _open_all(labelled: str | Path | Mapping[str, str | Path]) -> list[LabelledS
         raise ValueError("labelled: expected at least one labelled folder, got none.")
     sources = [open_labelled(folder, name) for name, folder in named.items()]
     for source in sources:
-        if not source.kept[0] or (source.indices is not None and not len(source.indices)):
+        if not source.published[0] or (source.indices is not None and not len(source.indices)):
             raise ValueError(f"{source.name}: no row to publish.")
         if len(sources) > 1 and not source.name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(
@@ -262,7 +260,7 @@ def generate_dataset_card(
     languages = [language] if language else labelled_as
     several = len(sources) > 1
     codes = sorted({code.lower() for code in licenses.values()})
-    rows = sum(source.kept[0] for source in sources) - left_out
+    rows = sum(source.published[0] for source in sources) - left_out
     data = {
         "language": [code for code in languages if re.fullmatch(r"[a-z]{2,3}", code)] or None,
         "license": (codes[0] if len(codes) == 1 else codes) or None,
@@ -305,7 +303,7 @@ def _config(source: str | None) -> dict[str, Any]:
 
 
 def _summary(sources: Sequence[LabelledSource], teacher: str | None, rows: int) -> str:
-    hours = sum(source.kept[1] for source in sources)
+    hours = sum(source.published[1] for source in sources)
     by = f"by {inline(public_name(teacher))}" if teacher else "by a Whisper"
     return (
         f"{rows:,} rows, {hours:,.2f} hours of speech, transcribed {by}: pseudo-labels to distil a smaller Whisper "
@@ -328,7 +326,7 @@ def _facts(sources: Sequence[LabelledSource], teacher: str | None, languages: Se
 def _sources_table(sources: Sequence[LabelledSource], licenses: Mapping[str, str], origins: Mapping[str, str]) -> str:
     rows = []
     for source in sources:
-        (labelled, hours), (kept, hours_kept) = source.labelled, source.kept
+        (labelled, hours), (kept, hours_kept) = source.labelled, source.published
         origin = origins.get(source.name)
         name = public_name(origin) if origin else source.name
         figures = [f"{labelled:,}", f"{hours:,.3f}", f"{kept:,}", f"{hours_kept:,.3f}"]
