@@ -27,7 +27,15 @@ import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
 
-from hf_distil_whisper import RowErrors, load_audio, load_source, pack_utterances, parse_arguments, run_script
+from hf_distil_whisper import (
+    RowErrors,
+    WordErrors,
+    load_audio,
+    load_source,
+    pack_utterances,
+    parse_arguments,
+    run_script,
+)
 from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
 from hf_distil_whisper.cli.inputs import machine
 from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
@@ -37,7 +45,7 @@ from hf_distil_whisper.inference.dataset import generate_rows
 from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import plain_text
 from hf_distil_whisper.inference.prompt import timestamp_begin
-from hf_distil_whisper.metrics import WordErrors, errors_in_language
+from hf_distil_whisper.metrics import errors_in_language
 from hf_distil_whisper.pseudo_labels.filtering import passing_rows
 from inputs import LoadedModel, load_models, load_sets, ready, require, whole_numbers
 from memory import in_own_process

@@ -19,12 +19,18 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from hf_distil_whisper import AudioError, evaluate_long_form, get_normalizer, parse_arguments, run_script
+from hf_distil_whisper import (
+    AudioError,
+    WordErrors,
+    evaluate_long_form,
+    get_normalizer,
+    parse_arguments,
+    run_script,
+)
 from hf_distil_whisper.cli.config import DataSource, as_training_sources, setting, source_setting
 from hf_distil_whisper.data.audio import SAMPLING_RATE, audio_blocks
 from hf_distil_whisper.evaluation.evaluate import readable_rows
 from hf_distil_whisper.evaluation.significance import macro_average
-from hf_distil_whisper.metrics import WordErrors
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from inputs import LoadedModel, check_one_normalizer, load_models, load_sets, new_folder, ready, require, whole_numbers

@@ -18,11 +18,10 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
-from hf_distil_whisper import evaluate_long_form, get_normalizer, parse_arguments, run_script
+from hf_distil_whisper import WordErrors, evaluate_long_form, get_normalizer, parse_arguments, run_script
 from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
 from hf_distil_whisper.inference.chunked import check_chunks
 from hf_distil_whisper.inference.encoder import window_seconds
-from hf_distil_whisper.metrics import WordErrors
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_over_chunks

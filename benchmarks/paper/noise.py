@@ -24,7 +24,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from transformers.utils import logging
 
-from hf_distil_whisper import AudioError, RowErrors, load_audio, parse_arguments, run_script
+from hf_distil_whisper import AudioError, RowErrors, get_normalizer, load_audio, parse_arguments, run_script
 from hf_distil_whisper.cli.config import (
     DataSource,
     InputError,
@@ -39,7 +39,6 @@ from hf_distil_whisper.data.sources import without_decoder
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_shared
 from hf_distil_whisper.evaluation.noise import SNRS, WHITE, check_snrs, evaluate_in_noise, load_noise
 from hf_distil_whisper.evaluation.results import left_out_text, result_summary
-from hf_distil_whisper.metrics import get_normalizer
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_over_snr

@@ -21,7 +21,14 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from algorithms import AlgorithmRow, compare_algorithms
-from hf_distil_whisper import evaluate_long_form, evaluate_model, get_normalizer, parse_arguments, run_script
+from hf_distil_whisper import (
+    WordErrors,
+    evaluate_long_form,
+    evaluate_model,
+    get_normalizer,
+    parse_arguments,
+    run_script,
+)
 from hf_distil_whisper.checkpoints import weights_fingerprint
 from hf_distil_whisper.cli.config import (
     DataSource,
@@ -34,7 +41,6 @@ from hf_distil_whisper.cli.config import (
 from hf_distil_whisper.cli.inputs import machine
 from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
 from hf_distil_whisper.evaluation.results import IN_DISTRIBUTION, LONG_FORM, OUT_OF_DISTRIBUTION
-from hf_distil_whisper.metrics import WordErrors
 from noise import load_noises
 from report_sections import (
     Scores,

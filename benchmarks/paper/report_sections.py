@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from algorithms import AlgorithmRow, algorithm_table
+from hf_distil_whisper import WordErrors
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.evaluation.results import METRICS, left_out_text, shown
 from hf_distil_whisper.evaluation.significance import (
@@ -20,7 +21,6 @@ from hf_distil_whisper.evaluation.significance import (
     robustness_text,
     set_averages,
 )
-from hf_distil_whisper.metrics import WordErrors
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_over_latency, wer_over_snr

@@ -30,6 +30,7 @@ from hf_distil_whisper import (
     DistillationTrainingArguments,
     RowErrors,
     TrainArguments,
+    WordErrors,
     build_trainer,
     evaluate_model,
     get_normalizer,
@@ -57,7 +58,6 @@ from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
 from hf_distil_whisper.evaluation.significance import set_averages
 from hf_distil_whisper.inference.encoder import EncoderCache
 from hf_distil_whisper.inference.generation import generate_tokens_cached
-from hf_distil_whisper.metrics import WordErrors
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_by_cell

@@ -96,7 +96,7 @@ def test_the_script_prints_and_writes_every_threshold(
     argv = ["--model_name_or_path", str(toys / "teacher"), "--dataset"]
     output = ["--thresholds", "0.5", "0", "--output_dir", str(tmp_path / "out")]
     assert run_script(early_exit.main, [*argv, str(toys / "corpus"), *output]) == 0
-    assert "2 recordings, 6 words" in capsys.readouterr().out
+    assert "2 recordings, 18 words" in capsys.readouterr().out
     half, none = json.loads((tmp_path / "out" / "results.json").read_text())["thresholds"]
     assert none["num_layers"] == none["num_tokens"]
     assert half["full_depth_seconds"] == none["full_depth_seconds"] != half["seconds"]
