@@ -293,9 +293,26 @@ class DistillationTrainer(PushingTrainer):
     def _student_loss(
         self, inputs: dict[str, Tensor], encoder_states: Tensor | None, teacher: TeacherOutput
     ) -> tuple[Tensor, Tensor]:
-        """The loss with gradient, and its detached components (3,): sums over the batch's tokens."""
+        """The loss of equation 12, and its detached KL, cross-entropy and MSE, (3,): sums over the tokens."""
+        args, labels = self.args, inputs["labels"]
+        settings: dict[str, Any] = {
+            "temperature": args.temperature,
+            "kl_weight": args.kl_weight,
+            "pl_weight": args.pl_weight,
+            "chunk_size": args.loss_chunk_size,
+            "reduction": "sum",
+        }
         student = self._student_forward(inputs, encoder_states)
-        return batch_losses(student, self.model.proj_out.weight, teacher, inputs["labels"], self.args)
+        states, head = student.last_hidden_state, self.model.proj_out.weight  # (batch, length, width), (vocab, width)
+        if teacher.top_k_logits is not None:
+            fused = top_k_distillation_loss(states, head, teacher.top_k_logits, labels, **settings)
+        else:
+            fused = fused_distillation_loss(states, head, teacher.last_hidden_state, teacher.head, labels, **settings)
+        loss, mse = fused.loss, torch.zeros_like(fused.kl)
+        if teacher.hidden_states is not None:
+            mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="sum")
+            loss = loss + args.mse_weight * mse
+        return loss, torch.stack([fused.kl, fused.pl, mse.detach()])
 
     def _loss_scale(self, labels: Tensor, num_items_in_batch: Tensor | int | None) -> Tensor:
         """The factor that makes sums over this batch's tokens a share of the mean over the accumulated batch."""
@@ -438,7 +455,7 @@ class DistillationTrainer(PushingTrainer):
             encoder_states = self._encode(inputs)
             student = self._student_forward(inputs, encoder_states)
             teacher = self._teacher_forward(inputs, encoder_states)
-            sums = row_losses(student, self.model.proj_out.weight, teacher, labels, self.args)  # (batch, 5)
+            sums = self._row_losses(student, teacher, labels)
             self._eval_sums.add(self.accelerator.gather_for_metrics(sums))
             loss = sums[:, 0].sum() / sums[:, -1].sum().clamp(min=1)
             if prediction_loss_only or not self.args.predict_with_generate:
@@ -446,6 +463,24 @@ class DistillationTrainer(PushingTrainer):
             settings = gen_kwargs or self._gen_kwargs
             tokens = generate_tokens_of(self.model, inputs, encoder_states, self.args.task, settings)
         return loss, tokens, labels
+
+    def _row_losses(self, student: Seq2SeqModelOutput, teacher: TeacherOutput, labels: Tensor) -> Tensor:
+        """Loss at temperature 1, KL, cross-entropy, MSE and number of tokens of each row, (batch, 5): sums."""
+        args = self.args
+        kl, ce = distillation_token_losses(
+            student.last_hidden_state,
+            self.model.proj_out.weight,
+            teacher.last_hidden_state,
+            teacher.head,
+            labels,
+            temperature=1.0,
+            chunk_size=args.loss_chunk_size,
+        )
+        mse = torch.zeros_like(ce)
+        if teacher.hidden_states is not None:
+            mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="none")
+        loss = args.kl_weight * kl + args.pl_weight * ce + args.mse_weight * mse
+        return torch.stack([values.sum(1) for values in (loss, kl, ce, mse, (labels != IGNORE_INDEX).to(ce))], dim=1)
 
     # Checkpoints
 
@@ -487,93 +522,12 @@ class DistillationTrainer(PushingTrainer):
         super()._issue_warnings_after_load(load_result)
 
 
-# Losses of a batch
-
-
-def batch_losses(
-    student: Seq2SeqModelOutput,
-    head: Tensor,
-    teacher: TeacherOutput,
-    labels: Tensor,
-    args: DistillationTrainingArguments,
-) -> tuple[Tensor, Tensor]:
-    """The loss of equation 12 and its components, for training.
-
-    Args:
-        student (`Seq2SeqModelOutput`): without its head; with all hidden states if the MSE loss needs them.
-        head (`Tensor`): weight of the student's language-model head, (vocab, width).
-        teacher (`TeacherOutput`): for the same decoder inputs.
-        labels (`Tensor`): (batch, length), -100 on positions to leave out.
-        args (`DistillationTrainingArguments`): weights and temperature.
-
-    Returns:
-        `tuple[Tensor, Tensor]`: the loss, and without gradient KL, cross-entropy and MSE, (3,): sums over the tokens.
-    """
-    settings: dict[str, Any] = {
-        "temperature": args.temperature,
-        "kl_weight": args.kl_weight,
-        "pl_weight": args.pl_weight,
-        "chunk_size": args.loss_chunk_size,
-        "reduction": "sum",
-    }
-    states = student.last_hidden_state
-    if teacher.top_k_logits is not None:
-        fused = top_k_distillation_loss(states, head, teacher.top_k_logits, labels, **settings)
-    else:
-        fused = fused_distillation_loss(states, head, teacher.last_hidden_state, teacher.head, labels, **settings)
-    loss, mse = fused.loss, torch.zeros_like(fused.kl)
-    if teacher.hidden_states is not None:
-        mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="sum")
-        loss = loss + args.mse_weight * mse
-    return loss, torch.stack([fused.kl, fused.pl, mse.detach()])
-
-
-def row_losses(
-    student: Seq2SeqModelOutput,
-    head: Tensor,
-    teacher: TeacherOutput,
-    labels: Tensor,
-    args: DistillationTrainingArguments,
-) -> Tensor:
-    """The losses of each row at temperature 1, for evaluation.
-
-    Args:
-        student (`Seq2SeqModelOutput`): as for [`batch_losses`], like the other arguments.
-        head (`Tensor`): weight of the student's language-model head.
-        teacher (`TeacherOutput`): for the same decoder inputs.
-        labels (`Tensor`): (batch, length).
-        args (`DistillationTrainingArguments`): weights.
-
-    Returns:
-        `Tensor`: (batch, 5): loss, KL, cross-entropy and MSE summed over the row's tokens, and their number.
-    """
-    kl, ce = distillation_token_losses(
-        student.last_hidden_state,
-        head,
-        teacher.last_hidden_state,
-        teacher.head,
-        labels,
-        temperature=1.0,
-        chunk_size=args.loss_chunk_size,
-    )
-    mse = torch.zeros_like(ce)
-    if teacher.hidden_states is not None:
-        mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="none")
-    loss = args.kl_weight * kl + args.pl_weight * ce + args.mse_weight * mse
-    return torch.stack([values.sum(1) for values in (loss, kl, ce, mse, (labels != IGNORE_INDEX).to(ce))], dim=1)
+# The training step
 
 
 def raise_if_not_finite(components: Tensor) -> None:
-    """Ends a training before the gradients of a broken batch destroy the student's weights.
-
-    Args:
-        components (`Tensor`): KL, cross-entropy and MSE, (3,). Waits for the device, as the Trainer's check of the
-            loss does.
-
-    Raises:
-        ValueError: if one of them is NaN or Inf.
-    """
-    kl, ce, mse = components.tolist()
+    """Ends a training before the gradients of a broken batch destroy the student's weights."""
+    kl, ce, mse = components.tolist()  # waits for the device, as the Trainer's check of the loss does
     if not math.isfinite(ce):
         raise ValueError(
             f"The cross-entropy of the student with the labels is {ce}: the student's weights or activations are NaN "
@@ -592,11 +546,7 @@ def redirect_forward(module: nn.Module, function: Callable) -> Iterator[None]:
     """Makes whatever wraps `module` run `function` as its forward pass (TRL's forward redirection).
 
     DDP and FSDP synchronise gradients and gather weights only inside the wrapped forward pass; the module's original
-    one would form the logits of all tokens.
-
-    Args:
-        module (`nn.Module`): inside the wrapper, or not wrapped at all.
-        function (`Callable`): gets the wrapper's arguments.
+    one would form the logits of all tokens. Works without a wrapper too.
     """
     original = vars(module).get("forward")
     module.forward = function
@@ -660,16 +610,7 @@ def check_pair(
     teacher: WhisperForConditionalGeneration | None,
     args: DistillationTrainingArguments,
 ) -> None:
-    """Checks that the two models can be trained with the settings.
-
-    Args:
-        student (`WhisperForConditionalGeneration`): the model to train.
-        teacher (`WhisperForConditionalGeneration`, *optional*): None to train on labels alone.
-        args (`DistillationTrainingArguments`): weights of the losses, and what is frozen.
-
-    Raises:
-        ValueError: names the flag or argument to change.
-    """
+    """Raises a `ValueError` if the two models cannot be trained with the settings."""
     for name, model in (("model", student), ("teacher_model", teacher)):
         if model is not None and not isinstance(model, WhisperForConditionalGeneration):
             raise ValueError(f"{name}: expected a WhisperForConditionalGeneration, got {type(model).__name__}.")
@@ -767,10 +708,6 @@ class MacroEarlyStoppingCallback(EarlyStoppingCallback):
     """Early stopping on a metric that exists only after all validation sets, such as `eval_macro_wer`.
 
     The Trainer reports each set first; upstream's callback disables itself when a report lacks the metric.
-
-    Args:
-        early_stopping_patience (`int`, *optional*, defaults to 1): evaluations without a better metric before the end.
-        early_stopping_threshold (`float`, *optional*, defaults to 0.0): minimum improvement.
     """
 
     def on_evaluate(
