@@ -1,5 +1,7 @@
-"""Models and recordings of a benchmark, loaded and checked before anything is measured."""
+"""Models and recordings of a benchmark, loaded and checked before anything is measured; names for its tables."""
 
+import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +14,37 @@ from hf_distil_whisper import load_model, load_processor
 from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process
 from hf_distil_whisper.cli.inputs import best_device, describe_rows, open_source
 from hf_distil_whisper.inference.prompt import resolve_language, scoring_language
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Names of models and files for a table: the shortest end of each path that no other path has.
+
+    `runs/tiny` and `noise/pub.flac` are "tiny" and "pub", `runs/a/student` and `runs/b/student` are "a/student" and
+    "b/student". A path that is the end of another one stays whole.
+
+    Args:
+        paths (`Sequence[str]`): names on the Hub, folders and files. One that is given twice is one.
+
+    Returns:
+        `dict[str, str]`: path by name, in their order.
+    """
+    ends = {path: _path_ends(path) for path in paths}
+    number = Counter(end for ends_of_path in ends.values() for end in ends_of_path)
+    return {next((end for end in ends[path] if number[end] == 1), path): path for path in ends}
+
+
+def _path_ends(name: str) -> list[str]:
+    """The last part of a path, the last two, and so on up to the whole; a file's without its suffix."""
+    path = Path(name)
+    parts = (path.with_suffix("") if path.is_file() else path).parts
+    return [str(Path(*parts[start:])) for start in reversed(range(len(parts)))]
+
+
+def machine() -> str:
+    """The machine that figures are measured on, for example `"NVIDIA H200 (AVX512), 16 threads, torch 2.13.0"`."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} processor"
+    level = torch.backends.cpu.get_cpu_capability()
+    return f"{device} ({level}), {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 class LoadedModel(NamedTuple):

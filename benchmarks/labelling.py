@@ -37,7 +37,6 @@ from hf_distil_whisper import (
     run_script,
 )
 from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
-from hf_distil_whisper.cli.inputs import machine
 from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
 from hf_distil_whisper.data.sources import write_row_index
 from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
@@ -47,7 +46,7 @@ from hf_distil_whisper.inference.output import plain_text
 from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.metrics import errors_in_language
 from hf_distil_whisper.pseudo_labels.filtering import passing_rows
-from inputs import LoadedModel, load_models, load_sets, ready, require, whole_numbers
+from inputs import LoadedModel, load_models, load_sets, machine, ready, require, whole_numbers
 from memory import in_own_process
 
 PLAIN = "generate"

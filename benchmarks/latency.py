@@ -28,10 +28,8 @@ from hf_distil_whisper.cli.config import (
     InputError,
     as_training_sources,
     setting,
-    short_names,
     source_setting,
 )
-from hf_distil_whisper.cli.inputs import machine
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import without_decoder
@@ -40,7 +38,7 @@ from hf_distil_whisper.evaluation.latency import timed_pass
 from hf_distil_whisper.inference.chunked import cut_chunks
 from hf_distil_whisper.inference.encoder import window_features, window_seconds
 from hf_distil_whisper.inference.prompt import max_generated_tokens
-from inputs import LoadedModel, load_models, load_sets, new_folder, ready, require, whole_numbers
+from inputs import LoadedModel, load_models, load_sets, machine, new_folder, ready, require, short_names, whole_numbers
 from memory import ProcessEndedError, pass_bytes
 
 # Below the package's logger, so that `run_script` shows its warnings.

@@ -34,8 +34,8 @@ from hf_distil_whisper import (
     transcribe_sequential,
 )
 from hf_distil_whisper.cli.config import InputError, setting
-from hf_distil_whisper.cli.inputs import machine
 from hf_distil_whisper.evaluation.latency import timed_pass
+from inputs import machine
 
 T = TypeVar("T")
 

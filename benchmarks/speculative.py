@@ -37,8 +37,8 @@ from hf_distil_whisper import (
     transcribe_chunked,
     transcribe_sequential,
 )
-from hf_distil_whisper.cli.config import DataSource, as_source, setting, short_names, source_setting
-from hf_distil_whisper.cli.inputs import load_assistant, machine
+from hf_distil_whisper.cli.config import DataSource, as_source, setting, source_setting
+from hf_distil_whisper.cli.inputs import load_assistant
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator, import_ctranslate2
 from hf_distil_whisper.inference.decoder import Assistant
@@ -47,7 +47,7 @@ from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.output import plain_text
 from hf_distil_whisper.inference.prompt import is_multilingual, timestamp_begin
 from hf_distil_whisper.inference.speculative import DraftCounts, added_parameters
-from inputs import LoadedModel, load_models, load_sets, new_folder, ready, require, whole_numbers
+from inputs import LoadedModel, load_models, load_sets, machine, new_folder, ready, require, short_names, whole_numbers
 
 ALONE, GENERATE, PIPELINE = "alone", "alone, `generate`", "alone, pipeline"
 """The model without an assistant, by this library's search, whose text is the reference, and by transformers'."""

@@ -34,12 +34,12 @@ from hf_distil_whisper import (
     run_script,
 )
 from hf_distil_whisper.cli.config import InputError, setting
-from hf_distil_whisper.cli.inputs import best_device, machine
+from hf_distil_whisper.cli.inputs import best_device
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS
 from hf_distil_whisper.inference.encoder import encode
 from hf_distil_whisper.training.fused_loss import top_k_logits
 from hf_distil_whisper.training.losses import IGNORE_INDEX
-from inputs import whole_numbers
+from inputs import machine, whole_numbers
 from memory import anonymous_bytes, in_own_process, peak_while
 
 SHAPES = {

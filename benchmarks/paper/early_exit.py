@@ -22,14 +22,13 @@ from transformers.masking_utils import create_causal_mask
 
 from hf_distil_whisper import evaluate_model, get_normalizer, parse_arguments, run_script
 from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
-from hf_distil_whisper.cli.inputs import machine
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.inference.encoder import encode, window_features
 from hf_distil_whisper.inference.generation import TokenSequence
 from hf_distil_whisper.inference.prompt import max_generated_tokens, prefix_tokens, resolve_language, timestamp_begin
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from inputs import load_models, load_sets, new_folder, ready, require, whole_numbers
+from inputs import load_models, load_sets, machine, new_folder, ready, require, whole_numbers
 
 FULL_DEPTH = 1.0
 """A threshold that no difference of two probabilities exceeds."""

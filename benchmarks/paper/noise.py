@@ -31,7 +31,6 @@ from hf_distil_whisper.cli.config import (
     as_source,
     is_main_process,
     setting,
-    short_names,
     source_setting,
 )
 from hf_distil_whisper.data.audio import SAMPLING_RATE
@@ -42,7 +41,17 @@ from hf_distil_whisper.evaluation.results import left_out_text, result_summary
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_over_snr
-from inputs import LoadedModel, check_one_normalizer, load_models, load_sets, new_folder, ready, require, whole_numbers
+from inputs import (
+    LoadedModel,
+    check_one_normalizer,
+    load_models,
+    load_sets,
+    new_folder,
+    ready,
+    require,
+    short_names,
+    whole_numbers,
+)
 
 logger = logging.get_logger("hf_distil_whisper.benchmarks.noise")
 

@@ -38,7 +38,6 @@ from hf_distil_whisper.cli.config import (
     setting,
     source_setting,
 )
-from hf_distil_whisper.cli.inputs import machine
 from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
 from hf_distil_whisper.evaluation.results import IN_DISTRIBUTION, LONG_FORM, OUT_OF_DISTRIBUTION
 from noise import load_noises
@@ -57,7 +56,7 @@ from report_sections import (
 )
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from inputs import LoadedModel, check_one_normalizer, load_models, load_sets, ready, require, whole_numbers
+from inputs import LoadedModel, check_one_normalizer, load_models, load_sets, machine, ready, require, whole_numbers
 from latency import LatencyRow, latency_grid
 
 

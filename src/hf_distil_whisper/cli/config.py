@@ -11,7 +11,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -322,30 +321,6 @@ def as_training_sources(value: Any, flag: str, split: str = "train") -> dict[str
         missing = next(name for name in sources if name not in weighted)
         raise InputError(f"{flag}.{missing}.weight is missing: {weighted[0]} has one, so that all need one")
     return sources
-
-
-def short_names(places: Sequence[str]) -> dict[str, str]:
-    """Models and files by what tells them apart in a table: the shortest end of the path that no other one has.
-
-    `runs/tiny` and `noise/pub.flac` are "tiny" and "pub", `runs/a/student` and `runs/b/student` are "a/student" and
-    "b/student". A path that is the end of another one stays whole.
-
-    Args:
-        places (`Sequence[str]`): names on the Hub, folders and files. One that is given twice is one.
-
-    Returns:
-        `dict[str, str]`: place by name, in their order.
-    """
-    ends = {place: _path_ends(place) for place in places}
-    number = Counter(end for of_place in ends.values() for end in of_place)
-    return {next((end for end in ends[place] if number[end] == 1), place): place for place in ends}
-
-
-def _path_ends(place: str) -> list[str]:
-    """The last part of a path, the last two, and so on up to the whole; a file's without its suffix."""
-    path = Path(place)
-    parts = (path.with_suffix("") if path.is_file() else path).parts
-    return [str(Path(*parts[start:])) for start in reversed(range(len(parts)))]
 
 
 _SWITCHES = {"on": "true", "off": "false"}

@@ -26,7 +26,7 @@ from hf_distil_whisper.cli.inputs import (
     fallback_setting,
     generation_bytes,
     gigabytes,
-    load_listener,
+    load_for_inference,
     torch_dtype,
 )
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_model, evaluate_shared
@@ -225,7 +225,7 @@ def run_evaluation(args: EvaluateArguments, sets: Sequence[EvaluationSet]) -> di
 
 def _evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset], EvaluationResult]:
     """Loads a model; returns what scores it on rows, of long form or not."""
-    model, processor = load_listener(name, args.dtype)
+    model, processor = load_for_inference(name, args.dtype)
     options: dict[str, Any] = {
         "language": args.language,
         "normalizer": get_normalizer(args.normalizer) if args.normalizer else None,

@@ -85,8 +85,6 @@ class Plan:
         sys.stdout.flush()
         return not dry_run
 
-    settle = report
-
     @contextmanager
     def collect(self, flag: str) -> Iterator[None]:
         """Turns a `ValueError` or `OSError` of its block into a problem of that flag."""
@@ -277,11 +275,6 @@ def best_device() -> torch.device:
     return accelerator if local_rank is None else torch.device(accelerator.type, int(local_rank))
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """`"bfloat16"` → `torch.bfloat16`."""
-    return DTYPES[name]
-
-
 def machine() -> str:
     """The machine that figures are measured on, for example `"NVIDIA H200 (AVX512), 16 threads, torch 2.13.0"`."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} processor"
@@ -289,7 +282,12 @@ def machine() -> str:
     return f"{device} ({level}), {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def load_listener(name_or_path: str, dtype: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+def torch_dtype(name: str) -> torch.dtype:
+    """`"bfloat16"` → `torch.bfloat16`."""
+    return DTYPES[name]
+
+
+def load_for_inference(name_or_path: str, dtype: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """Loads a Whisper for inference, on the best device and in eval mode, and its processor."""
     model, processor = load_model(name_or_path, dtype=torch_dtype(dtype)), load_processor(name_or_path)
     check_compatible(model, None, processor)

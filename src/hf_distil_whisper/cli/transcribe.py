@@ -10,7 +10,7 @@ from typing import Any, Literal
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.cli.config import parse_arguments, setting
-from hf_distil_whisper.cli.inputs import Plan, as_fallback, fallback_setting, load_assistant, load_listener
+from hf_distil_whisper.cli.inputs import Plan, as_fallback, fallback_setting, load_assistant, load_for_inference
 from hf_distil_whisper.data.audio import AudioError
 from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.output import to_json, to_srt, to_vtt
@@ -89,7 +89,7 @@ def run(argv: Sequence[str]) -> None:
     if plan.require(args.audio, "audio", "the files to transcribe"):
         _check_outputs(args, plan)
     plan.report()
-    model, processor = load_listener(args.model_name_or_path, args.dtype)
+    model, processor = load_for_inference(args.model_name_or_path, args.dtype)
     assistant = None
     if args.assistant_model_name_or_path is not None:
         _, assistant = load_assistant(args.assistant_model_name_or_path, model)
