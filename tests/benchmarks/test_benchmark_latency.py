@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_scripts import Refused
 
 import latency
 import memory

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_scripts import Refused
 
 import memory
 from hf_distil_whisper import run_script

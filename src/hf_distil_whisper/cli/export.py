@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import (
@@ -32,6 +33,7 @@ from hf_distil_whisper.data.sources import (
 )
 from hf_distil_whisper.export import Generator, check_export, ctranslate2, ggml, greedy_texts, onnx
 from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
+from hf_distil_whisper.inference.prompt import resolve_language
 
 
 @dataclass(frozen=True)
@@ -129,15 +131,29 @@ class ExportArguments:
         return {name: str(Path(folder, name)) for name in self.quantization}
 
 
-def plan_export(args: ExportArguments) -> Plan:
+@dataclass
+class ExportPlan(Plan):
+    """A [`Plan`] with the recordings of `--dataset`.
+
+    Args:
+        rows (`Dataset`, *optional*): None without `--dataset`.
+    """
+
+    rows: Dataset | None = None
+
+
+def plan_export(args: ExportArguments) -> ExportPlan:
     """Checks model, format and recordings.
 
     Args:
         args (`ExportArguments`): parsed flags.
     """
-    plan = Plan("export")
+    plan = ExportPlan("export")
     plan.single_process()
-    model = plan.listener(args.model_name_or_path, args.language)
+    model = plan.model_and_processor(args.model_name_or_path, "model_name_or_path")
+    if model is not None:
+        with plan.collect("language"):
+            resolve_language(model, args.language)
     if plan.require(args.format, "format", f"one of {', '.join(FORMATS)}"):
         form = FORMATS[str(args.format)]
         missing = [package for package in form.packages if find_spec(package) is None]
@@ -154,9 +170,9 @@ def plan_export(args: ExportArguments) -> Plan:
         if not Path(file).is_file():
             plan.problems.append(f"--audio: {file} does not exist")
     if isinstance(args.dataset, DataSource):
-        rows = plan.source(args.dataset, "dataset", ("audio",))
-        if rows is not None:
-            plan.figures["audio"] = describe_rows(rows)
+        plan.rows = plan.source(args.dataset, "dataset", ("audio",))
+        if plan.rows is not None:
+            plan.figures["audio"] = describe_rows(plan.rows)
     elif not args.audio:
         plan.problems.append(
             "--audio is missing: recordings of up to 30 s, or a --dataset, to compare the export with the model on"
@@ -180,7 +196,7 @@ def run(argv: Sequence[str]) -> None:
     if not plan.report(dry_run=args.dry_run):
         return
     rows: list[dict[str, Any]] = [{"id": file, "audio": file} for file in args.audio]
-    for row in without_decoder(plan.datasets["dataset"]) if "dataset" in plan.datasets else []:
+    for row in without_decoder(plan.rows) if plan.rows is not None else []:
         rows.append({"id": str(len(rows)), **row})
     model = load_model(args.model_name_or_path).to(best_device())
     processor, form = load_processor(args.model_name_or_path), FORMATS[str(args.format)]

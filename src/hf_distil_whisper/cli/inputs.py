@@ -4,7 +4,6 @@ Models are opened without weights, datasets are opened and their columns compare
 """
 
 import os
-import platform
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process
 from hf_distil_whisper.data.shards import RUN, ShardStore
 from hf_distil_whisper.data.sources import load_source, mean_duration
 from hf_distil_whisper.inference.decoder import Assistant
-from hf_distil_whisper.inference.prompt import resolve_language, scoring_language
+from hf_distil_whisper.inference.prompt import scoring_language
 from hf_distil_whisper.inference.sequential import TemperatureFallback
 from hf_distil_whisper.inference.speculative import check_assistant, create_assistant
 
@@ -56,7 +55,6 @@ class Plan:
     steps: list[str] = field(default_factory=list)
     figures: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def text(self) -> str:
         """Steps and figures as text for a terminal."""
@@ -146,14 +144,6 @@ class Plan:
             self.processor(name_or_path, flag)
         return model
 
-    def listener(self, name_or_path: str | None, language: str | None) -> WhisperForConditionalGeneration | None:
-        """Checks `--model_name_or_path` as [`model_and_processor`] does, and that the model knows `--language`."""
-        model = self.model_and_processor(name_or_path, "model_name_or_path")
-        if model is not None:
-            with self.collect("language"):
-                resolve_language(model, language)
-        return model
-
     def scoring(
         self, models: Mapping[str, WhisperForConditionalGeneration], language: str | None, normalizer: str | None
     ) -> None:
@@ -183,9 +173,7 @@ class Plan:
             return None
         with self.collect(flag):
             rows = open_source(source)
-            if self._has_columns(rows, source, flag, columns):
-                self.datasets[flag] = rows
-                return rows
+            return rows if self._has_columns(rows, source, flag, columns) else None
         return None
 
     def stream(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> IterableDataset | None:
@@ -273,13 +261,6 @@ def best_device() -> torch.device:
         return torch.device("cpu")
     local_rank = os.environ.get("LOCAL_RANK")
     return accelerator if local_rank is None else torch.device(accelerator.type, int(local_rank))
-
-
-def machine() -> str:
-    """The machine that figures are measured on, for example `"NVIDIA H200 (AVX512), 16 threads, torch 2.13.0"`."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} processor"
-    level = torch.backends.cpu.get_cpu_capability()
-    return f"{device} ({level}), {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def torch_dtype(name: str) -> torch.dtype:
