@@ -78,7 +78,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def small_args(folder: Path | str, **changes: Any) -> DistillationTrainingArguments:
-    """On the CPU, logging every step, saving nothing, unless told otherwise."""
+    """On the CPU, logging every step, saving nothing by default."""
     settings = {
         "use_cpu": True,
         "disable_tqdm": True,

@@ -62,9 +62,6 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         temperature (`float`, *optional*, defaults to 2.0): softens both distributions of the KL divergence in
             training; evaluation uses 1.
         loss_chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are in memory at once.
-        early_stopping_patience (`int`, *optional*): evaluations without a better `metric_for_best_model` after which
-            training ends.
-        early_stopping_threshold (`float`, *optional*, defaults to 0.0): minimum improvement of the metric.
 
         > Cache
 
@@ -75,6 +72,12 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         teacher_cache_dir (`str`, *optional*): folder on a local disk, shared by runs with the same models and rows; by
             default the cache is in memory. It is filled in batches of `per_device_eval_batch_size`.
         teacher_cache_top_k (`int`, *optional*, defaults to 64): vocabulary entries stored per token by "logits".
+
+        > Evaluation
+
+        early_stopping_patience (`int`, *optional*): evaluations without a better `metric_for_best_model` after which
+            training ends.
+        early_stopping_threshold (`float`, *optional*, defaults to 0.0): minimum improvement of the metric.
 
     Raises:
         ValueError: on values, or combinations of them, without meaning; names the flag, what was expected and what
@@ -108,16 +111,17 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     mse_weight: float = _argument(0.0, "Weight of the distance between decoder hidden states (equation 10).")
     temperature: float = _argument(2.0, "Temperature of the KL divergence in training; evaluation uses 1.")
     loss_chunk_size: int = _argument(DEFAULT_CHUNK_SIZE, "Tokens whose logits are in memory at once.")
-    early_stopping_patience: int | None = _argument(
-        None, "Evaluations without a better metric_for_best_model after which training ends."
-    )
-    early_stopping_threshold: float = _argument(0.0, "Minimum improvement of metric_for_best_model.")
     # Cache
     teacher_cache: str = _argument(
         "none", "Compute once per row: 'encoder' hidden states, the teacher's 'logits', 'both' or 'none'."
     )
     teacher_cache_dir: str | None = _argument(None, "Local folder of the teacher cache. Default: in memory.")
     teacher_cache_top_k: int = _argument(64, "Vocabulary entries stored per token in the cache of logits.")
+    # Evaluation
+    early_stopping_patience: int | None = _argument(
+        None, "Evaluations without a better metric_for_best_model after which training ends."
+    )
+    early_stopping_threshold: float = _argument(0.0, "Minimum improvement of metric_for_best_model.")
     # Other defaults than transformers'
     greater_is_better: bool | None = _argument(
         None, "Whether a larger metric_for_best_model is better. Default: false for error rates and losses."
