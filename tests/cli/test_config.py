@@ -208,7 +208,7 @@ def test_the_help_of_train_shows_our_flags_sorted_before_those_of_the_trainer(
     with pytest.raises(SystemExit):
         parse_arguments(TrainArguments, DistillationTrainingArguments, argv=["--help"])
     text = capsys.readouterr().out
-    ours, trainers = text.split("the Trainer's own (transformers.Seq2SeqTrainingArguments):")
+    ours, trainers = text.split("Trainer (transformers.Seq2SeqTrainingArguments):")
     headings = [line for line in ours.splitlines() if line.endswith(":") and not line.startswith(" ")]
     keys = "keys of a dataset (--<flag>.<key> value)"
     assert headings == ["options:", *(f"{heading}:" for heading in [*TrainArguments.flag_groups, keys])]

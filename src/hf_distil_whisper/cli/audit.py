@@ -23,7 +23,7 @@ class AuditArguments:
     language: str | None = setting(None, 'Language of the text normaliser: "en", another code, or "basic".')
     threshold: float = setting(0.1, "Highest word error rate that passes, as a fraction: 0.1 is 10 %.")
     truth_column: str = setting("text", "Column of the true transcript, where the filter's text is not it.")
-    source_column: str | None = setting(None, "Column that names the corpus of each row, to audit each on its own.")
+    source_column: str | None = setting(None, "Column that names the corpus of each row, to audit each separately.")
     samples: int = setting(1000, "Rows drawn of the kept and of the dropped labels of each corpus, at most.")
     seed: int = setting(0, "Seed of the sample.")
     output_file: str | None = setting(None, "JSON file for the figures of the table.")

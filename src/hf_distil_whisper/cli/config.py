@@ -440,7 +440,7 @@ def _sort_flags(parser: "HfArgumentParser", types: Sequence[type]) -> None:
     if any(issubclass(kind, Seq2SeqTrainingArguments) for kind in types):
         grouped = {name for names in groups.values() for name in names}
         inherited = [item.name for item in dataclasses.fields(Seq2SeqTrainingArguments) if item.name not in grouped]
-        group("the Trainer's own (transformers.Seq2SeqTrainingArguments)", inherited)
+        group("Trainer (transformers.Seq2SeqTrainingArguments)", inherited)
 
 
 def _move_dotted_flags(arguments: list[str], settings: dict[str, Any]) -> list[str]:
