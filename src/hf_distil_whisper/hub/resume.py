@@ -89,12 +89,9 @@ def find_checkpoint(
         folders = [file.removesuffix(suffix) for file in files if file.endswith(suffix)]
         folder = name if is_folder else _newest(folders)
         if folder is None or folder not in folders:
-            have = (
-                f"it holds {', '.join(folders)}" if folders else "it holds none (push with --hub_strategy checkpoint)"
-            )
-            raise ValueError(
-                f"--resume_from_checkpoint: no checkpoint {folder or 'to resume'} in {repo_id}: it holds {have}."
-            )
+            wanted = folder or "to resume from"
+            have = ", ".join(folders) or "none (push with --hub_strategy checkpoint)"
+            raise ValueError(f"--resume_from_checkpoint: no checkpoint {wanted} in {repo_id}: it holds {have}.")
         state_file = hf_hub_download(repo_id, f"{folder}{suffix}", revision=info.sha, token=token)
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(
