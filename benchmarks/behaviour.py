@@ -80,13 +80,7 @@ def losses(
         collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
         trainer = DistillationTrainer(student, teacher, args, collator, dataset, processing_class=processor)
         trainer.train()
-        timed = ("train_runtime", "per_second", "_time", "seconds", "hours", "rtf")
-        log = [
-            {name: value for name, value in entry.items() if not any(word in name for word in timed)}
-            for entry in trainer.state.log_history
-            if "loss" in entry
-        ]
-    return student.eval(), log
+    return student.eval(), [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 def texts(transcriptions: Transcription | list[Transcription]) -> list[Any]:
@@ -234,6 +228,17 @@ def measure(teacher_folder: Path, corpus: Path, windows: int, steps: int) -> dic
     return results
 
 
+IGNORED = ("data_wait", "kl_gap")
+"""Entries of a training log that are not compared: a share of the time, and a diagnostic that was removed."""
+
+
+def without_ignored(value: Any) -> Any:
+    """The value without the entries of `IGNORED`, at any depth."""
+    if isinstance(value, dict):
+        return {name: without_ignored(entry) for name, entry in value.items() if name not in IGNORED}
+    return [without_ignored(entry) for entry in value] if isinstance(value, list) else value
+
+
 def plain(value: Any) -> Any:
     """As it reads back from JSON: floats keep all their digits, dates of the day are left out."""
     return json.loads(re.sub(r"\d{4}-\d{2}-\d{2}", "<date>", json.dumps(value, ensure_ascii=False, default=str)))
@@ -254,14 +259,14 @@ def main() -> None:
     if args.action == "record":
         args.file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return
-    before = json.loads(args.file.read_text(encoding="utf-8"))
+    before, results = without_ignored(json.loads(args.file.read_text(encoding="utf-8"))), without_ignored(results)
     differing = [name for name in before if results.get(name) != before[name]]
     for name in before:
         print(f"{'DIFFERS' if name in differing else 'same   '} {name}")
     if differing:
-        found = args.file.with_suffix(".found.json")
-        found.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        sys.exit(f"{len(differing)} of {len(before)} differ: compare {args.file} with {found}.")
+        after = args.file.with_suffix(".after.json")
+        after.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        sys.exit(f"{len(differing)} of {len(before)} differ: compare {args.file} with {after}.")
 
 
 if __name__ == "__main__":
