@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
 
-.PHONY: quickstart sweeps report test soak check
+.PHONY: quickstart sweeps report test coverage soak check
 
 # The memory of large tensors is kept between two uses: glibc would give it back and fetch it anew, a fifth of the time.
 quickstart: $(BIN)/hf-distil-whisper
@@ -37,6 +37,10 @@ report: $(BIN)/hf-distil-whisper
 # Two at a time, files whole, since tests of one file share what they prepare.
 test: $(BIN)/hf-distil-whisper
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+# The same tests, with the lines of src that they run.
+coverage: $(BIN)/hf-distil-whisper
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov=hf_distil_whisper --cov-report=term
 
 soak: $(BIN)/hf-distil-whisper
 	SOAK_KILLS=100 $(BIN)/python -m pytest -m slow tests/pseudo_labels/test_labelling_resumed.py
