@@ -180,7 +180,7 @@ def test_models_that_speak_of_other_tokens_mel_bins_or_windows_are_refused():
         check_compatible(student, toy_whisper(num_mel_bins=128), None)
     with pytest.raises(ValueError, match="The student has 1500 encoder positions, the teacher 500"):
         check_compatible(student, toy_whisper(max_source_positions=500), None)
-    with pytest.raises(ValueError, match="begin a transcript with different tokens"):
+    with pytest.raises(ValueError, match="start a transcript with different tokens"):
         check_compatible(student, toy_whisper(decoder_start_token_id=302), None)
 
 

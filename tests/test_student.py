@@ -6,10 +6,7 @@ import pytest
 import torch
 from transformers import WhisperConfig, WhisperForAudioClassification
 
-from hf_distil_whisper.student import (
-    create_student,
-    select_layers,
-)
+from hf_distil_whisper.student import create_student, select_layers
 from toy_models import toy_whisper
 
 

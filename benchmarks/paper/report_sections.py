@@ -11,16 +11,11 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from algorithms import AlgorithmRow, algorithm_table
+from averages import set_averages
 from hf_distil_whisper import WordErrors
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.evaluation.results import METRICS, left_out_text, shown
-from hf_distil_whisper.evaluation.significance import (
-    SetAverages,
-    confidence_interval,
-    robustness_by_model,
-    robustness_text,
-    set_averages,
-)
+from hf_distil_whisper.evaluation.significance import confidence_interval, robustness_by_model, robustness_text
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_over_latency, wer_over_snr
@@ -115,7 +110,7 @@ def front_section(
         folder (`Path`): for the picture.
     """
     line = "OOD Average" if outside else "Average"
-    rates = {name: 100 * _averages(by_set, outside).macro[line] for name, by_set in scores.items()}
+    rates = {name: 100 * _averages(by_set, outside)[line][0] for name, by_set in scores.items()}
     over = "average out of distribution" if outside else "average of all sets"
     wer_over_latency({name: (speed[name], rates[name]) for name in scores}, baseline, over, folder / "front.svg")
     rows = {name: {f"WER, {over} / %": f"{rates[name]:.1f}", "times as fast": f"{speed[name]:.2f}"} for name in scores}
@@ -139,9 +134,8 @@ def short_form_section(scores: Scores, outside: Sequence[str], baseline: str, re
                 "I": f"{score.errors.insertions:,}",
                 "RTF": f"{score.rtf:.3f}",
             }
-        means = _averages(by_set, outside)
-        for kind, mean in means.macro.items():
-            rows.setdefault(kind, {})[name] = f"{100 * mean:.1f} ({100 * means.micro[kind]:.1f})"
+        for kind, (macro, micro) in _averages(by_set, outside).items():
+            rows.setdefault(kind, {})[name] = f"{100 * macro:.1f} ({100 * micro:.1f})"
     parts = [
         "Word error rate / %, with 95 % bootstrap intervals; averages over sets, in brackets over all their words.",
         markdown_table("set", rows),
@@ -207,9 +201,8 @@ def sweep_section(sweep: Path, folder: Path) -> Section:
     return Section(title, text, picture, f"{title}: word error rates")
 
 
-def _averages(by_set: Mapping[str, SetScore], outside: Sequence[str]) -> SetAverages:
-    errors = {data: score.errors for data, score in by_set.items()}
-    return set_averages(errors, [data for data in errors if data not in outside])
+def _averages(by_set: Mapping[str, SetScore], outside: Sequence[str]) -> dict[str, tuple[float, float]]:
+    return set_averages({data: score.errors for data, score in by_set.items()}, outside)
 
 
 def _left_out(scores: Scores) -> list[str]:

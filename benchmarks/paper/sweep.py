@@ -26,6 +26,7 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from averages import set_averages
 from hf_distil_whisper import (
     DistillationTrainingArguments,
     RowErrors,
@@ -55,7 +56,6 @@ from hf_distil_whisper.cli.config import (
 from hf_distil_whisper.cli.inputs import hours_of_audio
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
-from hf_distil_whisper.evaluation.significance import set_averages
 from hf_distil_whisper.inference.encoder import EncoderCache
 from hf_distil_whisper.inference.generation import generate_tokens_cached
 
@@ -489,9 +489,8 @@ def by_cell(results: Sequence[CellResult]) -> dict[str, list[CellResult]]:
 
 def averages(results: Sequence[CellResult], out_of_distribution: Sequence[str]) -> dict[str, Spread]:
     """Macro-averages of the WER in % over the seeds of one cell: "ID Average", "OOD Average", "Average"."""
-    inside = [name for name in results[0].errors if name not in out_of_distribution]
-    seeds = [set_averages(result.errors, inside).macro for result in results]
-    return {kind: Spread(tuple(100 * macro[kind] for macro in seeds)) for kind in seeds[0]}
+    seeds = [set_averages(result.errors, out_of_distribution) for result in results]
+    return {kind: Spread(tuple(100 * means[kind][0] for means in seeds)) for kind in seeds[0]}
 
 
 def noise_rates(results: Sequence[CellResult]) -> dict[str, Spread]:

@@ -236,7 +236,7 @@ def check_compatible(
             )
     if teacher is not None and student.config.decoder_start_token_id != teacher.config.decoder_start_token_id:
         raise ValueError(
-            f"Student and teacher begin a transcript with different tokens ({student.config.decoder_start_token_id} "
+            f"Student and teacher start a transcript with different tokens ({student.config.decoder_start_token_id} "
             f"and {teacher.config.decoder_start_token_id}): their vocabularies differ. Make the student from this "
             "teacher (create_student), or choose a teacher of the student's family."
         )

@@ -7,10 +7,7 @@ from pathlib import Path
 import torch
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.checkpoints import (
-    load_model,
-    repair_generation_config,
-)
+from hf_distil_whisper.checkpoints import load_model, repair_generation_config
 
 
 def select_layers(num_teacher_layers: int, num_student_layers: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Pictures: what is drawn is what was measured, and colours are told apart."""
+"""Pictures: what is drawn is what was measured, and colours differ."""
 
 from pathlib import Path
 

@@ -5,10 +5,7 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.evaluation import latency
-from hf_distil_whisper.evaluation.latency import (
-    Latency,
-    measure_latency,
-)
+from hf_distil_whisper.evaluation.latency import Latency, measure_latency
 from hf_distil_whisper.inference.encoder import window_features
 from hf_distil_whisper.inference.generation import generate_tokens
 from talking_models import count_encoder_windows, talking_whisper

@@ -11,23 +11,10 @@ from hf_distil_whisper.evaluation import long_form
 from hf_distil_whisper.evaluation import long_form as recordings_room
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.results import (
-    long_form_summary,
-    long_form_table,
-)
-from hf_distil_whisper.inference.sequential import (
-    StuckTranscriptionError,
-    TemperatureFallback,
-)
-from hf_distil_whisper.inference.transcribe import (
-    transcribe_chunked,
-    transcribe_sequential,
-)
-from hf_distil_whisper.metrics import (
-    WordErrors,
-    get_normalizer,
-    repeated_ngrams,
-)
+from hf_distil_whisper.evaluation.results import long_form_summary, long_form_table
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError, TemperatureFallback
+from hf_distil_whisper.inference.transcribe import transcribe_chunked, transcribe_sequential
+from hf_distil_whisper.metrics import WordErrors, get_normalizer, repeated_ngrams
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 

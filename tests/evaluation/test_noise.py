@@ -8,17 +8,9 @@ import pytest
 import soundfile
 from datasets import Dataset
 
-from hf_distil_whisper.data.audio import (
-    AudioError,
-    encode_flac,
-    load_audio,
-)
+from hf_distil_whisper.data.audio import AudioError, encode_flac, load_audio
 from hf_distil_whisper.evaluation.evaluate import evaluate_model
-from hf_distil_whisper.evaluation.noise import (
-    SNRS,
-    add_noise,
-    evaluate_in_noise,
-)
+from hf_distil_whisper.evaluation.noise import SNRS, add_noise, evaluate_in_noise
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 

@@ -14,7 +14,6 @@ from hf_distil_whisper.evaluation.significance import (
     macro_average,
     micro_average,
     relative_error_rate,
-    set_averages,
 )
 from hf_distil_whisper.metrics import WordErrors, bootstrap_interval
 
@@ -74,25 +73,6 @@ TABLE_6 = {
     "SPGISpeech": (3.8, 3.3, -12.8),
 }
 """WER of large-v2 and distil-large-v2 and relative error rate, all in %."""
-
-TABLE_16 = {
-    "AMI IHM": (16.9, 14.7),
-    "AMI SDM": (36.5, 33.9),
-    "Call Home": (17.5, 13.5),
-    "Common Voice 13": (10.4, 12.9),
-    "GigaSpeech": (10.7, 10.5),
-    "LibriSpeech clean": (3.2, 3.6),
-    "LibriSpeech other": (5.6, 6.9),
-    "People's Speech": (18.6, 16.5),
-    "SwitchBoard": (14.2, 11.2),
-    "TED-LIUM": (12.0, 9.6),
-    "Voxpopuli": (7.3, 8.0),
-    "CHIME-4": (11.8, 14.0),
-    "Earnings-22": (16.6, 16.9),
-    "FLEURS": (4.2, 6.3),
-    "SPGISpeech": (3.8, 3.3),
-}
-"""WER of large-v2 and distil-large-v2 in %; the last four are out of distribution."""
 
 
 def counts(percent: float, words: int = 1_000) -> WordErrors:
@@ -208,23 +188,3 @@ def test_macro_counts_sets_and_micro_counts_words() -> None:
             average({})
         with pytest.raises(ValueError, match="the references of 'b' hold no words"):
             average({"a": counts(1), "b": WordErrors()})
-
-
-@pytest.mark.parametrize(("column", "expected"), [(0, (13.9, 9.1, 12.6)), (1, (12.8, 10.1, 12.1))])
-def test_averages_of_table_16(column: int, expected: tuple[float, ...]) -> None:
-    """In the order of the table's last three lines, from its own figures for 15 sets."""
-    errors = {name: counts(rates[column]) for name, rates in TABLE_16.items()}
-    result = set_averages(errors, list(TABLE_16)[:11])
-    assert list(result.macro) == list(result.micro) == ["ID Average", "OOD Average", "Average"]
-    assert [100 * wer for wer in result.macro.values()] == pytest.approx(expected, abs=0.0501)
-    assert result.micro["ID Average"] == pytest.approx(result.macro["ID Average"])
-    assert list(result.out_of_distribution) == ["CHIME-4", "Earnings-22", "FLEURS", "SPGISpeech"]
-
-
-def test_a_line_without_sets_is_left_out() -> None:
-    """A mean over nothing is no 0 %."""
-    errors = {"a": counts(10), "b": counts(30, words=3_000)}
-    assert set_averages(errors, []).macro == {"OOD Average": 0.2, "Average": 0.2}
-    assert set_averages(errors, ["a", "b"]).micro == {"ID Average": 0.25, "Average": 0.25}
-    with pytest.raises(ValueError, match="`in_distribution`: c not among the sets that were scored, a, b"):
-        set_averages(errors, ["a", "c"])

@@ -8,14 +8,8 @@ import pytest
 from datasets import Dataset
 
 from hf_distil_whisper.cli.main import main
-from hf_distil_whisper.metrics import (
-    WordErrors,
-    bootstrap_interval,
-)
-from hf_distil_whisper.pseudo_labels.audit import (
-    audit_labels,
-    audit_table,
-)
+from hf_distil_whisper.metrics import WordErrors, bootstrap_interval
+from hf_distil_whisper.pseudo_labels.audit import audit_labels, audit_table
 
 TEN_WORDS = "the quick brown fox jumps over a very lazy dog"
 LOOP = "and then we went on and then we went on"

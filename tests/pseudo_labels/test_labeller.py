@@ -213,7 +213,7 @@ def test_labels_of_an_earlier_run_are_replaced(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_other_files_is_refused_before_any_work(tmp_path: Path) -> None:
-    """Labels of two teachers in one folder cannot be told apart."""
+    """Labels of two teachers in one folder cannot be distinguished."""
     (tmp_path / "labels.arrow").write_text("of another run")
     with pytest.raises(FileExistsError, match=r"holds something already.*Name another folder"):
         label(recordings(), tmp_path, None)

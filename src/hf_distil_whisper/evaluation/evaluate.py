@@ -22,22 +22,12 @@ from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.dataset import row_id
-from hf_distil_whisper.data.sources import (
-    RowErrors,
-    without_decoder,
-)
+from hf_distil_whisper.data.sources import RowErrors, without_decoder
 from hf_distil_whisper.inference.dataset import generate_rows
 from hf_distil_whisper.inference.encoder import window_features
-from hf_distil_whisper.inference.generation import (
-    GenerationSettings,
-    TokenSequence,
-    generate_tokens,
-)
+from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import plain_text
-from hf_distil_whisper.inference.prompt import (
-    scoring_language,
-    timestamp_begin,
-)
+from hf_distil_whisper.inference.prompt import scoring_language, timestamp_begin
 from hf_distil_whisper.metrics import (
     WordErrors,
     character_errors,

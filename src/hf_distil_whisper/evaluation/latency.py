@@ -117,13 +117,13 @@ def timed_pass(
         features = batch.to(model.device, model.dtype)
         synchronise(model.device)
         start = time.perf_counter()
-        found = generate_tokens(
+        sequences = generate_tokens(
             model, features, max_new_tokens=num_tokens, min_new_tokens=num_tokens, language=language,
             return_timestamps=return_timestamps,
         )  # fmt: skip
         synchronise(model.device)
         seconds += time.perf_counter() - start
-        lengths += [len(sequence.tokens) for sequence in found]
+        lengths += [len(sequence.tokens) for sequence in sequences]
     return seconds, lengths
 
 

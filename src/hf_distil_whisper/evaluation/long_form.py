@@ -12,26 +12,14 @@ from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    AudioError,
-    audio_blocks,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.evaluate import (
-    EvaluationResult,
-    TranscribedRow,
-    readable_rows,
-    score,
-)
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult, TranscribedRow, readable_rows, score
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.output import Transcription
 from hf_distil_whisper.inference.prompt import scoring_language
-from hf_distil_whisper.inference.sequential import (
-    StuckTranscriptionError,
-    transcribe_sequential,
-)
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
 from hf_distil_whisper.metrics import WordErrors
 
 logger = logging.get_logger(__name__)

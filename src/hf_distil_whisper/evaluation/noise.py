@@ -12,11 +12,7 @@ from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    AudioError,
-    load_audio,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_model
 
 logger = logging.get_logger(__name__)

@@ -11,11 +11,7 @@ from typing import Any, Literal, NamedTuple
 import jiwer
 from pyarrow.parquet import write_table
 
-from hf_distil_whisper.evaluation.evaluate import (
-    COUNTS,
-    KINDS,
-    EvaluationResult,
-)
+from hf_distil_whisper.evaluation.evaluate import COUNTS, KINDS, EvaluationResult
 from hf_distil_whisper.evaluation.significance import (
     EffectiveRobustness,
     compare_results,

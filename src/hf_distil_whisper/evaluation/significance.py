@@ -1,7 +1,7 @@
 """Compare two models on the same utterances and sets: paired bootstrap test, averages, effective robustness."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
@@ -101,58 +101,6 @@ def micro_average(errors: Mapping[str, WordErrors]) -> float:
     """Word error rate of all sets together, each word with the same weight."""
     _check_sets(errors, "errors")
     return sum(errors.values(), WordErrors()).wer
-
-
-@dataclass(frozen=True)
-class SetAverages:
-    """Averages of one model over test sets, the last three lines of Table 16.
-
-    Args:
-        in_distribution (`dict[str, WordErrors]`): by set, those that belong to the training data.
-        out_of_distribution (`dict[str, WordErrors]`): by set, all others.
-    """
-
-    in_distribution: dict[str, WordErrors]
-    out_of_distribution: dict[str, WordErrors]
-
-    @property
-    def groups(self) -> dict[str, dict[str, WordErrors]]:
-        """The sets behind each line of the table; a line without sets is left out."""
-        lines = {
-            "ID Average": self.in_distribution,
-            "OOD Average": self.out_of_distribution,
-            "Average": self.in_distribution | self.out_of_distribution,
-        }
-        return {name: errors for name, errors in lines.items() if errors}
-
-    @property
-    def macro(self) -> dict[str, float]:
-        """[`macro_average`] by line, fractions; what Table 16 shows."""
-        return {name: macro_average(errors) for name, errors in self.groups.items()}
-
-    @property
-    def micro(self) -> dict[str, float]:
-        """[`micro_average`] by line, fractions."""
-        return {name: micro_average(errors) for name, errors in self.groups.items()}
-
-
-def set_averages(errors: Mapping[str, WordErrors], in_distribution: Iterable[str]) -> SetAverages:
-    """Splits the sets of one model into those in distribution and those out of it (Table 16).
-
-    Raises:
-        ValueError: without sets, for a set without words, or for a name that is not among the sets.
-    """
-    _check_sets(errors, "errors")
-    inside = set(in_distribution)
-    if unknown := sorted(inside - set(errors)):
-        raise ValueError(
-            f"`in_distribution`: {', '.join(unknown)} not among the sets that were scored, {', '.join(errors)}. "
-            "Score it too, or leave it out."
-        )
-    return SetAverages(
-        {name: one for name, one in errors.items() if name in inside},
-        {name: one for name, one in errors.items() if name not in inside},
-    )
 
 
 def relative_error_rate(wer: float, baseline: float) -> float:

@@ -326,12 +326,12 @@ def _facts(sources: Sequence[LabelledSource], teacher: str | None, languages: Se
 def _sources_table(sources: Sequence[LabelledSource], licenses: Mapping[str, str], origins: Mapping[str, str]) -> str:
     rows = []
     for source in sources:
-        (labelled, hours), (kept, hours_kept) = source.labelled, source.published
+        (labelled, hours), (published, hours_published) = source.labelled, source.published
         origin = origins.get(source.name)
         name = public_name(origin) if origin else source.name
-        figures = [f"{labelled:,}", f"{hours:,.3f}", f"{kept:,}", f"{hours_kept:,.3f}"]
-        figures += [f"{labelled - kept:,}", f"{hours - hours_kept:,.3f}"]
-        rows.append((name, *figures, licenses.get(source.name, "not told")))
+        figures = [f"{labelled:,}", f"{hours:,.3f}", f"{published:,}", f"{hours_published:,.3f}"]
+        figures += [f"{labelled - published:,}", f"{hours - hours_published:,.3f}"]
+        rows.append((name, *figures, licenses.get(source.name, "unknown")))
     head = ["source", "labelled", "hours", "kept", "hours kept", "dropped", "hours dropped", "licence"]
     return card_table(head, rows)
 
@@ -382,7 +382,7 @@ def _filter_text(source: LabelledSource, several: bool) -> str:
 def _license_limit(sources: Sequence[LabelledSource], licenses: Mapping[str, str]) -> str:
     unknown = [inline(source.name) for source in sources if source.name not in licenses]
     if unknown:
-        return f"The licence of {', '.join(unknown)} was not told: find it out before you use the recordings."
+        return f"The licence of {', '.join(unknown)} is unknown: find it out before you use the recordings."
     return "The recordings keep the licences of their sources, and the transcripts are bound by them too."
 
 

@@ -17,13 +17,7 @@ from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.labels import plain_text
 from hf_distil_whisper.data.sources import select_rows, without_decoder
 from hf_distil_whisper.inference.output import compression_ratio
-from hf_distil_whisper.metrics import (
-    Normalizer,
-    WordErrors,
-    errors_in_language,
-    get_normalizer,
-    repeated_ngrams,
-)
+from hf_distil_whisper.metrics import Normalizer, WordErrors, errors_in_language, get_normalizer, repeated_ngrams
 
 logger = logging.get_logger(__name__)
 

@@ -180,7 +180,7 @@ def pseudo_label_dataset(
         ```python
         >>> rows = load_source("recordings/", split="train")
         >>> labelled = pseudo_label_dataset(rows, teacher, processor, output_dir="labelled", num_beams=5)
-        >>> kept, report = filter_by_wer(labelled)
+        >>> filtered, report = filter_by_wer(labelled)
         ```
     """
     teacher_cache_dir = keywords.pop("teacher_cache_dir", None)
@@ -240,7 +240,7 @@ def _check_ids(rows: Dataset) -> None:
     if duplicates := [str(name) for name, count in counts.items() if count > 1]:
         raise ValueError(
             f"{len(duplicates)} ids stand for several rows, {', '.join(duplicates[:3])} among them: labels could not "
-            "be told apart. Name a column of unique ids with `id_column` when loading."
+            "be distinguished. Name a column of unique ids with `id_column` when loading."
         )
 
 
