@@ -5,7 +5,7 @@ sections 7.4 and 8.4, appendix B.2).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 
 import datasets
@@ -168,14 +168,8 @@ def paired_bootstrap_interval(
 ) -> tuple[float, float]:
     """Bootstrap confidence interval of the difference of two models' word error rates (Bisani & Ney, 2004).
 
-    Utterances are resampled for both models together: one that is hard for both adds no difference.
-
-    Args:
-        rows (`Sequence[WordErrors]`): counts of each utterance.
-        baseline (`Sequence[WordErrors]`): counts of the other model on the same utterances.
-        level (`float`, *optional*, defaults to 0.95): confidence level.
-        resamples (`int`, *optional*, defaults to 1000): number of resamples.
-        seed (`int`, *optional*, defaults to 0): seed of the resampling.
+    Utterances are resampled for both models together: one that is hard for both adds no difference. Arguments as for
+    [`bootstrap_interval`], `baseline` being the counts of the other model on the same utterances.
 
     Returns:
         `tuple[float, float]`: lower and upper end of the first rate minus the second, fractions.
@@ -195,22 +189,13 @@ def paired_bootstrap_p_value(
     "probability of improvement", and its complement p₁ the share in which the difference is 0 or has the other sign.
     The result is 2 · p₁, with one such resample added, so that it is at least 2 / (resamples + 1). It is below 0.05
     where [`paired_bootstrap_interval`] excludes 0, except for ties and for fewer than six utterances: with n
-    utterances it is at least 2 / 2ⁿ, the minimum of a permutation test.
+    utterances it is at least 2 / 2ⁿ, the minimum of a permutation test, and 1 for equal rates.
 
-    Args:
-        rows (`Sequence[WordErrors]`): counts of each utterance.
-        baseline (`Sequence[WordErrors]`): counts of the other model on the same utterances.
-        resamples (`int`, *optional*, defaults to 1000): number of resamples.
-        seed (`int`, *optional*, defaults to 0): seed of the resampling.
-
-    Returns:
-        `float`: at most 1, for equal rates.
-
-    Raises:
-        ValueError: without rows, or for two lists of different lengths.
+    Arguments and errors as for [`paired_bootstrap_interval`].
     """
     differences = _resampled_differences(rows, baseline, resamples, seed)
     observed = sum(rows, WordErrors()).wer - sum(baseline, WordErrors()).wer
+    # Where the resample contradicts the sign of the measured difference, or shows none.
     turned = int((differences * np.sign(observed) <= 0).sum())
     return min(1.0, max(2 * (turned + 1) / (resamples + 1), 2.0 ** (1 - len(rows))))
 
@@ -236,6 +221,8 @@ def _errors_and_words(row: WordErrors) -> tuple[int, int]:
 def _resampled_rates(counts: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """Rates (models, resamples) of errors and words (models, rows, 2) resampled with replacement."""
     rng, rows = np.random.default_rng(seed), counts.shape[1]
+    # One draw of indices serves all models, which pairs them. In a loop, since the indices of 1,000 resamples of a
+    # million utterances would fill 8 GB.
     draws = np.stack([counts[:, rng.integers(rows, size=rows)].sum(axis=1) for _ in range(resamples)], axis=1)
     return draws[..., 0] / np.maximum(draws[..., 1], 1)
 
@@ -324,14 +311,7 @@ class WordErrorRate(evaluate.Metric):
         self, predictions: list[str], references: list[str], language: str | None = None
     ) -> dict[str, float | int]:
         errors = word_errors(references, predictions, get_normalizer(language) if language is not None else None)
-        return {
-            "wer": errors.wer,
-            "hits": errors.hits,
-            "substitutions": errors.substitutions,
-            "deletions": errors.deletions,
-            "insertions": errors.insertions,
-            "num_words": errors.num_words,
-        }
+        return {"wer": errors.wer, **asdict(errors), "num_words": errors.num_words}
 
 
 def _counts(output: jiwer.WordOutput | jiwer.CharacterOutput) -> WordErrors:
@@ -368,18 +348,13 @@ def _language_code(language: str) -> str:
 
 # Functions of the module rather than closures, so that a normaliser can be sent to another process.
 def _normalize_english(text: str) -> str:
-    return _english_normalizer()(text).strip()
+    return _published_normalizer(english=True)(text).strip()
 
 
 def _normalize_basic(text: str) -> str:
-    return _basic_normalizer()(text).strip()
+    return _published_normalizer(english=False)(text).strip()
 
 
-@lru_cache(maxsize=1)
-def _english_normalizer() -> EnglishTextNormalizer:
-    return EnglishTextNormalizer()
-
-
-@lru_cache(maxsize=1)
-def _basic_normalizer() -> BasicTextNormalizer:
-    return BasicTextNormalizer(preserve_marks=True)
+@lru_cache
+def _published_normalizer(english: bool) -> Normalizer:
+    return EnglishTextNormalizer() if english else BasicTextNormalizer(preserve_marks=True)

@@ -328,15 +328,19 @@ def test_shares_together_are_the_whole(monkeypatch: pytest.MonkeyPatch, texts: l
     assert list(joined.row_errors) == list(whole.row_errors)
     for name in ("errors", "character_errors", "orthographic_errors", "audio_seconds", "empty_references", "unit"):
         assert getattr(joined, name) == getattr(whole, name)
-    assert joined.seconds == sum(isinstance(part, EvaluationResult) for part in shares)
+    assert joined.seconds == sum(result is not None for result, _ in shares)
     assert joined.wall_seconds is not None
 
 
-def test_an_unreadable_set_lists_every_row() -> None:
+def test_an_unreadable_set_lists_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NothingReadError, match=r"0: broken[\s\S]*1: broken"):
         evaluate_shared(text_rows(["bad", "bad"]), evaluate_toy)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(evaluation, "PartialState", lambda **_: SimpleNamespace(process_index=0, num_processes=2))
+    other = (None, RowErrors([("1", "broken")]))
+    monkeypatch.setattr(evaluation, "gather_object", lambda share: [*share, other])
     with pytest.raises(NothingReadError, match=r"0: broken[\s\S]*1: broken"):
-        evaluation._join([RowErrors([("0", "broken")]), RowErrors([("1", "broken")])], local=[])
+        evaluate_shared(text_rows(["bad", "bad"]), evaluate_toy)
 
 
 def test_processes_that_do_not_know_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from datasets import Dataset
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.evaluate import COUNTS, KINDS, ROW_FEATURES, EvaluationResult, TranscribedRow, score
 from hf_distil_whisper.evaluation.results import (
-    align_words,
     averages,
     averages_text,
     left_out_text,
@@ -19,7 +18,7 @@ from hf_distil_whisper.evaluation.results import (
     summarise_results,
     worst_utterances,
 )
-from hf_distil_whisper.metrics import WordErrors, character_errors, word_errors
+from hf_distil_whisper.metrics import WordErrors
 
 
 def scored(pairs: list[tuple[str | None, str]], language: str = "en", unread: int = 0) -> EvaluationResult:
@@ -174,32 +173,6 @@ def test_long_recordings_have_their_own_averages_and_tables(tmp_path: Path) -> N
     assert "| model | 0 | - | - | - | - |" in table
     assert "| songs | 5-Dup. | 0 | 0 |\n|  | IER | - | - |" in table
     assert "|  | WER | 33.3 | 0.0 |" in table
-
-
-def test_words_are_aligned_as_worked_out_by_hand() -> None:
-    assert align_words("the cat sat on the mat", "oh the bat sat on mat") == [
-        ("insertion", None, "oh"),
-        ("hit", "the", "the"),
-        ("substitution", "cat", "bat"),
-        ("hit", "sat", "sat"),
-        ("hit", "on", "on"),
-        ("deletion", "the", None),
-        ("hit", "mat", "mat"),
-    ]
-
-
-@pytest.mark.parametrize(("reference", "hypothesis"), [("", ""), ("", "a b"), ("a b", ""), ("a b c d", "x b y z d e")])
-@pytest.mark.parametrize("characters", [False, True])
-def test_operations_are_those_that_were_counted(reference: str, hypothesis: str, characters: bool) -> None:
-    """A picture of other errors than those in the table explains nothing."""
-    words = align_words(reference, hypothesis, characters=characters)
-    names = [word.operation for word in words]
-    kinds = ("hit", "substitution", "deletion", "insertion")
-    if characters:
-        expected = character_errors(reference.replace(" ", ""), hypothesis.replace(" ", ""))
-    else:
-        expected = word_errors(reference, hypothesis)
-    assert WordErrors(*(names.count(kind) for kind in kinds)) == expected
 
 
 def test_worst_utterances_cost_the_most_errors() -> None:

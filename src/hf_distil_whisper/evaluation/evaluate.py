@@ -219,9 +219,9 @@ def _score_row(row: TranscribedRow, normalize: Callable[[str], str], spaceless: 
     spoken, recognised = normalize(reference).strip(), normalize(prediction).strip()
     counts: dict[str, int | None] = {prefix + kind: None for prefix in COUNTS for kind in KINDS}
     rate = None
-    if spoken:
+    if spoken:  # an error rate per word of nothing does not exist
         for prefix, pair in (("", (spoken, recognised)), ("orthographic_", (reference, prediction))):
-            if spaceless:
+            if spaceless:  # white space is layout there, in the transcript as in the reference
                 pair = ("".join(pair[0].split()), "".join(pair[1].split()))
             characters = character_errors(*pair)
             words = characters if spaceless else word_errors(*pair)
@@ -236,6 +236,7 @@ def _score_row(row: TranscribedRow, normalize: Callable[[str], str], spaceless: 
         "normalized_prediction": recognised,
         "wer": rate,
         **counts,
+        # With characters as words, since a loop without spaces would be a single word.
         "repeated_5grams": repeated_ngrams(" ".join("".join(recognised.split())) if spaceless else recognised),
         "duration": row.duration,
         "truncated": row.truncated,
@@ -298,29 +299,23 @@ def evaluate_shared(dataset: Dataset, evaluate: Callable[[Dataset], EvaluationRe
         )
     rank = state.process_index
     first, last = len(dataset) * rank // processes, len(dataset) * (rank + 1) // processes
-    share: list[EvaluationResult | RowErrors] = []
+    result, unread = None, RowErrors()
     if first < last:
         try:
-            share = [_timed(_with_ids(dataset).select(range(first, last)), evaluate)]
+            result = _timed(_with_ids(dataset).select(range(first, last)), evaluate)
+            unread = result.row_errors
         except NothingReadError as error:
-            logger.warning_once(error.row_errors.summary())
-            share = [error.row_errors]
-    return _join(gather_object(share), local=share)
-
-
-def _join(parts: list[EvaluationResult | RowErrors], local: list[EvaluationResult | RowErrors]) -> EvaluationResult:
-    results = [part for part in parts if isinstance(part, EvaluationResult)]
-    unread = _row_errors(parts)
+            unread = error.row_errors
+            logger.warning_once(unread.summary())
+    # Results travel as objects, and rows differ in number: unlike tensors they need no padding and no duplicates.
+    parts = gather_object([(result, unread)])
+    results = [part for part, _ in parts if part is not None]
+    all_unread = RowErrors([pair for _, errors in parts for pair in errors])
     if not results:
-        raise NothingReadError(unread)
-    if len(unread) > len(_row_errors(local)):  # each process has logged those of its part only
-        logger.warning_once(f"In all processes together, {unread.summary()}")
-    return replace(merge_results(results), row_errors=unread)
-
-
-def _row_errors(parts: list[EvaluationResult | RowErrors]) -> RowErrors:
-    lists = [part.row_errors if isinstance(part, EvaluationResult) else part for part in parts]
-    return RowErrors([pair for errors in lists for pair in errors])
+        raise NothingReadError(all_unread)
+    if len(all_unread) > len(unread):  # each process has logged those of its part only
+        logger.warning_once(f"In all processes together, {all_unread.summary()}")
+    return replace(merge_results(results), row_errors=all_unread)
 
 
 def _timed(dataset: Dataset, evaluate: Callable[[Dataset], EvaluationResult]) -> EvaluationResult:

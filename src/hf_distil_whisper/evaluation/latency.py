@@ -104,30 +104,24 @@ def timed_pass(
 ) -> tuple[float, list[int]]:
     """Seconds that encoder and decoder take for batches of windows, and the number of tokens of each window.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        batches (`Iterable[Tensor]`): features (windows, mel bins, frames). The time to compute them in an iterator,
-            and to move them to the device, is not counted.
-        num_tokens (`int`, *optional*): exact number of tokens per window.
-        language (`str`, *optional*): for multilingual models.
-        return_timestamps (`bool`, *optional*, defaults to `False`): generate timestamps.
+    The time to compute the features (windows, mel bins, frames) in an iterator, and to move them to the device, is
+    not counted. Arguments as for [`measure_latency`].
     """
     seconds, lengths = 0.0, []
     for batch in batches:
         features = batch.to(model.device, model.dtype)
-        synchronise(model.device)
+        _synchronise(model.device)  # kernels run asynchronously: the copy would be timed, and the end be missed
         start = time.perf_counter()
         sequences = generate_tokens(
             model, features, max_new_tokens=num_tokens, min_new_tokens=num_tokens, language=language,
             return_timestamps=return_timestamps,
         )  # fmt: skip
-        synchronise(model.device)
+        _synchronise(model.device)
         seconds += time.perf_counter() - start
         lengths += [len(sequence.tokens) for sequence in sequences]
     return seconds, lengths
 
 
-def synchronise(device: torch.device) -> None:
-    """Waits for the kernels that were launched on a GPU."""
+def _synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

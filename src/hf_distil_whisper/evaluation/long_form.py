@@ -15,7 +15,7 @@ from transformers.utils import logging
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.evaluate import EvaluationResult, TranscribedRow, readable_rows, score
+from hf_distil_whisper.evaluation.evaluate import KINDS, EvaluationResult, TranscribedRow, readable_rows, score
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.output import Transcription
 from hf_distil_whisper.inference.prompt import scoring_language
@@ -97,7 +97,9 @@ def evaluate_long_form(
         )
     result = score(transcribed, errors, seconds, language=scoring_language(model, language), normalizer=normalizer)
     for scored in result.rows:
-        scored |= _rates(scored)
+        counts = WordErrors(*(scored[kind] or 0 for kind in KINDS))
+        for rate in ("ier", "ser", "der"):
+            scored[rate] = None if scored["wer"] is None else getattr(counts, rate)
     return result
 
 
@@ -124,13 +126,6 @@ def _seeded_by(name: str, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
         torch.manual_seed(zlib.crc32(name.encode()))
         yield
-
-
-def _rates(row: Mapping[str, Any]) -> dict[str, float | None]:
-    if row["wer"] is None:
-        return dict.fromkeys(("ier", "ser", "der"))
-    errors = WordErrors(row["hits"], row["substitutions"], row["deletions"], row["insertions"])
-    return {"ier": errors.ier, "ser": errors.ser, "der": errors.der}
 
 
 def _check_options(method: str, options: dict[str, Any]) -> None:

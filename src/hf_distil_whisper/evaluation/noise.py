@@ -143,18 +143,20 @@ def check_snrs(snrs: Sequence[float], name: str = "snrs") -> list[float]:
 
 def _noisy_recording(audio: Any, *, name: str, noise: np.ndarray | None, snr: float, seed: int) -> np.ndarray:
     speech = load_audio(audio, name=name)
+    # Seeded by the id, not by the position: the noise is that of the row in any selection and any order.
+    random = np.random.default_rng((seed, zlib.crc32(name.encode())))
     try:
-        return _mix(speech, noise, snr, np.random.default_rng((seed, zlib.crc32(name.encode()))))
+        return _mix(speech, noise, snr, random)
     except AudioError as error:
         raise AudioError(f"{name}: {error}") from error
 
 
 def _mix(speech: np.ndarray, noise: np.ndarray | None, snr_db: float, random: np.random.Generator) -> np.ndarray:
-    power = _power(speech)
+    power = np.mean(np.square(speech, dtype=np.float64))
     if power == 0.0:
         return speech.copy()
     segment, where = _segment(noise, len(speech), random)
-    noise_power = _power(segment)
+    noise_power = np.mean(np.square(segment))
     if noise_power == 0.0:
         raise AudioError(
             f"the segment of noise {where} is silent, so its level cannot be set. Cut the silence out of the noise, "
@@ -165,7 +167,7 @@ def _mix(speech: np.ndarray, noise: np.ndarray | None, snr_db: float, random: np
 
 
 def _segment(noise: np.ndarray | None, length: int, random: np.random.Generator) -> tuple[np.ndarray, str]:
-    """Noise of `length` samples in float64, and its position, in words."""
+    """Noise of `length` samples in float64, and its position in words, for a message."""
     if noise is None:
         return random.standard_normal(length), "drawn"
     longer = len(noise) >= length
@@ -173,11 +175,6 @@ def _segment(noise: np.ndarray | None, length: int, random: np.random.Generator)
     samples = noise[start : start + length] if longer else np.resize(np.roll(noise, -start), length)
     where = f"starting at {start / SAMPLING_RATE:.2f} s, {length / SAMPLING_RATE:.2f} s long,"
     return samples.astype(np.float64), where
-
-
-def _power(samples: np.ndarray) -> float:
-    """Mean square, summed in float64."""
-    return float(np.mean(np.square(samples, dtype=np.float64)))
 
 
 def _name(audio: Any, otherwise: str) -> str:

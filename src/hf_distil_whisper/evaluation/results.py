@@ -4,9 +4,8 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jiwer
 from pyarrow.parquet import write_table
@@ -22,48 +21,6 @@ from hf_distil_whisper.evaluation.significance import (
     robustness_text,
 )
 from hf_distil_whisper.metrics import WordErrors
-
-_OPERATIONS: dict[str, Literal["hit", "substitution", "deletion", "insertion"]] = {
-    "equal": "hit",
-    "substitute": "substitution",
-    "delete": "deletion",
-    "insert": "insertion",
-}
-"""jiwer's names → ours."""
-
-
-class AlignedWord(NamedTuple):
-    """A reference word and the word recognised in its place; None stands for an inserted or a deleted word."""
-
-    operation: Literal["hit", "substitution", "deletion", "insertion"]
-    reference: str | None
-    hypothesis: str | None
-
-
-def align_words(reference: str, hypothesis: str, *, characters: bool = False) -> list[AlignedWord]:
-    """Aligns the words of two texts with as few errors as possible.
-
-    `characters` aligns characters instead, white space left out.
-
-    Example:
-        ```python
-        >>> align_words("the cat sat", "a cat")
-        [('substitution', 'the', 'a'), ('hit', 'cat', 'cat'), ('deletion', 'sat', None)]
-        ```
-    """
-    output = _alignment(reference, hypothesis, characters)
-    words = []
-    for chunk in output.alignments[0]:
-        ours = output.references[0][chunk.ref_start_idx : chunk.ref_end_idx]
-        theirs = output.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]
-        words += [AlignedWord(_OPERATIONS[chunk.type], *pair) for pair in zip_longest(ours, theirs)]
-    return words
-
-
-def _alignment(reference: str, hypothesis: str, characters: bool) -> jiwer.WordOutput | jiwer.CharacterOutput:
-    if characters:
-        return jiwer.process_characters("".join(reference.split()), "".join(hypothesis.split()))
-    return jiwer.process_words(reference, hypothesis)
 
 
 def worst_utterances(result: EvaluationResult, k: int = 10) -> list[str]:
@@ -84,7 +41,11 @@ def worst_utterances(result: EvaluationResult, k: int = 10) -> list[str]:
     wrong = [(row["substitutions"] + row["deletions"] + row["insertions"], row) for row in result.rows if row["wer"]]
     texts = []
     for errors, row in sorted(wrong, key=lambda pair: (-pair[0], -pair[1]["wer"]))[:k]:
-        output = _alignment(row["normalized_reference"], row["normalized_prediction"], result.unit == "character")
+        pair = row["normalized_reference"], row["normalized_prediction"]
+        if result.unit == "character":
+            output = jiwer.process_characters(*("".join(text.split()) for text in pair))
+        else:
+            output = jiwer.process_words(*pair)
         lines = jiwer.visualize_alignment(output, show_measures=False, line_width=_WIDTH)
         aligned = lines.split("\n", 2)[2].strip("\n")  # without jiwer's heading "=== SENTENCE 1 ==="
         texts.append(f"{row['id']}: {errors} error{'' if errors == 1 else 's'}, WER {row['wer']:.1%}\n{aligned}")
@@ -169,6 +130,9 @@ SHORT_FORMS, LONG_FORMS = (IN_DISTRIBUTION, OUT_OF_DISTRIBUTION), (LONG_FORM, LO
 ALL_SHORT, ALL_LONG = "short form", "long form, all sets"
 """Names of averages over two groups."""
 
+_COMPARED = ("difference", "interval", "p_value", "paired", "unpaired")
+"""Fields of a [`Comparison`] that are stored."""
+
 _WORST = 20
 _WIDTH = 110
 """Characters of a line of aligned texts."""
@@ -183,15 +147,17 @@ def summarise_results(results: Results, groups: Mapping[str, str] | None = None)
     See [`result_summary`]; `group` is the set's, `against_teacher` compares a model with the teacher on the
     utterances that were scored for both.
     """
-    return {
-        dataset: {
-            model: result_summary(result)
-            | ({} if groups is None else {"group": groups[dataset]})
-            | ({} if model == TEACHER or TEACHER not in by_model else _against(result, by_model[TEACHER]))
-            for model, result in by_model.items()
-        }
-        for dataset, by_model in results.items()
-    }
+    summary: dict[str, dict[str, dict]] = {}
+    for dataset, by_model in results.items():
+        summary[dataset] = {}
+        for model, result in by_model.items():
+            row = summary[dataset][model] = result_summary(result)
+            if groups is not None:
+                row["group"] = groups[dataset]
+            if model != TEACHER and TEACHER in by_model:
+                one = compare_results(result, by_model[TEACHER])
+                row["against_teacher"] = one and {name: getattr(one, name) for name in _COMPARED}
+    return summary
 
 
 def results_table(results: Results, groups: Mapping[str, str] | None = None, reference: str | None = None) -> str:
@@ -319,27 +285,26 @@ def save_results(
     (target / "results.json").write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     if groups is None:
         return
-    means = {"averages": averages(results, groups), "robustness": _robustness_summary(results, groups, reference)}
+    table_6 = {} if reference is None else robustness(results, groups, reference)
+    means = {
+        "averages": averages(results, groups),
+        "robustness": {
+            model: {
+                "reference": one.reference,
+                # Infinite where the teacher makes no errors; JSON has no infinity.
+                "relative_error_rates": {
+                    name: rate if math.isfinite(rate) else None for name, rate in one.relative_error_rates.items()
+                },
+                "effective_robustness": one.effective_robustness,
+            }
+            for model, one in table_6.items()
+        },
+    }
     (target / "averages.json").write_text(json.dumps(means, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     long_form = {name: results[name] for name in results if groups[name] in LONG_FORMS}
     if long_form:
         tables = f"{long_form_summary(long_form)}\n\n{long_form_table(long_form)}\n"
         (target / "long_form.md").write_text(tables, encoding="utf-8")
-
-
-def _robustness_summary(results: Results, groups: Mapping[str, str], reference: str | None) -> dict[str, Any]:
-    by_model = {} if reference is None else robustness(results, groups, reference)
-    return {
-        model: {
-            "reference": one.reference,
-            # Infinite where the teacher makes no errors; JSON has no infinity.
-            "relative_error_rates": {
-                name: rate if math.isfinite(rate) else None for name, rate in one.relative_error_rates.items()
-            },
-            "effective_robustness": one.effective_robustness,
-        }
-        for model, one in by_model.items()
-    }
 
 
 def _errors_by_model(results: Results, sets: Sequence[str]) -> dict[str, dict[str, WordErrors]]:
@@ -379,27 +344,18 @@ def result_summary(result: EvaluationResult) -> dict[str, Any]:
     }
 
 
-def _against(result: EvaluationResult, teacher: EvaluationResult) -> dict[str, dict[str, Any] | None]:
-    comparison = compare_results(result, teacher)
-    if comparison is None:
-        return {"against_teacher": None}
-    fields = ("difference", "interval", "p_value", "paired", "unpaired")
-    return {"against_teacher": {name: getattr(comparison, name) for name in fields}}
-
-
 def _cells(row: Mapping[str, Any]) -> str:
     speed = f"{row['repeated_5grams']:8}{row['rtf']:9.4f}"
     if row["wer"] is None:
         return f"{'-':>8}{'no reference':>17}{'-':>8}{'-':>7}{'-':>7}{'-':>7}{'-':>14}{speed}"
     star = "*" if row["unit"] == "character" else ""
-    interval = "one row" if row["wer_interval"] is None else _interval(*row["wer_interval"])
+    interval = "one row"
+    if row["wer_interval"] is not None:
+        low, high = row["wer_interval"]
+        interval = f"({100 * low:.2f}-{100 * high:.2f})"
     parts = "".join(f"{100 * row[name]:7.2f}" for name in ("ser", "der", "ier"))
     rate = f"{100 * row['wer']:.2f}{star}"
     return f"{rate:>8}{interval:>17}{100 * row['cer']:8.2f}{parts}{100 * row['orthographic_wer']:14.2f}{speed}"
-
-
-def _interval(low: float, high: float) -> str:
-    return f"({100 * low:.2f}-{100 * high:.2f})"
 
 
 def _test(comparison: Mapping[str, Any] | None) -> str:

@@ -165,23 +165,18 @@ class EffectiveRobustness:
         return self._gap(self.baseline) - self._gap(self.model)
 
     def table(self, baseline: str = "baseline", model: str = "model") -> str:
-        """Table 6 as Markdown: WER in % of both by set, relative error rate in %, averages in the last line.
-
-        Args:
-            baseline (`str`, *optional*, defaults to `"baseline"`): header of the baseline's column.
-            model (`str`, *optional*, defaults to `"model"`): header of the model's column.
-        """
-        lines = [
+        """Table 6 as Markdown, under the two names: WER in % by set, relative error rate in %, averages last."""
+        rows = [
             (name, self.baseline[name].wer, self.model[name].wer, rate)
             for name, rate in self.relative_error_rates.items()
         ]
         means = macro_average(self.baseline), macro_average(self.model)
-        lines.append(("Average", *means, self.mean_relative_error_rate))
-        rows = [
-            f"| {name} | {100 * theirs:.1f} | {100 * ours:.1f} | {'∞' if math.isinf(rate) else f'{100 * rate:.1f}'} |"
-            for name, theirs, ours, rate in lines
-        ]
-        return "\n".join([f"| Dataset | {baseline} | {model} | RER |", "|---|---:|---:|---:|", *rows])
+        rows.append(("Average", *means, self.mean_relative_error_rate))
+        lines = [f"| Dataset | {baseline} | {model} | RER |", "|---|---:|---:|---:|"]
+        for name, theirs, ours, rate in rows:
+            relative = "∞" if math.isinf(rate) else f"{100 * rate:.1f}"
+            lines.append(f"| {name} | {100 * theirs:.1f} | {100 * ours:.1f} | {relative} |")
+        return "\n".join(lines)
 
     def _gap(self, errors: dict[str, WordErrors]) -> float:
         """Macro average out of distribution minus the rate on the reference."""
@@ -215,12 +210,9 @@ def effective_robustness(
     """
     _check_sets(baseline, "baseline")
     _check_sets(model, "model")
-    if set(baseline) != set(model):
-        only = [
-            f"{name} has {', '.join(sorted(extra))} alone"
-            for name, extra in (("baseline", set(baseline) - set(model)), ("model", set(model) - set(baseline)))
-            if extra
-        ]
+    alone = {"baseline": set(baseline) - set(model), "model": set(model) - set(baseline)}
+    only = [f"{name} has {', '.join(sorted(extra))} alone" for name, extra in alone.items() if extra]
+    if only:
         raise ValueError(
             f"`baseline` and `model`: expected the same sets, but {' and '.join(only)}. Score both alike."
         )
@@ -234,34 +226,23 @@ def effective_robustness(
             f"`reference`: {reference!r} is the only set; expected at least one more, out of distribution, to compare."
         )
     order = [reference, *(name for name in baseline if name != reference)]
-    return EffectiveRobustness(
-        reference, {name: baseline[name] for name in order}, {name: model[name] for name in order}
-    )
+    ordered = ({name: counts[name] for name in order} for counts in (baseline, model))
+    return EffectiveRobustness(reference, *ordered)
 
 
 def robustness_by_model(
     errors: Mapping[str, Mapping[str, WordErrors]], baseline: str, reference: str, outside: Sequence[str]
 ) -> dict[str, EffectiveRobustness]:
-    """[`effective_robustness`] of every model but the baseline.
+    """[`effective_robustness`] of every model but the baseline, from counts by model, then by set.
 
-    Args:
-        errors (`Mapping`): counts by model, then by set.
-        baseline (`str`): one of the models, usually the teacher.
-        reference (`str`): the set in distribution.
-        outside (`Sequence[str]`): the sets out of distribution; those whose references hold no words are left out.
-
-    Returns:
-        `dict[str, EffectiveRobustness]`: by model; a model is missing if the reference, or every other set, holds no
-            words or was not scored.
+    Sets whose references hold no words, or that were not scored for both, are left out; so is a model for which the
+    reference, or every other set, is among them.
     """
     results = {}
-    theirs = errors.get(baseline, {})
+    theirs, nothing = errors.get(baseline, {}), WordErrors()
     for model, ours in errors.items():
-        sets = [
-            name
-            for name in (reference, *outside)
-            if all(name in of_model and of_model[name].num_words for of_model in (theirs, ours))
-        ]
+        names = (reference, *outside)
+        sets = [name for name in names if all(one.get(name, nothing).num_words for one in (theirs, ours))]
         if model != baseline and sets[:1] == [reference] and len(sets) > 1:
             results[model] = effective_robustness(
                 {name: theirs[name] for name in sets}, {name: ours[name] for name in sets}, reference

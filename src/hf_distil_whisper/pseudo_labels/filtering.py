@@ -17,7 +17,7 @@ from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.labels import plain_text
 from hf_distil_whisper.data.sources import select_rows, without_decoder
 from hf_distil_whisper.inference.output import compression_ratio
-from hf_distil_whisper.metrics import Normalizer, WordErrors, errors_in_language, get_normalizer, repeated_ngrams
+from hf_distil_whisper.metrics import Normalizer, errors_in_language, get_normalizer, repeated_ngrams
 
 logger = logging.get_logger(__name__)
 
@@ -219,9 +219,9 @@ def passing_rows(
     rules: RowRules | None = None,
 ) -> tuple[np.ndarray, FilterReport]:
     """Indices (int64) of the rows that [`filter_by_wer`] keeps, and its report; same arguments and errors."""
-    _check_threshold(threshold)
     rules = RowRules() if rules is None else rules
-    _check_columns(dataset, [reference_column, prediction_column])
+    columns = _Columns(reference_column, prediction_column, language)
+    _check(dataset, columns, threshold)
     if len(dataset) == 0:
         raise ValueError(
             "The data set to filter has 0 rows: there is nothing to judge. Check the labelling before it."
@@ -232,7 +232,6 @@ def passing_rows(
             "`pseudo_label_dataset`, or leave the rule out."
         )
     tally = FilterTally(threshold, has_speakers="speaker" in dataset.column_names)
-    columns = _Columns(reference_column, prediction_column, language)
     indices = _spooled(row.row_index for row in _judged_rows(dataset, columns, rules) if tally.add(row))
     report = tally.report()
     if report.kept == 0:
@@ -251,23 +250,9 @@ def filter_stream_by_wer(
     language: str = "en",
 ) -> IterableDataset:
     """The rows of a stream that [`filter_by_wer`] would keep, filtered on the fly and without a report."""
-    _check_threshold(threshold)
-    _check_columns(rows, [reference_column, prediction_column])
     columns = _Columns(reference_column, prediction_column, language)
+    _check(rows, columns, threshold)
     return rows.filter(_row_passes, fn_kwargs={"columns": columns, "threshold": threshold})
-
-
-def row_errors(
-    references: Sequence[str | None], predictions: Sequence[str], languages: Sequence[str]
-) -> list[WordErrors | None]:
-    """Error counts of each row after normalising: words, or characters where there are no spaces.
-
-    None without a reference (None); with an empty one every word of the prediction is an insertion.
-    """
-    return [
-        None if reference is None else errors_in_language(reference, prediction, language)
-        for reference, prediction, language in zip(references, predictions, languages, strict=True)
-    ]
 
 
 class _Columns(NamedTuple):
@@ -318,16 +303,17 @@ def _judge_row(
     reference, label = row[columns.reference], row[columns.prediction]
     language = row.get("language") or columns.language
     text = "" if label is None else plain_text(label)
-    (errors,) = row_errors([reference], [text], [language])
+    wer = None if reference is None else errors_in_language(reference, text, language).wer
     truncated, log_prob = bool(row.get("truncated")) or label is None, row.get("mean_log_prob")
-    applied = [rules] if errors is not None else [rules, UNREFERENCED]
+    # Without a reference nothing but the label itself can speak against it.
+    applied = [rules] if wer is not None else [rules, UNREFERENCED]
     reasons = (one.broken_by(text, truncated, log_prob, get_normalizer(language)) for one in applied)
     return JudgedRow(
         index,
         row.get("id", str(index)),
         reference,
         text,
-        None if errors is None else errors.wer,
+        wer,
         next((reason for reason in reasons if reason), None),
         seconds / 3600,
         row.get("speaker"),
@@ -362,19 +348,15 @@ def _spooled(indices: Iterable[int]) -> np.ndarray:
 
 
 class FilterTally:
-    """Accumulates the report row by row: counts, sums, and the few worst rows.
-
-    Args:
-        threshold (`float`): λ of the filter.
-        has_speakers (`bool`): whether the dataset names speakers.
-    """
+    """Accumulates the report row by row: counts, sums, and the few worst rows."""
 
     def __init__(self, threshold: float, has_speakers: bool):
         self.best: JudgedRow | None = None
-        """The row with the lowest word error rate, kept or not."""
+        """The row with the lowest word error rate, whether it passes or not."""
         self._threshold = threshold
         self._before, self._after = _CorpusSums(has_speakers), _CorpusSums(has_speakers)
-        self._passing = {value: _PassingSums() for value in sorted({*PAPER_THRESHOLDS, threshold}, reverse=True)}
+        thresholds = sorted({*PAPER_THRESHOLDS, threshold}, reverse=True)
+        self._rows_passing, self._hours_passing = dict.fromkeys(thresholds, 0), dict.fromkeys(thresholds, 0.0)
         self._worst: dict[bool, list[tuple[float, int, JudgedRow]]] = {True: [], False: []}
         self._by_reason = dict.fromkeys(REASONS, 0)
         self._histogram = [0.0] * (round(1 / HISTOGRAM_STEP) + 1)
@@ -390,26 +372,23 @@ class FilterTally:
         else:
             self._hours_dropped += row.hours
             self._by_reason[row.reason or "wer"] += 1
-        for threshold, sums in self._passing.items():
+        for threshold in self._rows_passing:
             if row.passes(threshold):
-                sums.rows += 1
-                sums.hours += row.hours
+                self._rows_passing[threshold] += 1
+                self._hours_passing[threshold] += row.hours
         if row.wer is None:
             self._unjudged += passes
             self._truncated += row.reason == "truncated"
-        else:
-            self._add_rate(row, row.wer, passes)
-        return passes
-
-    def _add_rate(self, row: JudgedRow, wer: float, passes: bool) -> None:
+            return passes
         # Rounded: a rate of 0.15 lies on the border of two bins, and its float on either side of it.
-        self._histogram[min(int(round(wer / HISTOGRAM_STEP, 6)), len(self._histogram) - 1)] += row.hours
+        self._histogram[min(int(round(row.wer / HISTOGRAM_STEP, 6)), len(self._histogram) - 1)] += row.hours
         worst = self._worst[passes]
-        heapq.heappush(worst, (wer, -row.row_index, row))  # among equal rates the first row wins
+        heapq.heappush(worst, (row.wer, -row.row_index, row))  # among equal rates the first row wins
         if len(worst) > NUM_WORST:
             heapq.heappop(worst)
-        if self.best is None or self.best.wer is None or wer < self.best.wer:
+        if self.best is None or self.best.wer is None or row.wer < self.best.wer:
             self.best = row
+        return passes
 
     def report(self) -> FilterReport:
         """The report on all rows added so far."""
@@ -427,8 +406,8 @@ class FilterTally:
             hours_kept=after.hours,
             hours_dropped=self._hours_dropped,
             by_threshold={
-                value: ThresholdEffect(1 - sums.rows / max(before.rows, 1), sums.hours)
-                for value, sums in self._passing.items()
+                value: ThresholdEffect(1 - rows / max(before.rows, 1), self._hours_passing[value])
+                for value, rows in self._rows_passing.items()
             },
             worst_kept=worst_kept,
             worst_dropped=worst_dropped,
@@ -440,12 +419,6 @@ class FilterTally:
             before=before,
             after=after,
         )
-
-
-@dataclass
-class _PassingSums:
-    rows: int = 0
-    hours: float = 0.0
 
 
 @dataclass
@@ -476,14 +449,11 @@ class _CorpusSums:
         )
 
 
-def _check_threshold(threshold: float) -> None:
+def _check(rows: Dataset | IterableDataset, columns: _Columns, threshold: float) -> None:
     if threshold < 0:
         raise ValueError(f"`threshold` is {threshold}, expected a fraction of 0 or more (0.10 is the paper's 10 %).")
-
-
-def _check_columns(rows: Dataset | IterableDataset, columns: Sequence[str]) -> None:
     names = rows.column_names or []
-    for column in columns:
+    for column in (columns.reference, columns.prediction):
         if column not in names:
             raise ValueError(
                 f"The data set has no column {column!r} to filter by; it has {', '.join(names)}. Label it first, or "

@@ -33,8 +33,7 @@ from hf_distil_whisper.inference.encoder import EncoderCache, encode
 from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import compression_ratio, plain_text, timestamped_text
 from hf_distil_whisper.inference.prompt import resolve_language, scoring_language, timestamp_begin
-from hf_distil_whisper.metrics import get_normalizer
-from hf_distil_whisper.pseudo_labels.filtering import row_errors
+from hf_distil_whisper.metrics import errors_in_language, get_normalizer
 
 logger = logging.get_logger(__name__)
 
@@ -479,11 +478,12 @@ class _Labeller:
         source = rows.select_columns(names).select(list(texts))[:]
         default = scoring_language(self.teacher, self.generation.language)
         languages = [language or default for language in source.get("language", [None] * len(texts))]
-        references = [
-            text if text and get_normalizer(language)(text) else None
-            for text, language in zip(source["text"], languages, strict=True)
+        errors = [
+            errors_in_language(reference, text, language)
+            if reference and get_normalizer(language)(reference)
+            else None
+            for reference, text, language in zip(source["text"], texts.values(), languages, strict=True)
         ]
-        errors = row_errors(references, list(texts.values()), languages)
         return {name: [None if row is None else getattr(row, name) for row in errors] for name in ERROR_FEATURES}
 
 
