@@ -1,8 +1,8 @@
-"""Makes a student from evenly spaced layers of a teacher.
+"""Create a student from evenly spaced layers of a teacher.
 
     python examples/create_student.py --teacher_model_name_or_path openai/whisper-small.en --output_dir runs/student
 
-`hf-distil-whisper create-student` does the same with a plan before it.
+`hf-distil-whisper create-student` does the same and prints a plan first.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""Distils a student on labelled speech; the same as `hf-distil-whisper train`, to be copied and extended.
+"""Distil a student on labelled speech; the same as `hf-distil-whisper train`, to be copied and extended.
 
     accelerate launch examples/run_distillation.py configs/quickstart.yaml
     torchrun --nproc_per_node 2 examples/run_distillation.py configs/quickstart.yaml --use_cpu --max_steps 100
 
-The recipe names models, rows and settings; flags win over it. `--dry_run` checks the inputs and prints the plan.
+The recipe sets models, data and arguments; flags override it. `--dry_run` checks the inputs and prints the plan.
 """
 
 import sys

@@ -1,4 +1,4 @@
-r"""Scores a model, and a teacher beside it, on test sets of recordings up to 30 s, and tests whether they differ.
+r"""Score a model, and optionally its teacher, on test sets of recordings up to 30 s, and test whether they differ.
 
     python examples/run_evaluation.py --model_name_or_path runs/student \
         --teacher_model_name_or_path openai/whisper-small.en --eval_datasets corpus --output_dir runs/scores

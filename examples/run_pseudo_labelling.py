@@ -1,9 +1,9 @@
-r"""Transcribes a dataset with the teacher and shows what a filter by word error rate would keep.
+r"""Transcribe a dataset with the teacher and report which rows a filter by word error rate would keep.
 
     accelerate launch examples/run_pseudo_labelling.py --teacher_model_name_or_path openai/whisper-small.en \
         --dataset corpus --speaker_column speaker --output_dir runs/labelled
 
-Every process labels its share, and a run that was stopped goes on when it is started again. `wer_threshold` in the
+Every process labels its share, and an interrupted run resumes when it is started again. `wer_threshold` in the
 recipe of a training, or `hf-distil-whisper filter`, then drops the bad rows.
 """
 

@@ -1,9 +1,9 @@
-"""Does what makes the training fast change what is learnt? Two comparisons on the labels of `run.py`.
+"""Compare the fast training with the plain one, in two experiments on the labels of `run.py`.
 
     python compare.py curve   # 200 steps of the library's loss beside the plain formula with all logits
-    python compare.py caches  # students of three seeds, the teacher cached or asked in every step
+    python compare.py caches  # students of three seeds, with a cached teacher and with one that runs in every step
 
-Both need what `make quickstart` has written to runs/quickstart.
+Both need runs/quickstart from `make quickstart`.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def losses_of(
     rows: Dataset,
     steps: int,
 ) -> list[float]:
-    """The losses of so many steps of the quickstart's training, nothing cached."""
+    """The losses of the first steps of the quickstart's training, nothing cached."""
     student = create_student(teacher, decoder_layers=2)
     settings = {"max_steps": steps, "logging_steps": 1, "teacher_cache": "none", "teacher_cache_dir": None}
     with tempfile.TemporaryDirectory() as folder:
@@ -67,7 +67,7 @@ def compare_curves(
 ) -> None:
     """Prints how far the losses of equal trainings lie from each other, step by step."""
     curves = [losses_of(way, teacher, processor, rows, steps) for way in (PlainTrainer, DistillationTrainer)]
-    print("\n| steps | loss, plain | loss, exact | largest distance, relative |\n|---|---|---|---|")
+    print("\n| steps | loss, plain | loss, exact | largest relative difference |\n|---|---|---|---|")
     quarter = max(1, steps // 4)
     for start in range(0, steps, quarter):
         plain, exact = (curve[start : start + quarter] for curve in curves)
@@ -119,8 +119,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("curve", "caches"))
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"), help="output folder of run.py")
-    parser.add_argument("--steps", type=int, default=200, help="of the curve")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the students")
+    parser.add_argument("--steps", type=int, default=200, help="steps of the curve")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the students")
     args = parser.parse_args()
     teacher, processor = load_model(TEACHER), load_processor(TEACHER)
     rows, _ = filter_by_wer(load_source(args.run / "labelled"), 0.10)

@@ -1,4 +1,4 @@
-"""Muon in float32 for the matrices of a Whisper's layers, AdamW for all else: further in as many steps than AdamW."""
+"""Muon in float32 for the matrices of a Whisper's layers, AdamW for the rest: a lower loss in as many steps."""
 
 from collections.abc import Iterable
 from typing import Any

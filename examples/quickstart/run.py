@@ -1,9 +1,9 @@
-"""The main job on the embedded default: label, filter, distil, score, use.
+"""The quickstart: label, filter, distil, score and use a student.
 
     python run.py [--output_dir runs/quickstart] [--fsdd <folder of the human digits>] [--copies 1] [--num_beams 5]
 
-Ends with a table of the teacher and of the student before and after distillation, and with the bounds that they are
-held to. Needs no GPU and no network.
+Ends with a table of the teacher and of the student before and after distillation, and with their acceptance
+bounds. Needs no GPU and no network.
 """
 
 import argparse
@@ -57,14 +57,14 @@ CYCLE = sum(len(sessions) for sessions, _ in WINDOWS)
 
 
 def training_windows(copies: int) -> Dataset:
-    """The training split, joined to windows, with the pauses that the recordings lack at their ends.
+    """The training split, packed to windows, with pauses between the recordings.
 
-    A student learns to read from short windows, where there is little to find its way through, much sooner than from
-    full ones; but a long recording consists of full ones. And from windows with one sentence it learns to end after
-    it, which it would not know from windows in which another one follows.
+    A student learns much faster from short windows, where the alignment is easier, than from full ones; but a long
+    recording consists of full ones. From windows with one sentence it learns to stop after it, which it cannot learn
+    from windows in which another one follows.
 
     Args:
-        copies (`int`): how often everything is said once more, faster or slower, by what are other voices then.
+        copies (`int`): copies of all speech at another speed, which sound like other voices.
     """
     rows = load_source(CORPUS, split="train")
     windows: list[dict] = []
@@ -101,8 +101,8 @@ def distil(
         student (`WhisperForConditionalGeneration`): shares the teacher's encoder.
         teacher (`WhisperForConditionalGeneration`): wrote the labels.
         processor (`WhisperProcessor`): of both.
-        labelled (`Dataset`): what the filter kept.
-        folder (`Path`): of the run; the cache lies in it.
+        labelled (`Dataset`): rows that pass the filter.
+        folder (`Path`): of the run, with the teacher cache.
         trainer_class (`type`, *optional*): takes the steps.
         changes: to the settings below.
     """
@@ -132,16 +132,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument(
-        "--fsdd", type=Path, default=HERE.parents[2] / "shared/speech/fsdd", help="read where it exists"
+        "--fsdd",
+        type=Path,
+        default=HERE.parents[2] / "shared/speech/fsdd",
+        help="folder of the Free Spoken Digit Dataset; skipped if missing",
     )
-    parser.add_argument("--copies", type=int, default=0, help="of the speech, at other speeds")
-    parser.add_argument("--num_beams", type=int, default=1, help="of the labelling")
-    parser.add_argument("--seed", type=int, default=42, help="of the training")
+    parser.add_argument("--copies", type=int, default=0, help="copies of the training speech at other speeds")
+    parser.add_argument("--num_beams", type=int, default=1, help="beams of the labelling")
+    parser.add_argument("--seed", type=int, default=42, help="seed of the training")
     args = parser.parse_args()
-    begin = time.perf_counter()
+    start = time.perf_counter()
 
     def step(name: str) -> None:
-        print(f"\n[{(time.perf_counter() - begin) / 60:4.1f} min] {name}", flush=True)
+        print(f"\n[{(time.perf_counter() - start) / 60:4.1f} min] {name}", flush=True)
 
     step("1. the teacher labels the training speech")
     teacher, processor = load_model(TEACHER), load_processor(TEACHER)
@@ -150,11 +153,11 @@ def main() -> None:
         teacher_cache_dir=args.output_dir / "cache", num_beams=args.num_beams,
     )  # fmt: skip
     step("2. labels that differ from the reference by more than 10 % are dropped")
-    kept, report = filter_by_wer(labelled, 0.10)
+    filtered, report = filter_by_wer(labelled, 0.10)
     print(report.table())
     step("3. a student with 2 of the 8 decoder layers learns from teacher and labels")
     student = create_student(teacher, decoder_layers=2)
-    training = distil(student, teacher, processor, kept, args.output_dir, seed=args.seed).args
+    training = distil(student, teacher, processor, filtered, args.output_dir, seed=args.seed).args
     save_checkpoint(student, processor, args.output_dir / "student")
     step("4. both are scored, beside the student as it was before")
     models = {"teacher": teacher, "student before": create_student(teacher, decoder_layers=2), "student": student}
@@ -175,10 +178,10 @@ def main() -> None:
     card.save(args.output_dir / "student" / "README.md")
     recognise = pipeline("automatic-speech-recognition", model=str(args.output_dir / "student"))
     row = load_source(CORPUS, split="test")[0]
-    heard = recognise({"raw": load_audio(row["audio"]), "sampling_rate": 16_000})
-    print(f"said:  {row['text']}\nheard: {heard['text'].strip()}\n")
+    recognised = recognise({"raw": load_audio(row["audio"]), "sampling_rate": 16_000})
+    print(f"reference:  {row['text']}\ntranscript: {recognised['text'].strip()}\n")
     print(table(scores, times))
-    minutes = (time.perf_counter() - begin) / 60
+    minutes = (time.perf_counter() - start) / 60
     human = digit_wer(teacher, processor, args.fsdd) if args.fsdd.exists() else None
     seconds = timestamp_error(teacher, processor, CORPUS)
     print_bounds(scores, times.ratios, human, seconds, minutes)

@@ -1,4 +1,4 @@
-"""The quickstart's table: word error rates, real-time factors, speed-ups, and the bounds that they are held to."""
+"""The quickstart's table: word error rates, real-time factors, speed-ups, and their acceptance bounds."""
 
 import math
 import statistics
@@ -54,10 +54,10 @@ def score(
     states: EncoderCache,
     brief: bool = False,
 ) -> Scores:
-    """Scores a model on the test sets, long recordings in chunks of so many seconds.
+    """Scores a model on the test sets, long recordings in chunks of `chunk_length` seconds.
 
-    `states` keeps what the encoder that all models share makes of the recordings. `brief`: on the first 96 rows of
-    each; long recordings differ too much for that.
+    `states` caches the hidden states of the encoder that all models share. `brief`: only the first 96 rows of each
+    set, except for long recordings, which differ too much.
     """
     limit = 96 if brief else None
     generate = partial(generate_tokens_cached, model.eval(), cache=states)
@@ -125,11 +125,11 @@ def print_bounds(
 ) -> None:
     """Each bound with what was measured."""
     teacher, student, before = scores["teacher"].errors, scores["student"].errors, scores["student before"].errors
-    heard, unseen = teacher["test"].wer, teacher["unseen voices"].wer
+    seen, unseen = teacher["test"].wer, teacher["unseen voices"].wer
     gap = student["test"].wer - teacher["test"].wer
     times = before["test"].wer / max(student["test"].wer, 1e-9)
     rows = [
-        ("teacher's WER on test", f"{heard:.2%}", "at most 3 %", heard <= 0.03),
+        ("teacher's WER on test", f"{seen:.2%}", "at most 3 %", seen <= 0.03),
         ("teacher's WER on unseen voices", f"{unseen:.2%}", "at most 8 %", unseen <= 0.08),
         ("teacher's timestamps, median error", f"{seconds:.2f} s", "at most 0.2 s", seconds <= 0.2),
         ("student's WER above the teacher's on test", f"{gap:+.2%}", "at most 1 %", gap <= 0.01),

@@ -1,7 +1,7 @@
 """A small English: random sentences over about 600 words, with names, numbers, casing and punctuation.
 
-The grammar is wide on purpose: after any word many others are possible, so that a model has to listen to write the
-next one down. Numbers are written as words, as the human digit strings beside it are.
+The grammar is wide on purpose: after any word many others are possible, so that a model cannot predict the
+next one without the audio. Numbers are written as words, as the human digit strings beside it are.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""The teacher as it trains: a `WhisperForConditionalGeneration`, heads that are thrown away, guided attention."""
+"""The teacher as it trains: a `WhisperForConditionalGeneration`, heads that are discarded, guided attention."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def _look_nearby(encoder: nn.Module) -> None:
 
 
 class Teacher(nn.Module):
-    """The model, its processor and what is thrown away: heads that spell and that know whole `words`, and `shallow`.
+    """The model, its processor and auxiliary heads for training only: characters, whole `words`, and `shallow`.
 
-    That is a second decoder, of two layers. As long as it writes what it hears too, the encoder has to speak so that
-    two layers understand.
+    `shallow` is a second decoder, of two layers: trained jointly, the encoder learns hidden states that two layers can
+    decode.
     """
 
     def __init__(self, whisper: WhisperForConditionalGeneration, processor: WhisperProcessor, words: list[str]):
@@ -132,28 +132,28 @@ class Teacher(nn.Module):
         """Log-probabilities of the characters and the blank, float32."""
         return self.speller(states).float().log_softmax(-1)
 
-    def read(self, states: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    def read(self, states: torch.Tensor, word_ids: torch.Tensor) -> torch.Tensor:
         """Mean cross-entropy of the word that each position lies in.
 
-        Letters tell what a sound is, words which of those that sound alike was meant. A decoder of eight layers finds
-        that out by itself; one of two layers needs an encoder that knows.
+        Letters describe a sound, words distinguish homophones. A decoder of eight layers learns the difference itself;
+        one of two layers needs it from the encoder.
 
         Args:
             states (`torch.Tensor`): (windows, positions, width).
-            heard (`torch.Tensor`): (windows, positions), indices of `words`; -100 where there is none.
+            word_ids (`torch.Tensor`): (windows, positions), indices of `words`; -100 where there is none.
         """
-        known = heard >= 0
-        return F.cross_entropy(self.reader(states[known]).float(), heard[known], reduction="sum") / known.sum().clamp(
-            1
-        )
+        known = word_ids >= 0
+        return F.cross_entropy(
+            self.reader(states[known]).float(), word_ids[known], reduction="sum"
+        ) / known.sum().clamp(1)
 
 
-def words_heard(window: Window, words: dict[str, int]) -> torch.Tensor:
+def words_at_positions(window: Window, words: dict[str, int]) -> torch.Tensor:
     """The index of the word that each position of 20 ms lies in; -100 between words and where a word is unknown."""
-    heard = torch.full((len(window.frames.low) // 2,), -100)
+    word_ids = torch.full((len(window.frames.low) // 2,), -100)
     for word in (word for segment in window.segments for word in segment):
-        heard[max(round(word.start / 2), 0) : max(round(word.end / 2), 0)] = words.get(_cleaned(word.text), -100)
-    return heard
+        word_ids[max(round(word.start / 2), 0) : max(round(word.end / 2), 0)] = words.get(_cleaned(word.text), -100)
+    return word_ids
 
 
 _cleaned = functools.cache(clean)
@@ -174,13 +174,13 @@ def _time_token(tokenizer, frame: float) -> int:
 
 
 def decoder_rows(tokenizer, window: Window, offset: int, rng: np.random.Generator) -> dict[str, list]:
-    """The decoder's side of a window: `inputs`, `targets` (-100: none) and `spans`, where each target is heard.
+    """The decoder's side of a window: `inputs`, `targets` (-100: none) and `spans`, where each target is spoken.
 
     A window shorter than 30 s stands `offset` positions of 20 ms behind their start: its timestamps count from there.
 
     Half of the rows carry timestamps. A window without speech asks for `<|nospeech|>` after `<|startoftranscript|>`,
     and for the end right after `<|notimestamps|>` or `<|0.00|>`. A sentence that the end of the window cuts is left to
-    the next window where there are timestamps: only its start is told (section 2.3 of the Whisper paper).
+    the next window where there are timestamps: only its start is given (section 2.3 of the Whisper paper).
     """
     ids = functools.partial(_id, tokenizer)
     stamps = rng.random() < 0.5
@@ -233,7 +233,7 @@ def collate_rows(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
     """`inputs` and `targets`, (windows, tokens), and the encoder positions `reading` and `writing` should look at.
 
     These are the first and the last one of 20 ms, (windows, tokens, 2), of the word of the input token and of the word
-    that is written next; (0, 0) where nothing is asked.
+    that is written next; (0, 0) where there is no target.
     """
     length = max(len(row["inputs"]) for row in rows)
     found = {

@@ -1,10 +1,10 @@
-"""The teacher's own training speech: more than the corpus holds, kept as log-mel frames on disk.
+"""The teacher's additional training speech, stored as log-mel frames.
 
     python teacher_speech.py --output_dir /somewhere/speech --hours 12 [--fsdd ../../../shared/speech/fsdd]
 
 The training split of the corpus comes first. Every other utterance is rendered, coded with Opus as the corpus is, and
-kept as log10 mel power before Whisper's clamp, so that windows can be put together, mixed with noise and re-levelled
-frame by frame while training. Human digits (fsdd, train split) are kept one word an utterance.
+stored as log10 mel power before Whisper's clamp, so that windows can be assembled, mixed with noise and re-levelled
+frame by frame while training. Human digits (fsdd, train split) are stored as one word per utterance.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=12.0)
-    parser.add_argument("--fsdd", type=Path, default=None, help="folder of the human digits; left out: none")
+    parser.add_argument("--fsdd", type=Path, default=None, help="folder of the Free Spoken Digit Dataset (none)")
     parser.add_argument("--seed", type=int, default=1_000_000)
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()

@@ -87,7 +87,7 @@ class Window:
 
     @property
     def text(self) -> str:
-        """All words that are heard whole."""
+        """All words that are complete."""
         return " ".join(word.text for segment in self.segments for word in segment)
 
     @property

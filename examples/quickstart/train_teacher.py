@@ -55,7 +55,7 @@ import torch.nn.functional as F
 from muon import BETAS, Muon, split_parameters
 from sentences import sentence
 from teacher_alignment import BLANK, clean, greedy, spell, word_times
-from teacher_model import DecoderLoss, Teacher, collate_rows, decoder_rows, words_heard
+from teacher_model import DecoderLoss, Teacher, collate_rows, decoder_rows, words_at_positions
 from teacher_render import Renderer, collate, scale
 from teacher_windows import SILENCE, Speech, Window, augment, compose, mask, pad_with_zeros
 from torch import Tensor, nn
@@ -118,7 +118,7 @@ class DecoderWindows(IterableDataset):
                 pad_with_zeros(window, rng)
             yield recorded(windows, rng, args.augment) | {
                 "offset": offset,
-                "heard": torch.stack([words_heard(window, self.words) for window in windows]),
+                "word_ids": torch.stack([words_at_positions(window, self.words) for window in windows]),
                 "rows": collate_rows(rows, self.tokenizer.pad_token_id),
             }
 
@@ -185,7 +185,7 @@ class Objective(nn.Module):
         parts = {"ctc": ctc_loss(self.teacher.spell(states), batch["characters"], batch["letters"])}
         if args.stage == "encoder":
             return {"loss": parts["ctc"], **parts}
-        parts["words"] = self.teacher.read(states, batch["heard"])
+        parts["words"] = self.teacher.read(states, batch["word_ids"])
         if args.stage == "words":
             return {"loss": 0.5 * parts["ctc"] + parts["words"], **parts}
         parts |= self.decoder_loss(states, batch["rows"])
@@ -347,16 +347,16 @@ def main() -> None:
     parser.add_argument("--cut", type=float, default=0.3, help="share of full windows that end within a sentence")
     parser.add_argument("--previous", type=float, default=0.2, help="share of windows with text before them")
     parser.add_argument(
-        "--augment", type=float, default=0.25, help="share of windows in another room, by another voice"
+        "--augment", type=float, default=0.25, help="share of windows with simulated reverberation or another voice"
     )
-    parser.add_argument("--widen", type=float, default=5.0, help="minutes until the encoder's windows stand anywhere")
+    parser.add_argument("--widen", type=float, default=5.0, help="minutes until the encoder's windows have any offset")
     parser.add_argument("--final_rate", type=float, default=0.02, help="last learning rate, a share of the first")
     parser.add_argument("--guide", type=float, default=0.4, help="weight of the loss on attention")
-    parser.add_argument("--words", type=float, default=0.3, help="weight of the words that the encoder tells apart")
+    parser.add_argument("--words", type=float, default=0.3, help="weight of the loss of the encoder's word head")
     parser.add_argument(
         "--skip", type=float, default=0.2, help="average share of middle decoder layers that a row passes by"
     )
-    parser.add_argument("--frozen", action="store_true", help="train the heads alone, which an export has lost")
+    parser.add_argument("--frozen", action="store_true", help="train only the heads, which an exported model lacks")
     parser.add_argument("--shallow", type=float, default=0.0, help="weight of the second decoder, of two layers")
     parser.add_argument("--bf16", action="store_true", help="on cores with AMX and on GPUs: half the time")
     parser.add_argument("--workers", type=int, default=1, help="of each process, drawing windows")

@@ -1,4 +1,4 @@
-"""A small English-only Whisper processor: byte-level BPE of its own, all of Whisper's special and timestamp tokens."""
+"""A small English-only Whisper processor: byte-level BPE, all of Whisper's special and timestamp tokens."""
 
 import json
 from collections.abc import Iterable

@@ -55,7 +55,7 @@ DISGUISED_VOICES = [
     for cents in (-480, -320, -160, 160, 320, 480)
     for hertz in (85, 120, 170)
 ]
-"""These two lists are heard in the teacher's own training speech only."""
+"""These two lists occur only in the teacher's training speech."""
 
 
 def _synthesise(voice: Voice, text: str, path: Path, rng: random.Random) -> None:
@@ -123,7 +123,7 @@ def noise(length: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def record(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What a microphone would hear of clean speech: a room half of the time, noise 20 to 45 dB below it, any level."""
+    """Simulates a microphone: reverberation half of the time, noise 20 to 45 dB below the speech, any level."""
     power = float(np.mean(audio**2))
     if rng.random() < 0.5:
         audio = room(audio, rng)
