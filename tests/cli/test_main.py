@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 
 import hf_distil_whisper
-from hf_distil_whisper.cli.main import (
-    COMMANDS,
-    main,
-    run_script,
-)
+from hf_distil_whisper.cli.main import COMMANDS, main, run_script
 
 SOURCE = Path(__file__).parents[2] / "src"
 

@@ -7,21 +7,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
-from hf_distil_whisper.checkpoints import (
-    load_model,
-    load_processor,
-)
-from hf_distil_whisper.cli.config import (
-    parse_arguments,
-    setting,
-)
-from hf_distil_whisper.cli.inputs import (
-    Plan,
-    best_device,
-    generation_bytes,
-    gigabytes,
-    torch_dtype,
-)
+from hf_distil_whisper.checkpoints import load_model, load_processor
+from hf_distil_whisper.cli.config import parse_arguments, setting
+from hf_distil_whisper.cli.inputs import Plan, best_device, generation_bytes, gigabytes, torch_dtype
 from hf_distil_whisper.inference.prompt import resolve_language
 
 

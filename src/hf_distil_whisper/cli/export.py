@@ -10,27 +10,10 @@ from typing import Any, Literal
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import (
-    load_model,
-    load_processor,
-)
-from hf_distil_whisper.cli.config import (
-    DataSource,
-    InputError,
-    as_source,
-    parse_arguments,
-    setting,
-    source_setting,
-)
-from hf_distil_whisper.cli.inputs import (
-    Plan,
-    best_device,
-    describe_rows,
-)
-from hf_distil_whisper.data.sources import (
-    RowErrors,
-    without_decoder,
-)
+from hf_distil_whisper.checkpoints import load_model, load_processor
+from hf_distil_whisper.cli.config import DataSource, InputError, as_source, parse_arguments, setting, source_setting
+from hf_distil_whisper.cli.inputs import Plan, best_device, describe_rows
+from hf_distil_whisper.data.sources import RowErrors, without_decoder
 from hf_distil_whisper.export import Generator, check_export, ctranslate2, ggml, greedy_texts, onnx
 from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
 from hf_distil_whisper.inference.prompt import resolve_language

@@ -12,12 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-from hf_distil_whisper.training.losses import (
-    check_temperature,
-    precise,
-    reduce_losses,
-    select_tokens,
-)
+from hf_distil_whisper.training.losses import check_temperature, precise, reduce_losses, select_tokens
 
 DEFAULT_CHUNK_SIZE = 256
 

@@ -11,16 +11,8 @@ from transformers import EvalPrediction, WhisperForConditionalGeneration, Whispe
 
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.output import plain_text
-from hf_distil_whisper.inference.prompt import (
-    languages_of,
-    max_generated_tokens,
-    prefix_length,
-    scoring_language,
-)
-from hf_distil_whisper.metrics import (
-    errors_in_language,
-    get_normalizer,
-)
+from hf_distil_whisper.inference.prompt import languages_of, max_generated_tokens, prefix_length, scoring_language
+from hf_distil_whisper.metrics import errors_in_language, get_normalizer
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.losses import IGNORE_INDEX
 
