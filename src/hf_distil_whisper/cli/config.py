@@ -220,29 +220,18 @@ class DataSource:
 
     def __post_init__(self) -> None:
         number = (int, float)
-        checks = {
-            "path": (isinstance(self.path, str), "text"),
-            "split": (isinstance(self.split, str), "text"),
-            "max_samples": (
-                self.max_samples is None or (isinstance(self.max_samples, int) and self.max_samples >= 1),
-                "a whole number above 0",
-            ),
-            "share": (
-                self.share is None or (isinstance(self.share, number) and 0 < self.share <= 1),
-                "a fraction of the rows, more than 0 and at most 1",
-            ),
-            "weight": (
-                self.weight is None or (isinstance(self.weight, number) and self.weight > 0),
-                "a number above 0",
-            ),
-            "wer_threshold": (
-                self.wer_threshold is None or (isinstance(self.wer_threshold, number) and self.wer_threshold >= 0),
-                "a fraction such as 0.1 (10 % WER)",
-            ),
-        }
-        for name, (valid, expected) in checks.items():
-            if not valid:
-                raise InputError(f"{name}: expected {expected}, got {getattr(self, name)!r}")
+        for name, kind, holds, expected in (
+            ("path", str, lambda _: True, "text"),
+            ("split", str, lambda _: True, "text"),
+            ("max_samples", int, lambda value: value >= 1, "a whole number above 0"),
+            ("share", number, lambda value: 0 < value <= 1, "a fraction of the rows, more than 0 and at most 1"),
+            ("weight", number, lambda value: value > 0, "a number above 0"),
+            ("wer_threshold", number, lambda value: value >= 0, "a fraction such as 0.1 (10 % WER)"),
+        ):
+            value = getattr(self, name)
+            is_left_out = value is None and name not in ("path", "split")
+            if not is_left_out and not (isinstance(value, kind) and holds(value)):
+                raise InputError(f"{name}: expected {expected}, got {value!r}")
 
     def arguments(self) -> dict[str, Any]:
         """The keys that [`load_source`] takes, by the names of its parameters."""

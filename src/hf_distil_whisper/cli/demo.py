@@ -9,7 +9,7 @@ from typing import Literal
 
 from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.config import parse_arguments, setting
-from hf_distil_whisper.cli.inputs import Plan, best_device, generation_bytes, gigabytes, torch_dtype
+from hf_distil_whisper.cli.inputs import DTYPES, Plan, best_device, generation_bytes, gigabytes
 from hf_distil_whisper.inference.prompt import resolve_language
 
 
@@ -46,11 +46,7 @@ def load_app() -> ModuleType:
 
 
 def plan_demo(args: DemoArguments) -> Plan:
-    """Checks models, language, port and that Gradio is installed.
-
-    Args:
-        args (`DemoArguments`): parsed flags.
-    """
+    """Checks models, language, port and that Gradio is installed."""
     plan = Plan("demo")
     plan.single_process()
     try:
@@ -60,13 +56,11 @@ def plan_demo(args: DemoArguments) -> Plan:
     memory = 0.0
     for flag in ("model_name_or_path", "teacher_model_name_or_path"):
         name = getattr(args, flag)
-        model = plan.model(name, flag)
-        if model is None:
-            continue
-        plan.processor(name, flag)
-        memory += generation_bytes(model, torch_dtype(args.dtype), sequences=1)
-        with plan.collect(f"language: {name}"):
-            resolve_language(model, args.language)
+        model = plan.model_and_processor(name, flag)
+        if model is not None:
+            memory += generation_bytes(model, DTYPES[args.dtype], sequences=1)
+            with plan.collect(f"language: {name}"):
+                resolve_language(model, args.language)
     if args.port is not None and not 0 < args.port < 2**16:
         plan.problems.append(f"--port: expected a number from 1 to 65535, got {args.port}")
     plan.steps.append(f"load {args.model_name_or_path} and {args.teacher_model_name_or_path}, run each once")
@@ -77,16 +71,12 @@ def plan_demo(args: DemoArguments) -> Plan:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command; ends with Ctrl-C.
-
-    Args:
-        argv (`Sequence[str]`): a recipe, then flags.
-    """
+    """Entry point of the command: a recipe, then flags; ends with Ctrl-C."""
     (args,) = parse_arguments(DemoArguments, argv=argv, command="hf-distil-whisper demo")
     if not plan_demo(args).report(dry_run=args.dry_run):
         return
     names = (args.model_name_or_path, args.teacher_model_name_or_path)
-    student, teacher = (load_model(name, dtype=torch_dtype(args.dtype)).to(best_device()) for name in names)
+    student, teacher = (load_model(name, dtype=DTYPES[args.dtype]).to(best_device()) for name in names)
     student_processor, processor = (load_processor(name) for name in names)
     page = load_app().build_demo(
         student, teacher, processor, student_processor=student_processor, language=args.language,

@@ -1,11 +1,11 @@
 """`evaluate`: error rates and real-time factors of models on test sets, above all of a student beside its teacher."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset
 
@@ -20,6 +20,7 @@ from hf_distil_whisper.cli.config import (
     source_setting,
 )
 from hf_distil_whisper.cli.inputs import (
+    DTYPES,
     Plan,
     as_fallback,
     describe_rows,
@@ -27,7 +28,6 @@ from hf_distil_whisper.cli.inputs import (
     generation_bytes,
     gigabytes,
     load_for_inference,
-    torch_dtype,
 )
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_model, evaluate_shared
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
@@ -114,15 +114,8 @@ def _as_models(value: Any) -> dict[str, str]:
     return models
 
 
-@dataclass
-class EvaluationSet:
-    """One set to score on.
-
-    Args:
-        name (`str`): in tables and file names.
-        group (`str`): a value of `GROUPS`, for example "in distribution".
-        rows (`Dataset`): recordings with `text`.
-    """
+class EvaluationSet(NamedTuple):
+    """One set to score on: its name, its group (a value of `GROUPS`), and recordings with `text`."""
 
     name: str
     group: str
@@ -131,11 +124,7 @@ class EvaluationSet:
 
 @dataclass
 class EvaluationPlan(Plan):
-    """A [`Plan`] with the sets to score on.
-
-    Args:
-        sets (`list[EvaluationSet]`): in the order of the flags.
-    """
+    """A [`Plan`] with the sets to score on, in the order of the flags."""
 
     sets: list[EvaluationSet] = field(default_factory=list)
 
@@ -147,7 +136,14 @@ def plan_evaluation(args: EvaluateArguments) -> EvaluationPlan:
     names = [name for _, name, _ in sources]
     _check_names(plan, names, [*_as_models(args.other_models)])
     _check_models(plan, args)
-    _check_reference(plan, args)
+    if args.reference is not None:
+        if args.reference not in (args.eval_datasets or {}):
+            known = ", ".join(args.eval_datasets or {}) or "none"
+            plan.problems.append(f"--reference: {args.reference!r} is not among --eval_datasets, which are {known}")
+        if not args.ood_datasets or args.teacher_model_name_or_path is None:
+            plan.problems.append(
+                "--reference compares with a teacher out of distribution: give it and --ood_datasets too"
+            )
     sequential = {name: getattr(args, name) for name in ("temperature_fallback", "condition_on_prev_tokens")}
     plan.long_form_method(args.long_form_method, "long_form_method", chunked={}, sequential=sequential)
     if not sources:
@@ -189,19 +185,9 @@ def _check_models(plan: Plan, args: EvaluateArguments) -> None:
             models[column] = model
     plan.scoring(models, args.language, args.normalizer)
     if models:
-        dtype = torch_dtype(args.dtype)
+        dtype = DTYPES[args.dtype]
         memory = max(generation_bytes(model, dtype, args.batch_size) for model in models.values())
         plan.figures["memory expected"] = gigabytes(memory)
-
-
-def _check_reference(plan: Plan, args: EvaluateArguments) -> None:
-    if args.reference is None:
-        return
-    if args.reference not in (args.eval_datasets or {}):
-        names = ", ".join(args.eval_datasets or {}) or "none"
-        plan.problems.append(f"--reference: {args.reference!r} is not among --eval_datasets, which are {names}")
-    if not args.ood_datasets or args.teacher_model_name_or_path is None:
-        plan.problems.append("--reference compares with a teacher out of distribution: give it and --ood_datasets too")
 
 
 def run_evaluation(args: EvaluateArguments, sets: Sequence[EvaluationSet]) -> dict[str, dict[str, EvaluationResult]]:
@@ -215,37 +201,24 @@ def run_evaluation(args: EvaluateArguments, sets: Sequence[EvaluationSet]) -> di
         `dict[str, dict[str, EvaluationResult]]`: by set, then by `"model"`, `"teacher"` and the names of other models;
         the same in every process.
     """
-    results: dict[str, dict[str, EvaluationResult]] = {one.name: {} for one in sets}
-    for column, name in args.models().items():
-        evaluate = _evaluation(args, name)
-        for one in sets:
-            results[one.name][column] = evaluate_shared(one.rows, partial(evaluate, one.group in LONG_FORMS))
-    return results
-
-
-def _evaluation(args: EvaluateArguments, name: str) -> Callable[[bool, Dataset], EvaluationResult]:
-    """Loads a model; returns what scores it on rows, of long form or not."""
-    model, processor = load_for_inference(name, args.dtype)
     options: dict[str, Any] = {
         "language": args.language,
         "normalizer": get_normalizer(args.normalizer) if args.normalizer else None,
         "batch_size": args.batch_size,
     }
-
-    def evaluate(long_form: bool, rows: Dataset) -> EvaluationResult:
-        if not long_form:
-            return evaluate_model(model, rows, processor, **options)
-        return evaluate_long_form(
-            model,
-            rows,
-            processor,
-            method=args.long_form_method,
-            temperature_fallback=as_fallback(args.temperature_fallback),
-            condition_on_prev_tokens=args.condition_on_prev_tokens,
-            **options,
-        )
-
-    return evaluate
+    of_long_form: dict[str, Any] = {
+        "method": args.long_form_method,
+        "temperature_fallback": as_fallback(args.temperature_fallback),
+        "condition_on_prev_tokens": args.condition_on_prev_tokens,
+    }
+    results: dict[str, dict[str, EvaluationResult]] = {one.name: {} for one in sets}
+    for column, name in args.models().items():
+        model, processor = load_for_inference(name, args.dtype)
+        short = partial(evaluate_model, model, processor=processor, **options)
+        long = partial(evaluate_long_form, model, processor=processor, **options, **of_long_form)
+        for one in sets:
+            results[one.name][column] = evaluate_shared(one.rows, long if one.group in LONG_FORMS else short)
+    return results
 
 
 def run(argv: Sequence[str]) -> None:

@@ -116,21 +116,13 @@ class ExportArguments:
 
 @dataclass
 class ExportPlan(Plan):
-    """A [`Plan`] with the recordings of `--dataset`.
-
-    Args:
-        rows (`Dataset`, *optional*): None without `--dataset`.
-    """
+    """A [`Plan`] with the recordings of `--dataset`, None without it."""
 
     rows: Dataset | None = None
 
 
 def plan_export(args: ExportArguments) -> ExportPlan:
-    """Checks model, format and recordings.
-
-    Args:
-        args (`ExportArguments`): parsed flags.
-    """
+    """Checks model, format and recordings."""
     plan = ExportPlan("export")
     plan.single_process()
     model = plan.model_and_processor(args.model_name_or_path, "model_name_or_path")
@@ -167,11 +159,7 @@ def plan_export(args: ExportArguments) -> ExportPlan:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): the model or a recipe, then flags.
-    """
+    """Entry point of the command: the model or a recipe, then flags."""
     if argv and not argv[0].startswith("-") and not argv[0].endswith((".yaml", ".yml")):
         argv = ["--model_name_or_path", *argv]
     (args,) = parse_arguments(ExportArguments, argv=argv, command="hf-distil-whisper export")

@@ -5,7 +5,7 @@ Models are opened without weights, datasets are opened and their columns compare
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,14 +16,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
-from transformers import (
-    AutoConfig,
-    GenerationConfig,
-    PreTrainedConfig,
-    WhisperConfig,
-    WhisperForConditionalGeneration,
-    WhisperProcessor,
-)
+from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
 from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process, nearest, parse_yaml
@@ -104,21 +97,15 @@ class Plan:
         if world_size != "1":
             self.problems.append(f"{self.command} works in one process, got {world_size}: set --num_processes 1")
 
-    def model_config(self, name_or_path: str | None, flag: str) -> PreTrainedConfig | None:
-        """Checks that there is a model of any kind; returns its config."""
+    def model(self, name_or_path: str | None, flag: str) -> WhisperForConditionalGeneration | None:
+        """Checks that there is a Whisper; returns its architecture on the meta device, without weights."""
         if not self.require(name_or_path, flag, _MODEL) or name_or_path is None:
             return None
         try:
-            return AutoConfig.from_pretrained(name_or_path)
+            config = AutoConfig.from_pretrained(name_or_path)
         except (OSError, ValueError) as error:
             first_line = str(error).splitlines()[0]
             self.problems.append(f"--{flag}: no model at {name_or_path!r}, expected {_MODEL} ({first_line})")
-            return None
-
-    def model(self, name_or_path: str | None, flag: str) -> WhisperForConditionalGeneration | None:
-        """Checks that there is a Whisper; returns its architecture on the meta device, without weights."""
-        config = self.model_config(name_or_path, flag)
-        if config is None:
             return None
         if not isinstance(config, WhisperConfig):
             self.problems.append(f"--{flag}: {name_or_path!r} is a {config.model_type!r} model, expected a Whisper")
@@ -169,33 +156,28 @@ class Plan:
 
     def source(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> Dataset | None:
         """Opens a dataset, or its `share`, and checks that it has `columns`."""
-        if not self.require(source, flag, _DATA) or source is None:
-            return None
-        with self.collect(flag):
-            rows = open_source(source)
-            return rows if self._has_columns(rows, source, flag, columns) else None
-        return None
+        return self._open(open_source, source, flag, columns)
 
     def stream(self, source: DataSource | None, flag: str, columns: tuple[str, ...] = ()) -> IterableDataset | None:
         """Opens a dataset to be read row by row, without a copy before, and checks that it has `columns`."""
-        if not self.require(source, flag, _DATA) or source is None:
-            return None
-        if source.share is not None:
+        if source is not None and source.share is not None:
             self.problems.append(f"--{flag}.share: the number of rows of a stream is not known; leave it out")
             return None
-        with self.collect(flag):
-            rows = load_source(**source.arguments(), streaming=True)
-            return rows if self._has_columns(rows, source, flag, columns) else None
-        return None
+        return self._open(lambda source: load_source(**source.arguments(), streaming=True), source, flag, columns)
 
-    def _has_columns(
-        self, rows: Dataset | IterableDataset, source: DataSource, flag: str, columns: tuple[str, ...]
-    ) -> bool:
-        names = rows.column_names or []
-        missing = [column for column in columns if column not in names]
-        if missing:
+    def _open(
+        self, load: Callable[[DataSource], Any], source: DataSource | None, flag: str, columns: tuple[str, ...]
+    ) -> Any:
+        if not self.require(source, flag, _DATA) or source is None:
+            return None
+        with self.collect(flag):
+            rows = load(source)
+            names = rows.column_names or []
+            missing = [column for column in columns if column not in names]
+            if not missing:
+                return rows
             self.problems.append(f"--{flag}: {source.path!r} has no column {missing[0]!r}; it has: {', '.join(names)}")
-        return not missing
+        return None
 
     def output(self, folder: str | None, flag: str = "output_dir", resumes: bool = False) -> None:
         """Checks that nothing would be overwritten; with `resumes`, shards of a stopped run may be there."""
@@ -263,14 +245,9 @@ def best_device() -> torch.device:
     return accelerator if local_rank is None else torch.device(accelerator.type, int(local_rank))
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    """`"bfloat16"` → `torch.bfloat16`."""
-    return DTYPES[name]
-
-
 def load_for_inference(name_or_path: str, dtype: str) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """Loads a Whisper for inference, on the best device and in eval mode, and its processor."""
-    model, processor = load_model(name_or_path, dtype=torch_dtype(dtype)), load_processor(name_or_path)
+    model, processor = load_model(name_or_path, dtype=DTYPES[dtype]), load_processor(name_or_path)
     check_compatible(model, None, processor)
     return model.to(best_device()), processor
 

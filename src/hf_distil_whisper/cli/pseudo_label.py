@@ -20,13 +20,13 @@ from hf_distil_whisper.cli.config import (
     source_setting,
 )
 from hf_distil_whisper.cli.inputs import (
+    DTYPES,
     Plan,
     best_device,
     describe_rows,
     generation_bytes,
     gigabytes,
     hours_of_audio,
-    torch_dtype,
 )
 from hf_distil_whisper.inference.encoder import encoder_cache_bytes
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
@@ -77,11 +77,7 @@ class PseudoLabelArguments:
 
 @dataclass
 class LabellingPlan(Plan):
-    """A [`Plan`] with the recordings.
-
-    Args:
-        rows (`Dataset` or `IterableDataset`, *optional*): None where the plan has problems.
-    """
+    """A [`Plan`] with the recordings, None where it has problems."""
 
     rows: Dataset | IterableDataset | None = None
 
@@ -119,10 +115,10 @@ def _plan_costs(
         plan.figures["disk expected"] = gigabytes(hours * FLAC_BYTES_PER_HOUR)
         if teacher is not None and args.teacher_cache_dir:
             windows = math.ceil(hours * 3600 / args.max_duration) if _packs_speakers(args, rows) else len(rows)
-            size = encoder_cache_bytes(windows, teacher.config, torch_dtype(args.dtype))
+            size = encoder_cache_bytes(windows, teacher.config, DTYPES[args.dtype])
             plan.figures["encoder outputs expected"] = f"{gigabytes(size)} in {args.teacher_cache_dir}"
     if teacher is not None:
-        memory = generation_bytes(teacher, torch_dtype(args.dtype), args.batch_size * args.num_beams)
+        memory = generation_bytes(teacher, DTYPES[args.dtype], args.batch_size * args.num_beams)
         plan.figures["memory expected"] = gigabytes(memory)
 
 
@@ -131,11 +127,7 @@ def _packs_speakers(args: PseudoLabelArguments, rows: Dataset | IterableDataset)
 
 
 def sort_by_speaker(dataset: Dataset) -> Dataset:
-    """Makes the utterances of a speaker's recording neighbours, in the order of the source: only these are packed.
-
-    Args:
-        dataset (`Dataset`): rows with `speaker`, and `recording` where it is known.
-    """
+    """Makes the utterances of a speaker's recording neighbours, in the order of the source: only these are packed."""
     names = [name for name in ("recording", "speaker") if name in dataset.column_names]
     order = np.lexsort([np.array([str(value) for value in dataset[name]]) for name in names])  # stable, last key first
     return dataset if (order[1:] > order[:-1]).all() else dataset.select(order)
@@ -152,7 +144,7 @@ def run(argv: Sequence[str]) -> None:
         rows = sort_by_speaker(rows)
     labelled = pseudo_label_dataset(
         rows,
-        load_model(args.teacher_model_name_or_path, dtype=torch_dtype(args.dtype)).to(best_device()),
+        load_model(args.teacher_model_name_or_path, dtype=DTYPES[args.dtype]).to(best_device()),
         load_processor(args.teacher_model_name_or_path),
         output_dir=args.output_dir,
         language=args.language,

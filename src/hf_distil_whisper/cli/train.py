@@ -2,8 +2,8 @@
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,12 +27,18 @@ from hf_distil_whisper.cli.config import (
 from hf_distil_whisper.cli.create_student import StudentArguments, plan_layers
 from hf_distil_whisper.cli.inputs import Plan, describe_rows, gigabytes, hours_of_audio
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
-from hf_distil_whisper.data.dataset import LABEL_COLUMNS, SpeechDataset, check_rows
+from hf_distil_whisper.data.dataset import LABEL_COLUMNS, LabelSettings, SpeechDataset, check_rows
 from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 from hf_distil_whisper.data.sources import name_columns
 from hf_distil_whisper.data.streaming import SpeechStream
 from hf_distil_whisper.hub.callbacks import ModelCardCallback, SamplePredictionsCallback, run_url
-from hf_distil_whisper.hub.model_card import find_license, latest_word_errors, save_model_card, teacher_facts
+from hf_distil_whisper.hub.model_card import (
+    CardFacts,
+    find_license,
+    latest_word_errors,
+    save_model_card,
+    teacher_facts,
+)
 from hf_distil_whisper.hub.push import PushError
 from hf_distil_whisper.hub.resume import HubCheckpoint, checkpoint_to_resume, fetch_checkpoint
 from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, scoring_language
@@ -201,17 +207,23 @@ def plan_training(
     validation_sets = _plan_validation(plan)
     if args.streaming:
         _check_streaming(plan, only_cache)
-        plan.data = _plan_streams(plan, student, validation_sets)
-    else:
-        plan.data = _plan_rows(plan, student, validation_sets)
-        if plan.data is not None and student is not None:
-            _plan_cache(plan, plan.data.train, student)
+    plan.data = _plan_rows(plan, student, validation_sets)
+    if plan.data is not None and student is not None and training_args.teacher_cache != "none":
+        where = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
+        plan.steps.append(f"cache {_CACHED[training_args.teacher_cache]} {where}")
+        dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
+        size = expected_cache_bytes(len(plan.data.train), student.config, dtype, training_args)
+        plan.figures["teacher cache"] = gigabytes(size)
     if not only_cache:
         _plan_steps(plan)
     if student is not None:
         _plan_costs(plan, student, teacher)
     if not only_cache:
-        _plan_output(plan)
+        push = ""
+        if training_args.push_to_hub:
+            repository = training_args.hub_model_id or "a repository of that name"
+            push = f"; push them to {repository} ({training_args.hub_strategy})"
+        plan.steps.append(f"save the student, its processor and its card to {training_args.output_dir}{push}")
     return plan
 
 
@@ -282,47 +294,78 @@ def _flag(name: str) -> str:
 def _plan_rows(
     plan: TrainingPlan, student: WhisperForConditionalGeneration | None, validation_sets: dict[str, Dataset]
 ) -> TrainingData | None:
-    """The rows of all sources after their filters, joined; None where one of them has a problem."""
-    sources = plan.args.sources()
+    """The filtered rows, or streams of them, of all sources; None where one of them has a problem."""
+    sources, streaming = plan.args.sources(), plan.args.streaming
     plan.require(sources, "train_dataset", "a Hub name, folder, file or URL")
-    rows_by_source, rows_dropped = {}, 0
+    open_rows = plan.stream if streaming else plan.source
+    rows_by_source: dict[str, Any] = {}
+    rows_dropped = 0
     for name, source in sources.items():
-        rows = plan.source(source, _flag(name), (source.transcript_column,))
+        rows = open_rows(source, _flag(name), (source.transcript_column,))
         if rows is not None and student is not None:
-            has_language = "language" in rows.column_names and None not in rows.unique("language")
-            _check_language(plan, source, _flag(name), student, rows[0], has_language)
-            rows, dropped = _filter_rows(plan, source, name, student, rows)
+            _check_language(plan, name, source, student, rows)
+            rows, dropped = _filter_rows(plan, name, source, student, rows)
             rows_dropped += dropped
         if rows is not None:
             rows_by_source[name] = name_columns(rows, {LABELS: source.transcript_column}, source.path)
     if not sources or len(rows_by_source) < len(sources):
         return None
+    if streaming:
+        return TrainingData(rows_by_source, validation_sets)
     if len(sources) > 1:
-        rows = join_sources(rows_by_source, (*LABEL_COLUMNS, "audio", LABELS))
+        joined = join_sources(rows_by_source, (*LABEL_COLUMNS, "audio", LABELS))
     else:
-        (rows,) = rows_by_source.values()
-    plan.figures["audio"] = describe_rows(rows)
-    return TrainingData(rows, validation_sets, _mixture(plan, rows), rows_dropped)
+        (joined,) = rows_by_source.values()
+    plan.figures["audio"] = describe_rows(joined)
+    return TrainingData(joined, validation_sets, _mixture(plan, joined), rows_dropped)
+
+
+def _check_language(
+    plan: TrainingPlan,
+    name: str,
+    source: DataSource,
+    student: WhisperForConditionalGeneration,
+    rows: Dataset | IterableDataset,
+) -> None:
+    """Labels for a multilingual model start with a language: `--language`, that of the row, or one in the label."""
+    first, flag = next(iter(rows), None), _flag(name)
+    if first is None:
+        plan.problems.append(f"--{flag}: {source.path!r} holds no row")
+        return
+    # Of a stream only the first row is read here: whether later rows have a language shows in the training.
+    has_language = "language" in first and (isinstance(rows, IterableDataset) or None not in rows.unique("language"))
+    label = str(first[source.transcript_column])
+    if not is_multilingual(student) or plan.training_args.language is not None or has_language:
+        return
+    if "<|startoftranscript|>" not in label:
+        plan.problems.append(
+            "--language is missing: labels of a multilingual model start with it, those of "
+            f"--{flag} hold none (the first one: {label[:40]!r}), and no --{flag}.language_column names it for "
+            "every row"
+        )
 
 
 def _filter_rows(
-    plan: TrainingPlan, source: DataSource, name: str, student: WhisperForConditionalGeneration, rows: Dataset
-) -> tuple[Dataset | None, int]:
-    """The rows within `wer_threshold`, and how many were dropped."""
-    if source.wer_threshold is None:
+    plan: TrainingPlan,
+    name: str,
+    source: DataSource,
+    student: WhisperForConditionalGeneration,
+    rows: Dataset | IterableDataset,
+) -> tuple[Dataset | IterableDataset | None, int]:
+    """The rows within `wer_threshold`, and how many were dropped: 0 of a stream, which is filtered as it is read."""
+    threshold = source.wer_threshold
+    if threshold is None:
         return rows, 0
     with plan.collect(f"{_flag(name)}.wer_threshold"):
-        passing, report = filter_by_wer(
-            rows,
-            source.wer_threshold,
-            prediction_column=source.transcript_column,
-            language=plan.training_args.normalizer or scoring_language(student, plan.training_args.language),
-        )
+        language = plan.training_args.normalizer or scoring_language(student, plan.training_args.language)
+        if isinstance(rows, IterableDataset):
+            rows = filter_stream_by_wer(rows, threshold, prediction_column=source.transcript_column, language=language)
+            plan.steps.append(f"keep the rows of {name} with WER ≤ {threshold:.1%}, as they come")
+            return rows, 0
+        rows, report = filter_by_wer(rows, threshold, prediction_column=source.transcript_column, language=language)
         of = "" if name == "train_dataset" else f" of {name}"
-        plan.steps.append(
-            f"keep {report.kept:,} of {report.kept + report.dropped:,} rows{of} (WER ≤ {source.wer_threshold:.1%})"
-        )
-        return passing, report.dropped
+        plan.steps.append(f"keep {report.kept:,} of {report.kept + report.dropped:,} rows{of} (WER ≤ {threshold:.1%})")
+        return rows, report.dropped
     return None, 0
 
 
@@ -338,53 +381,6 @@ def _check_streaming(plan: TrainingPlan, only_cache: bool) -> None:
     for name, source in sources.items():
         if len(sources) > 1 and source.weight is None:
             plan.problems.append(f"--{_flag(name)}.weight is missing: the number of rows of a stream is not known")
-
-
-def _plan_streams(
-    plan: TrainingPlan, student: WhisperForConditionalGeneration | None, validation_sets: dict[str, Dataset]
-) -> TrainingData | None:
-    """A stream of labelled rows for each source, filtered row by row; only the first row is read here."""
-    sources = plan.args.sources()
-    plan.require(sources, "train_dataset", "a Hub name, folder, file or URL")
-    streams = {}
-    for name, source in sources.items():
-        rows = plan.stream(source, _flag(name), (source.transcript_column,))
-        if rows is None or student is None:
-            continue
-        first = next(iter(rows), None)
-        if first is None:
-            plan.problems.append(f"--{_flag(name)}: {source.path!r} holds no row")
-            continue
-        _check_language(plan, source, _flag(name), student, first, "language" in first)
-        with plan.collect(f"{_flag(name)}.wer_threshold"):
-            if source.wer_threshold is not None:
-                language = plan.training_args.normalizer or scoring_language(student, plan.training_args.language)
-                rows = filter_stream_by_wer(
-                    rows, source.wer_threshold, prediction_column=source.transcript_column, language=language
-                )
-                plan.steps.append(f"keep the rows of {name} with WER ≤ {source.wer_threshold:.1%}, as they come")
-            streams[name] = name_columns(rows, {LABELS: source.transcript_column}, source.path)
-    return TrainingData(streams, validation_sets) if sources and len(streams) == len(sources) else None
-
-
-def _check_language(
-    plan: TrainingPlan,
-    source: DataSource,
-    flag: str,
-    student: WhisperForConditionalGeneration,
-    first_row: Mapping[str, Any],
-    has_language: bool,
-) -> None:
-    """Labels for a multilingual model start with a language: `--language`, that of the row, or one in the label."""
-    label = str(first_row[source.transcript_column])
-    if not is_multilingual(student) or plan.training_args.language is not None or has_language:
-        return
-    if "<|startoftranscript|>" not in label:
-        plan.problems.append(
-            "--language is missing: labels of a multilingual model start with it, those of "
-            f"--{flag} hold none (the first one: {label[:40]!r}), and no --{flag}.language_column names it for "
-            "every row"
-        )
 
 
 def _mixture(plan: TrainingPlan, rows: Dataset) -> Mixture | None:
@@ -407,18 +403,6 @@ def _mixture(plan: TrainingPlan, rows: Dataset) -> Mixture | None:
 def _data_seed(plan: TrainingPlan) -> int:
     """Seed of what is drawn from the data: variants of the labels, order of the sources."""
     return plan.training_args.seed if plan.training_args.data_seed is None else plan.training_args.data_seed
-
-
-def _plan_cache(
-    plan: TrainingPlan, rows: Dataset | dict[str, IterableDataset], student: WhisperForConditionalGeneration
-) -> None:
-    training_args = plan.training_args
-    if training_args.teacher_cache == "none":
-        return
-    dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
-    where = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
-    plan.steps.append(f"cache {_CACHED[training_args.teacher_cache]} {where}")
-    plan.figures["teacher cache"] = gigabytes(expected_cache_bytes(len(rows), student.config, dtype, training_args))
 
 
 def _plan_steps(plan: TrainingPlan) -> None:
@@ -446,28 +430,14 @@ def _plan_steps(plan: TrainingPlan) -> None:
 def _plan_costs(
     plan: TrainingPlan, student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration | None
 ) -> None:
-    args = plan.training_args
-    plan.figures["memory expected"] = gigabytes(_training_bytes(student, teacher, args))
-    encoder = student.get_encoder().num_parameters()
-    trained = student.num_parameters() - (encoder if args.freeze_encoder else 0)
-    plan.figures["disk expected"] = gigabytes(4 * student.num_parameters())
-    if args.save_strategy != "no":
-        checkpoint = 4 * student.num_parameters() + 8 * trained
-        plan.figures["disk expected"] += f" and {gigabytes(checkpoint)} for each checkpoint"
-
-
-def _training_bytes(
-    student: WhisperForConditionalGeneration,
-    teacher: WhisperForConditionalGeneration | None,
-    args: DistillationTrainingArguments,
-) -> float:
-    """Estimated memory of a training process: float32 weights, gradients, AdamW's moments, activations, logits."""
-    config, itemsize = student.config, 2 if args.bf16 or args.fp16 else 4
-    encoder = student.get_encoder().num_parameters()
-    trained = student.num_parameters() - (encoder if args.freeze_encoder else 0)
+    """Memory of a training process: float32 weights, gradients, AdamW's moments, activations, logits; and disk."""
+    args, config = plan.training_args, student.config
+    itemsize = 2 if args.bf16 or args.fp16 else 4
+    frozen = student.get_encoder().num_parameters() if args.freeze_encoder else 0
+    trained = student.num_parameters() - frozen
     weights = 4 * student.num_parameters() + 12 * trained
     if teacher is not None:
-        weights += itemsize * (teacher.num_parameters() - (encoder if args.freeze_encoder else 0))
+        weights += itemsize * (teacher.num_parameters() - frozen)
     frames, tokens, width = config.max_source_positions, config.max_target_positions, config.d_model
     # 40 numbers per token and channel in each trained layer; those of a frozen encoder are freed layer by layer.
     layer = 40 * width * itemsize
@@ -475,28 +445,24 @@ def _training_bytes(
     encoder_layers = 1 if args.freeze_encoder else config.encoder_layers
     activations = args.per_device_train_batch_size * (decoder + encoder_layers * frames * layer)
     logits = 4 * 4 * args.loss_chunk_size * config.vocab_size  # of one chunk of the loss
-    return weights + activations + logits
-
-
-def _plan_output(plan: TrainingPlan) -> None:
-    args = plan.training_args
-    push = ""
-    if args.push_to_hub:
-        push = f"; push them to {args.hub_model_id or 'a repository of that name'} ({args.hub_strategy})"
-    plan.steps.append(f"save the student, its processor and its card to {args.output_dir}{push}")
+    plan.figures["memory expected"] = gigabytes(weights + activations + logits)
+    plan.figures["disk expected"] = gigabytes(4 * student.num_parameters())
+    if args.save_strategy != "no":
+        checkpoint = 4 * student.num_parameters() + 8 * trained
+        plan.figures["disk expected"] += f" and {gigabytes(checkpoint)} for each checkpoint"
 
 
 class RecipeTrainer(DistillationTrainer):
     """A [`DistillationTrainer`] made by [`build_trainer`], whose `finish` ends the training of a recipe.
 
     Args:
-        card (`dict`): fields of [`CardFacts`] that the trainer does not know: teacher, data, licence.
+        facts ([`CardFacts`]): for the card, what the trainer does not know: teacher, data, licence.
         arguments: as for [`DistillationTrainer`].
     """
 
-    def __init__(self, *, card: dict[str, Any], **arguments: Any):
-        super().__init__(callbacks=[ModelCardCallback(**card)], **arguments)
-        self.card = card
+    def __init__(self, *, facts: CardFacts, **arguments: Any):
+        super().__init__(callbacks=[ModelCardCallback(facts)], **arguments)
+        self.facts = facts
 
     def finish(self) -> dict[str, float]:
         """Validates the trained student, saves it with processor, scores and card, and pushes it where asked to.
@@ -517,12 +483,12 @@ class RecipeTrainer(DistillationTrainer):
             save_model_card(
                 str(self.args.output_dir),
                 self.model,
+                self.facts,
                 log_history=self.state.log_history,
                 results=latest_word_errors([metrics]),
                 run_url=run_url(self.args),
                 training_args=self.args,
                 teacher_parameters=self.teacher_model.num_parameters() if self.teacher_model is not None else None,
-                **self.card,
             )
             if self.args.push_to_hub:
                 self.push_output_dir()
@@ -552,7 +518,7 @@ def build_trainer(plan: TrainingPlan) -> RecipeTrainer:
         student = create_student(teacher or "", **args.layers())
     train_dataset, eval_datasets = _speech_datasets(plan, student, processor)
     trainer = RecipeTrainer(
-        card=_card_fields(plan),
+        facts=_card_facts(plan),
         model=student,
         teacher_model=teacher if _needs_teacher(training_args) else None,
         args=training_args,
@@ -573,74 +539,72 @@ def _speech_datasets(
     args, training_args, data = plan.args, plan.training_args, plan.data
     if data is None:
         raise ValueError("the plan has no rows: its `report` says what is missing.")
-    labels: dict[str, Any] = {
-        "language": resolve_language(student, training_args.language, training_args.task),
-        "task": training_args.task,
-        "max_label_length": args.max_label_length,
-    }
-    variants: dict[str, Any] = {
-        "timestamp_probability": training_args.timestamp_probability,
-        "condition_on_prev_probability": training_args.condition_on_prev_probability,
-        "seed": _data_seed(plan),
-    }
+    settings = LabelSettings(
+        LABELS,
+        training_args.timestamp_probability,
+        training_args.condition_on_prev_probability,
+        language=resolve_language(student, training_args.language, training_args.task),
+        language_column="language" if is_multilingual(student) else None,
+        task=training_args.task,
+        max_label_length=args.max_label_length,
+    )
+    seed = _data_seed(plan)
 
-    def usable(rows: Dataset, flag: str, column: str) -> tuple[Dataset, dict[str, Any]]:
-        has_language = "language" in rows.column_names and is_multilingual(student)
-        options = {"transcript_column": column, "language_column": "language" if has_language else None, **labels}
-        rows, errors = check_rows(rows, processor, **options)
+    def checked(rows: Dataset, flag: str, column: str) -> tuple[Dataset, LabelSettings]:
+        language_column = settings.language_column if "language" in rows.column_names else None
+        of_rows = replace(settings, transcript_column=column, language_column=language_column)
+        rows, errors = check_rows(rows, processor, of_rows)
         if errors:
             logger.warning(f"--{flag}: {errors.summary()}")
-        return rows, options | variants
+        return rows, of_rows
 
     train: TorchDataset
     if isinstance(data.train, dict):
         train = SpeechStream(
             data.train,
             processor,
+            settings,
             weights={name: source.weight or 1.0 for name, source in args.sources().items()},
             stopping_strategy=args.stopping_strategy,
             shuffle_buffer=args.shuffle_buffer,
-            transcript_column=LABELS,
-            language_column="language" if is_multilingual(student) else None,
-            **variants,
-            **labels,
+            seed=seed,
         )
     else:
-        rows, options = usable(data.train, "train_dataset", LABELS)
-        train = SpeechDataset(rows, processor, train=True, mixture=_mixture(plan, rows), **options)
+        rows, of_rows = checked(data.train, "train_dataset", LABELS)
+        # The mixture of the plan counts the rows that were left out just now.
+        train = SpeechDataset(rows, processor, of_rows, seed=seed, mixture=_mixture(plan, rows))
     eval_datasets: dict[str, TorchDataset] = {}
     for name, rows in data.eval.items():
-        rows, options = usable(rows, f"eval_datasets.{name}", "text")
-        eval_datasets[name] = SpeechDataset(rows, processor, train=False, **options)
+        rows, of_rows = checked(rows, f"eval_datasets.{name}", "text")
+        eval_datasets[name] = SpeechDataset(rows, processor, of_rows, seed=seed, train=False)
     return train, eval_datasets
 
 
-def _card_fields(plan: TrainingPlan) -> dict[str, Any]:
-    """Fields of [`CardFacts`] about teacher and data."""
+def _card_facts(plan: TrainingPlan) -> CardFacts:
+    """Facts about teacher and data."""
     args, training_args = plan.args, plan.training_args
     teacher, base = args.teacher_model_name_or_path, args.model_name_or_path
     facts = _teacher_facts(teacher or base or "")
     paths = [source.path for source in args.sources().values()]
-    return {
-        **(facts if teacher else {}),
-        "name": training_args.hub_model_id or Path(str(training_args.output_dir)).name,
-        "teacher": teacher,
-        "base_model": base,
-        "base_revision": _teacher_facts(base)["teacher_revision"] if base else None,
-        "datasets": paths,
-        "dataset_licenses": {path: licence for path in paths if (licence := _dataset_license(path))},
-        "result_sources": {
+    return CardFacts(
+        name=training_args.hub_model_id or Path(str(training_args.output_dir)).name,
+        teacher=teacher,
+        teacher_config=facts["teacher_config"] if teacher else None,
+        teacher_revision=facts["teacher_revision"] if teacher else None,
+        base_model=base,
+        base_revision=_teacher_facts(base)["teacher_revision"] if base else None,
+        datasets=paths,
+        dataset_licenses={path: licence for path in paths if (licence := _dataset_license(path))},
+        language=training_args.language,
+        license=args.license or facts["license"],
+        result_sources={
             name: {"path": source.path, "config": source.config, "split": source.split, "revision": source.revision}
             for name, source in args.validation_sources().items()
         },
-        "language": training_args.language,
-        "license": args.license or facts["license"],
-    }
+    )
 
 
-@lru_cache
-def _teacher_facts(model: str) -> dict[str, Any]:
-    return teacher_facts(model)
+_teacher_facts = lru_cache(teacher_facts)
 
 
 @lru_cache

@@ -70,13 +70,10 @@ class TranscribeArguments:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
+    """Entry point of the command: audio files or a recipe, then flags.
 
     A file that cannot be read, or on which the model gets stuck, is left out: the others are transcribed, then the
     command fails.
-
-    Args:
-        argv (`Sequence[str]`): audio files or a recipe, then flags.
     """
     (args,) = parse_arguments(TranscribeArguments, argv=argv, command="hf-distil-whisper transcribe", words_to="audio")
     plan = Plan("transcribe")
@@ -114,6 +111,7 @@ def _transcribe_file(
     assistant: Assistant | None,
     file: str,
 ) -> Transcription:
+    common: dict[str, Any] = {"assistant": assistant, "language": args.language, "task": args.task}
     if args.method == "chunked":
         return transcribe_chunked(
             model,
@@ -121,33 +119,21 @@ def _transcribe_file(
             file,
             chunk_length=args.chunk_length,
             stride=args.stride,
-            assistant=assistant,
             batch_size=args.batch_size,
             return_timestamps=args.timestamps,
-            language=args.language,
-            task=args.task,
+            **common,
         )
     if args.temperature_fallback or args.condition_on_prev_tokens:
         return transcribe_sequential(
             model,
             processor,
             file,
-            assistant=assistant,
-            language=args.language,
-            task=args.task,
             temperature_fallback=as_fallback(args.temperature_fallback),
             condition_on_prev_tokens=args.condition_on_prev_tokens,
             word_timestamps=args.word_timestamps,
+            **common,
         )
-    (transcription,) = transcribe(
-        model,
-        processor,
-        file,
-        assistant=assistant,
-        return_timestamps=args.timestamps,
-        language=args.language,
-        task=args.task,
-    )
+    (transcription,) = transcribe(model, processor, file, return_timestamps=args.timestamps, **common)
     return transcription
 
 

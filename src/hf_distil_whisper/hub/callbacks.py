@@ -51,8 +51,9 @@ class ModelCardCallback(TrainerCallback):
     never the training.
 
     Args:
-        fields: fields of [`CardFacts`] that the trainer does not know: `name` (by default that of the output folder),
-            `teacher`, `datasets`, `language`, `license` and others.
+        facts ([`CardFacts`], *optional*): what the trainer does not know, such as teacher, data and licence.
+        fields: fields of [`CardFacts`], instead of `facts` or on top of it; `name` is by default that of the output
+            folder.
 
     Example:
 
@@ -62,9 +63,10 @@ class ModelCardCallback(TrainerCallback):
     ```
     """
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, facts: CardFacts | None = None, **fields: Any) -> None:
         CardFacts(**{"name": "", **fields})  # a misspelt field raises here and not at the first checkpoint
-        self.fields = fields
+        known = {} if facts is None else {name: value for name, value in vars(facts).items() if value is not None}
+        self.fields = known | fields
         self._run_url: str | None = None
 
     def on_train_begin(
