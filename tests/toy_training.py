@@ -20,6 +20,12 @@ def small_whisper(seed: int = 0, **changes: Any) -> WhisperForConditionalGenerat
     return toy_whisper(seed, **{"max_source_positions": 50, **changes})
 
 
+def small_pair(**changes: Any) -> tuple[WhisperForConditionalGeneration, WhisperForConditionalGeneration]:
+    """A student, and the `small_whisper` that it is created from."""
+    teacher = small_whisper(**changes)
+    return create_student(teacher), teacher
+
+
 @lru_cache(maxsize=1)
 def small_processor() -> WhisperProcessor:
     """`toy_processor` for these windows."""

@@ -41,7 +41,7 @@ from hf_distil_whisper.training.args import DistillationTrainingArguments
         ("", None),
     ],
 )
-def test_scalars_mean_what_they_look_like(text: str, value: object) -> None:
+def test_scalars_mean_what_they_look_like(text, value):
     """YAML 1.1 reads a learning rate of 1e-4 as text, Norwegian as False and 12:30 as 750."""
     parsed = parse_yaml(text)
     assert parsed == value
@@ -55,7 +55,7 @@ def test_scalars_mean_what_they_look_like(text: str, value: object) -> None:
         ("- max_steps\n", "expected `key: value` lines, got list"),
     ],
 )
-def test_a_recipe_holds_every_key_once(tmp_path, text: str, message: str) -> None:
+def test_a_recipe_holds_every_key_once(tmp_path, text, message):
     """PyYAML keeps the last of two values, so that an edited line above it has no effect."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
@@ -63,7 +63,7 @@ def test_a_recipe_holds_every_key_once(tmp_path, text: str, message: str) -> Non
         load_recipe(recipe)
 
 
-def test_recipes_have_a_name_or_a_path(tmp_path) -> None:
+def test_recipes_have_a_name_or_a_path(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("max_steps: 1\n")
     assert find_recipe(str(recipe)) == recipe
@@ -108,7 +108,7 @@ def parse(*argv: str) -> Arguments:
     return arguments
 
 
-def test_a_recipe_fills_every_kind_of_field(recipe: str) -> None:
+def test_a_recipe_fills_every_kind_of_field(recipe):
     """A value that keeps YAML's type instead of the field's fails hours later, or is compared as text."""
     assert parse(recipe) == Arguments(
         train_dataset=DataSource("corpus", wer_threshold=0.1),
@@ -120,19 +120,19 @@ def test_a_recipe_fills_every_kind_of_field(recipe: str) -> None:
     )
 
 
-def test_flags_win_over_the_recipe(recipe: str) -> None:
+def test_flags_win_over_the_recipe(recipe):
     arguments = parse(recipe, "--language", "de", "--layers", "1", "--pack", "--threshold=0.3")
     assert (arguments.language, arguments.layers, arguments.pack, arguments.threshold) == ("de", [1], True, 0.3)
 
 
 @pytest.mark.parametrize("null", [["--language=null"], ["--language", "null"]])
-def test_null_removes_a_value_of_the_recipe(recipe: str, null: list[str]) -> None:
+def test_null_removes_a_value_of_the_recipe(recipe, null):
     """A language called "null" is none that a model knows."""
     arguments = parse(recipe, *null, "--train_dataset.wer_threshold", "null", "--threshold", "0.3")
     assert (arguments.language, arguments.train_dataset.wer_threshold, arguments.threshold) == (None, None, 0.3)
 
 
-def test_a_dotted_flag_replaces_one_key_of_a_dataset(recipe: str) -> None:
+def test_a_dotted_flag_replaces_one_key_of_a_dataset(recipe):
     arguments = parse(recipe, "--train_dataset.split", "dev", "--eval_datasets.test.max_samples=5")
     assert arguments.train_dataset == DataSource("corpus", split="dev", wer_threshold=0.1)
     assert arguments.eval_datasets["test"] == DataSource("corpus", split="test", max_samples=5)
@@ -140,18 +140,18 @@ def test_a_dotted_flag_replaces_one_key_of_a_dataset(recipe: str) -> None:
 
 
 @pytest.mark.parametrize("order", [1, -1])
-def test_a_dataset_and_one_of_its_keys_go_together(order: int) -> None:
+def test_a_dataset_and_one_of_its_keys_go_together(order):
     """The plain flag replaced the whole mapping, and the split was lost."""
     flags = [["--train_dataset", "corpus"], ["--train_dataset.split", "dev"]][::order]
     assert parse(*flags[0], *flags[1]).train_dataset == DataSource("corpus", split="dev")
 
 
-def test_a_dataset_may_be_given_as_yaml_text() -> None:
+def test_a_dataset_may_be_given_as_yaml_text():
     arguments = parse("--eval_datasets", "{test: {path: corpus, max_samples: 3}}")
     assert arguments.eval_datasets == {"test": DataSource("corpus", split="test", max_samples=3)}
 
 
-def test_a_saved_dataset_is_read_whole_where_it_is_evaluated_on(tmp_path) -> None:
+def test_a_saved_dataset_is_read_whole_where_it_is_evaluated_on(tmp_path):
     """What `pseudo-label` writes has one split: `eval_datasets: {test: folder}` would ask for a split "test"."""
     (tmp_path / "state.json").write_text("{}")
     assert as_source(str(tmp_path), "eval_datasets.test", split="test").split == "train"
@@ -172,7 +172,7 @@ def test_a_saved_dataset_is_read_whole_where_it_is_evaluated_on(tmp_path) -> Non
         ("eval_datasets: {test: null}", "eval_datasets.test: expected a path or a mapping with the key 'path'"),
     ],
 )
-def test_a_wrong_line_names_file_and_key(tmp_path, line: str, message: str) -> None:
+def test_a_wrong_line_names_file_and_key(tmp_path, line, message):
     path = tmp_path / "wrong.yaml"
     path.write_text(line + "\n")
     with pytest.raises(InputError) as error:
@@ -181,12 +181,12 @@ def test_a_wrong_line_names_file_and_key(tmp_path, line: str, message: str) -> N
     assert message in str(error.value)
 
 
-def test_an_unknown_flag_names_the_nearest_one() -> None:
+def test_an_unknown_flag_names_the_nearest_one():
     with pytest.raises(InputError, match=r"unknown argument '--langage' \(did you mean '--language'"):
         parse("--langage", "de")
 
 
-def test_training_arguments_are_converted_as_well(tmp_path) -> None:
+def test_training_arguments_are_converted_as_well(tmp_path):
     """`save_strategy: no` arrives as False and `learning_rate: 1e-4` as text when YAML 1.1 reads them."""
     path = tmp_path / "recipe.yaml"
     path.write_text("learning_rate: 1e-4\nsave_strategy: no\nlr_scheduler_kwargs: {num_cycles: 2}\nuse_cpu: true\n")
@@ -195,15 +195,13 @@ def test_training_arguments_are_converted_as_well(tmp_path) -> None:
     assert training.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
-def test_a_dry_run_needs_no_accelerator_for_a_bf16_recipe() -> None:
+def test_a_dry_run_needs_no_accelerator_for_a_bf16_recipe():
     """TrainingArguments refuses bf16 where there is no GPU, and a recipe could not be checked on a login node."""
     _, training = parse_arguments(Arguments, Seq2SeqTrainingArguments, argv=["--bf16", "--dry_run"])
     assert training.bf16
 
 
-def test_the_help_of_train_shows_our_flags_sorted_before_those_of_the_trainer(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_help_of_train_shows_our_flags_sorted_before_those_of_the_trainer(capsys):
     """166 flags in the order of their fields bury `--train_dataset` under those of transformers."""
     with pytest.raises(SystemExit):
         parse_arguments(TrainArguments, DistillationTrainingArguments, argv=["--help"])

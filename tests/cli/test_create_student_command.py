@@ -1,12 +1,9 @@
 """`create-student` on a toy teacher."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 from transformers import WhisperForConditionalGeneration
 
 
-def test_it_writes_a_student_that_loads(toys: Path, tmp_path: Path, printed: Callable[..., str]) -> None:
+def test_it_writes_a_student_that_loads(toys, tmp_path, printed):
     argv = ["--teacher_model_name_or_path", toys / "teacher", "--decoder_layer_ids", 0, -1]
     printed("create-student", *argv, "--output_dir", tmp_path / "student")
     student = WhisperForConditionalGeneration.from_pretrained(tmp_path / "student")

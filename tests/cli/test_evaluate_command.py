@@ -14,7 +14,7 @@ from toy_models import toy_processor
 Command = Callable[..., str]
 
 
-def test_student_and_teacher_are_scored_side_by_side(toys: Path, tmp_path: Path, printed: Command) -> None:
+def test_student_and_teacher_are_scored_side_by_side(toys, tmp_path, printed):
     argv = ["--model_name_or_path", toys / "student", "--teacher_model_name_or_path", toys / "teacher"]
     argv += ["--eval_datasets.toy.path", toys / "corpus", "--long_form_datasets.long.path", toys / "corpus"]
     argv += ["--long_form_datasets.long.max_samples", 1, "--normalizer", "basic", "--output_dir", tmp_path / "out"]
@@ -32,7 +32,7 @@ def test_student_and_teacher_are_scored_side_by_side(toys: Path, tmp_path: Path,
     assert "REF:" in (tmp_path / "out" / "toy.model.worst.txt").read_text()
 
 
-def test_more_models_and_sets_out_of_distribution_are_grouped(toys: Path, tmp_path: Path, printed: Command) -> None:
+def test_more_models_and_sets_out_of_distribution_are_grouped(toys, tmp_path, printed):
     """Each figure of a comparison is to come from the same rows and normaliser."""
     corpus = toys / "corpus"
     argv = ["evaluate", "--model_name_or_path", toys / "student", "--eval_datasets.read", corpus]
@@ -81,9 +81,7 @@ def multilingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
-def test_what_has_one_name_or_cannot_be_compared_is_refused(
-    toys: Path, multilingual: Path, refused: Command, flags: list[str], message: str
-) -> None:
+def test_what_has_one_name_or_cannot_be_compared_is_refused(toys, multilingual, refused, flags, message):
     """Noticed after hours, when one set has replaced another in the results."""
     argv = ["evaluate", "--model_name_or_path", toys / "student", "--eval_datasets.toy", toys / "corpus"]
     for name, path in {"CORPUS": toys / "corpus", "MODEL": toys / "student", "MANY": multilingual}.items():
@@ -91,6 +89,6 @@ def test_what_has_one_name_or_cannot_be_compared_is_refused(
     assert message in refused(*argv, *flags, "--dry_run")
 
 
-def test_a_normaliser_makes_models_comparable(toys: Path, multilingual: Path, printed: Command) -> None:
+def test_a_normaliser_makes_models_comparable(toys, multilingual, printed):
     argv = ["evaluate", "--model_name_or_path", toys / "student", "--eval_datasets.toy", toys / "corpus"]
     printed(*argv, "--other_models.a", multilingual, "--normalizer", "basic", "--dry_run")

@@ -8,23 +8,21 @@ import pytest
 
 from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli import export
-from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.inference.generation import TokenSequence
 from official_models import WHISPER_FILES, official_whisper
 from toy_files import spoil, write_toy_corpus
 
 
-def flags(toys: Path, folder: Path, *more: str) -> list[str]:
-    return ["export", str(toys / "student"), "--format", "ctranslate2", "--output_dir", str(folder), *more]
+@pytest.fixture
+def argv(toys: Path, tmp_path: Path) -> list[str]:
+    """Of an export of the student into the folder `out`."""
+    return ["export", str(toys / "student"), "--format", "ctranslate2", "--output_dir", str(tmp_path / "out")]
 
 
-def test_every_quantization_is_written_and_compared(
-    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_quantization_is_written_and_compared(tmp_path, toys, argv, printed):
     """An export that nobody has run is a guess."""
-    more = ["--quantization", "float32", "int8", "--dataset", str(toys / "corpus")]
-    assert main(flags(toys, tmp_path / "out", *more)) == 0
-    said = capsys.readouterr().out
+    more = ["--quantization", "float32", "int8", "--dataset", toys / "corpus"]
+    said = printed(*argv, *more)
     assert "ctranslate2 float32: 2 of 2 texts equal to those of transformers (100.0%)\n" in said
     assert "ctranslate2 int8: " in said
     for name in ("float32", "int8"):
@@ -32,51 +30,43 @@ def test_every_quantization_is_written_and_compared(
         assert {"model.bin", "tokenizer.json", "preprocessor_config.json"} <= files
 
 
-def test_texts_that_differ_are_printed(
-    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts_that_differ_are_printed(tmp_path, monkeypatch, toys, argv, printed):
     """A share alone does not tell rounding from a broken export."""
     wrong = [TokenSequence([0, 1, 2], False)] * 2
     monkeypatch.setattr(
         export.Ctranslate2Generator, "__call__", lambda self, input_features: wrong[: len(input_features)]
     )
-    assert main(flags(toys, tmp_path / "out", "--dataset", str(toys / "corpus"))) == 0
-    said = capsys.readouterr().out
+    said = printed(*argv, "--dataset", toys / "corpus")
     assert "0 of 2 texts equal" in said
     assert said.count(" instead of ") == 2
 
 
-def test_clips_need_no_text_and_a_bad_one_costs_itself(
-    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_clips_need_no_text_and_a_bad_one_costs_itself(tmp_path, argv, printed):
     """One quantization goes to the folder itself; files that cannot be read are left out of the comparison."""
     corpus = write_toy_corpus(tmp_path / "corpus", train=3, test=1)
     spoil(corpus, 0)
     clips = [str(tmp_path / "corpus" / f"0{index}.wav") for index in range(4)]
-    assert main(flags(toys, tmp_path / "out", "--audio", *clips)) == 0
-    said = capsys.readouterr().out
+    said = printed(*argv, "--audio", *clips)
     assert "ctranslate2 float32: 2 of 2 texts equal" in said
     assert "2 rows left out" in said
     assert (tmp_path / "out" / "model.bin").is_file()
 
 
-def test_a_dry_run_writes_nothing(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = ["--quantization", "int8", "float16", "--dataset", str(toys / "corpus"), "--dry_run"]
-    assert main(flags(toys, tmp_path / "out", *more)) == 0
-    said = capsys.readouterr().out
+def test_a_dry_run_writes_nothing(tmp_path, toys, argv, printed):
+    more = ["--quantization", "int8", "float16", "--dataset", toys / "corpus", "--dry_run"]
+    said = printed(*argv, *more)
     assert f"1. export {toys / 'student'} to ctranslate2 in int8: {tmp_path / 'out' / 'int8'}" in said
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.skipif(not WHISPER_FILES.is_dir(), reason="needs ../shared/whisper-files")
-def test_whisper_cpp_runs_an_official_vocabulary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whisper_cpp_runs_an_official_vocabulary(tmp_path, printed):
     model, processor = official_whisper()
     model.generation_config.max_length = 10
     save_checkpoint(model, processor, tmp_path / "model")
     corpus = write_toy_corpus(tmp_path / "corpus")
     argv = ["export", str(tmp_path / "model"), "--format", "ggml", "--dataset", corpus]
-    assert main([*argv, "--output_dir", str(tmp_path / "out")]) == 0
-    assert "ggml float16: " in capsys.readouterr().out
+    assert "ggml float16: " in printed(*argv, "--output_dir", tmp_path / "out")
     assert (tmp_path / "out" / "ggml-model.bin").is_file()
 
 
@@ -92,33 +82,26 @@ def test_whisper_cpp_runs_an_official_vocabulary(tmp_path: Path, capsys: pytest.
         (["--dataset.split", "none"], "no split 'none'"),
     ],
 )
-def test_wrong_input_is_refused_first(
-    more: list[str], message: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(flags(toys, tmp_path / "out", "--dataset", str(toys / "corpus"), *more)) == 2
-    assert message in capsys.readouterr().err
+def test_wrong_input_is_refused_first(more, message, tmp_path, toys, argv, refused):
+    assert message in refused(*argv, "--dataset", toys / "corpus", *more)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_in_use_is_named(toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_in_use_is_named(tmp_path, toys, argv, refused):
     """Files of two models in one folder are loaded together."""
     (tmp_path / "notes.json").write_text(json.dumps("mine"))
-    assert main(flags(toys, tmp_path, "--dataset", str(toys / "corpus"))) == 2
-    assert f"--output_dir: {tmp_path} holds another run already" in capsys.readouterr().err
+    message = refused(*argv, "--output_dir", tmp_path, "--dataset", toys / "corpus")
+    assert f"--output_dir: {tmp_path} holds another run already" in message
 
 
-def test_missing_flags_are_named(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export"]) == 2
-    said = capsys.readouterr().err
+def test_missing_flags_are_named(refused):
+    said = refused("export")
     for flag in ("model_name_or_path", "format", "output_dir", "audio"):
         assert f"--{flag} is missing" in said
 
 
-def test_a_missing_runtime_names_its_extra(
-    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_runtime_names_its_extra(tmp_path, monkeypatch, toys, argv, refused):
     """Found out before the model is loaded, not after it was converted."""
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
-    assert main(flags(toys, tmp_path / "out", "--format", "onnx", "--dataset", str(toys / "corpus"))) == 2
-    said = capsys.readouterr().err
+    said = refused(*argv, "--format", "onnx", "--dataset", toys / "corpus")
     assert "--format onnx needs onnxscript, which is not installed: pip install 'hf-distil-whisper[onnx]'" in said

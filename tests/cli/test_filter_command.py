@@ -1,15 +1,11 @@
 """`filter` on labels of a toy teacher."""
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 
 from hf_distil_whisper.data.sources import load_source
 
 
-def test_a_filter_that_leaves_nothing_ends_with_its_table(
-    labelled: Path, tmp_path: Path, refused: Callable[..., str]
-) -> None:
+def test_a_filter_that_leaves_nothing_ends_with_its_table(labelled, tmp_path, refused):
     """A training on nothing would start, or the next step would fail without the reason."""
     output = tmp_path / "filtered"
     message = refused("filter", "--dataset", labelled, "--language", "en", "--output_dir", output)
@@ -18,7 +14,7 @@ def test_a_filter_that_leaves_nothing_ends_with_its_table(
     assert not output.exists()
 
 
-def test_it_writes_row_indices_and_report(labelled: Path, tmp_path: Path, printed: Callable[..., str]) -> None:
+def test_it_writes_row_indices_and_report(labelled, tmp_path, printed):
     output, source = tmp_path / "filtered", str(labelled)
     before = load_source(labelled)
     if all(before["truncated"]):  # a random teacher's transcript never ends, and such rows are dropped in any case

@@ -1,8 +1,5 @@
 """Checks that several commands share: plans, devices, settings of long form."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,9 +9,7 @@ from hf_distil_whisper.inference.transcribe import TemperatureFallback
 
 
 @pytest.mark.parametrize("command", ["create-student", "pseudo-label", "train", "evaluate"])
-def test_a_dry_run_prints_steps_and_costs_and_writes_nothing(
-    command: str, toys: Path, tmp_path: Path, printed: Callable[..., str], training: Callable[..., list[str]]
-) -> None:
+def test_a_dry_run_prints_steps_and_costs_and_writes_nothing(command, toys, tmp_path, printed, training):
     """A wrong path costs the time in the queue, and a run that is too large the night."""
     output = tmp_path / "output"
     teacher, corpus = ["--teacher_model_name_or_path", str(toys / "teacher")], str(toys / "corpus")
@@ -32,7 +27,7 @@ def test_a_dry_run_prints_steps_and_costs_and_writes_nothing(
     assert not output.exists()
 
 
-def test_all_problems_are_listed_at_once(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_all_problems_are_listed_at_once(tmp_path, refused):
     """One problem per start costs a start per problem."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "bert"}')
@@ -49,16 +44,14 @@ def test_all_problems_are_listed_at_once(tmp_path: Path, refused: Callable[..., 
         assert problem in message
 
 
-def test_several_processes_are_refused_where_one_does_the_work(
-    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
-) -> None:
+def test_several_processes_are_refused_where_one_does_the_work(toys, tmp_path, monkeypatch, refused):
     """Each would write the same folder."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     argv = ["--teacher_model_name_or_path", toys / "teacher", "--output_dir", tmp_path / "student"]
     assert "works in one process" in refused("create-student", *argv)
 
 
-def test_processes_of_one_machine_take_different_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_of_one_machine_take_different_accelerators(monkeypatch):
     """Without an index, all of them would load their teacher onto the first one."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
@@ -81,7 +74,7 @@ def test_processes_of_one_machine_take_different_accelerators(monkeypatch: pytes
         ({"temperatures": 0.0, "no_speech_threshold": None}, TemperatureFallback((0.0,), no_speech_threshold=None)),
     ],
 )
-def test_a_fallback_is_a_switch_or_its_settings(value: object, expected: object) -> None:
+def test_a_fallback_is_a_switch_or_its_settings(value, expected):
     assert as_fallback(value) == expected
 
 
@@ -95,6 +88,6 @@ def test_a_fallback_is_a_switch_or_its_settings(value: object, expected: object)
         ("{temperatures: [-1]}", "at least 0"),
     ],
 )
-def test_a_wrong_fallback_names_its_key(value: str, message: str) -> None:
+def test_a_wrong_fallback_names_its_key(value, message):
     with pytest.raises(InputError, match=message):
         as_fallback(value)

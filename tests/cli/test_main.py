@@ -13,7 +13,7 @@ from hf_distil_whisper.cli.main import COMMANDS, main, run_script
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def test_the_list_of_commands_appears_at_once() -> None:
+def test_the_list_of_commands_appears_at_once():
     """Importing torch for a list costs seconds. Processor time is counted: a busy machine does not stretch it."""
     code = (
         "import sys, time; from hf_distil_whisper.cli.main import main; main([]); "
@@ -30,7 +30,7 @@ def test_the_list_of_commands_appears_at_once() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_listed_command_shows_its_flags(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_listed_command_shows_its_flags(command, capsys):
     """A command that is listed but cannot be imported fails for the first user."""
     with pytest.raises(SystemExit) as done:
         main([command, "--help"])
@@ -38,17 +38,17 @@ def test_every_listed_command_shows_its_flags(command: str, capsys: pytest.Captu
     assert f"usage: hf-distil-whisper {command} [recipe or file.yaml]" in capsys.readouterr().out
 
 
-def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"hf-distil-whisper {hf_distil_whisper.__version__}\n"
 
 
-def test_an_unknown_command_names_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_command_names_the_nearest_one(capsys):
     assert main(["trian"]) == 2
     assert "no command 'trian' (did you mean 'train'?)" in capsys.readouterr().err
 
 
-def test_bad_input_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_one_message_and_exit_code_2(capsys):
     """A traceback hides the one line that the user needs; exit code 0 lets a script go on."""
     assert main(["create-student", "--decoder_layer", "2"]) == 2
     output = capsys.readouterr()
@@ -56,7 +56,7 @@ def test_bad_input_is_one_message_and_exit_code_2(capsys: pytest.CaptureFixture[
     assert "Traceback" not in output.err
 
 
-def test_a_bug_keeps_its_traceback() -> None:
+def test_a_bug_keeps_its_traceback():
     """Only what the user can correct is turned into a message."""
 
     def broken(argv: object) -> None:

@@ -1,8 +1,5 @@
 """`pseudo-label` on toy models and recordings: what is packed, split, streamed and left out."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 from datasets import Dataset
 
@@ -13,7 +10,7 @@ from toy_files import spoil, tar_sample, write_tar, write_toy_corpus
 from toy_models import toy_audio
 
 
-def test_utterances_of_one_speaker_are_packed(labelled: Path) -> None:
+def test_utterances_of_one_speaker_are_packed(labelled):
     rows = load_source(labelled)
     assert rows["speaker"][:] == ["speaker-0", "speaker-1"]
     assert rows["duration"][:] == [3.0, 3.0]
@@ -22,9 +19,7 @@ def test_utterances_of_one_speaker_are_packed(labelled: Path) -> None:
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
-def test_recordings_of_unknown_speakers_are_split_and_not_packed(
-    streaming: str, toys: Path, tmp_path: Path, printed: Callable[..., str]
-) -> None:
+def test_recordings_of_unknown_speakers_are_split_and_not_packed(streaming, toys, tmp_path, printed):
     """They were left out for their length; without a speaker nothing says which of them belong together."""
     for name, seconds in (("a", 65.0), ("b", 1.0), ("c", 1.0)):
         (tmp_path / f"{name}.flac").write_bytes(encode_flac(toy_audio(seconds)))
@@ -43,9 +38,7 @@ def test_recordings_of_unknown_speakers_are_split_and_not_packed(
     assert list(labelled["text"]) == [*[None] * pieces, "yes", "no"]
 
 
-def test_archives_are_read_as_they_come(
-    toys: Path, tmp_path: Path, printed: Callable[..., str], refused: Callable[..., str]
-) -> None:
+def test_archives_are_read_as_they_come(toys, tmp_path, printed, refused):
     for number in range(2):
         samples = [tar_sample(f"{number}-{row}", "yes", {"speaker": "a"}) for row in range(2)]
         write_tar(tmp_path / "tars" / f"train-{number}.tar", samples[0] | samples[1])
@@ -57,16 +50,14 @@ def test_archives_are_read_as_they_come(
     assert "--dataset: " in refused(*argv, "--dataset.text_column", "words")
 
 
-def test_only_utterances_of_one_recording_become_neighbours() -> None:
+def test_only_utterances_of_one_recording_become_neighbours():
     """Two readings by one speaker whose utterances alternate would leave nothing to pack."""
     rows = Dataset.from_dict({"id": list("pqrs"), "speaker": list("abaa"), "recording": list("yxxy")})
     assert sort_by_speaker(rows)["id"][:] == ["r", "p", "s", "q"]
     assert sort_by_speaker(rows.remove_columns("recording"))["id"][:] == ["p", "r", "s", "q"]
 
 
-def test_the_rows_that_are_left_out_are_listed(
-    toys: Path, tmp_path: Path, printed: Callable[..., str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_rows_that_are_left_out_are_listed(toys, tmp_path, printed, caplog):
     """Rows that are lost while they are packed were counted in a copy of the list."""
     spoil(write_toy_corpus(tmp_path / "corpus"), 0)
     argv = ["--teacher_model_name_or_path", toys / "teacher", "--dataset", tmp_path / "corpus"]

@@ -19,9 +19,7 @@ Command = Callable[..., str]
 Arguments = Callable[..., list[str]]
 
 
-def test_it_saves_a_student_for_the_pipeline_with_scores_and_card(
-    toys: Path, tmp_path: Path, printed: Command, training: Arguments
-) -> None:
+def test_it_saves_a_student_for_the_pipeline_with_scores_and_card(toys, tmp_path, printed, training):
     folder = tmp_path / "run"
     argv = training(folder, "--decoder_layers", "2", "--eval_datasets.toy.path", str(toys / "corpus"))
     printed(*argv, "--eval_strategy", "steps", "--eval_steps", "2", "--generation_max_length", "20")
@@ -36,9 +34,7 @@ def test_it_saves_a_student_for_the_pipeline_with_scores_and_card(
     assert (folder / "checkpoint-2" / "README.md").is_file()
 
 
-def test_a_second_run_is_refused_and_a_resumed_one_goes_on(
-    tmp_path: Path, printed: Command, refused: Command, training: Arguments
-) -> None:
+def test_a_second_run_is_refused_and_a_resumed_one_goes_on(tmp_path, printed, refused, training):
     folder = tmp_path / "run"
     argv = training(folder, "--decoder_layers", "2", "--save_steps", "1")
     printed(*argv)
@@ -47,9 +43,7 @@ def test_a_second_run_is_refused_and_a_resumed_one_goes_on(
     assert json.loads((folder / "trainer_state.json").read_text())["global_step"] == 3
 
 
-def test_without_a_teacher_it_fine_tunes(
-    toys: Path, tmp_path: Path, printed: Command, refused: Command, training: Arguments
-) -> None:
+def test_without_a_teacher_it_fine_tunes(toys, tmp_path, printed, refused, training):
     """The baseline of Table 21: no teacher may be asked for or loaded."""
     argv = training(tmp_path / "run", "--model_name_or_path", str(toys / "student"))
     teacher = argv.index("--teacher_model_name_or_path")
@@ -59,9 +53,7 @@ def test_without_a_teacher_it_fine_tunes(
     assert "trained on labels alone" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_bad_rows_are_left_out_and_listed(
-    tmp_path: Path, printed: Command, training: Arguments, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_rows_are_left_out_and_listed(tmp_path, printed, training, caplog):
     """One broken file among thousands ended the run after hours."""
     spoil(write_toy_corpus(tmp_path / "corpus"), 0)
     printed(*training(tmp_path / "run", "--decoder_layers", "2", "--train_dataset.path", str(tmp_path / "corpus")))
@@ -72,33 +64,25 @@ def test_bad_rows_are_left_out_and_listed(
     ("changes", "message"),
     [({"vocab_size": 2000}, "2000 tokens"), ({"num_mel_bins": 128}, "128 mel bins")],
 )
-def test_a_student_of_another_family_is_refused(
-    tmp_path: Path, changes: dict, message: str, refused: Command, training: Arguments
-) -> None:
+def test_a_student_of_another_family_is_refused(tmp_path, changes, message, refused, training):
     student = write_toy_model(tmp_path / "other", decoder_layers=2, **changes)
     text = refused(*training(tmp_path / "run", "--model_name_or_path", student))
     assert "--model_name_or_path: " in text
     assert message in text
 
 
-def test_student_and_layers_together_are_refused(
-    toys: Path, tmp_path: Path, refused: Command, training: Arguments
-) -> None:
+def test_student_and_layers_together_are_refused(toys, tmp_path, refused, training):
     """One of the two would be ignored."""
     argv = training(tmp_path / "run", "--model_name_or_path", str(toys / "student"), "--decoder_layers", "1")
     assert "leave one out" in refused(*argv)
 
 
-def test_a_missing_column_is_named_with_those_that_exist(
-    tmp_path: Path, refused: Command, training: Arguments
-) -> None:
+def test_a_missing_column_is_named_with_those_that_exist(tmp_path, refused, training):
     argv = training(tmp_path / "run", "--decoder_layers", "2", "--train_dataset.transcript_column", "label")
     assert "has no column 'label'; it has: " in refused(*argv)
 
 
-def test_labels_of_a_multilingual_student_need_a_language(
-    toys: Path, tmp_path: Path, printed: Command, refused: Command, training: Arguments
-) -> None:
+def test_labels_of_a_multilingual_student_need_a_language(toys, tmp_path, printed, refused, training):
     """Without the language's token in its labels, the student does not learn to follow it."""
     model = tmp_path / "multilingual"
     write_toy_model(model)
@@ -129,9 +113,7 @@ def sources(toys: Path, other: str) -> list[str]:
     return argv
 
 
-def test_several_sources_are_mixed_by_their_weights(
-    toys: Path, tmp_path: Path, printed: Command, refused: Command, training: Arguments
-) -> None:
+def test_several_sources_are_mixed_by_their_weights(toys, tmp_path, printed, refused, training):
     argv = training(tmp_path / "run", "--decoder_layers", "2", "--save_steps", "1")
     single = argv.index("--train_dataset.path")
     del argv[single : single + 4]
@@ -143,16 +125,14 @@ def test_several_sources_are_mixed_by_their_weights(
     assert "train_dataset.more.weight: expected a number above 0" in message
 
 
-def test_weights_of_only_some_sources_are_refused(toys: Path, tmp_path: Path, refused: Command) -> None:
+def test_weights_of_only_some_sources_are_refused(toys, tmp_path, refused):
     corpus = str(toys / "corpus")
     argv = ["--train_dataset", f"{{a: {{path: {corpus}, weight: 1}}, b: {{path: {corpus}}}}}"]
     message = refused("train", *argv, "--output_dir", tmp_path / "run")
     assert "train_dataset.b.weight is missing: a has one" in message
 
 
-def test_a_cache_is_filled_before_the_training_that_reads_it(
-    tmp_path: Path, printed: Command, refused: Command, training: Arguments
-) -> None:
+def test_a_cache_is_filled_before_the_training_that_reads_it(tmp_path, printed, refused, training):
     """On one machine with a large disk, for many trainings."""
     cache = tmp_path / "cache"
     argv = training(tmp_path / "run", "--decoder_layers", "2", "--teacher_cache", "both")[1:]
@@ -188,9 +168,7 @@ def streams(toys: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory
     return arguments
 
 
-def test_a_stopped_training_on_streams_ends_with_the_student_of_an_undisturbed_one(
-    tmp_path: Path, printed: Command, streams: Arguments
-) -> None:
+def test_a_stopped_training_on_streams_ends_with_the_student_of_an_undisturbed_one(tmp_path, printed, streams):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     settings = ["--max_steps", "4", "--learning_rate", "0.01", "--lr_scheduler_type", "constant"]
     text = printed(*streams(whole, *settings))
@@ -204,9 +182,7 @@ def test_a_stopped_training_on_streams_ends_with_the_student_of_an_undisturbed_o
     assert (whole / "README.md").is_file()
 
 
-def test_what_a_stream_cannot_do_is_refused_before_anything_is_read(
-    tmp_path: Path, refused: Command, streams: Arguments
-) -> None:
+def test_what_a_stream_cannot_do_is_refused_before_anything_is_read(tmp_path, refused, streams):
     argv = streams(tmp_path, "--teacher_cache", "both", weights=False)
     message = refused(*argv, "--train_dataset.read.transcript_column", "label")
     assert "--streaming true: a teacher cache is read again in every epoch" in message
@@ -216,8 +192,6 @@ def test_what_a_stream_cannot_do_is_refused_before_anything_is_read(
     assert "has no column 'label'; it has: " in message
 
 
-def test_a_filter_that_leaves_nothing_of_a_stream_ends_the_training(
-    tmp_path: Path, refused: Command, streams: Arguments
-) -> None:
+def test_a_filter_that_leaves_nothing_of_a_stream_ends_the_training(tmp_path, refused, streams):
     argv = streams(tmp_path, "--max_steps", "9", "--train_dataset.read.wer_threshold", "0")
     assert "read: this worker's part of it holds no row that can be used" in refused(*argv)

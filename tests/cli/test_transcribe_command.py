@@ -1,7 +1,6 @@
 """`transcribe` on toy models and files: the formats that it writes, what it leaves out, settings that it hands on."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +39,10 @@ def command(toys: Path, *more: str, files: tuple[str, ...] = ("one.flac", "two.w
 @pytest.mark.parametrize(
     ("form", "start"), [("srt", "1\n00:00:0"), ("vtt", "WEBVTT\n\n00:00:0"), ("txt", ""), ("json", '{\n  "audio"')]
 )
-def test_one_file_a_recording_in_every_form(
-    form: str, start: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_file_a_recording_in_every_form(form, start, tmp_path, toys, printed, refused):
     """Subtitles without times are empty; a form that is parsed and ignored gives text under another name."""
     argv = command(toys, "--output_format", form, "--output_dir", str(tmp_path / "out"))
-    assert main(argv) == 0
-    assert str(tmp_path / "out" / f"one.{form}") in capsys.readouterr().out
+    assert str(tmp_path / "out" / f"one.{form}") in printed(*argv)
     texts = [(tmp_path / "out" / f"{name}.{form}").read_text(encoding="utf-8") for name in ("one", "two")]
     for text in texts:
         assert text.startswith(start)
@@ -55,37 +51,26 @@ def test_one_file_a_recording_in_every_form(
     assert texts[0] != texts[1]
     if form == "json":
         assert set(json.loads(texts[0])) == {"audio", "text", "segments", "statistics"}
-    assert main(argv) == 2
-    assert f"one.{form} exists already" in capsys.readouterr().err
+    assert f"one.{form} exists already" in refused(*argv)
 
 
-def test_without_a_folder_json_is_a_line_each_and_subtitles_are_of_one_recording(
-    toys: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_folder_json_is_a_line_each_and_subtitles_are_of_one_recording(toys, printed, refused):
     """Two SubRip files in a row are none."""
-    assert main(command(toys, "--output_format", "json", "--return_timestamps")) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    text = printed(*command(toys, "--output_format", "json", "--return_timestamps"))
+    lines = [json.loads(line) for line in text.splitlines()]
     assert [Path(line["audio"]).name for line in lines] == ["one.flac", "two.wav"]
     assert all(line["segments"] for line in lines)
-    assert main(command(toys, "--output_format", "srt")) == 2
-    assert "--output_dir is missing" in capsys.readouterr().err
-    assert main(command(toys, "--output_format", "srt", files=("one.flac",))) == 0
-    assert capsys.readouterr().out.startswith("1\n")
+    assert "--output_dir is missing" in refused(*command(toys, "--output_format", "srt"))
+    assert printed(*command(toys, "--output_format", "srt", files=("one.flac",))).startswith("1\n")
 
 
-def test_recordings_of_one_name_would_overwrite_each_other(
-    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recordings_of_one_name_would_overwrite_each_other(tmp_path, toys, refused):
     argv = command(toys, "--output_dir", str(tmp_path), files=("one.flac", "other/one.wav"))
-    assert main(argv) == 2
-    assert "2 recordings would be written to" in capsys.readouterr().err
-    assert main(command(toys, "--output_dir", str(toys / "one.flac"))) == 2
-    assert "is a file, expected a folder" in capsys.readouterr().err
+    assert "2 recordings would be written to" in refused(*argv)
+    assert "is a file, expected a folder" in refused(*command(toys, "--output_dir", str(toys / "one.flac")))
 
 
-def test_a_recording_without_end_or_samples_is_left_out(
-    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recording_without_end_or_samples_is_left_out(tmp_path, monkeypatch, toys, refused):
     """A model that does not move on in one file ended the command with a traceback."""
     soundfile.write(toys / "empty.wav", np.zeros(0), 16_000)
     whole = transcribe.transcribe_chunked
@@ -97,24 +82,21 @@ def test_a_recording_without_end_or_samples_is_left_out(
 
     monkeypatch.setattr(transcribe, "transcribe_chunked", stuck)
     argv = command(toys, "--output_dir", str(tmp_path), files=("one.flac", "empty.wav", "two.wav"))
-    assert main(argv) == 2
-    said = capsys.readouterr()
-    assert "2 of 3 files could not be transcribed" in said.err
-    assert "one.flac: does not move on" in said.err
-    assert "empty.wav: expected audio, got 0 samples" in said.err
+    message = refused(*argv)
+    assert "2 of 3 files could not be transcribed" in message
+    assert "one.flac: does not move on" in message
+    assert "empty.wav: expected audio, got 0 samples" in message
     assert [file.name for file in tmp_path.iterdir()] == ["two.txt"]
 
 
 @pytest.mark.parametrize("method", ["chunked", "sequential"])
-def test_an_assistant_drafts_by_both_algorithms(
-    method: str, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_assistant_drafts_by_both_algorithms(method, tmp_path, toys, printed):
     """Chunks come in batches: the assistant drafts there too, and the text stays the model's."""
     save_checkpoint(create_student(talking_whisper(4), decoder_layers=1), toy_processor(), tmp_path / "student")
     outputs = []
     for more in ([], ["--assistant_model_name_or_path", str(tmp_path / "student")]):
-        assert main([*command(toys, "--output_format", "json", *more), "--method", method]) == 0
-        outputs.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+        text = printed(*command(toys, "--output_format", "json", *more), "--method", method)
+        outputs.append([json.loads(line) for line in text.splitlines()])
     alone, assisted = outputs
     assert [one["text"] for one in assisted] == [one["text"] for one in alone]
     assert all(one["statistics"]["drafts"]["drafted"] > 0 for one in assisted)
@@ -134,10 +116,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return options
 
 
-def test_settings_of_long_form_are_handed_on(toys: Path, tmp_path: Path, calls: list[dict[str, Any]]) -> None:
+def test_settings_of_long_form_are_handed_on(tmp_path, calls, toys, printed):
     """A threshold that is parsed and ignored looks like one that is never reached."""
     model = ["--model_name_or_path", str(toys / "model")]
-    assert main(["transcribe", str(toys / "two.wav"), *model, "--temperature_fallback"]) == 0
+    printed("transcribe", toys / "two.wav", *model, "--temperature_fallback")
     assert calls.pop()["temperature_fallback"] is True
     recipe, corpus = tmp_path / "recipe.yaml", write_toy_corpus(tmp_path / "corpus")
     settings = {
@@ -147,7 +129,7 @@ def test_settings_of_long_form_are_handed_on(toys: Path, tmp_path: Path, calls: 
         "long_form_datasets": {"long": {"path": corpus, "split": "train", "max_samples": 1}},
     }
     recipe.write_text(yaml.safe_dump(settings))
-    assert main(["evaluate", str(recipe), *model]) == 0
+    printed("evaluate", recipe, *model)
     assert calls[-1]["temperature_fallback"] == TemperatureFallback(compression_ratio_threshold=2.0)
     assert calls[-1]["condition_on_prev_tokens"] is True
 
@@ -163,15 +145,13 @@ def test_settings_of_long_form_are_handed_on(toys: Path, tmp_path: Path, calls: 
         ),
     ],
 )
-def test_settings_of_the_other_algorithm_are_refused(
-    flags: list[str], message: str, toys: Path, refused: Callable[..., str]
-) -> None:
+def test_settings_of_the_other_algorithm_are_refused(flags, message, toys, refused):
     """They would have no effect, unnoticed."""
     flags = [str(toys / "model") if flag == "MODEL" else flag for flag in flags]
     assert message in refused("transcribe", toys / "one.flac", "--model_name_or_path", toys / "model", *flags)
 
 
-def test_missing_files_are_left_out_and_listed(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_files_are_left_out_and_listed(toys, capsys):
     """A missing file among many should not cost the others."""
     good, bad = str(toys / "one.flac"), str(toys / "none.wav")
     assert main(["transcribe", good, bad, "--model_name_or_path", str(toys / "model")]) == 2

@@ -77,14 +77,10 @@ def test_settings_without_meaning_name_their_flag(tmp_path, changes, message):
         arguments(tmp_path, **changes)
 
 
-def test_an_empty_or_missing_folder_is_fine(tmp_path):
-    """The check must not get in the way of a first run."""
+def test_only_a_folder_without_another_run_is_written_to(tmp_path):
+    """Two runs in one folder leave checkpoints of both, and the newest is taken for the one to resume."""
     assert check_output_dir(tmp_path) is None
     assert check_output_dir(tmp_path / "new") is None
-
-
-def test_a_folder_that_holds_another_run_is_refused(tmp_path):
-    """Two runs in one folder leave checkpoints of both, and the newest is taken for the one to resume."""
     (tmp_path / "checkpoint-10").mkdir()
     with pytest.raises(
         ValueError, match=r"--output_dir: .* holds another run \(checkpoint-10\).*resume_from_checkpoint"

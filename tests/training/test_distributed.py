@@ -8,17 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
-from toy_training import RandomWindows, logged, small_processor, small_trainer, small_whisper
+from toy_training import RandomWindows, logged, small_pair, small_processor, small_trainer
 
 TESTS = Path(__file__).parents[1]
 
 
 def train(folder: Path, **changes) -> dict:
     """Two steps of 8 rows, and a validation of 5 rows, which no two processes share evenly."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     trainer: DistillationTrainer = small_trainer(
         folder,
         student,

@@ -45,7 +45,7 @@ def assert_same_logits(model, other) -> None:
 
 
 @pytest.mark.parametrize("cache", ["none", "both"])
-def test_only_adapters_are_trained_and_the_saved_student_is_complete(tmp_path: Path, cache: str) -> None:
+def test_only_adapters_are_trained_and_the_saved_student_is_complete(tmp_path, cache):
     trainer = trainer_with(tmp_path, teacher_cache=cache)
     before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
     trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
@@ -66,7 +66,7 @@ def test_only_adapters_are_trained_and_the_saved_student_is_complete(tmp_path: P
     assert_same_logits(with_adapter, saved)
 
 
-def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path: Path) -> None:
+def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path):
     trainer = trainer_with(tmp_path, stop=2)
     trainer.train()
     checkpoint = tmp_path / "checkpoint-2"
@@ -77,7 +77,7 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path: Path) -> 
     assert json.loads((checkpoint / "adapter" / "adapter_config.json").read_text())["r"] == 4
 
 
-def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     whole = trainer_with(tmp_path / "whole")
     whole.train()
     trainer_with(tmp_path / "broken", stop=4).train()
@@ -86,7 +86,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Pat
     assert_same_weights(resumed.model, whole.model)
 
 
-def test_the_best_model_comes_back(tmp_path: Path) -> None:
+def test_the_best_model_comes_back(tmp_path):
     trainer = trainer_with(
         tmp_path, evaluation=RandomWindows(4, seed=1, prompts=False), eval_strategy="steps", eval_steps=2,
         load_best_model_at_end=True, metric_for_best_model="loss", predict_with_generate=False,
@@ -99,7 +99,7 @@ def test_the_best_model_comes_back(tmp_path: Path) -> None:
         assert torch.equal(weight, weights[name.removeprefix("base_model.model.")])
 
 
-def test_a_cut_encoder_can_have_adapters_too(tmp_path: Path) -> None:
+def test_a_cut_encoder_can_have_adapters_too(tmp_path):
     trainer = trainer_with(tmp_path, {"r": 2, "encoder": True, "target_modules": ["q_proj"]}, freeze_encoder=False)
     trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
     assert {name.split(".")[1] for name in trained} == {"encoder", "decoder"}
@@ -109,7 +109,7 @@ def test_a_cut_encoder_can_have_adapters_too(tmp_path: Path) -> None:
     assert_same_logits(load_model(tmp_path), trainer.model)
 
 
-def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
+def test_gradient_checkpointing_changes_no_gradient(tmp_path):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path: Path) -> None:
     assert gradients[0][0] > 0
 
 
-def test_adapters_of_other_sizes_are_not_resumed_from(tmp_path: Path) -> None:
+def test_adapters_of_other_sizes_are_not_resumed_from(tmp_path):
     trainer_with(tmp_path / "run", stop=2).train()
     with pytest.raises(ValueError, match="adapters on other modules or of another rank"):
         trainer_with(tmp_path / "run", {"r": 8}).train(resume_from_checkpoint=True)
@@ -141,12 +141,12 @@ def test_adapters_of_other_sizes_are_not_resumed_from(tmp_path: Path) -> None:
         ("many", r"--lora: expected a mapping such as"),
     ],
 )
-def test_settings_that_make_no_adapter_are_refused(tmp_path: Path, lora: object, message: str) -> None:
+def test_settings_that_make_no_adapter_are_refused(tmp_path, lora, message):
     with pytest.raises(ValueError, match=message):
         DistillationTrainingArguments(str(tmp_path), lora=lora)
     assert lora_settings({}) == lora_settings({"r": 32, "alpha": 64})
 
 
-def test_nothing_to_put_adapters_on_is_refused(tmp_path: Path) -> None:
+def test_nothing_to_put_adapters_on_is_refused(tmp_path):
     with pytest.raises(ValueError, match="--freeze_decoder is on"):
         DistillationTrainingArguments(str(tmp_path), lora="{r: 4}", freeze_decoder=True)

@@ -42,14 +42,9 @@ def speech(processor: WhisperProcessor, count: int = 6, *, prompt: float = 0.5, 
 
 
 def trainer_on_speech(folder: Path, student, teacher, processor: WhisperProcessor, **changes) -> DistillationTrainer:
-    return DistillationTrainer(
-        student,
-        teacher,
-        small_args(folder, per_device_train_batch_size=3, **changes),
-        train_dataset=speech(processor),
-        eval_dataset={"speech": speech(processor, 4, train=False)},
-        processing_class=processor,
-    )
+    data = {"train_dataset": speech(processor), "eval_dataset": {"speech": speech(processor, 4, train=False)}}
+    args = small_args(folder, per_device_train_batch_size=3, **changes)
+    return DistillationTrainer(student, teacher, args, processing_class=processor, **data)
 
 
 @pytest.mark.parametrize("cache", ["none", "encoder"])

@@ -8,7 +8,6 @@ import torch
 
 from hf_distil_whisper.data.shards import StaleRunError
 from hf_distil_whisper.inference.encoder import encoder_cache_bytes
-from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.teacher_cache import (
     TOKENS_PER_WINDOW,
     CacheSettings,
@@ -17,7 +16,7 @@ from hf_distil_whisper.training.teacher_cache import (
     logits_cache_bytes,
 )
 from talking_models import count_encoder_windows
-from toy_training import RandomWindows, collate, logged, small_trainer, small_whisper, trained
+from toy_training import RandomWindows, collate, logged, small_pair, small_trainer, small_whisper, trained
 
 KINDS = ("encoder", "logits", "both")
 
@@ -41,7 +40,7 @@ class TwoVariants(RandomWindows):
         return [self._cut(super(TwoVariants, self).label_item(index), cut) for cut in (False, True)[:epochs]]
 
 
-def cached(windows, model, *, teacher=None, kind="encoder", dtype=torch.float32, folder=None, top_k=8, **process):
+def cached(windows, model, teacher=None, *, kind="encoder", dtype=torch.float32, folder=None, top_k=8, **process):
     settings = CacheSettings(kind, dtype, top_k, folder=None if folder is None else str(folder), batch_size=2)
     return TeacherCacheDataset(windows, model, teacher, settings, collate, shares_encoder=True, **process)
 
@@ -65,7 +64,7 @@ def test_cached_states_are_those_of_the_encoder_in_the_datasets_order():
 def test_the_expected_size_is_what_the_cache_takes():
     """The plan of a run announces it before hours of decoding."""
     model, windows = small_whisper(), RandomWindows(3)
-    dataset = cached(windows, model, teacher=model, kind="both", dtype=torch.bfloat16)
+    dataset = cached(windows, model, model, kind="both", dtype=torch.bfloat16)
     items = [dataset[index] for index in range(3)]
     states = [item["encoder_states"] for item in items]
     assert {state.dtype for state in states} == {torch.bfloat16}
@@ -84,7 +83,7 @@ def test_a_replaced_row_keeps_label_and_states_together():
         "Broken", (RandomWindows,), {"__getitem__": lambda self, i: decode(self, 2 if i == 1 else i)}
     )
     model = small_whisper()
-    dataset = cached(windows, model, teacher=model, kind="both")
+    dataset = cached(windows, model, model, kind="both")
     assert dataset[1]["index"] == 2
     for name in ("encoder_states", "teacher_ids"):
         assert torch.equal(dataset[1][name], dataset[2][name])
@@ -98,8 +97,7 @@ def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_p
     """A cache that changes the result, or that is computed and not used."""
     losses, runs = [], []
     for cache in ("none", kind):
-        teacher = small_whisper()
-        student = create_student(teacher)
+        student, teacher = small_pair()
         encoded, decoder_runs = count_encoder_windows(student), []
         teacher.model.decoder.register_forward_hook(lambda *_, calls=decoder_runs: calls.append(True))
         windows = TwoVariants(8)
@@ -168,14 +166,13 @@ def test_the_cache_is_filled_once_for_several_runs_of_one_trainer(tmp_path):
 
 def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new(tmp_path):
     """The second run would pay for the teacher again; a row with a new text would be trained on the old one."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     for count, decoded in ((6, 6), (6, 0), (8, 2)):
         windows = TwoVariants(8)
         windows.features = windows.features[:count]
-        dataset = cached(windows, student, teacher=teacher, kind="both", folder=tmp_path)
+        dataset = cached(windows, student, teacher, kind="both", folder=tmp_path)
         assert len(windows.decoded) == decoded
-        in_memory = cached(TwoVariants(count), student, teacher=teacher, kind="both")
+        in_memory = cached(TwoVariants(count), student, teacher, kind="both")
         in_memory.dataset.features = windows.features
         for index in range(count):
             for name in ("encoder_states", "teacher_ids"):
@@ -184,12 +181,11 @@ def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new(tmp_path
 
 def test_each_process_fills_its_part_of_a_folder(tmp_path):
     """Processes that all compute everything gain nothing; a row that none computes ends the run."""
-    teacher = small_whisper()
-    student, parts = create_student(teacher), []
+    (student, teacher), parts = small_pair(), []
     for number in range(2):
         windows = RandomWindows(5)
         process = {"process_index": number, "num_processes": 2}
-        parts.append(cached(windows, student, teacher=teacher, kind="both", folder=tmp_path, **process))
+        parts.append(cached(windows, student, teacher, kind="both", folder=tmp_path, **process))
         assert sorted(windows.decoded) == list(range(number, 5, 2))
     parts[0].reload()
     assert [item["index"] for item in (parts[0][index] for index in range(5))] == list(range(5))
@@ -197,35 +193,33 @@ def test_each_process_fills_its_part_of_a_folder(tmp_path):
 
 def test_a_damaged_shard_is_computed_anew(tmp_path):
     """A flipped bit in the hidden states shows in no loss curve."""
-    teacher = small_whisper()
-    student = create_student(teacher)
-    before = cached(RandomWindows(4), student, teacher=teacher, kind="encoder", folder=tmp_path)[0]["encoder_states"]
+    student, teacher = small_pair()
+    before = cached(RandomWindows(4), student, teacher, kind="encoder", folder=tmp_path)[0]["encoder_states"]
     (path,) = tmp_path.glob("states/*/array-states.npy")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     windows = RandomWindows(4)
-    again = cached(windows, student, teacher=teacher, kind="encoder", folder=tmp_path)
+    again = cached(windows, student, teacher, kind="encoder", folder=tmp_path)
     assert len(windows.decoded) == 4
     assert torch.equal(again[0]["encoder_states"], before)
 
 
 def test_a_folder_of_another_teacher_or_setting_is_refused(tmp_path):
     """Another teacher's distributions fit every shape."""
-    teacher = small_whisper()
-    student = create_student(teacher)
-    cached(RandomWindows(2), student, teacher=teacher, kind="both", folder=tmp_path)
+    student, teacher = small_pair()
+    cached(RandomWindows(2), student, teacher, kind="both", folder=tmp_path)
     other = copy.deepcopy(teacher)
     with torch.no_grad():
         other.model.decoder.layers[0].fc1.weight.mul_(1.01)
     with pytest.raises(StaleRunError, match=r"teacher: '\w+' there, '\w+' asked for"):
-        cached(RandomWindows(2), student, teacher=other, kind="both", folder=tmp_path)
+        cached(RandomWindows(2), student, other, kind="both", folder=tmp_path)
     with pytest.raises(StaleRunError, match="top_k: 8 there, 4 asked for"):
-        cached(RandomWindows(2), student, teacher=teacher, kind="both", folder=tmp_path, top_k=4)
+        cached(RandomWindows(2), student, teacher, kind="both", folder=tmp_path, top_k=4)
     with torch.no_grad():
         student.model.encoder.conv1.weight.mul_(1.01)
     with pytest.raises(StaleRunError, match=r"encoder: '\w+' there, '\w+' asked for"):
-        cached(RandomWindows(2), student, teacher=teacher, kind="encoder", folder=tmp_path)
+        cached(RandomWindows(2), student, teacher, kind="encoder", folder=tmp_path)
 
 
 def test_states_of_one_encoder_are_not_given_to_a_teacher_with_another(tmp_path):
@@ -248,9 +242,8 @@ def test_a_teacher_with_another_encoder_runs_its_own(tmp_path):
 def test_labels_alone_can_be_learned_from_cached_states(tmp_path):
     """The baseline needs no teacher to profit from a frozen encoder."""
     student = small_whisper(decoder_layers=2)
-    trainer = small_trainer(
-        tmp_path, student, None, kl_weight=0.0, teacher_cache="encoder", max_steps=3, learning_rate=1e-2
-    )
+    settings = {"kl_weight": 0.0, "teacher_cache": "encoder", "max_steps": 3, "learning_rate": 1e-2}
+    trainer = small_trainer(tmp_path, student, None, **settings)
     trainer.train()
     assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
 
@@ -258,7 +251,7 @@ def test_labels_alone_can_be_learned_from_cached_states(tmp_path):
 def test_labels_that_are_not_in_the_cache_are_refused():
     """Another variant's distributions would be learned, position by position, one word off."""
     model, windows = small_whisper(), RandomWindows(2)
-    dataset = cached(windows, model, teacher=model, kind="logits")
+    dataset = cached(windows, model, model, kind="logits")
     windows.label_item = lambda index: {"decoder_input_ids": [1, 2], "labels": [2, 3], "index": index}
     with pytest.raises(KeyError, match="row 0: the teacher cache has no logits for these labels"):
         dataset[0]

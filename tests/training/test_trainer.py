@@ -17,6 +17,7 @@ from toy_training import (
     assert_same_weights,
     collate,
     logged,
+    small_pair,
     small_processor,
     small_trainer,
     small_whisper,
@@ -35,8 +36,7 @@ def count_runs(module: torch.nn.Module) -> list[bool]:
 @pytest.mark.parametrize("mse_weight", [0.0, 0.5])
 def test_the_loss_is_the_plain_formula_on_the_full_logits(tmp_path, freeze_encoder, mse_weight):
     """The fused path, the shared encoder and the scaling by tokens together must give the textbook value."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     batch = collate([RandomWindows(4)[index] for index in range(4)])
     with torch.no_grad():
         inputs = {name: batch[name] for name in ("input_features", "decoder_input_ids")}
@@ -59,8 +59,7 @@ def test_the_loss_is_the_plain_formula_on_the_full_logits(tmp_path, freeze_encod
 @pytest.mark.parametrize("cache", ["none", "logits"])
 def test_nan_ends_the_training_before_it_reaches_a_weight(tmp_path, broken, message, cache):
     """Upstream leaves NaN out of the logged mean and trains on: the checkpoints are noise, noticed days later."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     trainer = small_trainer(tmp_path, student, teacher, teacher_cache=cache)
     with torch.no_grad():
         (teacher if broken == "teacher" else student).model.decoder.layer_norm.bias[0] = torch.nan
@@ -100,8 +99,7 @@ def test_a_student_that_equals_its_teacher_has_no_divergence(tmp_path, freeze_en
 
 def test_each_window_passes_a_frozen_equal_encoder_once_without_gradient(tmp_path):
     """Run twice, or with gradient, the encoder of a large model doubles time and memory of a step."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     ours, theirs = count_runs(student.model.encoder), count_runs(teacher.model.encoder)
     grads = []
     student.model.encoder.register_forward_hook(lambda _, __, out: grads.append(out.last_hidden_state.requires_grad))
@@ -131,8 +129,7 @@ def test_an_encoder_that_differs_is_run_by_each_model_itself(tmp_path, case):
 
 def test_encoders_are_compared_in_the_lower_of_two_precisions():
     """A teacher in half precision is the usual case; its encoder would run a second time for nothing."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     assert same_encoder(student, teacher.to(torch.bfloat16))
     with torch.no_grad():
         student.model.encoder.conv1.weight[0, 0, 0] += 0.1
@@ -141,8 +138,7 @@ def test_encoders_are_compared_in_the_lower_of_two_precisions():
 
 def test_frozen_modules_stay_in_eval_mode_and_the_teacher_too(tmp_path):
     """`model.train()` at every step switches on dropout in the frozen encoder, and the teacher's output is noise."""
-    teacher = small_whisper(dropout=0.5, encoder_layerdrop=0.5)
-    student = create_student(teacher)
+    student, teacher = small_pair(dropout=0.5, encoder_layerdrop=0.5)
     encoder, decoder = count_runs(student.model.encoder), count_runs(student.model.decoder)
     teacher_decoder = count_runs(teacher.model.decoder)
     trainer = small_trainer(tmp_path, student, teacher)
@@ -153,8 +149,7 @@ def test_frozen_modules_stay_in_eval_mode_and_the_teacher_too(tmp_path):
 
 def test_student_and_teacher_read_the_same_tokens(tmp_path):
     """Labels that each model shifts by itself lose the prompt for one of them."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     read = {"student": [], "teacher": []}
     for name, model in (("student", student), ("teacher", teacher)):
         model.model.decoder.register_forward_pre_hook(
@@ -179,8 +174,7 @@ def test_student_and_teacher_read_the_same_tokens(tmp_path):
 )
 def test_each_freeze_flag_freezes_its_weights_and_no_others(tmp_path, flags, expected):
     """A flag that is read and has no effect costs a training run to notice."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     before = copy.deepcopy(student.state_dict())
     trainer = trained(tmp_path, student, teacher, learning_rate=1e-2, **flags)
     changed = {name for name, weight in student.state_dict().items() if not torch.equal(weight, before[name])}

@@ -26,6 +26,7 @@ from toy_training import (
     StopAt,
     assert_same_weights,
     small_args,
+    small_pair,
     small_processor,
     small_trainer,
     small_whisper,
@@ -71,8 +72,7 @@ def test_every_checkpoint_is_a_complete_student_without_its_teacher(tmp_path):
 
 def test_training_and_evaluation_leave_no_trace_in_the_saved_configs(tmp_path):
     """Upstream saves use_cache=False, which makes generation many times slower, and a max_length of 20."""
-    teacher = small_whisper()
-    student = create_student(teacher)
+    student, teacher = small_pair()
     config, generation = student.config.to_dict(), student.generation_config.to_dict()
     evaluation = {"evaluation": RandomWindows(4), "eval_strategy": "epoch"}
     trained(tmp_path, student, teacher, processor=small_processor(), **evaluation).save_model()
@@ -116,7 +116,7 @@ def trainer_on(folder: Path, dataset: torch.utils.data.Dataset, **changes: objec
 
 
 @pytest.mark.parametrize("cache", ["none", "both"])
-def test_a_training_draws_the_rows_of_the_mixture(tmp_path: Path, cache: str) -> None:
+def test_a_training_draws_the_rows_of_the_mixture(tmp_path, cache):
     """With the teacher cache around it the mixture would be lost, and every row drawn once."""
     dataset = speech(mixture=two_sources())
     drawn: list[int] = []
@@ -131,7 +131,7 @@ def test_a_training_draws_the_rows_of_the_mixture(tmp_path: Path, cache: str) ->
     assert len(loader) == 4
 
 
-def test_a_resumed_training_on_a_mixture_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
+def test_a_resumed_training_on_a_mixture_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
     settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-2}
     whole = trainer_on(tmp_path / "whole", speech(mixture=two_sources()), **settings)
     whole.train()
@@ -142,7 +142,7 @@ def test_a_resumed_training_on_a_mixture_ends_with_the_weights_of_an_undisturbed
         assert_same_weights(again.model, whole.model)
 
 
-def test_a_checkpoint_of_other_sources_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_other_sources_is_refused(tmp_path):
     trainer_on(tmp_path, speech(mixture=two_sources()), save_strategy="epoch", num_train_epochs=1).train()
     checkpoint = tmp_path / "checkpoint-4"
     assert json.loads((checkpoint / MIXTURE_FILE).read_text())["names"] == ["read", "spoken"]
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_other_sources_is_refused(tmp_path: Path) -> None:
         trainer_on(tmp_path, speech(mixture=turned)).train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_steps_of_a_grouped_training_hold_rows_of_similar_length(tmp_path: Path) -> None:
+def test_steps_of_a_grouped_training_hold_rows_of_similar_length(tmp_path):
     """Upstream groups by the length of the features, which is 30 s for every row, after computing them all."""
     dataset = speech(96)
     args = small_args(tmp_path, per_device_train_batch_size=4, train_sampling_strategy="group_by_length")
@@ -169,14 +169,14 @@ def test_steps_of_a_grouped_training_hold_rows_of_similar_length(tmp_path: Path)
     assert list(sampler) == rows
 
 
-def test_a_single_source_without_groups_is_left_to_the_trainer(tmp_path: Path) -> None:
+def test_a_single_source_without_groups_is_left_to_the_trainer(tmp_path):
     assert epoch_sampler(speech(), small_args(tmp_path)) is None
     assert epoch_sampler(torch.utils.data.TensorDataset(torch.zeros(3)), small_args(tmp_path)) is None
     sequential = small_args(tmp_path, train_sampling_strategy="sequential")
     assert epoch_sampler(speech(mixture=two_sources()), sequential) is None
 
 
-def test_a_mixture_of_other_rows_is_refused() -> None:
+def test_a_mixture_of_other_rows_is_refused():
     with pytest.raises(ValueError, match="`mixture` is of 12 rows, the data set has 11"):
         speech(11, two_sources())
 
@@ -195,7 +195,7 @@ def sources(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_training_on_streams_ends_with_the_weights_of_an_undisturbed_one(tmp_path, sources, workers) -> None:
+def test_a_resumed_training_on_streams_ends_with_the_weights_of_an_undisturbed_one(tmp_path, sources, workers):
     settings = {"dataloader_num_workers": workers, "gradient_accumulation_steps": 2}
     whole = trainer_on_streams(tmp_path / "whole", sources, **settings)
     whole.train()
@@ -205,7 +205,7 @@ def test_a_resumed_training_on_streams_ends_with_the_weights_of_an_undisturbed_o
     assert_same_weights(resumed.model, whole.model)
 
 
-def test_other_streams_or_workers_are_not_resumed_with(tmp_path, sources) -> None:
+def test_other_streams_or_workers_are_not_resumed_with(tmp_path, sources):
     trainer_on_streams(tmp_path / "run", sources, max_steps=2).train()
     checkpoint = str(tmp_path / "run" / "checkpoint-2")
     other = trainer_on_streams(tmp_path / "other", dict(reversed(sources.items())))
@@ -219,7 +219,7 @@ def test_other_streams_or_workers_are_not_resumed_with(tmp_path, sources) -> Non
         trainer_on_streams(tmp_path / "lost", sources).train(resume_from_checkpoint=checkpoint)
 
 
-def test_settings_that_need_countable_rows_are_refused_on_streams(tmp_path, sources) -> None:
+def test_settings_that_need_countable_rows_are_refused_on_streams(tmp_path, sources):
     with pytest.raises(ValueError, match=r"--teacher_cache both stores .* Set it to none, or load the rows"):
         trainer_on_streams(tmp_path, sources, teacher_cache="both")
     with pytest.raises(ValueError, match="--max_steps: a stream has no end"):
@@ -238,7 +238,7 @@ def timed_speech(data: Dataset, mixture: Mixture | None = None) -> SpeechDataset
     return SpeechDataset(data, toy_processor(), transcript_column="text", mixture=mixture)
 
 
-def test_mean_duration_comes_from_the_column_the_headers_or_the_first_rows() -> None:
+def test_mean_duration_comes_from_the_column_the_headers_or_the_first_rows():
     """A corpus whose durations are unknown is taken for one of windows, and its student hallucinates."""
     assert timed_speech(timed_rows([2.0, 4.0, None])).mean_duration() == 3.0
     assert timed_speech(timed_rows([None, None], 2.0)).mean_duration() == 2.0
@@ -252,7 +252,7 @@ def test_mean_duration_comes_from_the_column_the_headers_or_the_first_rows() -> 
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(7.0, 15.0), (28.0, 30.0)])
-def test_a_trained_student_carries_its_chunk_length(tmp_path: Path, seconds: float, expected: float) -> None:
+def test_a_trained_student_carries_its_chunk_length(tmp_path, seconds, expected):
     """An entry lost on the way leaves every student at 30 s, where Table 23 has 7.4 % WER instead of 4.2 %."""
     teacher = toy_whisper()
     trainer = DistillationTrainer(

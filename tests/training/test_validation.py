@@ -1,12 +1,13 @@
 """What a validation logs: losses per token at temperature 1, WER and macro-averages; early stopping on them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import EvalPrediction
 
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.metrics import errors_in_language
-from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.losses import kl_divergence_loss, pseudo_label_loss
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.validation import WordErrorMetrics
@@ -18,17 +19,16 @@ from toy_training import (
     collate,
     logged,
     small_args,
+    small_pair,
     small_processor,
     small_trainer,
-    small_whisper,
     trained,
 )
 
 
-@pytest.fixture
-def pair():
-    teacher = small_whisper()
-    return create_student(teacher), teacher
+def validated(folder: Path, *, models: tuple | None = None, **settings) -> DistillationTrainer:
+    """A trainer with a processor, so that its validations generate transcripts."""
+    return small_trainer(folder, *(models or small_pair()), **{"processor": small_processor(), **settings})
 
 
 TWO_SETS = {"one": RandomWindows(4), "two": RandomWindows(4)}
@@ -51,9 +51,9 @@ def fix_rates(trainer: DistillationTrainer, rates: list[float]) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
-def test_losses_are_means_over_tokens_at_temperature_1(tmp_path, pair, batch_size):
+def test_losses_are_means_over_tokens_at_temperature_1(tmp_path, batch_size):
     """Upstream averages over batches: the loss then depends on the batch size, and short rows weigh more."""
-    student, teacher = pair
+    student, teacher = small_pair()
     windows = RandomWindows(7)
     batch = collate([windows[index] for index in range(7)])
     with torch.no_grad():
@@ -68,11 +68,10 @@ def test_losses_are_means_over_tokens_at_temperature_1(tmp_path, pair, batch_siz
     assert metrics["eval_loss"] == pytest.approx(0.8 * kl + pl, rel=1e-4)
 
 
-def test_wer_is_that_of_generated_transcripts_against_the_labels_text(tmp_path, pair):
+def test_wer_is_that_of_generated_transcripts_against_the_labels_text(tmp_path):
     """A WER of teacher-forced predictions looks far better than what a user will get."""
-    student, teacher = pair
     windows = RandomWindows(6)
-    trainer = small_trainer(tmp_path, student, teacher, processor=small_processor())
+    trainer = validated(tmp_path)
     wer = trainer.evaluate(windows)["eval_wer"]
     tokenizer = small_processor().tokenizer
     items = [windows[index] for index in range(6)]
@@ -80,17 +79,16 @@ def test_wer_is_that_of_generated_transcripts_against_the_labels_text(tmp_path, 
         tokenizer.decode([token for token in item["labels"] if token >= 0], skip_special_tokens=True) for item in items
     ]
     features = torch.stack([item["input_features"] for item in items])
-    sequences = generate_tokens(student, features, max_new_tokens=10)
+    sequences = generate_tokens(trainer.model, features, max_new_tokens=10)
     hypotheses = [tokenizer.decode(sequence.tokens, skip_special_tokens=True) for sequence in sequences]
     assert wer == pytest.approx(errors_in_language(references, hypotheses, "en").wer)
     assert any(hypotheses)
 
 
-def test_several_sets_get_their_own_names_and_a_macro_average(tmp_path, pair):
+def test_several_sets_get_their_own_names_and_a_macro_average(tmp_path):
     """An average over rows would let the largest set decide which model is the best."""
-    student, teacher = pair
     sets = {"one": RandomWindows(4), "two": RandomWindows(6, seed=5)}
-    trainer = small_trainer(tmp_path, student, teacher, evaluation=sets, processor=small_processor())
+    trainer = validated(tmp_path, evaluation=sets)
     fix_rates(trainer, [0.2, 0.6])
     metrics = trainer.evaluate()
     expected = {f"eval_{name}_{metric}" for name in sets for metric in ("loss", "kl", "pl", "wer")}
@@ -99,36 +97,31 @@ def test_several_sets_get_their_own_names_and_a_macro_average(tmp_path, pair):
     assert logged(trainer, "eval_macro_wer") == [pytest.approx(0.4)]
 
 
-def test_the_best_model_by_the_macro_average_is_loaded_at_the_end(tmp_path, pair):
+def test_the_best_model_by_the_macro_average_is_loaded_at_the_end(tmp_path):
     """Transformers takes the larger error rate for the better one by default."""
-    student, teacher = pair
-    settings = {"evaluation": TWO_SETS, "processor": small_processor(), "max_steps": 3, "learning_rate": 1e-2}
-    trainer = small_trainer(tmp_path, student, teacher, **settings, **EVERY_STEP)
+    trainer = validated(tmp_path, evaluation=TWO_SETS, max_steps=3, learning_rate=1e-2, **EVERY_STEP)
     fix_rates(trainer, [0.9, 0.9, 0.3, 0.3, 0.5, 0.5])
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     assert trainer.state.best_metric == pytest.approx(0.3)
-    assert_same_weights(type(student).from_pretrained(tmp_path / "checkpoint-2"), student)
+    assert_same_weights(type(trainer.model).from_pretrained(tmp_path / "checkpoint-2"), trainer.model)
 
 
-def test_early_stopping_counts_evaluations_of_the_macro_average(tmp_path, pair, caplog):
+def test_early_stopping_counts_evaluations_of_the_macro_average(tmp_path, caplog):
     """Upstream's callback never sees the average, logs that it is disabled, and trains to the end."""
-    student, teacher = pair
-    settings = {"evaluation": TWO_SETS, "processor": small_processor(), "max_steps": 10, "early_stopping_patience": 2}
-    trainer = small_trainer(tmp_path, student, teacher, **settings, **EVERY_STEP)
+    trainer = validated(tmp_path, evaluation=TWO_SETS, max_steps=10, early_stopping_patience=2, **EVERY_STEP)
     fix_rates(trainer, [0.5, 0.5, 0.4, 0.4, 0.6, 0.6, 0.4, 0.4, 0.1, 0.1])
     trainer.train()
     assert trainer.state.global_step == 4
     assert "early stopping required" not in caplog.text
 
 
-def test_an_evaluation_returns_no_logits_and_leaves_the_configs_alone(tmp_path, pair):
+def test_an_evaluation_returns_no_logits_and_leaves_the_configs_alone(tmp_path):
     """Logits of one validation set fill the memory; upstream writes 25 defaults and a length of 20 into the config."""
-    student, teacher = pair
+    student, teacher = small_pair()
     student.generation_config.max_length = None
     before = student.generation_config.to_dict(), student.config.to_dict()
-    trainer = small_trainer(tmp_path, student, teacher, processor=small_processor())
-    output = trainer.predict(RandomWindows(5))
+    output = validated(tmp_path, models=(student, teacher)).predict(RandomWindows(5))
     assert output.predictions.shape == (5, 10)
     assert (student.generation_config.to_dict(), student.config.to_dict()) == before
     plain = small_trainer(tmp_path, student, teacher, predict_with_generate=False)
@@ -136,9 +129,8 @@ def test_an_evaluation_returns_no_logits_and_leaves_the_configs_alone(tmp_path, 
     assert plain.predict(RandomWindows(5)).metrics["test_kl"] > 0
 
 
-def test_generation_settings_reach_every_set_and_unknown_ones_are_refused(tmp_path, pair, monkeypatch):
+def test_generation_settings_reach_every_set_and_unknown_ones_are_refused(tmp_path, monkeypatch):
     """Upstream drops them for the sets of a dictionary."""
-    student, teacher = pair
     seen = []
     monkeypatch.setattr(
         "hf_distil_whisper.training.validation.generate_tokens",
@@ -146,29 +138,27 @@ def test_generation_settings_reach_every_set_and_unknown_ones_are_refused(tmp_pa
             seen.append((kwargs["num_beams"], kwargs["max_new_tokens"])) or generate_tokens(*args, **kwargs)
         ),
     )
-    trainer = small_trainer(tmp_path, student, teacher, evaluation=TWO_SETS, processor=small_processor())
+    trainer = validated(tmp_path, evaluation=TWO_SETS)
     trainer.evaluate(num_beams=2, max_new_tokens=3)
     trainer.evaluate()
     assert seen == [(2, 3), (2, 3), (1, 10), (1, 10)]
     with pytest.raises(ValueError, match=r"unknown \['do_sample'\]"):
         trainer.evaluate(do_sample=True)
-    settings = {"evaluation": TWO_SETS["one"], "processor": small_processor(), "generation_max_length": None}
-    small_trainer(tmp_path, student, teacher, **settings).evaluate()
+    validated(tmp_path, evaluation=TWO_SETS["one"], generation_max_length=None).evaluate()
     assert seen[-1] == (1, 224)
 
 
-def test_the_encoder_runs_once_over_each_window_of_a_validation(tmp_path, pair):
+def test_the_encoder_runs_once_over_each_window_of_a_validation(tmp_path):
     """Loss and transcript need the same hidden states; the encoder is most of the work of a small student."""
-    student, teacher = pair
-    encoded = count_encoder_windows(student)
-    small_trainer(tmp_path, student, teacher, processor=small_processor()).evaluate(RandomWindows(8))
+    trainer = validated(tmp_path)
+    encoded = count_encoder_windows(trainer.model)
+    trainer.evaluate(RandomWindows(8))
     assert encoded() == 8
 
 
-def test_kl_is_logged_beside_a_baseline_whose_loss_does_not_use_it(tmp_path, pair):
+def test_kl_is_logged_beside_a_baseline_whose_loss_does_not_use_it(tmp_path):
     """Only so can a student trained on labels be compared with a distilled one."""
-    student, teacher = pair
-    trainer = trained(tmp_path, student, teacher, kl_weight=0.0, evaluation=RandomWindows(4), max_steps=1)
+    trainer = trained(tmp_path, kl_weight=0.0, evaluation=RandomWindows(4), max_steps=1)
     metrics = trainer.evaluate()
     assert metrics["eval_kl"] > 0
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_pl"])
@@ -197,27 +187,19 @@ def test_timestamps_prompts_and_case_do_not_count_as_words():
     assert WordErrorMetrics(processor, "en")(prediction) == {"wer": 0.0}
 
 
-def test_the_normaliser_is_the_languages_unless_named(tmp_path, pair):
+def test_the_normaliser_is_the_languages_unless_named(tmp_path):
     """The English one joins spoken digits: each string of digits would be a single word."""
-    student, teacher = pair
-    trainer = small_trainer(tmp_path, student, teacher, processor=small_processor())
-    assert trainer.compute_metrics.language == "en"
-    trainer = small_trainer(tmp_path, student, teacher, processor=small_processor(), normalizer="basic")
-    assert trainer.compute_metrics.language == "basic"
+    assert validated(tmp_path).compute_metrics.language == "en"
+    assert validated(tmp_path, normalizer="basic").compute_metrics.language == "basic"
 
 
-def test_metrics_that_cannot_exist_are_refused_before_training(tmp_path, pair):
+def test_metrics_that_cannot_exist_are_refused_before_training(tmp_path):
     """The trainer would fail at the first evaluation, hours later."""
-    student, teacher = pair
     sets = {"one": RandomWindows(4)}
     with pytest.raises(ValueError, match=r"no 'wer' with several validation sets \(one\).*macro_wer.*one_wer"):
-        small_trainer(tmp_path, student, teacher, evaluation=sets, metric_for_best_model="wer")
+        validated(tmp_path, processor=None, evaluation=sets, metric_for_best_model="wer")
     with pytest.raises(ValueError, match="macro_wer is an average over several validation sets"):
-        small_trainer(tmp_path, student, teacher, evaluation=sets["one"], metric_for_best_model="eval_macro_wer")
+        validated(tmp_path, processor=None, evaluation=sets["one"], metric_for_best_model="eval_macro_wer")
+    args, metrics = small_args(tmp_path, predict_with_generate=False), WordErrorMetrics(small_processor(), "en")
     with pytest.raises(ValueError, match="--predict_with_generate is off"):
-        DistillationTrainer(
-            student,
-            teacher,
-            small_args(tmp_path, predict_with_generate=False),
-            compute_metrics=WordErrorMetrics(small_processor(), "en"),
-        )
+        DistillationTrainer(*small_pair(), args, compute_metrics=metrics)

@@ -120,16 +120,8 @@ def top_k_distillation_loss(
     divergence: the KL is a lower bound of the exact one, equal to it if k is the whole vocabulary, and 0 if the
     student agrees with the teacher. When to use: in trainings of several epochs, whose teacher runs once per row.
 
-    Args:
-        student_states (`torch.Tensor` of shape `(batch, length, width)`): as for [`fused_distillation_loss`].
-        student_head (`torch.Tensor` of shape `(vocab, width)`): weight of the language-model head.
-        teacher (`TopKLogits`): from [`top_k_logits`] with the same labels and temperature.
-        labels (`torch.Tensor` of shape `(batch, length)`): the target of each position, -100 to leave it out.
-        temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
-        kl_weight (`float`, *optional*, defaults to 0.8): weight of KL in equation 12.
-        pl_weight (`float`, *optional*, defaults to 1.0): weight of PL in equation 12.
-        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are in memory at once.
-        reduction (`str`, *optional*, defaults to `"mean"`): "mean" over the tokens, or "sum".
+    `teacher` comes from [`top_k_logits`] with the same labels and temperature. All other arguments are those of
+    [`fused_distillation_loss`].
 
     Returns:
         `DistillationLoss`: all zero if every label is -100.
@@ -159,13 +151,7 @@ def top_k_logits(
 ) -> TopKLogits:
     """The teacher's distributions for a cache: the k likeliest tokens, and the probability of all others.
 
-    Args:
-        teacher_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states.
-        teacher_head (`torch.Tensor` of shape `(vocab, width)`): weight of the language-model head.
-        labels (`torch.Tensor` of shape `(batch, length)`): tokens labelled -100 are left out.
-        k (`int`, *optional*, defaults to 64): entries of the vocabulary to store.
-        temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
-        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are in memory at once.
+    `k` is the number of entries to store. All other arguments are those of [`fused_distillation_loss`].
 
     Raises:
         ValueError: on labels outside the vocabulary, a k that is not between 1 and its size, or hidden states that are
@@ -207,14 +193,7 @@ def distillation_token_losses(
 
     When to use: in evaluation, where losses are summed by row.
 
-    Args:
-        student_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states, after the final norm.
-        student_head (`torch.Tensor` of shape `(vocab, width)`): weight of the language-model head.
-        teacher_states (`torch.Tensor` of shape `(batch, length, teacher width)`, *optional*): None without a teacher.
-        teacher_head (`torch.Tensor` of shape `(vocab, teacher width)`, *optional*): as `teacher_states`.
-        labels (`torch.Tensor` of shape `(batch, length)`): the target of each position, -100 to leave it out.
-        temperature (`float`, *optional*, defaults to 1.0): of the KL divergence.
-        chunk_size (`int`, *optional*, defaults to 256): tokens whose logits are in memory at once.
+    Arguments are those of [`fused_distillation_loss`]; `temperature` is 1 by default.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: KL divergence (0 without a teacher) and cross-entropy, each of shape
@@ -262,6 +241,7 @@ class _Inputs(NamedTuple):
             )
         mask, targets = select_tokens(labels, head.shape[0])
         head = head.detach().to(_product_dtype(head))
+        # Prompt and padding get no logits: (tokens, width) in place of (batch, length, width).
         return cls(mask, targets, states[mask].to(head.dtype), head)
 
 
@@ -340,6 +320,7 @@ def _chunks(inputs: _Inputs, settings: _Settings) -> Iterator[_Chunk]:
         index = inputs.targets[part, None]
         pl = -log_student.gather(1, index)[:, 0]
         kl, gradient = torch.zeros_like(pl), None
+        # In place, here and below: each matrix of (chunk, vocab) in float32 takes 53 MB with 256 tokens.
         if settings.with_gradients:  # of pl: student - one-hot
             gradient = log_student.exp_().scatter_add_(1, index, -torch.ones_like(pl)[:, None])
             gradient.mul_(settings.pl_weight)

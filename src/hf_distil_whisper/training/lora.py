@@ -70,6 +70,8 @@ class LoraStudent:
     """
 
     def __init__(self, student: WhisperForConditionalGeneration, settings: LoraSettings, with_decoder: bool = True):
+        # A pattern: a list of names would put adapters on the frozen encoder too. Without `task_type`: of an adapter
+        # for SEQ_2_SEQ_LM, peft makes a model that cannot run Whisper's forward.
         stacks = ["decoder"] * with_decoder + ["encoder"] * settings.encoder
         self.student = student
         self.config = LoraConfig(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -54,18 +54,8 @@ class CacheSettings:
     num_workers: int = 0
 
     @classmethod
-    def from_args(
-        cls, args: DistillationTrainingArguments, dtype: torch.dtype, rows_per_epoch: int
-    ) -> "CacheSettings | None":
-        """The settings of a training, or None without a cache.
-
-        Args:
-            args (`DistillationTrainingArguments`): of the training.
-            dtype (`torch.dtype`): of the hidden states.
-            rows_per_epoch (`int`): examples drawn in an epoch, which decides how many epochs `max_steps` are.
-        """
-        if args.teacher_cache == "none":
-            return None
+    def from_args(cls, args: DistillationTrainingArguments, dtype: torch.dtype, rows_per_epoch: int) -> Self:
+        """The settings of a training; `rows_per_epoch` decides how many epochs its `max_steps` are."""
         return cls(
             args.teacher_cache,
             dtype,
@@ -76,16 +66,6 @@ class CacheSettings:
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
         )
-
-    @property
-    def states(self) -> bool:
-        """Whether the encoder's hidden states are stored."""
-        return self.kind in CACHES_OF_STATES
-
-    @property
-    def logits(self) -> bool:
-        """Whether the teacher's top-k log-probs are stored."""
-        return self.kind in CACHES_OF_LOGITS
 
 
 class TeacherCacheDataset(Dataset):
@@ -126,16 +106,17 @@ class TeacherCacheDataset(Dataset):
         num_processes: int = 1,
     ):
         self.dataset, self.settings, self.collator = dataset, settings, collator
-        self._states = (
-            EncoderCache(student.model.encoder, settings.dtype, settings.folder) if settings.states else None
-        )
-        self._logits = _open_logits(teacher, settings) if settings.logits else None
+        self._states = self._logits = None
+        if settings.kind in CACHES_OF_STATES:
+            self._states = EncoderCache(student.model.encoder, settings.dtype, settings.folder)
+        if settings.kind in CACHES_OF_LOGITS:
+            self._logits = _open_logits(teacher, settings)
         self._audio_keys = [dataset.audio_key(index) for index in range(len(dataset))]
-        rows = (
-            range(len(dataset))[process_index::num_processes] if settings.folder is not None else range(len(dataset))
-        )
+        rows = range(len(dataset))
+        if settings.folder is not None:  # memory is not shared: there each process computes all rows
+            rows = rows[process_index::num_processes]
         was_training = student.training
-        student.eval()
+        student.eval()  # dropout would be stored, and learned from in every epoch
         if self._states is not None:
             self._compute_states(self._states, student, rows)
         if self._logits is not None and teacher is not None:
@@ -172,7 +153,7 @@ class TeacherCacheDataset(Dataset):
         store.flush()
 
     def _windows(self, rows: list[int], description: str) -> Iterable[tuple[Tensor, list[int]]]:
-        """Features in batches, with the row indices they belong to: an unreadable row is replaced by another one."""
+        """Features (batch, mel bins, frames) and their row indices: an unreadable row is replaced by another one."""
         loader: DataLoader = DataLoader(
             Subset(self.dataset, rows),
             self.settings.batch_size,
@@ -195,7 +176,8 @@ class TeacherCacheDataset(Dataset):
     ) -> None:
         """Stores the teacher's log-probs of every label variant of a batch of rows."""
         variants = [self._variants(row) for row in rows]
-        # Cross-attention keys and values: computed with the first variant of a row, reused for all others.
+        # Cross-attention keys and values, (batch, heads, frames, width / heads) in each layer: computed with the first
+        # variant of a row, reused for all others.
         cross_kv = DynamicCache()
         active = list(range(len(rows)))
         for number in range(max(map(len, variants), default=0)):
@@ -231,6 +213,7 @@ class TeacherCacheDataset(Dataset):
         top = top_k_logits(
             output.last_hidden_state, head, labels, k=self.settings.top_k, temperature=self.settings.temperature
         )
+        # 4 bytes an entry with Whisper's 51,866 tokens: an id in 16 bits, a log-prob in half precision.
         ids = top.ids.cpu().numpy().astype(np.uint16 if len(head) <= 2**16 else np.int32)
         log_probs, log_tail = (values.half().cpu().numpy() for values in (top.log_probs, top.log_tail))
         # `top` holds the labelled tokens of all items end to end.
@@ -280,14 +263,7 @@ class TeacherCacheDataset(Dataset):
 def expected_cache_bytes(
     rows: int, config: WhisperConfig, dtype: torch.dtype, args: DistillationTrainingArguments
 ) -> int:
-    """Estimated size of a training's cache, before a row is read.
-
-    Args:
-        rows (`int`): training examples.
-        config (`WhisperConfig`): of the student.
-        dtype (`torch.dtype`): of the hidden states.
-        args (`DistillationTrainingArguments`): what is cached, and how many label variants of a row will be drawn.
-    """
+    """Estimated size of the cache of a training on `rows` examples, for the `config` of the student."""
     size = encoder_cache_bytes(rows, config, dtype) if args.teacher_cache in CACHES_OF_STATES else 0
     if args.teacher_cache in CACHES_OF_LOGITS:
         variants = _expected_variants(planned_epochs(rows, args), args)

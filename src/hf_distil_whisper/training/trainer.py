@@ -66,13 +66,8 @@ STREAMS_FILE = "streams.json"
 
 _MIXED_PRECISION = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _ENCODER_SHAPE = (
-    "d_model",
-    "encoder_layers",
-    "encoder_attention_heads",
-    "encoder_ffn_dim",
-    "activation_function",
-    "num_mel_bins",
-    "max_source_positions",
+    *("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim"),
+    *("activation_function", "num_mel_bins", "max_source_positions"),
 )
 
 
@@ -229,7 +224,9 @@ class DistillationTrainer(PushingTrainer):
         Raises:
             ValueError: if the loss is NaN or Inf, before its gradients reach any weight.
         """
-        self._set_frozen_modules_to_eval()
+        # Upstream calls model.train() at every step, which would switch on dropout in modules that cannot adapt to it.
+        for module in self._frozen_modules:
+            module.eval()
         # One encoder pass for both models when the frozen encoders are identical: (batch, frames, width). An encoder
         # that is trained runs inside the student's forward pass instead, with gradient.
         encoder_states = self._encode(inputs) if self.args.freeze_encoder else None
@@ -247,18 +244,13 @@ class DistillationTrainer(PushingTrainer):
             self._step_log.add(components, ends_step=self.accelerator.sync_gradients)
         return (loss, dict(zip(COMPONENTS, components, strict=True))) if return_outputs else loss
 
-    def _set_frozen_modules_to_eval(self) -> None:
-        # Upstream calls model.train() at every step, which would switch on dropout in modules that cannot adapt to it.
-        for module in self._frozen_modules:
-            module.eval()
-
     def _encode(self, inputs: dict[str, Tensor]) -> Tensor:
         """The student's encoder states without gradient, from the cache if the batch holds them."""
         return inputs["encoder_states"] if "encoder_states" in inputs else encode(self.model, inputs["input_features"])
 
     def _teacher_forward(self, inputs: dict[str, Tensor], encoder_states: Tensor | None) -> TeacherOutput:
         """The teacher's decoder on the batch; reads the student's encoder states if the encoder is shared."""
-        if TEACHER_ARRAYS[0] in inputs:
+        if TEACHER_ARRAYS[0] in inputs:  # from the teacher cache, (tokens, k) and (tokens,)
             return TeacherOutput(top_k_logits=TopKLogits(*(inputs[name] for name in TEACHER_ARRAYS)))
         teacher = self.teacher_model
         if teacher is None:
@@ -266,8 +258,8 @@ class DistillationTrainer(PushingTrainer):
         teacher.eval()
         states = encoder_states if self.shares_encoder else None
         if states is None:
-            states = encode(teacher, inputs["input_features"])
-        head = teacher.proj_out.weight
+            states = encode(teacher, inputs["input_features"])  # (batch, frames, teacher width)
+        head = teacher.proj_out.weight  # (vocab, teacher width)
         with torch.no_grad():
             # The decoder alone: the fused loss forms the logits itself, a chunk of tokens at a time.
             output = teacher.model.decoder(
@@ -280,9 +272,11 @@ class DistillationTrainer(PushingTrainer):
 
     def _student_forward(self, inputs: dict[str, Tensor], encoder_states: Tensor | None) -> Seq2SeqModelOutput:
         """The student without its head; runs its encoder, with gradient, if no states are given."""
+        # As `BaseModelOutput`: transformers accepts a bare tensor too, and computes other logits from it.
         source: dict[str, Any] = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoder_states)}
         if encoder_states is None:
             source = {"input_features": inputs["input_features"].to(self.model.dtype)}
+        # Not `labels`: models that shift them by themselves read start-of-transcript in place of the prompt.
         return self.model.model(
             **source,
             decoder_input_ids=inputs["decoder_input_ids"],
@@ -359,11 +353,11 @@ class DistillationTrainer(PushingTrainer):
         if self._streams is not None:
             return self._streams.open(self.args, self.data_collator)
         rows = self.train_dataset
-        if isinstance(rows, Sized) and not isinstance(rows, TeacherCacheDataset):
+        # Filled once: a second training of this trainer would cache what comes out of the cache.
+        if self.args.teacher_cache != "none" and not isinstance(rows, TeacherCacheDataset) and isinstance(rows, Sized):
             dtype = _MIXED_PRECISION.get(self.args.mixed_precision, self.model.dtype)
             rows_per_epoch = min(len(rows), len(getattr(rows, "mixture", None) or rows))
-            settings = CacheSettings.from_args(self.args, dtype, rows_per_epoch)
-            self.train_dataset = rows if settings is None else self._fill_teacher_cache(settings)
+            self.train_dataset = self._fill_teacher_cache(CacheSettings.from_args(self.args, dtype, rows_per_epoch))
         return super().get_train_dataloader()
 
     def _fill_teacher_cache(self, settings: CacheSettings) -> TeacherCacheDataset:
@@ -378,6 +372,7 @@ class DistillationTrainer(PushingTrainer):
                 process_index=self.accelerator.process_index,
                 num_processes=self.accelerator.num_processes,
             )
+        # Each process has filled its part of a folder; none may start with a step before all are written.
         self.accelerator.wait_for_everyone()
         cached.reload()
         return cached
@@ -450,9 +445,10 @@ class DistillationTrainer(PushingTrainer):
         """
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
+        # Upstream's step never calls `compute_loss` if it generates: eval_loss would be the cross-entropy alone. If it
+        # does not, the predictions hold the logits and encoder states of the whole set.
         with torch.no_grad(), self.compute_loss_context_manager():
-            # One encoder pass for both losses and the transcript.
-            encoder_states = self._encode(inputs)
+            encoder_states = self._encode(inputs)  # one pass for both losses and the transcript
             student = self._student_forward(inputs, encoder_states)
             teacher = self._teacher_forward(inputs, encoder_states)
             sums = self._row_losses(student, teacher, labels)
@@ -491,6 +487,7 @@ class DistillationTrainer(PushingTrainer):
             super()._save(output_dir, state_dict)
         elif self.args.should_save:
             self._lora.save(folder)
+            # A complete student at the end only: of a large model, each checkpoint would take gigabytes more.
             if not Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
                 self._lora.save_merged(folder)
             torch.save(self.args, Path(folder, TRAINING_ARGS_NAME))  # as upstream does
@@ -559,11 +556,7 @@ def redirect_forward(module: nn.Module, function: Callable) -> Iterator[None]:
 
 
 class StepLog:
-    """Averages the loss components over the steps between two logs, and times the wait for batches.
-
-    Args:
-        device (`torch.device`): of the sums: nothing is copied from an accelerator before it is logged.
-    """
+    """Averages the loss components over the steps between two logs, and times the wait for batches."""
 
     def __init__(self, device: torch.device):
         self._sums = torch.zeros(len(COMPONENTS), device=device)
@@ -586,11 +579,9 @@ class StepLog:
         self._waited += time.perf_counter() - now
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Returns the averages since the last call and starts anew; to be called by every process.
+        """Averages over steps and processes since the last call, and `data_wait`: the share of time without a batch.
 
-        Returns:
-            `dict[str, float]`: each component, averaged over steps and processes, and `data_wait`: the share of the
-            time, from 0 to 1, that this process waited for batches. Empty without a step.
+        Every process must call it. Empty without a step.
         """
         if not self._steps or self._start is None:
             return {}
@@ -658,33 +649,25 @@ def freeze(student: WhisperForConditionalGeneration, args: DistillationTrainingA
 
 
 def same_encoder(student: WhisperForConditionalGeneration, teacher: WhisperForConditionalGeneration) -> bool:
-    """Whether both encoders compute the same hidden states: same shape and, weight by weight, same values.
-
-    Weights of different precision are compared in the lower one: a teacher in half precision has the encoder of the
-    float32 student that was made from it. The models may be on different devices.
-    """
+    """Whether both encoders compute the same hidden states: same shape and, weight by weight, same values."""
     if any(getattr(student.config, name) != getattr(teacher.config, name) for name in _ENCODER_SHAPE):
         return False
     ours, theirs = student.model.encoder.state_dict(), teacher.model.encoder.state_dict()
-    return ours.keys() == theirs.keys() and all(_equal(weight, theirs[name]) for name, weight in ours.items())
-
-
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    lower = min(ours.dtype, theirs.dtype, key=lambda dtype: dtype.itemsize)
-    return torch.equal(ours.to(lower), theirs.to(ours.device, lower))
+    if ours.keys() != theirs.keys():
+        return False
+    for name, weight in ours.items():
+        other = theirs[name].to(weight.device)
+        # In the lower precision: a teacher in bfloat16 has the encoder of the float32 student made from it.
+        lower = min(weight.dtype, other.dtype, key=lambda dtype: dtype.itemsize)
+        if not torch.equal(weight.to(lower), other.to(lower)):
+            return False
+    return True
 
 
 class StudentConfigCallback(TrainerCallback):
-    """Puts right what is saved in the student's configs: token ids as before, and `chunk_length_s` after the data.
+    """Saves token ids as they were, and as `chunk_length_s` the best one for the mean duration of the training rows.
 
-    `Trainer.train` replaces the token ids by those of the tokenizer. Whisper's tokenizers begin a sentence with
-    `<|endoftext|>`, the configs of English-only models with `<|startoftranscript|>`: a saved student would differ from
-    its teacher for no reason.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): the student, before training.
-        dataset (`Dataset`, *optional*): to train on. The best chunk length for long recordings depends on the mean
-            duration of its rows (Table 23); without a known duration none is written.
+    The entry decides about long recordings (Table 23); without a known duration none is written.
     """
 
     def __init__(self, model: WhisperForConditionalGeneration, dataset: Dataset | None):
@@ -698,6 +681,8 @@ class StudentConfigCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Before the first step, so that every checkpoint has them."""
+        # `Trainer.train` replaces the token ids by those of the tokenizer. Whisper's tokenizers begin a sentence with
+        # <|endoftext|>, the configs of English-only models with <|startoftranscript|>.
         for config, name, value in self._token_ids:
             setattr(config, name, value)
         if self.rows is not None and (mean := self.rows.mean_duration()) is not None:
@@ -705,10 +690,7 @@ class StudentConfigCallback(TrainerCallback):
 
 
 class MacroEarlyStoppingCallback(EarlyStoppingCallback):
-    """Early stopping on a metric that exists only after all validation sets, such as `eval_macro_wer`.
-
-    The Trainer reports each set first; upstream's callback disables itself when a report lacks the metric.
-    """
+    """Early stopping on a metric that exists only after all validation sets, such as `eval_macro_wer`."""
 
     def on_evaluate(
         self,
@@ -719,6 +701,7 @@ class MacroEarlyStoppingCallback(EarlyStoppingCallback):
         **kwargs: Any,
     ) -> None:
         """Counts an evaluation if it holds `metric_for_best_model`."""
+        # The Trainer reports each set first; upstream's callback disables itself when a report lacks the metric.
         name = str(args.metric_for_best_model)
         if (name if name.startswith("eval_") else f"eval_{name}") in metrics:
             super().on_evaluate(args, state, control, metrics, **kwargs)
@@ -730,12 +713,12 @@ class MacroEarlyStoppingCallback(EarlyStoppingCallback):
 class EpochSampler(Sampler[int]):
     """Row indices of an epoch, in an order that depends on seed and epoch alone and is the same in every process.
 
-    Has no `set_epoch`: with several processes, accelerate would call it in place of the dataset's.
-
     Args:
         dataset ([`SpeechDataset`]): its epoch, mixture and text lengths decide the order.
         group_size (`int`, *optional*): rows of a step of all processes, to draw rows of similar length together.
     """
+
+    # Without `set_epoch`: with several processes, accelerate would call it in place of the dataset's.
 
     def __init__(self, dataset: SpeechDataset, group_size: int | None = None):
         self.dataset, self.group_size = dataset, group_size
@@ -810,11 +793,7 @@ def check_mixture(dataset: Dataset | None, checkpoint: str) -> None:
 
 
 class StreamReader(TrainerCallback):
-    """The data loader of a stream for one process, whose position is saved with every checkpoint.
-
-    Args:
-        stream ([`SpeechStream`]): the samples.
-    """
+    """The data loader of a stream for one process, whose position is saved with every checkpoint."""
 
     def __init__(self, stream: SpeechStream):
         self.stream = stream
@@ -822,12 +801,7 @@ class StreamReader(TrainerCallback):
         self._position: dict[str, Any] | None = None
 
     def open(self, args: TrainingArguments, collate: Callable) -> StatefulDataLoader:
-        """The endless batches of this process; from a checkpoint's position after [`resume`].
-
-        Args:
-            args (`TrainingArguments`): processes, workers and batch size.
-            collate (`Callable`): makes a batch of samples.
-        """
+        """The endless batches of this process; from a checkpoint's position after [`resume`]."""
         self._assign(args)
         # The loader's workers restore their positions; upstream would read and discard all batches up to the step.
         args.ignore_data_skip = True
@@ -844,15 +818,7 @@ class StreamReader(TrainerCallback):
         return self.loader
 
     def resume(self, args: TrainingArguments, checkpoint: str) -> None:
-        """Continues at a checkpoint's position, in the open loader or in the next one.
-
-        Args:
-            args (`TrainingArguments`): processes and workers.
-            checkpoint (`str`): folder.
-
-        Raises:
-            ValueError: if the checkpoint has no position, or one in other streams.
-        """
+        """Continues at a checkpoint's position, in the open loader or in the next one; a `ValueError` without one."""
         self._assign(args)
         identity = Path(checkpoint, STREAMS_FILE)
         if not identity.is_file():

@@ -67,11 +67,7 @@ def default_metrics(
 
 
 class LossSums:
-    """Sums of losses over the tokens of a validation set, and their number.
-
-    Args:
-        names (`Sequence[str]`): of the losses.
-    """
+    """Sums of the named losses over the tokens of a validation set, and the number of these tokens."""
 
     def __init__(self, names: Sequence[str]):
         self.names = list(names)
@@ -128,18 +124,8 @@ def generate_tokens_of(
 ) -> Tensor:
     """Transcribes a validation batch without timestamps; the model's generation config is not modified.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): the student.
-        inputs (`Mapping[str, Tensor]`): the batch; the language of each row is read from its decoder inputs.
-        encoder_states (`Tensor`): (batch, frames, width).
-        task (`str`): "transcribe" or "translate", for multilingual models.
-        settings (`Mapping[str, Any]`): `max_length` or `max_new_tokens`, `num_beams`.
-
-    Returns:
-        `Tensor`: (batch, fixed length), padded with the pad token, so that all processes gather the same shape.
-
-    Raises:
-        ValueError: for other settings.
+    The language of each row is read from its decoder inputs. `settings` are `max_length` or `max_new_tokens`, and
+    `num_beams`. Returns (batch, fixed length), padded, so that all processes gather the same shape.
     """
     if unknown := sorted(set(settings) - _GENERATION_SETTINGS):
         raise ValueError(f"evaluate: unknown {unknown}; expected {', '.join(sorted(_GENERATION_SETTINGS))}.")
