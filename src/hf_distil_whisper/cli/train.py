@@ -208,7 +208,8 @@ def plan_training(
     if args.streaming:
         _check_streaming(plan, only_cache)
     plan.data = _plan_rows(plan, student, validation_sets)
-    if plan.data is not None and student is not None and training_args.teacher_cache != "none":
+    has_cache = training_args.teacher_cache != "none" and not args.streaming
+    if has_cache and plan.data is not None and student is not None:
         where = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
         plan.steps.append(f"cache {_CACHED[training_args.teacher_cache]} {where}")
         dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
