@@ -32,16 +32,17 @@ from hf_distil_whisper.export.onnx import OnnxGenerator
 from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
 from hf_distil_whisper.inference.encoder import window_features
 from hf_distil_whisper.inference.generation import generate_tokens
+from tables import table
 
 EXPORTERS = {"ctranslate2": export_ctranslate2, "ggml": export_ggml, "onnx": export_onnx}
 TIMED_ROWS, ROUNDS = 32, 3
 
 
-def load_export(model: Any, processor: Any, folder: Path, runtime: str) -> Any:
-    """The exported model in its runtime."""
-    if runtime == "ctranslate2":
-        return Ctranslate2Generator(model, processor, folder=folder)
-    return (GgmlGenerator if runtime == "ggml" else OnnxGenerator)(model, folder)
+GENERATORS = {
+    "ctranslate2": lambda model, processor, folder: Ctranslate2Generator(model, processor, folder=folder),
+    "ggml": lambda model, _, folder: GgmlGenerator(model, folder),
+    "onnx": lambda model, _, folder: OnnxGenerator(model, folder),
+}
 
 
 def weight_bytes(folder: Path) -> int:
@@ -66,7 +67,7 @@ def compare(name: str, corpus: str, runtime: str, quantizations: list[str], batc
     with tempfile.TemporaryDirectory() as work:
         for quantization in quantizations:
             folder = EXPORTERS[runtime](model, processor, Path(work, quantization), quantization=quantization)
-            generate = load_export(model, processor, folder, runtime)
+            generate = GENERATORS[runtime](model, processor, folder)
             runs.append((runtime, quantization, weight_bytes(folder), generate))
         results = [evaluate_model(model, rows, processor, batch_size=batch_size)]
         results += [evaluate_model(model, rows, processor, batch_size=batch_size, generate=run[3]) for run in runs[1:]]
@@ -74,18 +75,15 @@ def compare(name: str, corpus: str, runtime: str, quantizations: list[str], batc
         rounds = [[seconds(model, processor, recordings, run[3], batch_size) for run in runs] for _ in range(ROUNDS)]
     times = [median(column) for column in zip(*rounds, strict=True)]
     duration = sum(map(len, recordings)) / 16_000
-    lines = [
-        "| runtime | precision | equal texts | WER / % | MB on disk | RTF / 10⁻³ | times as fast |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
+    heads = ["runtime", "precision", "equal texts", "WER / %", "MB on disk", "RTF / 10⁻³", "times as fast"]
+    lines = []
     for (run, quantization, size, _), result, spent in zip(runs, results, times, strict=True):
         pairs = zip(result.rows, results[0].rows, strict=True)
         equal = sum(ours["prediction"] == theirs["prediction"] for ours, theirs in pairs)
-        lines.append(
-            f"| {run} | {quantization} | {equal} ({equal / len(result.rows):.1%}) | {100 * result.wer:.2f} | "
-            f"{size / 1e6:.1f} | {1000 * spent / duration:.1f} | {times[0] / spent:.2f} |"
-        )
-    return "\n".join(lines)
+        texts = f"{equal} ({equal / len(result.rows):.1%})", f"{100 * result.wer:.2f}"
+        speed = f"{1000 * spent / duration:.1f}", f"{times[0] / spent:.2f}"
+        lines.append([run, quantization, *texts, f"{size / 1e6:.1f}", *speed])
+    return table(heads, lines, left=2)
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 """The pictures of the benchmarks, as PNG or SVG: noise, sweeps, latency, chunks and draft lengths."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,16 +29,7 @@ MARKERS = "osD^vPX*"
 
 
 def wer_over_snr(curves: Mapping[str, Mapping[str, Mapping[float, float]]], path: str | Path) -> None:
-    """Word error rate over the signal-to-noise ratio: a panel for each noise, a line for each model (Figure 2).
-
-    Args:
-        curves (`Mapping[str, Mapping[str, Mapping[float, float]]]`): by noise, from left to right, then by model, then
-            by ratio in dB: rates as fractions. A model has the same colour and marker in every panel.
-        path (`str` or `Path`): of the picture, `.png` or `.svg`.
-
-    Raises:
-        ValueError: without curves.
-    """
+    """Word error rate over the signal-to-noise ratio: a panel for each noise, a line for each model (Figure 2)."""
     models = list(dict.fromkeys(model for by_model in curves.values() for model in by_model))
     if not models:
         raise ValueError("`curves`: expected word error rates by noise, model and ratio, got none.")
@@ -48,27 +40,31 @@ def wer_over_snr(curves: Mapping[str, Mapping[str, Mapping[float, float]]], path
         lines |= _noise_panel(axes, noise, by_model, models)
     panels[0].set_ylim(bottom=0)  # last: it fixes the upper end of all panels too
     panels[0].set_ylabel("word error rate / %")
-    # Beside the panels: curves that rise from one corner to the other leave no room for many names.
+    # Beside the panels: curves that rise from one corner to the other leave no space for many names.
     figure.legend(lines.values(), lines, loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=150)
+
+
+def _looks(names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker by name, each name once."""
+    looks = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
+    named = zip(dict.fromkeys(names), looks, strict=False)
+    return {name: {"color": color, "marker": marker} for name, (color, marker) in named}
 
 
 def _noise_panel(
     axes: Axes, noise: str, by_model: Mapping[str, Mapping[float, float]], models: Sequence[str]
 ) -> dict[str, Line2D]:
     """Draws the curves of one noise; returns their lines by model. `models` decides how each looks."""
-    looks = dict(zip(models, zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False), strict=False))
-    lines = {}
+    looks, lines = _looks(models), {}
     for model, rates in by_model.items():
         snrs = sorted(rates, reverse=True)
-        color, marker = looks[model]
-        (lines[model],) = axes.plot(snrs, [100 * rates[snr] for snr in snrs], color=color, marker=marker)
+        (lines[model],) = axes.plot(snrs, [100 * rates[snr] for snr in snrs], **looks[model])
     axes.set_title(f"{noise} noise")
     axes.set_xlabel("signal-to-noise ratio / dB")
     axes.set_xticks(sorted({snr for rates in by_model.values() for snr in rates}))
     axes.invert_xaxis()
-    axes.grid(color=GREY, linewidth=0.5)
-    axes.spines[["top", "right"]].set_visible(False)
+    _clear(axes, grid="both")
     return lines
 
 
@@ -78,24 +74,14 @@ def wer_by_cell(
     path: str | Path,
     white_noise: Mapping[str, Mapping[float, float]] | None = None,
 ) -> None:
-    """Word error rates of the cells of a sweep: a line through the means, a dot for each seed.
-
-    Args:
-        lines (`Mapping[str, Mapping[str, Sequence[float]]]`): kind of average → cell → WER in % of each seed.
-        heading (`str`): what the cells vary; along the x axis.
-        path (`str` or `Path`): of the PNG or SVG.
-        white_noise (`Mapping[str, Mapping[float, float]]`, *optional*): cell → ratio in dB → rate as a fraction; drawn
-            in a second panel, a line for each cell.
-    """
+    """Word error rates of the cells of a sweep: a line through the means, a dot for each seed."""
     figure = Figure(figsize=(13 if white_noise else 7, 3.5), layout="constrained")
     axes, *beside = figure.subplots(1, 2 if white_noise else 1, squeeze=False)[0]
-    for (kind, cells), color, marker in zip(lines.items(), OKABE_ITO.values(), MARKERS, strict=False):
-        places = range(len(cells))
-        axes.plot(
-            places, [sum(seeds) / len(seeds) for seeds in cells.values()], color=color, marker=marker, label=kind
-        )
-        for place, seeds in zip(places, cells.values(), strict=True):
-            axes.plot([place] * len(seeds), seeds, color=color, marker=".", linestyle="none", alpha=0.5)
+    for kind, look in _looks(lines).items():
+        cells = lines[kind]
+        axes.plot(range(len(cells)), [sum(seeds) / len(seeds) for seeds in cells.values()], label=kind, **look)
+        for x, seeds in enumerate(cells.values()):
+            axes.plot([x] * len(seeds), seeds, color=look["color"], marker=".", linestyle="none", alpha=0.5)
     cells = next(iter(lines.values()))
     axes.set_xticks(range(len(cells)), list(cells))
     axes.set_xlabel(heading)
@@ -109,14 +95,7 @@ def wer_by_cell(
 
 
 def wer_over_latency(models: Mapping[str, tuple[float, float]], baseline: str, wer: str, path: str | Path) -> None:
-    """How much faster each model is, and how often it is wrong; a line joins those that none beats in both.
-
-    Args:
-        models (`Mapping[str, tuple[float, float]]`): name → times as fast as the baseline, WER in %.
-        baseline (`str`): what "as fast" refers to.
-        wer (`str`): what the WER is over, for the y axis.
-        path (`str` or `Path`): of the PNG or SVG.
-    """
+    """How much faster each model is, and how often it is wrong; a line joins those that none beats in both."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.add_subplot()
     front: list[tuple[float, float]] = []
@@ -124,11 +103,9 @@ def wer_over_latency(models: Mapping[str, tuple[float, float]], baseline: str, w
         if not front or rate < front[-1][1]:
             front.append((speed, rate))
     axes.plot(*zip(*front, strict=True), color=GREY, linestyle="--", zorder=1, label="no other is faster and better")
-    for (name, (speed, rate)), color, marker in zip(
-        models.items(), cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False
-    ):
-        axes.plot(speed, rate, color=color, marker=marker, markersize=9, linestyle="none", zorder=2)
-        axes.annotate(name, (speed, rate), xytext=(8, 6), textcoords="offset points")
+    for name, look in _looks(models).items():
+        axes.plot(*models[name], markersize=9, linestyle="none", zorder=2, **look)
+        axes.annotate(name, models[name], xytext=(8, 6), textcoords="offset points")
     axes.margins(0.18)
     axes.set_ylim(bottom=0)
     axes.set_xlabel(f"relative latency: times as fast as {baseline}")
@@ -139,34 +116,24 @@ def wer_over_latency(models: Mapping[str, tuple[float, float]], baseline: str, w
 def wer_over_chunks(
     rows: Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]], path: str | Path
 ) -> None:
-    """Word error rate of long-form transcription over length or overlap of its chunks: Table 23 as a picture.
-
-    Args:
-        rows (`Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]]`): what stands along the x axis,
-            with its unit, from top to bottom → title of a panel, from left to right → label of a line → points of
-            seconds and word error rate as a fraction, in any order. A label has one look in all panels of a row.
-        path (`str` or `Path`): of the PNG or SVG.
-    """
+    """Word error rate of long-form transcription over length or overlap of its chunks: Table 23 as a picture."""
     columns = max(len(panels) for panels in rows.values())
     figure = Figure(figsize=(2.5 + 4 * columns, 3.5 * len(rows)), layout="constrained")
     drawn = figure.subplots(len(rows), columns, sharey=True, squeeze=False)
-    for places, (heading, panels) in zip(drawn, rows.items(), strict=True):
-        labels = list(dict.fromkeys(label for curves in panels.values() for label in curves))
-        styles = zip(cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False)
-        looks = dict(zip(labels, styles, strict=False))
-        lines = {}
-        for axes, (title, curves) in zip(places, panels.items(), strict=True):
+    for row, (heading, panels) in zip(drawn, rows.items(), strict=True):
+        looks, lines = _looks([label for curves in panels.values() for label in curves]), {}
+        for axes, (title, curves) in zip(row, panels.items(), strict=True):
             for label, points in curves.items():
                 seconds, rates = zip(*sorted(points), strict=True)
-                color, marker = looks[label]
-                (lines[label],) = axes.plot(seconds, [100 * rate for rate in rates], color=color, marker=marker)
+                (lines[label],) = axes.plot(seconds, [100 * rate for rate in rates], **looks[label])
             axes.set_title(title)
             axes.set_xticks(sorted({seconds for points in curves.values() for seconds, _ in points}))
             axes.set_xlabel(heading)
             _clear(axes)
-        places[0].set_ylabel("word error rate / %")
-        ordered = [lines[label] for label in labels]
-        places[-1].legend(ordered, labels, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+        row[0].set_ylabel("word error rate / %")
+        row[-1].legend(
+            [lines[label] for label in looks], looks, loc="upper left", bbox_to_anchor=(1, 1), frameon=False
+        )
     drawn[0, 0].set_ylim(bottom=0)  # last: it fixes the upper end of all panels too
     figure.savefig(path, dpi=150)
 
@@ -174,18 +141,12 @@ def wer_over_chunks(
 def latency_over_draft_length(
     curves: Mapping[str, Mapping[int, float]], chosen: Mapping[str, float], path: str | Path
 ) -> None:
-    """How much faster a model is with its assistant, over the tokens that are drafted at a time.
-
-    Args:
-        curves (`Mapping[str, Mapping[int, float]]`): by label, draft length → times as fast as the model alone.
-        chosen (`Mapping[str, float]`): by label, the same with lengths chosen by the acceptance, a dashed line.
-        path (`str` or `Path`): of the PNG or SVG.
-    """
+    """How much faster a model is with its assistant, over the tokens that are drafted at a time."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    for (label, ratios), color, marker in zip(curves.items(), cycle(OKABE_ITO.values()), cycle(MARKERS), strict=False):
-        axes.plot(list(ratios), list(ratios.values()), color=color, marker=marker, label=label)
-        axes.axhline(chosen[label], color=color, linestyle="--", linewidth=1)
+    for label, look in _looks(curves).items():
+        axes.plot(list(curves[label]), list(curves[label].values()), label=label, **look)
+        axes.axhline(chosen[label], color=look["color"], linestyle="--", linewidth=1)
     axes.axhline(1, color=GREY)
     axes.set_xticks(sorted({length for ratios in curves.values() for length in ratios}))
     axes.set_ylim(bottom=0)
@@ -201,7 +162,7 @@ def _finish(axes: Axes, label: str) -> None:
     _clear(axes)
 
 
-def _clear(axes: Axes) -> None:
-    axes.grid(axis="y", color=GREY, linewidth=0.5)
+def _clear(axes: Axes, grid: Literal["both", "y"] = "y") -> None:
+    axes.grid(axis=grid, color=GREY, linewidth=0.5)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,50 +1,38 @@
-"""Models and recordings of a benchmark, loaded and checked before anything is measured; names for its tables."""
+"""Flags, models and recordings of a benchmark, loaded and checked before anything is measured."""
 
-import platform
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper import load_model, load_processor
-from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process
+from hf_distil_whisper import get_normalizer, load_model, load_processor
+from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process, setting
 from hf_distil_whisper.cli.inputs import best_device, describe_rows, open_source
 from hf_distil_whisper.inference.prompt import resolve_language, scoring_language
 
 
-def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Names of models and files for a table: the shortest end of each path that no other path has.
-
-    `runs/tiny` and `noise/pub.flac` are "tiny" and "pub", `runs/a/student` and `runs/b/student` are "a/student" and
-    "b/student". A path that is the end of another one stays whole.
-
-    Args:
-        paths (`Sequence[str]`): names on the Hub, folders and files. One that is given twice is one.
-
-    Returns:
-        `dict[str, str]`: path by name, in their order.
-    """
-    ends = {path: _path_ends(path) for path in paths}
-    number = Counter(end for ends_of_path in ends.values() for end in ends_of_path)
-    return {next((end for end in ends[path] if number[end] == 1), path): path for path in ends}
+def list_setting(default: Sequence[Any], help: str) -> Any:
+    """Field of an arguments dataclass for a list, with its help text."""
+    return field(default_factory=lambda: list(default), metadata={"help": help})
 
 
-def _path_ends(name: str) -> list[str]:
-    """The last part of a path, the last two, and so on up to the whole; a file's without its suffix."""
-    path = Path(name)
-    parts = (path.with_suffix("") if path.is_file() else path).parts
-    return [str(Path(*parts[start:])) for start in reversed(range(len(parts)))]
+@dataclass
+class ScoringArguments:
+    """Flags of every script that scores models."""
 
+    language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
+    normalizer: str | None = setting(None, 'A language or "basic", in place of the normaliser of the language.')
+    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
+    dry_run: bool = setting(False, "Load models and recordings only.")
 
-def machine() -> str:
-    """The machine that figures are measured on, for example `"NVIDIA H200 (AVX512), 16 threads, torch 2.13.0"`."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} processor"
-    level = torch.backends.cpu.get_cpu_capability()
-    return f"{device} ({level}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """`language` and `normalizer` of the functions that score."""
+        return {"language": self.language, "normalizer": get_normalizer(self.normalizer) if self.normalizer else None}
 
 
 class LoadedModel(NamedTuple):
@@ -54,69 +42,54 @@ class LoadedModel(NamedTuple):
     processor: WhisperProcessor
 
 
-def require(args: Any, *names: str) -> None:
-    """Raises an [`InputError`] for the first of the flags that was not given."""
-    for name in names:
+def check_flags(args: Any, *required: str, whole: Sequence[str] = (), folder: str | None = None) -> None:
+    """Refuses flags that are missing, whole numbers below 1, and an output folder that is not empty.
+
+    Raises:
+        InputError: for the first of them, with its name.
+    """
+    for name in required:
         if not getattr(args, name):
             raise InputError(f"--{name} is missing; --help lists the flags")
-
-
-def whole_numbers(args: Any, *names: str) -> None:
-    """Raises an [`InputError`] for a flag whose number, or one of whose numbers, is below 1."""
-    for name in names:
+    for name in whole:
         value = getattr(args, name)
         numbers = value if isinstance(value, list) else [value]
         if not numbers or min(numbers) < 1:
             raise InputError(f"--{name}: expected whole numbers above 0, got {value}")
-
-
-def new_folder(folder: str | None) -> None:
-    """Raises an [`InputError`] for an output folder that is not empty: it may hold hours of work."""
-    if folder is not None and Path(folder).is_dir() and any(Path(folder).iterdir()):
+    if folder is not None and Path(folder).is_dir() and any(Path(folder).iterdir()):  # it may hold hours of work
         raise InputError(f"--output_dir: {folder} holds another run already; choose a new folder or empty it")
 
 
 def load_models(
-    places: Mapping[str, str], dtype: str = "float32", language: str | None = None
+    paths: Mapping[str, str], dtype: str = "float32", language: str | None = None
 ) -> dict[str, LoadedModel]:
-    """Loads models and processors.
-
-    Args:
-        places (`Mapping[str, str]`): Hub name or folder by the name in the tables.
-        dtype (`str`, *optional*, defaults to `"float32"`): of the weights.
-        language (`str`, *optional*): of the speech, which every model must know.
-
-    Raises:
-        InputError: for a language that a model does not know.
-    """
+    """Models and processors by their names in the tables, from Hub names or folders."""
     loaded = {}
-    for name, place in places.items():
-        model = load_model(place, dtype=getattr(torch, dtype)).to(best_device()).eval()
+    for name, path in paths.items():
+        model = load_model(path, dtype=getattr(torch, dtype)).to(best_device()).eval()
         try:
             resolve_language(model, language)
         except ValueError as error:
-            raise InputError(f"--language: {place}: {error}") from error
-        loaded[name] = LoadedModel(model, load_processor(place))
+            raise InputError(f"--language: {path}: {error}") from error
+        loaded[name] = LoadedModel(model, load_processor(path))
     return loaded
 
 
-def check_one_normalizer(models: Mapping[str, LoadedModel], language: str | None, normalizer: str | None) -> None:
-    """Raises an [`InputError`] for models whose texts would be normalised differently: their rates say nothing."""
-    languages = {name: scoring_language(one.model, language) for name, one in models.items()}
-    if len(set(languages.values())) > 1 and normalizer is None:
+def load_scored_models(paths: Mapping[str, str], args: ScoringArguments) -> dict[str, LoadedModel]:
+    """Models whose texts are normalised alike: rates under two normalisers differ by what counts as an error."""
+    models = load_models(paths, args.dtype, args.language)
+    languages = {name: scoring_language(one.model, args.language) for name, one in models.items()}
+    if len(set(languages.values())) > 1 and args.normalizer is None:
         pairs = ", ".join(f"{name} by {code!r}" for name, code in languages.items())
         raise InputError(
             f"--language is missing: the models would be normalised differently ({pairs}), so that their rates could "
             "not be compared. Give the language that is spoken, or choose a --normalizer"
         )
+    return models
 
 
 def load_sets(sources: Mapping[str, DataSource], columns: Sequence[str] = ("audio",)) -> dict[str, Dataset]:
-    """Loads data sets by name.
-
-    Raises:
-        InputError: for one that lacks a column.
-    """
+    """Loads data sets by name."""
     sets = {}
     for name, source in sources.items():
         sets[name] = open_source(source)

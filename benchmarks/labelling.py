@@ -5,8 +5,8 @@
     python benchmarks/labelling.py data
 
 The first labels the same 600 recordings of 1 to 30 s with every method, in turn: 15 minutes on two CPU cores. The
-second sends a million synthetic rows through the steps before and after, each in a process of its own: 20 minutes and
-250 MB of disk.
+second sends a million synthetic rows through the steps before and after, each in a new process: 20 minutes and 250 MB
+of disk.
 """
 
 import random
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -46,8 +46,9 @@ from hf_distil_whisper.inference.output import plain_text
 from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.metrics import errors_in_language
 from hf_distil_whisper.pseudo_labels.filtering import passing_rows
-from inputs import LoadedModel, load_models, load_sets, machine, ready, require, whole_numbers
-from memory import in_own_process
+from inputs import LoadedModel, check_flags, list_setting, load_models, load_sets, ready
+from memory import in_new_process
+from tables import machine, table
 
 PLAIN = "generate"
 """The baseline: the model's own `generate`, batch after batch in the order of the rows."""
@@ -55,17 +56,11 @@ PLAIN = "generate"
 
 @dataclass(frozen=True)
 class LabellingSpeed:
-    """One method over all rounds.
+    """One method over all rounds."""
 
-    Args:
-        seconds (`list[float]`): of features and search, one entry a round; reading and decoding of files not counted.
-        texts (`list[str]`): the labels without timestamps.
-        errors (`WordErrors`): of the labels.
-    """
-
-    seconds: list[float]
-    texts: list[str]
-    errors: WordErrors
+    seconds: list[float]  # of features and search, one entry a round; reading and decoding of files not counted
+    texts: list[str]  # the labels without timestamps
+    errors: WordErrors  # of the labels
 
     @property
     def median(self) -> float:
@@ -74,16 +69,7 @@ class LabellingSpeed:
 
 
 def mixed_recordings(rows: Dataset, count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Recordings of all lengths up to 30 s in random order: half are rows as they are, the others are joined ones.
-
-    Args:
-        rows (`Dataset`): utterances with `speaker`, those of one speaker next to each other.
-        count (`int`): recordings wanted.
-        seed (`int`, *optional*, defaults to 0): of the order.
-
-    Raises:
-        ValueError: if there are too few rows.
-    """
+    """Recordings of all lengths up to 30 s in random order: half are rows as they are, the others are joined ones."""
     single = min(count // 2, len(rows))
     mixed: list[dict[str, Any]] = list(rows.select(range(single)))
     third, joined = (len(rows) - single) // 3, -(-(count - count // 2) // 3)
@@ -109,21 +95,7 @@ def measure_labelling(
     rounds: int = 3,
     language: str = "en",
 ) -> dict[str, LabellingSpeed]:
-    """Labels the same rows with every method, in turn within every round.
-
-    Args:
-        teacher (`LoadedModel`): model and processor.
-        rows (`Sequence[Mapping]`): with `audio` of at most 30 s, and `text`.
-        compute_types (`Sequence[str]`, *optional*): of CTranslate2, one more method each.
-        num_beams (`Sequence[int]`, *optional*): of beam search, one more method each in every runtime.
-        batch_size (`int`, *optional*, defaults to 16): rows a pass.
-        rounds (`int`, *optional*, defaults to 3): how often everything is labelled.
-        language (`str`, *optional*, defaults to `"en"`): whose normaliser scores.
-
-    Returns:
-        `dict[str, LabellingSpeed]`: "generate", "transformers", and "ctranslate2 <type>" for each compute type, all
-        greedy; with beams the same again, as "transformers, 5 beams" and so on.
-    """
+    """Labels the same rows with every method, in turn within every round."""
     model, processor = teacher
     methods: dict[str, Callable[[], tuple[list[list[int]], float]]] = {
         PLAIN: partial(_generate_in_order, teacher, rows, batch_size)
@@ -182,12 +154,12 @@ def _generate_in_order(
 def labelling_table(speeds: Mapping[str, LabellingSpeed]) -> str:
     """Speed, agreement with plain `generate`, and word error rate of every method, as Markdown."""
     plain = speeds[PLAIN]
-    lines = ["|  | seconds | times as fast | same text | WER |", "|---|---|---|---|---|"]
+    lines = []
     for name, one in speeds.items():
         same = sum(text == other for text, other in zip(one.texts, plain.texts, strict=True)) / len(plain.texts)
         ratio = plain.median / one.median
-        lines.append(f"| {name} | {one.median:.1f} | {ratio:.2f} | {same:.1%} | {one.errors.wer:.2%} |")
-    return "\n".join(lines)
+        lines.append([name, f"{one.median:.1f}", f"{ratio:.2f}", f"{same:.1%}", f"{one.errors.wer:.2%}"])
+    return table(["", "seconds", "times as fast", "same text", "WER"], lines, left=5)
 
 
 WORDS = "the a one two quick brown lazy red old boat river house dog fox runs jumps sings over under near".split()
@@ -196,27 +168,15 @@ VOICES, PART = 100, 10_000
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """One step of the preparation.
+    """One step of the preparation."""
 
-    Args:
-        rows (`int`): that went in.
-        seconds (`float`): wall time.
-        peak_bytes (`int`): of the whole process, libraries included, mapped files not.
-    """
-
-    rows: int
-    seconds: float
-    peak_bytes: int
+    rows: int  # that went in
+    seconds: float  # wall time
+    peak_bytes: int  # of the whole process, libraries included, mapped files not
 
 
 def measure_data(rows: int, seconds: float = 0.5, folder: str | Path | None = None) -> dict[str, StepSpeed]:
-    """Sends synthetic rows through packing, filter and index, each in a process of its own.
-
-    Args:
-        rows (`int`): how many.
-        seconds (`float`, *optional*, defaults to 0.5): of audio in each, which only packing reads.
-        folder (`str` or `Path`, *optional*): for 250 bytes a row; by default that of temporary files.
-    """
+    """Sends synthetic rows through packing, filter and index, each in a new process."""
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         labelled = str(Path(temporary, "labelled.parquet"))
         _write_labelled(rows, seconds, labelled)
@@ -225,7 +185,7 @@ def measure_data(rows: int, seconds: float = 0.5, folder: str | Path | None = No
             "filter": (_filter, (rows, labelled)),
             "index": (_index, (rows, labelled, str(Path(temporary, "index")))),
         }
-        return {name: StepSpeed(rows, *in_own_process(step, *options)) for name, (step, options) in steps.items()}
+        return {name: StepSpeed(rows, *in_new_process(step, *options)) for name, (step, options) in steps.items()}
 
 
 def _pack(rows: int, seconds: float) -> float:
@@ -293,15 +253,13 @@ def _write_labelled(rows: int, seconds: float, path: str) -> None:
 
 def data_table(few: Mapping[str, StepSpeed], many: Mapping[str, StepSpeed]) -> str:
     """Rows per second and peak memory of every step, as Markdown."""
-    lines = ["|  | rows | rows/s | peak memory | with fewer rows | more bytes a row |", "|---|---|---|---|---|---|"]
+    lines = []
     for name, step in many.items():
         less = few[name]
         growth = (step.peak_bytes - less.peak_bytes) / (step.rows - less.rows)
-        lines.append(
-            f"| {name} | {step.rows:,} | {step.rows / step.seconds:,.0f} | {step.peak_bytes / 1e6:,.0f} MB | "
-            f"{less.peak_bytes / 1e6:,.0f} MB ({less.rows:,}) | {growth:.0f} |"
-        )
-    return "\n".join(lines)
+        memory = f"{step.peak_bytes / 1e6:,.0f} MB", f"{less.peak_bytes / 1e6:,.0f} MB ({less.rows:,})"
+        lines.append([name, f"{step.rows:,}", f"{step.rows / step.seconds:,.0f}", *memory, f"{growth:.0f}"])
+    return table(["", "rows", "rows/s", "peak memory", "with fewer rows", "more bytes a row"], lines, left=6)
 
 
 @dataclass
@@ -313,12 +271,8 @@ class LabellingArguments:
     rows: int = setting(600, "Recordings of up to 30 s; half of them are joined utterances.")
     rounds: int = setting(3, "How often each method labels them all.")
     batch_size: int = setting(16, "Rows in one pass.")
-    compute_types: list[str] = field(
-        default_factory=list, metadata={"help": "Of CTranslate2, for example `float32 int8`; none by default."}
-    )
-    num_beams: list[int] = field(
-        default_factory=list, metadata={"help": "Labels by beam search too, for example `5`; not by default."}
-    )
+    compute_types: list[str] = list_setting([], "Of CTranslate2, for example `float32 int8`; none by default.")
+    num_beams: list[int] = list_setting([], "Labels by beam search too, for example `5`; not by default.")
     language: str = setting("en", "Whose normaliser scores the labels.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the teacher's weights.")
     dry_run: bool = setting(False, "Load teacher and utterances only.")
@@ -339,8 +293,7 @@ def main(argv: Sequence[str]) -> None:
     if argv[:1] == ["data"]:
         return _run_data(argv[1:])
     (args,) = parse_arguments(LabellingArguments, argv=argv, command="benchmarks/labelling.py")
-    require(args, "teacher_model_name_or_path", "dataset")
-    whole_numbers(args, "rows", "rounds", "batch_size")
+    check_flags(args, "teacher_model_name_or_path", "dataset", whole=("rows", "rounds", "batch_size"))
     models = load_models({"teacher": args.teacher_model_name_or_path}, args.dtype)
     sets = load_sets({"dataset": as_source(args.dataset, "dataset")}, ("audio", "text", "speaker"))
     if not ready(models, sets, args.dry_run):

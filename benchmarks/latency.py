@@ -8,7 +8,6 @@ takes the recordings one by one, larger batches the same speech in a row, in ove
 the teacher predicts timestamps. Cost: six minutes on one CPU core.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -23,13 +22,7 @@ from datasets import Dataset
 from transformers.utils import is_flash_attn_2_available, logging
 
 from hf_distil_whisper import AudioError, RowErrors, load_audio, parse_arguments, run_script
-from hf_distil_whisper.cli.config import (
-    DataSource,
-    InputError,
-    as_training_sources,
-    setting,
-    source_setting,
-)
+from hf_distil_whisper.cli.config import DataSource, InputError, as_training_sources, setting, source_setting
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import without_decoder
@@ -38,8 +31,9 @@ from hf_distil_whisper.evaluation.latency import timed_pass
 from hf_distil_whisper.inference.chunked import cut_chunks
 from hf_distil_whisper.inference.encoder import window_features, window_seconds
 from hf_distil_whisper.inference.prompt import max_generated_tokens
-from inputs import LoadedModel, load_models, load_sets, machine, new_folder, ready, require, short_names, whole_numbers
+from inputs import LoadedModel, check_flags, list_setting, load_models, load_sets, ready
 from memory import ProcessEndedError, pass_bytes
+from tables import machine, save_json, short_names, table
 
 # Below the package's logger, so that `run_script` shows its warnings.
 logger = logging.get_logger("hf_distil_whisper.benchmarks.latency")
@@ -49,35 +43,20 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 @dataclass(frozen=True)
 class LatencyRow:
-    """One model at one batch size with one attention implementation.
+    """One model at one batch size with one attention implementation."""
 
-    Args:
-        model (`str`): its name.
-        attn_implementation (`str`): of `ATTENTION`.
-        batch_size (`int`): windows per pass.
-        timestamps (`bool`): whether it predicted timestamps.
-        seconds (`tuple[float, ...]`): of work on all recordings, one entry per repetition.
-        audio_seconds (`float`): length of the recordings, without padding and the overlap of chunks.
-        num_recordings (`int`): that could be read.
-        num_windows (`int`): that they made.
-        num_tokens (`int`): generated, over all windows.
-        parameters (`int`): of the model.
-        peak_bytes (`int`, *optional*): of weights and one pass, see [`pass_bytes`].
-        relative_latency (`float`, *optional*): how many times faster than the teacher in the same setting.
-    """
-
-    model: str
-    attn_implementation: str
-    batch_size: int
-    timestamps: bool
-    seconds: tuple[float, ...]
-    audio_seconds: float
-    num_recordings: int
-    num_windows: int
-    num_tokens: int
-    parameters: int
-    peak_bytes: int | None = None
-    relative_latency: float | None = None
+    model: str  # its name
+    attn_implementation: str  # of ATTENTION
+    batch_size: int  # windows per pass
+    timestamps: bool  # whether it predicted timestamps
+    seconds: tuple[float, ...]  # of work on all recordings, one entry per repetition
+    audio_seconds: float  # length of the recordings, without padding and the overlap of chunks
+    num_recordings: int  # that could be read
+    num_windows: int  # that they made
+    num_tokens: int  # generated, over all windows
+    parameters: int  # of the model
+    peak_bytes: int | None = None  # of weights and one pass, see pass_bytes
+    relative_latency: float | None = None  # how many times faster than the teacher in the same setting
 
     @property
     def median(self) -> float:
@@ -104,13 +83,10 @@ def rtf_table(rows: Sequence[LatencyRow]) -> str:
     """Real-time factors in 10⁻³ by model, attention and batch size, as Markdown in the layout of Table 24."""
     attention = dict.fromkeys(row.attn_implementation for row in rows)
     columns = list(product(attention, dict.fromkeys(row.batch_size for row in rows)))
-    by_cell = {(row.model, row.attn_implementation, row.batch_size): row for row in rows}
-    names = [f"{implementation}, batch {size}" for implementation, size in columns]
-    lines = ["| RTF / 10⁻³ | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for model in dict.fromkeys(row.model for row in rows):
-        cells = [f"{1000 * by_cell[model, *column].rtf:.1f}" for column in columns]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    rtf = {(row.model, row.attn_implementation, row.batch_size): f"{1000 * row.rtf:.1f}" for row in rows}
+    models = dict.fromkeys(row.model for row in rows)
+    heads = ["RTF / 10⁻³", *(f"{implementation}, batch {size}" for implementation, size in columns)]
+    return table(heads, [[model, *(rtf[model, *column] for column in columns)] for model in models])
 
 
 def latency_table(rows: Sequence[LatencyRow]) -> str:
@@ -119,17 +95,17 @@ def latency_table(rows: Sequence[LatencyRow]) -> str:
         "Model", "Params / M", "batch", "attention", "timestamps", "seconds", "RTF / 10⁻³", "times real time",
         "tokens/s", "peak memory / MB", "Rel. Latency",
     ]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
-    for row in rows:
-        cells = [
+    cells = [
+        [
             row.model, f"{row.parameters / 1e6:.1f}", str(row.batch_size), row.attn_implementation,
             "yes" if row.timestamps else "no", f"{row.median:.2f}", f"{1000 * row.rtf:.1f}",
             f"{row.inverse_rtf:.1f}", f"{row.tokens_per_second:.0f}",
             "-" if row.peak_bytes is None else f"{row.peak_bytes / 1e6:.0f}",
             "-" if row.relative_latency is None else f"{row.relative_latency:.2f}",
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return table(head, cells)
 
 
 @dataclass
@@ -189,31 +165,11 @@ def latency_grid(
 
     All models and settings of a batch size run once unmeasured and then take turns in every repetition, so that a slow
     minute of the machine falls on all of them.
-
-    Args:
-        models (`Mapping[str, LoadedModel]`): by name, all on one device.
-        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` of any length; what is longer than a window is
-            cut into chunks.
-        teacher (`str`, *optional*): the model that `relative_latency` refers to.
-        batch_sizes (`Sequence[int]`, *optional*, defaults to `(1, 4, 16)`): windows per pass.
-        attn_implementations (`Sequence[str]`, *optional*, defaults to `("sdpa",)`): of `ATTENTION`.
-        timestamps (`Collection[str]`, *optional*): models that predict timestamps in batches of more than one.
-        chunked (`bool`, *optional*, defaults to `True`): whether larger batches take all speech in a row, in chunks;
-            else they take the recordings one by one too, so that batch sizes can be compared.
-        repeats (`int`, *optional*, defaults to 3): repetitions over all recordings.
-        memory (`bool`, *optional*, defaults to `True`): measure the peak memory too, which on a CPU takes a process
-            and some seconds a row. A row whose process is killed has none.
-        settings: `num_tokens` and `language` of [`timed_pass`].
-
-    Returns:
-        `list[LatencyRow]`: by batch size, attention and model.
-
-    Raises:
-        ValueError: for an attention implementation that cannot run here, or if no row can be read.
     """
     for loaded in models.values():
         check_attention(attn_implementations, loaded.model.device, loaded.model.dtype)
     recordings = _recordings(dataset)
+    audio_seconds = sum(map(len, recordings)) / SAMPLING_RATE
     before = {name: loaded.model.config._attn_implementation for name, loaded in models.items()}
     rows: list[LatencyRow] = []
     try:
@@ -229,7 +185,16 @@ def latency_grid(
                     one.take_turn(warm_up=repeat == 0)
             for one in contenders if memory else []:
                 one.measure_memory()
-            rows += _rows(contenders, teacher, recordings)
+            baselines = {one.attention: statistics.median(one.seconds) for one in contenders if one.name == teacher}
+            rows += [
+                LatencyRow(
+                    one.name, one.attention, one.batch_size, one.settings["return_timestamps"], tuple(one.seconds),
+                    audio_seconds, len(recordings), len(one.windows), sum(one.lengths),
+                    one.loaded.model.num_parameters(), one.peak_bytes,
+                    baselines[one.attention] / statistics.median(one.seconds) if baselines else None,
+                )
+                for one in contenders
+            ]  # fmt: skip
     finally:
         for name, loaded in models.items():
             loaded.model.set_attn_implementation(before[name])
@@ -258,19 +223,6 @@ def _windows(recordings: Sequence[np.ndarray], seconds: float, joined: bool) -> 
     return [samples for part in parts for _, samples in cut_chunks([part], seconds, seconds / 6)]
 
 
-def _rows(contenders: Sequence[_Contender], teacher: str | None, recordings: Sequence[np.ndarray]) -> list[LatencyRow]:
-    audio_seconds = sum(map(len, recordings)) / SAMPLING_RATE
-    baselines = {one.attention: statistics.median(one.seconds) for one in contenders if one.name == teacher}
-    return [
-        LatencyRow(
-            one.name, one.attention, one.batch_size, one.settings["return_timestamps"], tuple(one.seconds),
-            audio_seconds, len(recordings), len(one.windows), sum(one.lengths), one.loaded.model.num_parameters(),
-            one.peak_bytes, baselines[one.attention] / statistics.median(one.seconds) if baselines else None,
-        )
-        for one in contenders
-    ]  # fmt: skip
-
-
 def check_attention(attn_implementations: Sequence[str], device: torch.device, dtype: torch.dtype) -> None:
     """Raises a `ValueError` for attention implementations that are unknown or cannot run here."""
     unknown = [name for name in attn_implementations if name not in ATTENTION]
@@ -293,13 +245,11 @@ class LatencyArguments:
 
     model_name_or_path: str | None = setting(None, "Model to time: Hub name or folder.")
     teacher_model_name_or_path: str | None = setting(None, "Timed with it; relative latencies refer to it.")
-    other_models: list[str] = field(default_factory=list, metadata={"help": "More models to time with them."})
+    other_models: list[str] = list_setting([], "More models to time with them.")
     dataset: dict[str, DataSource] | str | None = source_setting("Recordings of any length, one set or {name: path}.")
     samples: int = setting(256, "Rows of each set.")
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "Windows per pass."})
-    attn_implementations: list[str] = field(
-        default_factory=lambda: ["sdpa"], metadata={"help": "Some of: sdpa eager flash_attention_2."}
-    )
+    batch_sizes: list[int] = list_setting([1, 4, 16], "Windows per pass.")
+    attn_implementations: list[str] = list_setting(["sdpa"], "Some of: sdpa eager flash_attention_2.")
     num_tokens: int | None = setting(None, "Exactly so many tokens per window; by default models end by themselves.")
     chunked: bool = setting(True, "Batches of more than one take all recordings in a row, in chunks of a window.")
     repeats: int = setting(3, "Repetitions over all recordings, the models in turn.")
@@ -313,12 +263,11 @@ class LatencyArguments:
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(LatencyArguments, argv=argv, command="benchmarks/latency.py")
-    require(args, "model_name_or_path", "dataset")
-    whole_numbers(args, "samples", "batch_sizes", "repeats")
-    new_folder(args.output_dir)
+    whole = ("samples", "batch_sizes", "repeats")
+    check_flags(args, "model_name_or_path", "dataset", whole=whole, folder=args.output_dir)
     teacher = [args.teacher_model_name_or_path] if args.teacher_model_name_or_path else []
-    places = short_names([*teacher, args.model_name_or_path, *args.other_models])
-    models = load_models(places, args.dtype, args.language)
+    paths = short_names([*teacher, args.model_name_or_path, *args.other_models])
+    models = load_models(paths, args.dtype, args.language)
     for name, loaded in models.items():
         most = max_generated_tokens(loaded.model, return_timestamps=False)
         if args.num_tokens is not None and not 1 <= args.num_tokens <= most:
@@ -344,9 +293,8 @@ def main(argv: Sequence[str]) -> None:
     if args.output_dir is not None:
         rates = ("rtf", "inverse_rtf", "tokens_per_second")
         content = [asdict(row) | {name: getattr(row, name) for name in rates} for row in rows]
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         results = {"machine": machine(), "dtype": args.dtype, "rows": content}
-        Path(args.output_dir, "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        save_json(Path(args.output_dir, "results.json"), results)
 
 
 if __name__ == "__main__":

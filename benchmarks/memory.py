@@ -3,7 +3,7 @@
     python benchmarks/memory.py --model_name_or_path runs/quickstart/student
     python benchmarks/memory.py --model_name_or_path runs/quickstart/student --method sequential
 
-Each length of a recording is measured in a process of its own, on the CPU in float32. Cost: 20 minutes on two CPU
+Each length of a recording is measured in a new process, on the CPU in float32. Cost: 20 minutes on two CPU
 cores, since three hours are transcribed; `--minutes 5 30` shows the same in four.
 """
 
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -35,7 +35,8 @@ from hf_distil_whisper import (
 )
 from hf_distil_whisper.cli.config import InputError, setting
 from hf_distil_whisper.evaluation.latency import timed_pass
-from inputs import machine
+from inputs import check_flags, list_setting
+from tables import machine, table
 
 T = TypeVar("T")
 
@@ -44,12 +45,7 @@ SHORTEST = 30.0
 
 
 class ProcessEndedError(RuntimeError):
-    """A process ended without a result, as one does that the system kills for its memory.
-
-    Args:
-        message (`str`): what ended.
-        killed (`bool`): whether by a signal, and not by an error of its own.
-    """
+    """A process ended without a result, as one does that the system kills for its memory."""
 
     def __init__(self, message: str, killed: bool):
         super().__init__(message)
@@ -59,7 +55,7 @@ class ProcessEndedError(RuntimeError):
 def anonymous_bytes() -> int:
     """Memory of this process without the files mapped into it, which the system takes back whenever it wants to."""
     status = Path("/proc/self/status")
-    if not status.is_file():  # macOS tells the peak only
+    if not status.is_file():  # macOS knows the peak only
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return next(1024 * int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("RssAnon:"))
 
@@ -83,16 +79,8 @@ def peak_while(work: Callable[[], T]) -> tuple[T, int]:
     return value, max(peak, anonymous_bytes())
 
 
-def in_own_process(measure: Callable[..., float], *arguments: Any) -> tuple[float, int]:
-    """Runs a function of a module in a new process; returns its number and the peak memory of the process.
-
-    Args:
-        measure (`Callable`): returns a number.
-        arguments: passed on; they are pickled.
-
-    Raises:
-        ProcessEndedError: if the process ends without a result.
-    """
+def in_new_process(measure: Callable[..., float], *arguments: Any) -> tuple[float, int]:
+    """Runs a function of a module in a new process; returns its number and the peak memory of the process."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_report, args=(sending, measure, *arguments))
@@ -128,14 +116,6 @@ def pass_bytes(model: WhisperForConditionalGeneration, batch_size: int, **settin
 
     Memory depends neither on the speech nor on the weights: the windows are silent, and on a CPU a new process builds
     the model again, since memory that this process has freed before would hide a part of it.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        batch_size (`int`): windows of the pass.
-        settings: of [`timed_pass`]; `num_tokens` among them.
-
-    Raises:
-        ProcessEndedError: if the process is killed, as where the model does not fit into memory twice.
     """
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     if model.device.type == "cuda":
@@ -146,7 +126,7 @@ def pass_bytes(model: WhisperForConditionalGeneration, batch_size: int, **settin
     if model.device.type != "cpu":
         return None
     attention, dtype = model.config._attn_implementation, model.dtype
-    taken, _ = in_own_process(
+    taken, _ = in_new_process(
         _pass_alone, model.config, model.generation_config, dtype, attention, batch_size, settings
     )
     return weights + int(taken)
@@ -176,16 +156,7 @@ def long_form_memory(
     batch_size: int = 4,
     rate: int = 16_000,
 ) -> dict[float, int]:
-    """Peak memory of a transcription by the length of the recording, libraries and weights included.
-
-    Args:
-        model_name_or_path (`str`): a checkpoint with its processor.
-        minutes (`Sequence[float]`, *optional*): lengths of the recordings, stereo FLAC files made for it.
-        method (`str`, *optional*, defaults to `"chunked"`): or "sequential".
-        temperature_fallback (`bool`, *optional*, defaults to `False`): sequential only.
-        batch_size (`int`, *optional*, defaults to 4): chunks per pass; chunked only.
-        rate (`int`, *optional*, defaults to 16000): of the files, Hz.
-    """
+    """Peak memory of a transcription by the length of the recording, libraries and weights included."""
     options = {"batch_size": batch_size} if method == "chunked" else {"temperature_fallback": temperature_fallback}
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +164,7 @@ def long_form_memory(
             file = Path(folder, "recording.flac")
             _write_recording(file, length, rate)
             times = math.ceil(SHORTEST / length)
-            peaks[length] = in_own_process(_transcribe, model_name_or_path, str(file), method, options, times)[1]
+            peaks[length] = in_new_process(_transcribe, model_name_or_path, str(file), method, options, times)[1]
     return peaks
 
 
@@ -214,9 +185,8 @@ def _transcribe(model_name_or_path: str, file: str, method: str, options: dict[s
 def long_form_memory_table(peaks: Mapping[float, int]) -> str:
     """Peak memory by length, and how much more it is than for the first one, as Markdown."""
     first = next(iter(peaks.values()))
-    lines = ["| recording / min | peak memory / MB | beyond the first / MB |", "|---:|---:|---:|"]
-    lines += [f"| {minutes:g} | {peak / 1e6:.0f} | {(peak - first) / 1e6:+.0f} |" for minutes, peak in peaks.items()]
-    return "\n".join(lines)
+    lines = [[f"{minutes:g}", f"{peak / 1e6:.0f}", f"{(peak - first) / 1e6:+.0f}"] for minutes, peak in peaks.items()]
+    return table(["recording / min", "peak memory / MB", "beyond the first / MB"], lines, left=0)
 
 
 @dataclass
@@ -224,9 +194,7 @@ class MemoryArguments:
     """Flags of the script."""
 
     model_name_or_path: str | None = setting(None, "Model that transcribes: Hub name or folder.")
-    minutes: list[float] = field(
-        default_factory=lambda: [5.0, 180.0], metadata={"help": "Lengths of the recordings that are made for it."}
-    )
+    minutes: list[float] = list_setting([5.0, 180.0], "Lengths of the recordings that are made for it.")
     method: Literal["chunked", "sequential"] = setting("chunked", "Algorithm of long form.")
     temperature_fallback: bool = setting(False, "Transcribe unlikely windows again; --method sequential only.")
     batch_size: int = setting(4, "Chunks in one pass; --method chunked only.")
@@ -236,8 +204,7 @@ class MemoryArguments:
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(MemoryArguments, argv=argv, command="benchmarks/memory.py")
-    if args.model_name_or_path is None:
-        raise InputError("--model_name_or_path is missing: a Hub name or folder")
+    check_flags(args, "model_name_or_path")
     if min(args.minutes) < 1 or len(set(args.minutes)) < len(args.minutes):
         raise InputError(f"--minutes: expected different lengths of at least 1, got {args.minutes}")
     if args.temperature_fallback and args.method == "chunked":

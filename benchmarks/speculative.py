@@ -9,7 +9,6 @@ Utterances as they are, the same joined to windows of 30 s, and long recordings;
 turn. Cost: 20 minutes on two CPU cores.
 """
 
-import json
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from datasets import Dataset
-from transformers import WhisperForCausalLM, pipeline
+from transformers import pipeline
 
 from figures import latency_over_draft_length
 from hf_distil_whisper import (
@@ -47,7 +46,8 @@ from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.output import plain_text
 from hf_distil_whisper.inference.prompt import is_multilingual, timestamp_begin
 from hf_distil_whisper.inference.speculative import DraftCounts, added_parameters
-from inputs import LoadedModel, load_models, load_sets, machine, new_folder, ready, require, short_names, whole_numbers
+from inputs import LoadedModel, check_flags, list_setting, load_models, load_sets, ready
+from tables import machine, save_json, short_names, table
 
 ALONE, GENERATE, PIPELINE = "alone", "alone, `generate`", "alone, pipeline"
 """The model without an assistant, by this library's search, whose text is the reference, and by transformers'."""
@@ -55,41 +55,36 @@ ALONE, GENERATE, PIPELINE = "alone", "alone, `generate`", "alone, pipeline"
 
 @dataclass(frozen=True)
 class Output:
-    """Output of one decoding method for a batch.
+    """Output of one decoding method for a batch."""
 
-    Args:
-        texts (`list[str]`): one for each recording.
-        drafts ([`DraftCounts`]): of an assistant, where the method counts them.
-    """
-
-    texts: list[str]
-    drafts: DraftCounts = field(default_factory=DraftCounts)
+    texts: list[str]  # one for each recording
+    drafts: DraftCounts = field(default_factory=DraftCounts)  # of an assistant, where the method counts them
 
 
 Method = Callable[[Sequence[np.ndarray]], Output]
 """From a batch of recordings at 16 kHz of up to one window each to texts."""
 
+Assistants = Mapping[str, tuple[LoadedModel, Assistant]]
+"""Each assistant's model and what drafts, by name."""
+
 
 @dataclass(frozen=True)
 class MethodTimes:
-    """One method at one batch size.
+    """One method at one batch size."""
 
-    Args:
-        seconds (`tuple[float, ...]`): over all recordings, one entry per repetition.
-        num_same (`int`): recordings whose text is that of the model alone.
-        num_recordings (`int`): in all.
-        drafts ([`DraftCounts`]): over all recordings.
-    """
-
-    seconds: tuple[float, ...]
-    num_same: int
-    num_recordings: int
-    drafts: DraftCounts
+    seconds: tuple[float, ...]  # over all recordings, one entry per repetition
+    num_same: int  # recordings whose text is that of the model alone
+    num_recordings: int  # in all
+    drafts: DraftCounts  # over all recordings
 
     @property
     def median(self) -> float:
         """Seconds over all recordings, median of the repetitions."""
         return statistics.median(self.seconds)
+
+
+Times = Mapping[int, Mapping[str, MethodTimes]]
+"""By batch size and method."""
 
 
 def by_library(whisper: LoadedModel, language: str | None, **options: Any) -> Method:
@@ -126,13 +121,9 @@ def by_generate(whisper: LoadedModel, language: str | None) -> Method:
 
 
 def by_pipeline(
-    whisper: LoadedModel,
-    language: str | None,
-    *,
-    stock_assistant: WhisperForCausalLM | None = None,
-    assistant: Assistant | None = None,
+    whisper: LoadedModel, language: str | None, *, stock_assistant: Any = None, assistant: Assistant | None = None
 ) -> Method:
-    """Transformers' pipeline, greedy: with its own `assistant_model` (batch size 1), or by [`assistant_arguments`]."""
+    """Transformers' pipeline, greedy: with an `assistant_model` (batch size 1), or by [`assistant_arguments`]."""
     model, processor = whisper
     recognise = pipeline(
         "automatic-speech-recognition", model=model, tokenizer=processor.tokenizer,
@@ -144,9 +135,8 @@ def by_pipeline(
 
     def decode(recordings: Sequence[np.ndarray]) -> Output:
         inputs = [{"raw": samples, "sampling_rate": SAMPLING_RATE} for samples in recordings]
-        return Output(
-            [one["text"].strip() for one in recognise(inputs, batch_size=len(inputs), generate_kwargs=options)]
-        )
+        results = recognise(inputs, batch_size=len(inputs), generate_kwargs=options)
+        return Output([one["text"].strip() for one in results])
 
     return decode
 
@@ -158,9 +148,8 @@ def by_long_form(
 
     def decode(recordings: Sequence[np.ndarray]) -> Output:
         results = [transcribe(*whisper, samples, assistant=assistant, language=language) for samples in recordings]
-        return Output(
-            [one.text for one in results], _sum([one.statistics.drafts for one in results if one.statistics])
-        )
+        drafts = [one.statistics.drafts for one in results if one.statistics]
+        return Output([one.text for one in results], _sum(drafts))
 
     return decode
 
@@ -175,25 +164,19 @@ def _transformers_options(whisper: LoadedModel, language: str | None) -> dict[st
 
 
 def all_methods(
-    whisper: LoadedModel,
-    assistants: Mapping[str, tuple[LoadedModel, Assistant]],
-    batch_size: int,
-    compute_types: Sequence[str],
-    language: str | None,
+    whisper: LoadedModel, assistants: Assistants, batch_size: int, args: "SpeculativeArguments"
 ) -> dict[str, Method]:
     """The model alone, assisted, in the pipeline, in CTranslate2; and each assistant's model by itself."""
-    methods = {
-        ALONE: by_library(whisper, language),
-        GENERATE: by_generate(whisper, language),
-        PIPELINE: by_pipeline(whisper, language),
-    }
+    language = args.language
+    methods = {ALONE: by_library(whisper, language), GENERATE: by_generate(whisper, language)}
+    methods[PIPELINE] = by_pipeline(whisper, language)
     for name, (whole, assistant) in assistants.items():
         methods[f"with {name}"] = by_library(whisper, language, assistant=assistant)
         methods[f"with {name}, pipeline"] = by_pipeline(whisper, language, assistant=assistant)
         if batch_size == 1 and assistant is not whole.model:
             methods[f"with {name}, pipeline's own"] = by_pipeline(whisper, language, stock_assistant=assistant)
         methods[f"{name} alone, other text"] = by_library(whole, language)
-    for kind in compute_types:
+    for kind in args.compute_types:
         methods[f"alone, CTranslate2 {kind}"] = by_ctranslate2(whisper, language, kind)
         for name, (whole, _) in assistants.items():
             methods[f"{name} alone, CTranslate2 {kind}"] = by_ctranslate2(whole, language, kind)
@@ -203,14 +186,7 @@ def all_methods(
 def measure_methods(
     methods: Mapping[str, Method], recordings: Sequence[np.ndarray], *, batch_size: int = 1, repeats: int = 3
 ) -> dict[str, MethodTimes]:
-    """Times methods on the same recordings: each once unmeasured, then all in turn in every repetition.
-
-    Args:
-        methods (`Mapping[str, Method]`): by name, [`ALONE`] among them.
-        recordings (`Sequence[np.ndarray]`): samples at 16 kHz.
-        batch_size (`int`, *optional*, defaults to 1): recordings per pass.
-        repeats (`int`, *optional*, defaults to 3): repetitions over all recordings.
-    """
+    """Times methods on the same recordings: each once unmeasured, then all in turn in every repetition."""
     batches = [recordings[start : start + batch_size] for start in range(0, len(recordings), batch_size)]
     for decode in methods.values():
         decode(batches[0])
@@ -222,29 +198,18 @@ def measure_methods(
             outputs[name] = [decode(batch) for batch in batches]
             seconds[name].append(time.perf_counter() - start)
     texts = {name: [text for one in of_method for text in one.texts] for name, of_method in outputs.items()}
-    return {
-        name: MethodTimes(
-            tuple(seconds[name]),
-            sum(text == expected for text, expected in zip(texts[name], texts[ALONE], strict=True)),
-            len(recordings),
-            _sum([one.drafts for one in outputs[name]]),
-        )
-        for name in methods
-    }
+    times = {}
+    for name in methods:
+        same = sum(text == expected for text, expected in zip(texts[name], texts[ALONE], strict=True))
+        drafts = _sum([one.drafts for one in outputs[name]])
+        times[name] = MethodTimes(tuple(seconds[name]), same, len(recordings), drafts)
+    return times
 
 
-def methods_table(
-    times: Mapping[int, Mapping[str, MethodTimes]], parameters: Mapping[str, int], baselines: Sequence[str]
-) -> str:
-    """Relative latencies by batch size, as Markdown: Tables 9 and 22.
-
-    Args:
-        times (`Mapping[int, Mapping[str, MethodTimes]]`): by batch size, from [`measure_methods`].
-        parameters (`Mapping[str, int]`): by method, where they are to be shown.
-        baselines (`Sequence[str]`): methods of the model alone; the fastest at each batch size is 1.0.
-    """
+def methods_table(times: Times, parameters: Mapping[str, int], baselines: Sequence[str]) -> str:
+    """Relative latencies by batch size, as Markdown: Tables 9 and 22."""
     heads = ["", "parameters", *(f"batch size {size}" for size in times), "same text", "accepted", "passes saved"]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    lines = []
     for name in dict.fromkeys(name for of_size in times.values() for name in of_size):
         measured = {size: of_size[name] for size, of_size in times.items() if name in of_size}
         cells = [name, f"{parameters[name] / 1e6:.2f} M" if name in parameters else ""]
@@ -254,17 +219,16 @@ def methods_table(
         same, drafts = min(one.num_same for one in measured.values()), _sum([one.drafts for one in measured.values()])
         cells.append(f"{same} of {next(iter(measured.values())).num_recordings}")
         cells += [f"{drafts.acceptance_rate:.0%}", f"{drafts.checks_saved:.0%}"] if drafts.drafted else ["", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return table(heads, lines, left=len(heads))
 
 
 def packed_windows(rows: Dataset, count: int) -> list[np.ndarray]:
     """Utterances of one speaker joined to windows of nearly 30 s, with pauses of 0.3 s."""
     speaker = "speaker" if "speaker" in rows.column_names else None
+    rows = rows.sort("speaker") if speaker else rows
     # Rows that cannot be read are counted where the utterances are loaded.
-    packed = pack_utterances(
-        rows.sort("speaker") if speaker else rows, gap=0.3, speaker_column=speaker, errors=RowErrors()
-    )
+    packed = pack_utterances(rows, gap=0.3, speaker_column=speaker, errors=RowErrors())
     return [load_audio(row["audio"]) for row in islice((row for row in packed if row["duration"] > 25), count)]
 
 
@@ -281,21 +245,16 @@ class SpeculativeArguments:
     """Flags of the script."""
 
     model_name_or_path: str | None = setting(None, "The model whose text it is: Hub name or folder.")
-    assistants: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Draft for it: students that share its encoder, or smaller Whispers of its vocabulary."},
+    assistants: list[str] = list_setting(
+        [], "Draft for it: students that share its encoder, or smaller Whispers of its vocabulary."
     )
     dataset: DataSource | str | None = source_setting("Utterances: as they are, and joined to windows of 30 s.")
     long_form_dataset: DataSource | str | None = source_setting("Recordings of any length.")
     samples: int = setting(64, "Utterances that are timed; texts are compared on all.")
     windows: int = setting(16, "Windows of 30 s that are timed.")
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "Recordings per pass."})
-    draft_lengths: list[int] = field(
-        default_factory=list, metadata={"help": "Fixed draft lengths to measure too, for example `1 2 4 8 16`."}
-    )
-    compute_types: list[str] = field(
-        default_factory=list, metadata={"help": "Of CTranslate2, for example `int8`: the models alone in it."}
-    )
+    batch_sizes: list[int] = list_setting([1, 4, 16], "Recordings per pass.")
+    draft_lengths: list[int] = list_setting([], "Fixed draft lengths to measure too, for example `1 2 4 8 16`.")
+    compute_types: list[str] = list_setting([], "Of CTranslate2, for example `int8`: the models alone in it.")
     repeats: int = setting(3, "Repetitions over all recordings, in turn.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
     language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
@@ -306,20 +265,17 @@ class SpeculativeArguments:
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(SpeculativeArguments, argv=argv, command="benchmarks/speculative.py")
-    require(args, "model_name_or_path", "assistants", "dataset")
-    whole_numbers(
-        args, "samples", "windows", "batch_sizes", "repeats", *(["draft_lengths"] if args.draft_lengths else [])
-    )
-    new_folder(args.output_dir)
+    whole = ["samples", "windows", "batch_sizes", "repeats", *["draft_lengths"] * bool(args.draft_lengths)]
+    check_flags(args, "model_name_or_path", "assistants", "dataset", whole=whole, folder=args.output_dir)
     if args.compute_types:
         import_ctranslate2()
     sources = {"dataset": args.dataset, "long_form_dataset": args.long_form_dataset}
     sets = load_sets({name: as_source(value, name) for name, value in sources.items() if value})
     models = load_models({"model": args.model_name_or_path}, args.dtype, args.language)
     whisper, assistants = models["model"], {}
-    for name, place in short_names(args.assistants).items():
-        whole, assistant = load_assistant(place, whisper.model)
-        assistants[name] = LoadedModel(whole, whisper.processor), assistant
+    for name, path in short_names(args.assistants).items():
+        student, assistant = load_assistant(path, whisper.model)
+        assistants[name] = LoadedModel(student, whisper.processor), assistant
     if not ready(models, sets, args.dry_run):
         return
     alone = whisper.model.num_parameters()
@@ -338,7 +294,7 @@ def main(argv: Sequence[str]) -> None:
             continue
         times[title] = {}
         for size in args.batch_sizes:
-            methods = all_methods(whisper, assistants, size, args.compute_types, args.language)
+            methods = all_methods(whisper, assistants, size, args)
             times[title][size] = measure_methods(methods, recordings, batch_size=size, repeats=args.repeats)
         _print(title, times[title], parameters, [ALONE, GENERATE])
     if "long_form_dataset" in sets:
@@ -364,20 +320,14 @@ def main(argv: Sequence[str]) -> None:
         _save(times, curves, args)
 
 
-def _print(
-    title: str, times: dict[int, dict[str, MethodTimes]], parameters: dict[str, int], baselines: list[str]
-) -> None:
+def _print(title: str, times: Times, parameters: dict[str, int], baselines: list[str]) -> None:
     count = next(iter(next(iter(times.values())).values())).num_recordings
     print(f"{title} ({count}), times as fast as the model alone:\n\n{methods_table(times, parameters, baselines)}\n")
     sys.stdout.flush()
 
 
 def _by_draft_length(
-    whisper: LoadedModel,
-    assistant: Assistant,
-    recordings: list[np.ndarray],
-    batch_size: int,
-    args: SpeculativeArguments,
+    whisper: LoadedModel, assistant: Assistant, recordings: list, batch_size: int, args: SpeculativeArguments
 ) -> dict[str, float]:
     """Times as fast as the model alone, by draft length; "chosen" by the acceptance."""
     lengths: dict[str, int | None] = {"chosen": None, **{str(length): length for length in args.draft_lengths}}
@@ -391,19 +341,14 @@ def _by_draft_length(
     return ratios
 
 
-def _save(
-    times: Mapping[str, Mapping[int, Mapping[str, MethodTimes]]],
-    curves: Mapping[str, Mapping[str, float]],
-    args: SpeculativeArguments,
-) -> None:
+def _save(times: Mapping[str, Times], curves: Mapping[str, Mapping[str, float]], args: SpeculativeArguments) -> None:
     folder = Path(args.output_dir or "")
-    folder.mkdir(parents=True, exist_ok=True)
     content = {
         title: {size: {name: asdict(one) for name, one in methods.items()} for size, methods in sizes.items()}
         for title, sizes in times.items()
     }
     results = {"machine": machine(), "dtype": args.dtype, "times": content, "draft_lengths": curves}
-    folder.joinpath("results.json").write_text(json.dumps(results, indent=2) + "\n")
+    save_json(folder / "results.json", results)
     if curves:
         fixed = {
             label: {int(length): ratio for length, ratio in ratios.items() if length != "chosen"}

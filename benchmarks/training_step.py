@@ -39,8 +39,9 @@ from hf_distil_whisper.data.collator import TEACHER_ARRAYS
 from hf_distil_whisper.inference.encoder import encode
 from hf_distil_whisper.training.fused_loss import top_k_logits
 from hf_distil_whisper.training.losses import IGNORE_INDEX
-from inputs import machine, whole_numbers
-from memory import anonymous_bytes, in_own_process, peak_while
+from inputs import check_flags
+from memory import anonymous_bytes, in_new_process, peak_while
+from tables import machine, table
 
 SHAPES = {
     "tiny": (384, 4, 6, 80, 51_865),
@@ -55,26 +56,18 @@ SHAPES = {
 PLAIN, TRIMMED = "plain, labels padded to 448", "plain, labels trimmed"
 EXACT, CACHED_STATES, CACHED_BOTH, LORA = "exact", "cached states", "cached states and logits", "exact, LoRA"
 
-Loss = Callable[[], Tensor]
+Whisper, Batch, Loss = WhisperForConditionalGeneration, dict[str, Tensor], Callable[[], Tensor]
 
 
 @dataclass
 class StepSpeed:
-    """One mode of a training step over all rounds.
+    """One mode of a training step over all rounds."""
 
-    Args:
-        trained_bytes (`int`): of the trained weights, their gradients and moments.
-        flops (`int`): of its matrix products, forward and backward.
-        seconds (`list[float]`): of loss, backward pass and optimizer, one entry a round.
-        stages (`dict[str, list[float]]`): the same by stage.
-        peak_bytes (`int`, *optional*): of an accelerator's memory, weights included; None on a CPU.
-    """
-
-    trained_bytes: int
-    flops: int = 0
-    seconds: list[float] = field(default_factory=list)
-    stages: dict[str, list[float]] = field(default_factory=dict)
-    peak_bytes: int | None = None
+    trained_bytes: int  # of the trained weights, their gradients and moments
+    flops: int = 0  # of its matrix products, forward and backward
+    seconds: list[float] = field(default_factory=list)  # of loss, backward pass and optimizer, one entry a round
+    stages: dict[str, list[float]] = field(default_factory=dict)  # the same by stage
+    peak_bytes: int | None = None  # of an accelerator's memory, weights included; None on a CPU
 
     @property
     def median(self) -> float:
@@ -84,23 +77,14 @@ class StepSpeed:
 
 @dataclass
 class TrainingSpeed:
-    """All that is measured.
+    """All that is measured."""
 
-    Args:
-        steps (`dict[str, StepSpeed]`): by mode.
-        matrix_rate (`float`): FLOP/s of large matrix products in the same type.
-        copy_rate (`float`): bytes/s that a copy reads and writes.
-        forward (`dict[str, float]`): median seconds of encoder and decoders, each alone and forward only.
-        loss_difference (`float`): between the exact and the plain step from equal weights, relative.
-        gradient_difference (`float`): largest distance of a gradient, relative to its norm.
-    """
-
-    steps: dict[str, StepSpeed]
-    matrix_rate: float
-    copy_rate: float
-    forward: dict[str, float]
-    loss_difference: float
-    gradient_difference: float
+    steps: dict[str, StepSpeed]  # by mode
+    matrix_rate: float  # FLOP/s of large matrix products in the same type
+    copy_rate: float  # bytes/s that a copy reads and writes
+    forward: dict[str, float]  # median seconds of encoder and decoders, each alone and forward only
+    loss_difference: float  # between the exact and the plain step from equal weights, relative
+    gradient_difference: float  # largest distance of a gradient, relative to its norm
 
     def floor(self, mode: str) -> float:
         """Seconds of a step at the machine's measured rates."""
@@ -110,9 +94,9 @@ class TrainingSpeed:
 
 
 def plain_loss(
-    student: WhisperForConditionalGeneration,
-    teacher: WhisperForConditionalGeneration,
-    batch: dict[str, Tensor],
+    student: Whisper,
+    teacher: Whisper,
+    batch: Batch,
     *,
     temperature: float = 2.0,
     kl_weight: float = 0.8,
@@ -122,14 +106,6 @@ def plain_loss(
 
     Both models compute the cross-entropy of their logits, the teacher's for nothing, and the divergence of padding is
     computed and then left out.
-
-    Args:
-        student (`WhisperForConditionalGeneration`): its frozen encoder serves both.
-        teacher (`WhisperForConditionalGeneration`): of the same vocabulary.
-        batch (`dict[str, Tensor]`): `input_features`, `decoder_input_ids` and `labels`, -100 where nothing counts.
-        temperature (`float`, *optional*, defaults to 2.0): of the KL divergence.
-        kl_weight (`float`, *optional*, defaults to 0.8): of the KL divergence.
-        pl_weight (`float`, *optional*, defaults to 1.0): of the cross-entropy with the labels.
     """
     texts = {name: batch[name] for name in ("decoder_input_ids", "labels")}
     with torch.no_grad():
@@ -144,7 +120,7 @@ def plain_loss(
     return kl_weight * kl + pl_weight * outputs.loss
 
 
-def padded(batch: dict[str, Tensor], length: int, pad_token: int) -> dict[str, Tensor]:
+def padded(batch: Batch, length: int, pad_token: int) -> Batch:
     """The same batch with decoder inputs and labels of `length` positions, as the reference scripts pad it."""
     more = length - batch["labels"].shape[1]
     return {
@@ -154,7 +130,7 @@ def padded(batch: dict[str, Tensor], length: int, pad_token: int) -> dict[str, T
     }
 
 
-def random_whisper(shape: str, dtype: torch.dtype = torch.float32, **changes: int) -> WhisperForConditionalGeneration:
+def random_whisper(shape: str, dtype: torch.dtype = torch.float32, **changes: int) -> Whisper:
     """A Whisper of a shape of `SHAPES` with random weights; `changes` replace entries of its config."""
     width, layers, heads, bins, vocabulary = SHAPES[shape]
     sizes = {
@@ -169,7 +145,7 @@ def random_whisper(shape: str, dtype: torch.dtype = torch.float32, **changes: in
     return model
 
 
-def random_batch(config: WhisperConfig, rows: int, shortest: int, longest: int, seed: int = 0) -> dict[str, Tensor]:
+def random_batch(config: WhisperConfig, rows: int, shortest: int, longest: int, seed: int = 0) -> Batch:
     """Windows of noise with labels of `shortest` to `longest` tokens, trimmed to the longest."""
     random = torch.Generator().manual_seed(seed)
     lengths = torch.linspace(shortest, longest, rows).round().long()
@@ -182,8 +158,8 @@ def random_batch(config: WhisperConfig, rows: int, shortest: int, longest: int, 
 
 
 def measure_training(
-    teacher: WhisperForConditionalGeneration,
-    batch: dict[str, Tensor],
+    teacher: Whisper,
+    batch: Batch,
     *,
     decoder_layers: int = 2,
     rounds: int = 5,
@@ -191,17 +167,7 @@ def measure_training(
     bf16: bool = False,
     with_padding: bool = True,
 ) -> TrainingSpeed:
-    """Takes steps in every mode, in turn within every round, after one that is not counted.
-
-    Args:
-        teacher (`WhisperForConditionalGeneration`): on its device; the student gets its encoder.
-        batch (`dict[str, Tensor]`): from [`random_batch`].
-        decoder_layers (`int`, *optional*, defaults to 2): of the student.
-        rounds (`int`, *optional*, defaults to 5): steps of each mode.
-        top_k (`int`, *optional*, defaults to 64): tokens of the teacher's distributions in the cache.
-        bf16 (`bool`, *optional*, defaults to `False`): mixed precision.
-        with_padding (`bool`, *optional*, defaults to `True`): measure the step with labels padded to 448 too.
-    """
+    """Takes steps in every mode, in turn within every round, after one that is not counted."""
     device = teacher.device
     batch = {name: value.to(device) for name, value in batch.items()}
     student, adapted = (create_student(teacher, decoder_layers=decoder_layers).to(device) for _ in range(2))
@@ -217,7 +183,7 @@ def measure_training(
     weights = {mode: _trained(adapted if mode == LORA else student) for mode in losses}
     # 16 bytes a weight: itself, its gradient and AdamW's two moments, in float32.
     steps = {mode: StepSpeed(16 * sum(weight.numel() for weight in weights[mode])) for mode in losses}
-    optimizers = {mode: torch.optim.AdamW(weights[mode], lr=1e-6, fused=True) for mode in losses}  # the Trainer's own
+    optimizers = {mode: torch.optim.AdamW(weights[mode], lr=1e-6, fused=True) for mode in losses}  # as in the Trainer
     for number in range(rounds + 1):
         for mode, loss in losses.items():
             _step(loss, optimizers[mode], steps[mode], warm_up=number == 0)
@@ -241,11 +207,7 @@ def copy_rate(device: torch.device) -> float:
 
 
 def _losses(
-    trainer: DistillationTrainer,
-    student: WhisperForConditionalGeneration,
-    teacher: WhisperForConditionalGeneration,
-    batch: dict[str, Tensor],
-    with_padding: bool,
+    trainer: DistillationTrainer, student: Whisper, teacher: Whisper, batch: Batch, with_padding: bool
 ) -> dict[str, Loss]:
     """The loss of the batch by mode, computed when it is called."""
     args, head = trainer.args, teacher.proj_out.weight
@@ -260,11 +222,11 @@ def _losses(
     with_both = with_states | dict(zip(TEACHER_ARRAYS, arrays, strict=True))
     weights = {"temperature": args.temperature, "kl_weight": args.kl_weight, "pl_weight": args.pl_weight}
 
-    def plain(inputs: dict[str, Tensor]) -> Tensor:
+    def plain(inputs: Batch) -> Tensor:
         with trainer.autocast_smart_context_manager():
             return plain_loss(student, teacher, inputs, **weights)
 
-    def ours(inputs: dict[str, Tensor]) -> Tensor:
+    def ours(inputs: Batch) -> Tensor:
         with trainer.autocast_smart_context_manager():
             loss = trainer.compute_loss(student, inputs)
             return loss if isinstance(loss, Tensor) else loss[0]
@@ -281,11 +243,7 @@ def _losses(
 
 @torch.no_grad()
 def _forward_seconds(
-    trainer: DistillationTrainer,
-    student: WhisperForConditionalGeneration,
-    teacher: WhisperForConditionalGeneration,
-    batch: dict[str, Tensor],
-    rounds: int,
+    trainer: DistillationTrainer, student: Whisper, teacher: Whisper, batch: Batch, rounds: int
 ) -> dict[str, float]:
     with trainer.autocast_smart_context_manager():
         states = encode(student, batch["input_features"])
@@ -312,7 +270,7 @@ def _step(loss: Loss, optimizer: torch.optim.Optimizer, speed: StepSpeed, warm_u
         "backward": lambda: losses[0].backward(),
         "optimizer": optimizer.step,
     }
-    counted = {torch.ops.aten.addmm_: _addmm_flops}  # which torch knows only out of place
+    counted = {torch.ops.aten.addmm_: _addmm_flops}  # torch counts `addmm` without it
     with FlopCounterMode(display=False, custom_mapping=counted) if warm_up else nullcontext() as counter:
         times = {name: _seconds(stage, device) for name, stage in stages.items()}
     optimizer.zero_grad(set_to_none=True)
@@ -330,7 +288,7 @@ def _addmm_flops(target: Sequence[int], left: Sequence[int], right: Sequence[int
     return 2 * left[0] * left[1] * right[1]
 
 
-def _differences(student: WhisperForConditionalGeneration, losses: dict[str, Loss]) -> tuple[float, float]:
+def _differences(student: Whisper, losses: dict[str, Loss]) -> tuple[float, float]:
     """Distance of loss and gradients of the exact step from those of the plain one, relative."""
     values, gradients = [], []
     for mode in (TRIMMED, EXACT):
@@ -346,7 +304,7 @@ def _differences(student: WhisperForConditionalGeneration, losses: dict[str, Los
     return abs(values[1] / values[0] - 1), max(distances)
 
 
-def _trained(student: WhisperForConditionalGeneration) -> list[torch.nn.Parameter]:
+def _trained(student: Whisper) -> list[torch.nn.Parameter]:
     return [weight for weight in student.parameters() if weight.requires_grad]
 
 
@@ -363,7 +321,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 def loss_memory(rows: int = 8, length: int = 448, vocabulary: int = 51_866, width: int = 1280) -> dict[str, int]:
     """Bytes that loss and gradients take beyond states, heads and labels, on a CPU in float32: "plain" and "fused"."""
     sizes = (rows, length, vocabulary, width)
-    return {name: int(in_own_process(_loss_bytes, name, sizes)[0]) for name in ("plain", "fused")}
+    return {name: int(in_new_process(_loss_bytes, name, sizes)[0]) for name in ("plain", "fused")}
 
 
 def _loss_bytes(name: str, sizes: Sequence[int]) -> float:
@@ -392,23 +350,19 @@ def _loss_bytes(name: str, sizes: Sequence[int]) -> float:
 def training_table(speed: TrainingSpeed, rows: int) -> str:
     """Every mode as a line of Markdown, then the stages of a step and the parts of its forward pass."""
     baseline = speed.steps[TRIMMED].median
-    lines = [
-        "|  | s/step | samples/s | times as fast | TFLOP | floor, s | step / floor | trained | peak memory |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ["", "s/step", "samples/s", "times as fast", "TFLOP", "floor, s", "step / floor", "trained", "peak memory"]
+    lines, shares, stages = [], [], ("loss", "backward", "optimizer")
     for mode, step in speed.steps.items():
         floor = speed.floor(mode)
+        cells = [mode, f"{step.median:.3g}", f"{rows / step.median:.3g}", f"{baseline / step.median:.2f}"]
+        cells += [f"{step.flops / 1e12:.2f}", f"{floor:.3g}", f"{step.median / floor:.2f}"]
         memory = "-" if step.peak_bytes is None else f"{step.peak_bytes / 1e9:.1f} GB"
-        lines.append(
-            f"| {mode} | {step.median:.3g} | {rows / step.median:.3g} | {baseline / step.median:.2f} | "
-            f"{step.flops / 1e12:.2f} | {floor:.3g} | {step.median / floor:.2f} | "
-            f"{step.trained_bytes / 1e9:.3f} GB | {memory} |"
-        )
-    lines += ["", "|  | loss | backward | optimizer |", "|---|---|---|---|"]
-    for mode, step in speed.steps.items():
-        shares = [statistics.median(step.stages[name]) / step.median for name in ("loss", "backward", "optimizer")]
-        lines.append(f"| {mode} | " + " | ".join(f"{share:.0%}" for share in shares) + " |")
-    lines += [
+        lines.append([*cells, f"{step.trained_bytes / 1e9:.3f} GB", memory])
+        shares.append([mode, *(f"{statistics.median(step.stages[name]) / step.median:.0%}" for name in stages)])
+    text = [
+        table(heads, lines, left=len(heads)),
+        "",
+        table(["", *stages], shares, left=4),
         "",
         f"Forward alone: {', '.join(f'{name} {seconds:.3g} s' for name, seconds in speed.forward.items())}.",
         f"Exact against plain from equal weights: loss {speed.loss_difference:.1e}, gradients "
@@ -416,7 +370,7 @@ def training_table(speed: TrainingSpeed, rows: int) -> str:
         f"The floor: {speed.matrix_rate / 1e9:,.0f} GFLOP/s in matrix products, {speed.copy_rate / 1e9:.1f} GB/s in "
         "copies.",
     ]
-    return "\n".join(lines)
+    return "\n".join(text)
 
 
 @dataclass
@@ -438,7 +392,7 @@ class TrainingStepArguments:
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(TrainingStepArguments, argv=argv, command="benchmarks/training_step.py")
-    whole_numbers(args, "decoder_layers", "batch_size", "rounds", "top_k")
+    check_flags(args, whole=("decoder_layers", "batch_size", "rounds", "top_k"))
     if not 1 <= args.shortest <= args.longest <= 447:
         raise InputError(
             f"--shortest, --longest: expected 1 <= shortest <= longest <= 447, got {args.shortest} and {args.longest}"

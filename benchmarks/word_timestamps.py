@@ -26,19 +26,12 @@ TOLERANCE = 0.1
 
 @dataclass
 class WordTimeErrors:
-    """Differences of word times, over the words that both transcripts have.
+    """Differences of word times, over the words that both transcripts have."""
 
-    Args:
-        differences (`list[float]`): seconds between starts and between ends.
-        num_common (`int`): words that both transcripts have.
-        num_within (`int`): of these, words whose start and end differ by at most 0.1 s.
-        num_words (`int`): words of the teacher.
-    """
-
-    differences: list[float] = field(default_factory=list)
-    num_common: int = 0
-    num_within: int = 0
-    num_words: int = 0
+    differences: list[float] = field(default_factory=list)  # seconds between starts and between ends
+    num_common: int = 0  # words that both transcripts have
+    num_within: int = 0  # of these, words whose start and end differ by at most 0.1 s
+    num_words: int = 0  # words of the teacher
 
     def add(self, expected: Sequence[Word], words: Sequence[Word]) -> None:
         """Adds one recording: the teacher's words and the student's."""

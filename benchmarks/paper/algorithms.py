@@ -8,32 +8,25 @@ All models transcribe half a minute unmeasured, then take turns in every repetit
 "{name: path}"`, the rates of each follow (Table 18). Cost: five minutes on two CPU cores.
 """
 
-import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
-from hf_distil_whisper import (
-    AudioError,
-    WordErrors,
-    evaluate_long_form,
-    get_normalizer,
-    parse_arguments,
-    run_script,
-)
+from hf_distil_whisper import AudioError, WordErrors, evaluate_long_form, parse_arguments, run_script
 from hf_distil_whisper.cli.config import DataSource, as_training_sources, setting, source_setting
 from hf_distil_whisper.data.audio import SAMPLING_RATE, audio_blocks
 from hf_distil_whisper.evaluation.evaluate import readable_rows
 from hf_distil_whisper.evaluation.significance import macro_average
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from inputs import LoadedModel, check_one_normalizer, load_models, load_sets, new_folder, ready, require, whole_numbers
+from inputs import LoadedModel, ScoringArguments, check_flags, load_scored_models, load_sets, ready
+from tables import save_json, table
 
 ALGORITHMS = ("sequential", "chunked")
 """In the order of Table 7: latencies are relative to the first."""
@@ -41,23 +34,14 @@ ALGORITHMS = ("sequential", "chunked")
 
 @dataclass(frozen=True)
 class AlgorithmRow:
-    """A model on one set with one algorithm.
+    """A model on one set with one algorithm."""
 
-    Args:
-        model (`str`): its name in the table.
-        algorithm (`str`): of `ALGORITHMS`.
-        errors (`WordErrors`): over all recordings with a reference.
-        seconds (`tuple[float, ...]`): of work on all recordings, one entry per repetition.
-        audio_seconds (`float`): length of the recordings.
-        unreadable_rows (`int`): left out.
-    """
-
-    model: str
-    algorithm: str
-    errors: WordErrors
-    seconds: tuple[float, ...]
-    audio_seconds: float
-    unreadable_rows: int
+    model: str  # its name in the table
+    algorithm: str  # of ALGORITHMS
+    errors: WordErrors  # over all recordings with a reference
+    seconds: tuple[float, ...]  # of work on all recordings, one entry per repetition
+    audio_seconds: float  # length of the recordings
+    unreadable_rows: int  # left out
 
     @property
     def median(self) -> float:
@@ -73,17 +57,7 @@ class AlgorithmRow:
 def compare_algorithms(
     models: Mapping[str, LoadedModel], dataset: Dataset | Sequence[Mapping], *, repeats: int = 3, **options: Any
 ) -> list[AlgorithmRow]:
-    """Transcribes long recordings with every model by both algorithms, greedily and in turn.
-
-    Args:
-        models (`Mapping[str, LoadedModel]`): by name, all on one device.
-        dataset (`Dataset` or `Sequence[Mapping]`): as for [`evaluate_long_form`].
-        repeats (`int`, *optional*, defaults to 3): over all recordings.
-        options: `batch_size` (chunks per pass), `language` and `normalizer` of [`evaluate_long_form`].
-
-    Returns:
-        `list[AlgorithmRow]`: by algorithm, then by model; errors of the first repetition, which the others repeat.
-    """
+    """Transcribes long recordings with every model by both algorithms, greedily and in turn."""
     pairs = list(product(ALGORITHMS, models))
     warm_up = _first_half_minute(readable_rows(dataset, "text"))
     rounds = []
@@ -96,12 +70,14 @@ def compare_algorithms(
             for algorithm, name in (pairs if rows else [])
         }
         rounds += [results] * (repeat > 0)
-    table = []
+    measured = []
     for algorithm, name in pairs:
         first = rounds[0][algorithm, name]
         seconds = tuple(results[algorithm, name].seconds for results in rounds)
-        table.append(AlgorithmRow(name, algorithm, first.errors, seconds, first.audio_seconds, len(first.row_errors)))
-    return table
+        measured.append(
+            AlgorithmRow(name, algorithm, first.errors, seconds, first.audio_seconds, len(first.row_errors))
+        )
+    return measured
 
 
 def _first_half_minute(dataset: Dataset | Sequence[Mapping]) -> list[dict]:
@@ -116,38 +92,30 @@ def _first_half_minute(dataset: Dataset | Sequence[Mapping]) -> list[dict]:
 
 
 def algorithm_table(rows: Mapping[str, Sequence[AlgorithmRow]], baseline: str) -> str:
-    """Table 7: times as fast as the baseline's sequential algorithm, and the WER averaged over the sets.
-
-    Args:
-        rows (`Mapping[str, Sequence[AlgorithmRow]]`): of [`compare_algorithms`], by set.
-        baseline (`str`): name of a model, usually the teacher.
-
-    Returns:
-        `str`: Markdown; the WER in %, "-" where a set has no references.
-    """
+    """Table 7: times as fast as the baseline's sequential algorithm, and the WER averaged over the sets."""
     by_pair: dict[tuple[str, str], dict[str, AlgorithmRow]] = {}
     for name, of_set in rows.items():
         for row in of_set:
             by_pair.setdefault((row.model, row.algorithm), {})[name] = row
     seconds = {pair: sum(row.median for row in of_pair.values()) for pair, of_pair in by_pair.items()}
-    lines = ["| Model | Decoding | RTF | Rel. Latency | WER |", "|---|---|---:|---:|---:|"]
+    lines = []
     for (model, algorithm), of_pair in by_pair.items():
         speed = seconds[baseline, ALGORITHMS[0]] / seconds[model, algorithm]
         factor = seconds[model, algorithm] / sum(row.audio_seconds for row in of_pair.values())
         wer = _average({name: row.errors for name, row in of_pair.items()})
-        lines.append(f"| {model} | {algorithm} | {factor:.4f} | {speed:.2f} | {wer} |")
-    return "\n".join(lines)
+        lines.append([model, algorithm, f"{factor:.4f}", f"{speed:.2f}", wer])
+    return table(["Model", "Decoding", "RTF", "Rel. Latency", "WER"], lines, left=2)
 
 
 def algorithms_by_set(rows: Mapping[str, Sequence[AlgorithmRow]]) -> str:
     """Table 18: the WER of every set by model and algorithm, and the macro average; in %, "-" without references."""
     errors = {name: {f"{row.model} {row.algorithm}": row.errors for row in of_set} for name, of_set in rows.items()}
     columns = list(next(iter(errors.values())))
-    lines = [f"| Dataset | {' | '.join(columns)} |", "|---|" + "---:|" * len(columns)]
-    for line, sets in [*((name, [name]) for name in errors), ("Average", list(errors))]:
-        cells = [_average({name: errors[name][column] for name in sets}) for column in columns]
-        lines.append(f"| {line} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    lines = [
+        [line, *(_average({name: errors[name][column] for name in sets}) for column in columns)]
+        for line, sets in [*((name, [name]) for name in errors), ("Average", list(errors))]
+    ]
+    return table(["Dataset", *columns], lines)
 
 
 def _average(errors: Mapping[str, WordErrors]) -> str:
@@ -155,7 +123,7 @@ def _average(errors: Mapping[str, WordErrors]) -> str:
 
 
 @dataclass
-class AlgorithmArguments:
+class AlgorithmArguments(ScoringArguments):
     """Flags of the script."""
 
     model_name_or_path: str | None = setting(None, "Model to score and time: Hub name or folder.")
@@ -164,33 +132,23 @@ class AlgorithmArguments:
     batch_size: int = setting(16, "Chunks in one pass.")
     repeats: int = setting(3, "Over all recordings, in turn.")
     output_dir: str | None = setting(None, "Folder for results.json and table.md.")
-    language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
-    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
-    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
-    dry_run: bool = setting(False, "Load models and recordings only.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(AlgorithmArguments, argv=argv, command="benchmarks/paper/algorithms.py")
-    require(args, "model_name_or_path", "dataset")
-    whole_numbers(args, "batch_size", "repeats")
-    new_folder(args.output_dir)
+    check_flags(args, "model_name_or_path", "dataset", whole=("batch_size", "repeats"), folder=args.output_dir)
     teacher = {"teacher": args.teacher_model_name_or_path} if args.teacher_model_name_or_path else {}
-    models = load_models({**teacher, "model": args.model_name_or_path}, args.dtype, args.language)
-    check_one_normalizer(models, args.language, args.normalizer)
+    models = load_scored_models({**teacher, "model": args.model_name_or_path}, args)
     sets = load_sets(as_training_sources(args.dataset, "dataset", "test"), ("text",))
     if not ready(models, sets, args.dry_run):
         return
-    normalizer = get_normalizer(args.normalizer) if args.normalizer else None
-    options = {"batch_size": args.batch_size, "language": args.language, "normalizer": normalizer}
-    rows = {name: compare_algorithms(models, of_set, repeats=args.repeats, **options) for name, of_set in sets.items()}
+    options = {"repeats": args.repeats, "batch_size": args.batch_size, **args.scoring}
+    rows = {name: compare_algorithms(models, of_set, **options) for name, of_set in sets.items()}
     baseline = next(iter(models))
-    table = algorithm_table(rows, baseline) + (f"\n\n{algorithms_by_set(rows)}" if len(rows) > 1 else "")
-    print(f"{table}\n\nRel. Latency: times as fast as {baseline}, sequential. WER / %, mean of the sets.")
+    text = algorithm_table(rows, baseline) + (f"\n\n{algorithms_by_set(rows)}" if len(rows) > 1 else "")
+    print(f"{text}\n\nRel. Latency: times as fast as {baseline}, sequential. WER / %, mean of the sets.")
     if args.output_dir is not None:
-        folder = Path(args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         content = {
             name: [
                 {**asdict(row), "wer": row.errors.wer if row.errors.num_words else None, "rtf": row.rtf}
@@ -198,8 +156,8 @@ def main(argv: Sequence[str]) -> None:
             ]
             for name, of_set in rows.items()
         }
-        folder.joinpath("results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        folder.joinpath("table.md").write_text(table + "\n", encoding="utf-8")
+        save_json(Path(args.output_dir, "results.json"), content)
+        Path(args.output_dir, "table.md").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

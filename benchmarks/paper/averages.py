@@ -7,12 +7,7 @@ from hf_distil_whisper.evaluation.significance import macro_average, micro_avera
 
 
 def set_averages(errors: Mapping[str, WordErrors], outside: Collection[str]) -> dict[str, tuple[float, float]]:
-    """Average of one model over its test sets, and over all their words: fractions, by line of the table.
-
-    Args:
-        errors (`Mapping[str, WordErrors]`): counts by set.
-        outside (`Collection[str]`): names of the sets out of distribution. A line without sets is left out.
-    """
+    """Average of one model over its test sets, and over all their words: fractions, by line; none without sets."""
     inner = {name: one for name, one in errors.items() if name not in outside}
     outer = {name: one for name, one in errors.items() if name in outside}
     lines = {"ID Average": inner, "OOD Average": outer, "Average": inner | outer}

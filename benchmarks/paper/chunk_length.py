@@ -8,24 +8,24 @@ Use a validation set: the best setting on a test set flatters that set. `make sw
 takes its folder. Cost: 20 minutes on two CPU cores.
 """
 
-import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
-from hf_distil_whisper import WordErrors, evaluate_long_form, get_normalizer, parse_arguments, run_script
+from hf_distil_whisper import WordErrors, evaluate_long_form, parse_arguments, run_script
 from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
 from hf_distil_whisper.inference.chunked import check_chunks
 from hf_distil_whisper.inference.encoder import window_seconds
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_over_chunks
-from inputs import LoadedModel, check_one_normalizer, load_models, load_sets, new_folder, ready, require, whole_numbers
+from inputs import LoadedModel, ScoringArguments, check_flags, list_setting, load_scored_models, load_sets, ready
+from tables import save_json, table
 
 Panels = dict[str, dict[str, dict[str, list[tuple[float, float]]]]]
 """x axis → title of a panel → label of a line → points of seconds and WER."""
@@ -33,27 +33,16 @@ Panels = dict[str, dict[str, dict[str, list[tuple[float, float]]]]]
 
 @dataclass(frozen=True)
 class ChunkRow:
-    """A model on a set in chunks of one length and overlap.
+    """A model on a set in chunks of one length and overlap."""
 
-    Args:
-        model (`str`): its name in the table.
-        chunk_length (`float`): seconds.
-        stride (`float`): seconds at either side that a neighbour covers too: chunks overlap by twice as much.
-        errors (`WordErrors`): over all recordings with a reference.
-        repeated_5grams (`int`): of all predictions (Table 8).
-        seconds (`float`): spent on features and generation.
-        audio_seconds (`float`): length of the recordings.
-        unreadable_rows (`int`): left out.
-    """
-
-    model: str
-    chunk_length: float
-    stride: float
-    errors: WordErrors
-    repeated_5grams: int
-    seconds: float
-    audio_seconds: float
-    unreadable_rows: int
+    model: str  # its name in the table
+    chunk_length: float  # seconds
+    stride: float  # seconds at either side that a neighbour covers too: chunks overlap by twice as much
+    errors: WordErrors  # over all recordings with a reference
+    repeated_5grams: int  # of all predictions (Table 8)
+    seconds: float  # spent on features and generation
+    audio_seconds: float  # length of the recordings
+    unreadable_rows: int  # left out
 
     @property
     def wer(self) -> float:
@@ -69,11 +58,7 @@ class ChunkRow:
 def chunk_settings(
     chunk_lengths: Sequence[float], strides: Sequence[float], window: float
 ) -> list[tuple[float, float]]:
-    """Pairs of chunk length and stride, each once; a sixth of each chunk without strides.
-
-    Raises:
-        ValueError: for a chunk longer than the window (seconds), or one of which its strides leave nothing.
-    """
+    """Pairs of chunk length and stride, each once; a sixth of each chunk without strides."""
     pairs = [(length, stride) for length in chunk_lengths for stride in strides or [length / 6]]
     for length, stride in pairs:
         check_chunks(length, stride, window)
@@ -103,11 +88,11 @@ def chunk_table(rows: Sequence[ChunkRow]) -> str:
     }
     with_stride = any(row.stride != row.chunk_length / 6 for row in rows)
     heads = ["Chunk length / s", *["Stride / s"] * with_stride]
-    lines = [f"| {' | '.join([*heads, *models])} |", "|" + "---:|" * (len(heads) + len(models))]
-    for length, stride in dict.fromkeys((row.chunk_length, row.stride) for row in rows):
-        setting = [f"{length:g}", *[f"{stride:.3g}"] * with_stride]
-        lines.append(f"| {' | '.join([*setting, *(cells.get((length, stride, model), '-') for model in models)])} |")
-    return "\n".join(lines)
+    lines = [
+        [f"{length:g}", *[f"{stride:.3g}"] * with_stride, *(cells.get((length, stride, name), "-") for name in models)]
+        for length, stride in dict.fromkeys((row.chunk_length, row.stride) for row in rows)
+    ]
+    return table([*heads, *models], lines, left=0)
 
 
 def chunk_panels(rows: Sequence[ChunkRow]) -> Panels:
@@ -136,45 +121,34 @@ def chunk_panels(rows: Sequence[ChunkRow]) -> Panels:
 
 def save_chunks(rows: Sequence[ChunkRow], folder: Path) -> None:
     """Writes `results.json` (counts and rates), `table.md` and `wer.png`."""
-    folder.mkdir(parents=True, exist_ok=True)
     content = [{**asdict(row), "wer": row.wer if row.errors.num_words else None, "rtf": row.rtf} for row in rows]
-    folder.joinpath("results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_json(folder / "results.json", content)
     text = f"Length and overlap of chunks (Table 23)\n\nWER / %.\n\n{chunk_table(rows)}\n"
     folder.joinpath("table.md").write_text(text, encoding="utf-8")
     wer_over_chunks(chunk_panels(rows), folder / "wer.png")
 
 
 @dataclass
-class ChunkArguments:
+class ChunkArguments(ScoringArguments):
     """Flags of the script."""
 
     model_name_or_path: str | None = setting(None, "Model to score: Hub name or folder.")
-    teacher_model_name_or_path: str | None = setting(None, "Scored too, in a column of its own.")
+    teacher_model_name_or_path: str | None = setting(None, "Scored too, in another column.")
     dataset: DataSource | str | None = source_setting("Long recordings with text.")
-    chunk_lengths: list[float] = field(
-        default_factory=lambda: [30.0, 25.0, 20.0, 15.0, 10.0], metadata={"help": "Seconds of a chunk."}
-    )
-    strides: list[float] = field(
-        default_factory=list,
-        metadata={"help": "Seconds shared at either side, for example `0 0.5 1 2`; else a sixth of the chunk."},
+    chunk_lengths: list[float] = list_setting([30.0, 25.0, 20.0, 15.0, 10.0], "Seconds of a chunk.")
+    strides: list[float] = list_setting(
+        [], "Seconds shared at either side, for example `0 0.5 1 2`; else a sixth of the chunk."
     )
     output_dir: str | None = setting(None, "Folder for results.json, table.md and wer.png.")
-    language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
-    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
     batch_size: int = setting(16, "Chunks in one pass.")
-    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
-    dry_run: bool = setting(False, "Load models and recordings only.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(ChunkArguments, argv=argv, command="benchmarks/paper/chunk_length.py")
-    require(args, "model_name_or_path", "dataset")
-    whole_numbers(args, "batch_size")
-    new_folder(args.output_dir)
+    check_flags(args, "model_name_or_path", "dataset", whole=["batch_size"], folder=args.output_dir)
     teacher = {"teacher": args.teacher_model_name_or_path} if args.teacher_model_name_or_path else {}
-    models = load_models({**teacher, "model": args.model_name_or_path}, args.dtype, args.language)
-    check_one_normalizer(models, args.language, args.normalizer)
+    models = load_scored_models({**teacher, "model": args.model_name_or_path}, args)
     sets = load_sets({"dataset": as_source(args.dataset, "dataset", "test")}, ("text",))
     try:
         settings = [
@@ -184,11 +158,9 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"--chunk_lengths, --strides: {error}") from error
     if not ready(models, sets, args.dry_run):
         return
-    normalizer = get_normalizer(args.normalizer) if args.normalizer else None
-    options = {"batch_size": args.batch_size, "language": args.language, "normalizer": normalizer}
     rows: list[ChunkRow] = []
     for (name, loaded), of_model in zip(models.items(), settings, strict=True):
-        rows += sweep_chunks(name, loaded, sets["dataset"], of_model, **options)
+        rows += sweep_chunks(name, loaded, sets["dataset"], of_model, batch_size=args.batch_size, **args.scoring)
     print(f"WER / % by length of the chunks:\n\n{chunk_table(rows)}")
     if args.output_dir is not None:
         save_chunks(rows, Path(args.output_dir))

@@ -27,21 +27,11 @@ from hf_distil_whisper.evaluation.evaluate import EvaluationResult, TranscribedR
 from hf_distil_whisper.evaluation.results import left_out_text, long_form_summary
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from inputs import load_sets, require
+from inputs import check_flags, load_sets
 
 
 def load_ctc(name_or_path: str, chunk_length: float = 30.0, stride: float | None = None) -> Any:
-    """A CTC model as transformers' pipeline.
-
-    Args:
-        name_or_path (`str`): folder or Hub name; safetensors only.
-        chunk_length (`float`, *optional*, defaults to 30.0): seconds.
-        stride (`float`, *optional*, defaults to `chunk_length / 6`): seconds at either side of a chunk whose letters
-            come from the neighbour.
-
-    Raises:
-        ValueError: if it is another kind of model, or its head is not in the file and would be random.
-    """
+    """A CTC model as transformers' pipeline."""
     model, report = AutoModelForCTC.from_pretrained(name_or_path, use_safetensors=True, output_loading_info=True)
     if any(key.startswith("lm_head") for key in report["missing_keys"]):
         raise ValueError(
@@ -85,7 +75,7 @@ class CtcArguments:
     model_name_or_path: str | None = setting(None, "CTC model: Hub name or folder.")
     dataset: DataSource | str | None = source_setting("Recordings of any length with text.")
     language: str | None = setting(None, "Of the speech, whose normaliser scores: a CTC checkpoint does not name it.")
-    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
+    normalizer: str | None = setting(None, 'A language or "basic", in place of the normaliser of the language.')
     chunk_length: float = setting(30.0, "Seconds of a chunk.")
     stride: float | None = setting(None, "Seconds at either side of a chunk; by default a sixth of it.")
 
@@ -93,7 +83,7 @@ class CtcArguments:
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(CtcArguments, argv=argv, command="benchmarks/paper/ctc.py")
-    require(args, "model_name_or_path", "dataset", "language")
+    check_flags(args, "model_name_or_path", "dataset", "language")
     source = as_source(args.dataset, "dataset", "test")
     rows = load_sets({"dataset": source}, ("text",))["dataset"]
     recognise = load_ctc(args.model_name_or_path, args.chunk_length, args.stride)

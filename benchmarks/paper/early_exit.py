@@ -7,12 +7,11 @@ A layer whose two likeliest tokens are further apart than the threshold decides 
 D.1). Batch size 1, greedy, without timestamps. Cost: a minute and a half on one CPU core.
 """
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration
 from transformers.masking_utils import create_causal_mask
 
-from hf_distil_whisper import evaluate_model, get_normalizer, parse_arguments, run_script
+from hf_distil_whisper import evaluate_model, parse_arguments, run_script
 from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.inference.encoder import encode, window_features
@@ -28,23 +27,15 @@ from hf_distil_whisper.inference.generation import TokenSequence
 from hf_distil_whisper.inference.prompt import max_generated_tokens, prefix_tokens, resolve_language, timestamp_begin
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from inputs import load_models, load_sets, machine, new_folder, ready, require, whole_numbers
+from inputs import ScoringArguments, check_flags, list_setting, load_scored_models, load_sets, ready
+from tables import machine, save_json, table
 
 FULL_DEPTH = 1.0
 """A threshold that no difference of two probabilities exceeds."""
 
 
 class EarlyExit:
-    """Greedy search for one window that takes the token of the first decoder layer that is sure enough.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        threshold (`float`): of the confidence, 0 to 1. At 1 only the last layer is asked, as in any greedy search.
-        language (`str`, *optional*): for multilingual models.
-
-    Attributes:
-        depths (`list[int]`): layers run for every token so far, `<|endoftext|>` included.
-    """
+    """Greedy search for one window that takes the token of the first decoder layer that is sure enough."""
 
     def __init__(self, model: WhisperForConditionalGeneration, threshold: float, language: str | None = None):
         self.model, self.threshold, self.language = model, threshold, language
@@ -110,19 +101,12 @@ def confidence(scores: Tensor) -> float:
 
 @dataclass(frozen=True)
 class EarlyExitRow:
-    """One threshold.
+    """One threshold."""
 
-    Args:
-        threshold (`float`): of the confidence.
-        depths (`list[int]`): decoder layers run for every token.
-        full_depth_seconds (`float`): of the same recordings with all layers.
-        result (`EvaluationResult`): errors, rows and seconds.
-    """
-
-    threshold: float
-    depths: list[int]
-    full_depth_seconds: float
-    result: EvaluationResult
+    threshold: float  # of the confidence
+    depths: list[int]  # decoder layers run for every token
+    full_depth_seconds: float  # of the same recordings with all layers
+    result: EvaluationResult  # errors, rows and seconds
 
     @property
     def mean_layers(self) -> float:
@@ -140,57 +124,45 @@ def early_exit_table(rows: Sequence[EarlyExitRow]) -> str:
 
     The tokens stand beside them: a text that ends sooner is faster too.
     """
-    lines = ["| Threshold | Avg. Dec Layers | Rel. Latency | WER / % | tokens |", "|---:|---:|---:|---:|---:|"]
+    lines = []
     for row in rows:
         wer = f"{100 * row.result.wer:.1f}" if row.result.errors.num_words else "-"
-        lines.append(
-            f"| {row.threshold:.4f} | {row.mean_layers:.1f} | {row.relative_latency:.2f} | {wer} | {len(row.depths)} |"
-        )
-    return "\n".join(lines)
+        figures = [f"{row.threshold:.4f}", f"{row.mean_layers:.1f}", f"{row.relative_latency:.2f}"]
+        lines.append([*figures, wer, str(len(row.depths))])
+    return table(["Threshold", "Avg. Dec Layers", "Rel. Latency", "WER / %", "tokens"], lines, left=0)
 
 
 @dataclass
-class EarlyExitArguments:
+class EarlyExitArguments(ScoringArguments):
     """Flags of the script; the defaults are those of Table 20."""
 
     model_name_or_path: str | None = setting(None, "Model to leave early, usually a teacher: Hub name or folder.")
     dataset: DataSource | str | None = source_setting("Recordings up to 30 s with text.")
     samples: int = setting(100, "Rows.")
-    thresholds: list[float] = field(
-        default_factory=lambda: [1.0, 0.9875, 0.975, 0.9625, 0.95, 0.9375, 0.925],
-        metadata={"help": "Of the confidence, 0 to 1."},
+    thresholds: list[float] = list_setting(
+        [1.0, 0.9875, 0.975, 0.9625, 0.95, 0.9375, 0.925], "Of the confidence, 0 to 1."
     )
-    language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
-    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
-    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
     output_dir: str | None = setting(None, "Folder for results.json.")
-    dry_run: bool = setting(False, "Load model and recordings only.")
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(EarlyExitArguments, argv=argv, command="benchmarks/paper/early_exit.py")
-    require(args, "model_name_or_path", "dataset", "thresholds")
-    whole_numbers(args, "samples")
-    new_folder(args.output_dir)
+    check_flags(args, "model_name_or_path", "dataset", "thresholds", whole=["samples"], folder=args.output_dir)
     if not all(0 <= threshold <= 1 for threshold in args.thresholds):
         raise InputError(f"--thresholds: expected numbers from 0 to 1, got {args.thresholds}")
-    models = load_models({"model": args.model_name_or_path}, args.dtype, args.language)
+    models = load_scored_models({"model": args.model_name_or_path}, args)
     sets = load_sets({"dataset": as_source(args.dataset, "dataset", "test")}, ("text",))
     sets["dataset"] = sets["dataset"].select(range(min(args.samples, len(sets["dataset"]))))
     if not ready(models, sets, args.dry_run):
         return
     model, processor = models["model"]
-    normalizer = get_normalizer(args.normalizer) if args.normalizer else None
     # One window of silence, so that the first threshold does not pay for the set-up of the runtime.
     EarlyExit(model, FULL_DEPTH, args.language)(window_features(model, processor, [np.zeros(1600, dtype=np.float32)]))
     results = {}
     for threshold in dict.fromkeys([FULL_DEPTH, *args.thresholds]):
         search = EarlyExit(model, threshold, args.language)
-        result = evaluate_model(
-            model, sets["dataset"], processor, generate=search, batch_size=1, language=args.language,
-            normalizer=normalizer,
-        )  # fmt: skip
+        result = evaluate_model(model, sets["dataset"], processor, generate=search, batch_size=1, **args.scoring)
         results[threshold] = search.depths, result
     full = results[FULL_DEPTH][1].seconds
     rows = [
@@ -217,9 +189,8 @@ def main(argv: Sequence[str]) -> None:
             }
             for row in rows
         ]
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
         facts = {"machine": machine(), "dtype": args.dtype, "thresholds": content}
-        Path(args.output_dir, "results.json").write_text(json.dumps(facts, indent=2) + "\n")
+        save_json(Path(args.output_dir, "results.json"), facts)
 
 
 if __name__ == "__main__":

@@ -14,25 +14,18 @@ import math
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from accelerate import PartialState
 from datasets import Dataset
 from transformers.utils import logging
 
-from hf_distil_whisper import AudioError, RowErrors, get_normalizer, load_audio, parse_arguments, run_script
-from hf_distil_whisper.cli.config import (
-    DataSource,
-    InputError,
-    as_source,
-    is_main_process,
-    setting,
-    source_setting,
-)
+from hf_distil_whisper import AudioError, RowErrors, load_audio, parse_arguments, run_script
+from hf_distil_whisper.cli.config import DataSource, InputError, as_source, is_main_process, setting, source_setting
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.sources import without_decoder
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, evaluate_shared
@@ -41,17 +34,8 @@ from hf_distil_whisper.evaluation.results import left_out_text, result_summary
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_over_snr
-from inputs import (
-    LoadedModel,
-    check_one_normalizer,
-    load_models,
-    load_sets,
-    new_folder,
-    ready,
-    require,
-    short_names,
-    whole_numbers,
-)
+from inputs import LoadedModel, ScoringArguments, check_flags, list_setting, load_scored_models, load_sets, ready
+from tables import short_names, table
 
 logger = logging.get_logger("hf_distil_whisper.benchmarks.noise")
 
@@ -68,19 +52,6 @@ def babble(recordings: Sequence[Any], *, speakers: int = SPEAKERS, seconds: floa
 
     Every speaker says drawn recordings one after another, each at the same power. A recording of a real pub also has
     its reverberation, glasses and music; use one where you have it.
-
-    Args:
-        recordings (`Sequence`): of one speaker each, as [`load_audio`] takes them; best other ones than those that the
-            noise is added to. What cannot be read, or is silent, is left out.
-        speakers (`int`, *optional*, defaults to 8): at once.
-        seconds (`float`, *optional*, defaults to 60.0): length; the end joins the start.
-        seed (`int`, *optional*, defaults to 0): of the draw.
-
-    Returns:
-        `np.ndarray`: shape (samples,) at 16 kHz, float32, power 0.01.
-
-    Raises:
-        ValueError: for fewer readable recordings than speakers.
     """
     length = round(seconds * SAMPLING_RATE)
     random = np.random.default_rng(seed)
@@ -125,23 +96,19 @@ def _power(samples: np.ndarray) -> float:
 def load_noises(
     noises: Sequence[str], babble_dataset: DataSource | str | None, seed: int = 0
 ) -> dict[str, str | np.ndarray]:
-    """`noise` of [`evaluate_in_noise`] by its name in the tables: "white", a babble, or recordings of noise.
-
-    Raises:
-        InputError: for a noise that cannot be read, and for a babble without recordings or the reverse.
-    """
+    """`noise` of [`evaluate_in_noise`] by its name in the tables: "white", a babble, or recordings of noise."""
     if (BABBLE in noises) != bool(babble_dataset):
         raise InputError(
             f"--babble_dataset: give it with {BABBLE!r} among --noises, and only then: it is mixed from it"
         )
     loaded: dict[str, str | np.ndarray] = {}
-    for name, place in short_names(noises).items():
+    for name, path in short_names(noises).items():
         try:
-            if place == BABBLE:
+            if path == BABBLE:
                 (rows,) = load_sets({"babble_dataset": as_source(babble_dataset, "babble_dataset")}).values()
                 loaded[name] = babble(without_decoder(rows)["audio"], seed=seed)
             else:
-                samples = load_noise(place)
+                samples = load_noise(path)
                 loaded[name] = WHITE if samples is None else samples
         except ValueError as error:
             raise InputError(f"--noises: {error}") from error
@@ -149,28 +116,18 @@ def load_noises(
 
 
 @dataclass
-class NoiseArguments:
+class NoiseArguments(ScoringArguments):
     """Flags of the script."""
 
-    model_name_or_path: list[str] = field(
-        default_factory=list, metadata={"help": "Models to score: Hub names or folders."}
-    )
+    model_name_or_path: list[str] = list_setting([], "Models to score: Hub names or folders.")
     teacher_model_name_or_path: str | None = setting(None, "Scored beside them.")
     dataset: DataSource | str | None = source_setting("Recordings up to 30 s with text, as clean as possible.")
-    noises: list[str] = field(
-        default_factory=lambda: [WHITE], metadata={"help": "`white`, `babble`, or recordings of noise."}
-    )
+    noises: list[str] = list_setting([WHITE], "`white`, `babble`, or recordings of noise.")
     babble_dataset: DataSource | str | None = source_setting("Recordings of other speakers, mixed to the babble.")
-    snrs: list[float] = field(
-        default_factory=lambda: list(SNRS), metadata={"help": "Signal-to-noise ratios in dB, 40 to -10 by default."}
-    )
+    snrs: list[float] = list_setting(SNRS, "Signal-to-noise ratios in dB, 40 to -10 by default.")
     output_dir: str | None = setting(None, "Folder for results.json and wer_over_snr.png.")
     seed: int = setting(0, "Of the noise that each recording meets, and of the babble.")
-    language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
-    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
     batch_size: int = setting(16, "Recordings in one pass.")
-    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
-    dry_run: bool = setting(False, "Load models, recordings and noises only.")
 
     def models(self) -> dict[str, str]:
         """Hub names or folders by the name in the table."""
@@ -183,17 +140,16 @@ def score_in_noise(
 ) -> Results:
     """Scores the models one after another, each in every noise at every ratio."""
     results: Results = {noise: {snr: {} for snr in args.snrs} for noise in noises}
-    normalizer = get_normalizer(args.normalizer) if args.normalizer else None
+    options = {"batch_size": args.batch_size, "seed": args.seed, **args.scoring}
     for name, (model, processor) in models.items():
         for noise, sound in noises.items():
             for snr in args.snrs:
 
-                def evaluate(share: Dataset, model: Any = model, processor: Any = processor, **noisy: Any) -> Any:
-                    options = {"language": args.language, "normalizer": normalizer, "batch_size": args.batch_size}
+                def evaluate(share: Dataset, model: Any, processor: Any, **noisy: Any) -> EvaluationResult:
                     (result,) = evaluate_in_noise(model, share, processor, **noisy, **options).values()
                     return result
 
-                in_noise = partial(evaluate, noise=sound, snrs=[snr], seed=args.seed)
+                in_noise = partial(evaluate, model=model, processor=processor, noise=sound, snrs=[snr])
                 results[noise][snr][name] = evaluate_shared(rows, in_noise)
     return results
 
@@ -201,13 +157,12 @@ def score_in_noise(
 def noise_table(results: Results) -> str:
     """WER in % by noise and ratio, a column for each model, as Markdown; "-" where no row has a reference."""
     columns = list(next(iter(next(iter(results.values())).values())))
-    heads = " | ".join(f"{column} WER %" for column in columns)
-    lines = [f"| noise | SNR / dB | {heads} |", "|---|---:|" + "---:|" * len(columns)]
+    lines = []
     for noise, by_snr in results.items():
         for snr, by_model in by_snr.items():
             cells = [f"{100 * one.wer:.2f}" if one.errors.num_words else "-" for one in by_model.values()]
-            lines.append(f"| {noise} | {snr:g} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+            lines.append([noise, f"{snr:g}", *cells])
+    return table(["noise", "SNR / dB", *(f"{column} WER %" for column in columns)], lines)
 
 
 def save_noise_results(args: NoiseArguments, results: Results, folder: Path) -> None:
@@ -241,14 +196,11 @@ def save_noise_results(args: NoiseArguments, results: Results, folder: Path) -> 
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(NoiseArguments, argv=argv, command="benchmarks/paper/noise.py")
-    require(args, "model_name_or_path", "dataset")
-    whole_numbers(args, "batch_size")
-    new_folder(args.output_dir)
+    check_flags(args, "model_name_or_path", "dataset", whole=["batch_size"], folder=args.output_dir)
     args.snrs = check_snrs(args.snrs, "--snrs")
     sets = load_sets({"dataset": as_source(args.dataset, "dataset", "test")}, ("text",))
     noises = load_noises(args.noises, args.babble_dataset, args.seed)
-    models = load_models(args.models(), args.dtype, args.language)
-    check_one_normalizer(models, args.language, args.normalizer)
+    models = load_scored_models(args.models(), args)
     if not ready(models, sets, args.dry_run):
         return
     results = score_in_noise(args, models, sets["dataset"], noises)

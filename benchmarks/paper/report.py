@@ -14,30 +14,17 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datasets import Dataset
 
 from algorithms import AlgorithmRow, compare_algorithms
-from hf_distil_whisper import (
-    WordErrors,
-    evaluate_long_form,
-    evaluate_model,
-    get_normalizer,
-    parse_arguments,
-    run_script,
-)
+from hf_distil_whisper import WordErrors, evaluate_long_form, evaluate_model, parse_arguments, run_script
 from hf_distil_whisper.checkpoints import weights_fingerprint
-from hf_distil_whisper.cli.config import (
-    DataSource,
-    InputError,
-    as_sources,
-    parse_yaml,
-    setting,
-    source_setting,
-)
+from hf_distil_whisper.cli.config import DataSource, InputError, as_sources, parse_yaml, setting, source_setting
 from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
 from hf_distil_whisper.evaluation.results import IN_DISTRIBUTION, LONG_FORM, OUT_OF_DISTRIBUTION
 from noise import load_noises
@@ -56,12 +43,13 @@ from report_sections import (
 )
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
-from inputs import LoadedModel, check_one_normalizer, load_models, load_sets, machine, ready, require, whole_numbers
+from inputs import LoadedModel, ScoringArguments, check_flags, list_setting, load_scored_models, load_sets, ready
 from latency import LatencyRow, latency_grid
+from tables import machine, save_json
 
 
 @dataclass
-class ReportArguments:
+class ReportArguments(ScoringArguments):
     """A report, usually a YAML file in `configs/reports`."""
 
     title: str = setting("Report", "Of the page.")
@@ -72,23 +60,15 @@ class ReportArguments:
     ood_datasets: dict[str, DataSource] | str | None = source_setting("Short recordings out of distribution.")
     long_form_datasets: dict[str, DataSource] | str | None = source_setting("Long recordings.")
     reference: str | None = setting(None, "Set in distribution that effective robustness refers to (Table 6).")
-    noises: list[str] = field(
-        default_factory=list, metadata={"help": "`white`, `babble`, or recordings of noise, added to the first set."}
-    )
+    noises: list[str] = list_setting([], "`white`, `babble`, or recordings of noise, added to the first set.")
     babble_dataset: DataSource | str | None = source_setting("Recordings of other speakers, mixed to the babble.")
-    snrs: list[float] = field(
-        default_factory=lambda: [40.0, 20.0, 10.0, 5.0, 0.0, -10.0], metadata={"help": "Ratios in dB."}
-    )
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 4, 16], metadata={"help": "Of the latency."})
+    snrs: list[float] = list_setting([40.0, 20.0, 10.0, 5.0, 0.0, -10.0], "Ratios in dB.")
+    batch_sizes: list[int] = list_setting([1, 4, 16], "Of the latency.")
     latency_samples: int = setting(256, "Recordings of the first set that are timed.")
-    sweeps: list[str] = field(default_factory=list, metadata={"help": "Folders that `sweep.py` has written."})
+    sweeps: list[str] = list_setting([], "Folders that `sweep.py` has written.")
     notes: str | None = setting(None, "Markdown file with the conclusions, at the end of the page.")
     output_dir: str | None = setting(None, "Folder of the page, its pictures and figures.")
-    language: str | None = setting(None, "Of the speech, for multilingual models.")
-    normalizer: str | None = setting(None, 'A language or "basic", in place of the language\'s own normaliser.')
     batch_size: int = setting(16, "Recordings or chunks in one pass, where time is not the point.")
-    dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
-    dry_run: bool = setting(False, "Load models and recordings only.")
 
     def __post_init__(self) -> None:
         self.models = parse_yaml(self.models) if isinstance(self.models, str) else self.models or {}
@@ -104,7 +84,7 @@ class ReportArguments:
             )
         if self.reference is not None and not self.ood_datasets:
             raise InputError("reference: is compared with sets out of distribution; give ood_datasets too")
-        whole_numbers(self, "latency_samples", "batch_sizes", "batch_size")
+        check_flags(self, whole=("latency_samples", "batch_sizes", "batch_size"))
         self.snrs = check_snrs(self.snrs, "--snrs") if self.noises else []
         for folder in self.sweeps:
             for name in ("table.md", "wer.png"):
@@ -114,84 +94,55 @@ class ReportArguments:
             raise InputError(f"--notes: there is no file {self.notes}")
 
 
-class MeasuredFolder:
-    """Figures by name, each in a JSON file of its own.
+def measured_once(folder: Path, name: str, settings: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
+    """A figure that was measured with the same settings before, or is measured and stored now.
 
-    Args:
-        folder (`Path`): of the files; made with the first one.
+    The `settings` are all that it depends on; the parts of its `name` are separated by ", ".
     """
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def get(self, name: str, settings: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
-        """A figure that was measured with the same settings before, or is measured and stored now.
-
-        Args:
-            name (`str`): of the figure; its parts, of what kind and of what, are separated by `", "`.
-            settings (`Mapping[str, Any]`): all that it depends on, the weights of the model among them.
-            measure (`Callable[[], Any]`): returns what JSON can hold.
-        """
-        # Two underscores separate parts and occur in none: `student-large` on `test` is not `student` on `large-test`.
-        parts = [re.sub(r"(?:[^\w.-]|_)+", "-", part) for part in name.split(", ")]
-        file = self.folder / ("__".join(parts) + ".json")
-        settings = json.loads(json.dumps(settings))
-        if file.is_file():
-            stored = json.loads(file.read_text(encoding="utf-8"))
-            if stored["settings"] == settings:
-                return stored["measured"]
-        measured = json.loads(json.dumps(measure()))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        content = {"name": name, "settings": settings, "measured": measured}  # the file's name is not exact
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, file)
-        return measured
+    # Two underscores separate parts and occur in none: `student-large` on `test` is not `student` on `large-test`.
+    parts = [re.sub(r"(?:[^\w.-]|_)+", "-", part) for part in name.split(", ")]
+    file = folder / ("__".join(parts) + ".json")
+    settings = json.loads(json.dumps(settings))
+    if file.is_file():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["settings"] == settings:
+            return stored["measured"]
+    measured = json.loads(json.dumps(measure()))
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".partial")
+    content = {"name": name, "settings": settings, "measured": measured}  # the file's name is not exact
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, file)  # whole or not at all
+    return measured
 
 
 class Measurements:
-    """The figures of a report, each measured or read from the folder of an earlier start.
-
-    Args:
-        args (`ReportArguments`): of the report.
-        models (`Mapping[str, LoadedModel]`): by name, the baseline first.
-    """
+    """The figures of a report, each measured or read from the folder of an earlier start."""
 
     def __init__(self, args: ReportArguments, models: Mapping[str, LoadedModel]):
         self.args, self.models = args, models
-        self.measured = MeasuredFolder(Path(args.output_dir or "", "measured"))
+        self.measured = partial(measured_once, Path(args.output_dir or "", "measured"))
         self.weights = {name: weights_fingerprint(one.model) for name, one in models.items()}
-        normalizer = get_normalizer(args.normalizer) if args.normalizer else None
-        self.options = {"language": args.language, "normalizer": normalizer, "batch_size": args.batch_size}
+        self.options = {"batch_size": args.batch_size, **args.scoring}
 
     def _identity(self, name: str, rows: Dataset) -> dict[str, Any]:
-        """All that a figure of a model depends on besides its own settings."""
-        args = self.args
-        return {
-            "weights": self.weights[name],
-            "dtype": args.dtype,
-            "rows": rows._fingerprint,
-            "language": args.language,
-            "normalizer": args.normalizer,
-            "batch_size": args.batch_size,
-        }
+        """All that a figure of a model depends on besides the settings of its measurement."""
+        flags = {flag: getattr(self.args, flag) for flag in ("dtype", "language", "normalizer", "batch_size")}
+        return {"weights": self.weights[name], "rows": rows._fingerprint, **flags}
 
     def scores(self, sets: Mapping[str, Dataset], long_form: bool) -> dict[str, dict[str, SetScore]]:
-        """By model and set.
-
-        Raises:
-            ValueError: for a set without references, which has no rate.
-        """
+        """By model and set."""
         evaluate, kind = (evaluate_long_form, "long form") if long_form else (evaluate_model, "short form")
         scores: dict[str, dict[str, SetScore]] = {}
+
+        def measure(model: Any, rows: Dataset, processor: Any) -> dict[str, Any]:
+            return asdict(set_score(evaluate(model, rows, processor, **self.options)))
+
         for name, (model, processor) in self.models.items():
             for data, rows in sets.items():
                 settings = {**self._identity(name, rows), "machine": machine()}  # of the real-time factors
-
-                def measure(model: Any = model, rows: Dataset = rows, processor: Any = processor) -> dict[str, Any]:
-                    return asdict(set_score(evaluate(model, rows, processor, **self.options)))
-
-                stored = self.measured.get(f"{kind}, {name}, {data}", settings, measure)
+                work = partial(measure, model, rows, processor)
+                stored = self.measured(f"{kind}, {name}, {data}", settings, work)
                 stored["interval"] = None if stored["interval"] is None else tuple(stored["interval"])
                 score = SetScore(**stored | {"errors": WordErrors(**stored["errors"])})
                 if not score.errors.num_words:
@@ -204,7 +155,7 @@ class Measurements:
     def algorithms(self, data: str, rows: Dataset) -> list[AlgorithmRow]:
         """All models in turn: with another model or machine, all of them are measured again."""
         models = {name: self._identity(name, rows) for name in self.models}
-        stored = self.measured.get(
+        stored = self.measured(
             f"algorithms, {data}",
             {"models": models, "machine": machine()},
             lambda: [asdict(row) for row in compare_algorithms(self.models, rows, **self.options)],
@@ -228,13 +179,10 @@ class Measurements:
         }
 
         def measure() -> list[dict[str, Any]]:
-            measured = latency_grid(
-                self.models, chosen, teacher=baseline, batch_sizes=args.batch_sizes, timestamps=[baseline],
-                language=args.language,
-            )  # fmt: skip
-            return [asdict(row) for row in measured]
+            options = {"batch_sizes": args.batch_sizes, "timestamps": [baseline], "language": args.language}
+            return [asdict(row) for row in latency_grid(self.models, chosen, teacher=baseline, **options)]
 
-        stored = self.measured.get("latency", settings, measure)
+        stored = self.measured("latency", settings, measure)
         return [LatencyRow(**row | {"seconds": tuple(row["seconds"])}) for row in stored]
 
     def noise(self, rows: Dataset, kind: str, noise: Any) -> dict[str, dict[float, WordErrors]]:
@@ -248,7 +196,7 @@ class Measurements:
 
             sound = noise if isinstance(noise, str) else hashlib.sha256(noise.tobytes()).hexdigest()[:16]
             settings = {**self._identity(name, rows), "noise": sound, "snrs": snrs}
-            stored = self.measured.get(f"noise {kind}, {name}", settings, measure)
+            stored = self.measured(f"noise {kind}, {name}", settings, measure)
             errors[name] = {snr: WordErrors(**counts) for snr, counts in zip(snrs, stored, strict=True)}
         return errors
 
@@ -261,19 +209,18 @@ def save_scores(scores: Sequence[Scores], groups: Mapping[str, str], folder: Pat
             for data, score in by_set.items():
                 row = asdict(score) | {"wer": score.errors.wer, "group": groups.get(data, LONG_FORM)}
                 content.setdefault(data, {})[name] = row
-    (folder / "results.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_json(folder / "results.json", content)
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(ReportArguments, argv=argv, command="benchmarks/paper/report.py")
-    require(args, "models", "eval_datasets", "output_dir")
+    check_flags(args, "models", "eval_datasets", "output_dir")
     noises = load_noises(args.noises, args.babble_dataset)
     columns = ("audio", "text")
     inside, outside = (load_sets(sources, columns) for sources in (args.eval_datasets, args.ood_datasets))
     recordings = load_sets(args.long_form_datasets, columns)
-    models = load_models(args.models, args.dtype, args.language)
-    check_one_normalizer(models, args.language, args.normalizer)
+    models = load_scored_models(args.models, args)
     if not ready(models, {**inside, **outside, **recordings}, args.dry_run):
         return
     figures, baseline, first = Measurements(args, models), next(iter(models)), next(iter(inside.values()))
@@ -299,8 +246,8 @@ def main(argv: Sequence[str]) -> None:
     if args.notes is not None:
         sections.append(Section("What the figures say", Path(args.notes).read_text(encoding="utf-8")))
     command = shlex.join(["python", "benchmarks/paper/report.py", *argv])
-    places = "\n".join(f"- {name}: `{place}`" for name, place in args.models.items())
-    origin = f"```\n{command}\n```\n\nMeasured on: {machine()}. Models:\n\n{places}"
+    paths = "\n".join(f"- {name}: `{path}`" for name, path in args.models.items())
+    origin = f"```\n{command}\n```\n\nMeasured on: {machine()}. Models:\n\n{paths}"
     for file in write_report(folder, args.title, [*sections, Section("How this was made", origin)]):
         print(file)
 

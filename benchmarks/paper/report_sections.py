@@ -20,6 +20,7 @@ from hf_distil_whisper.evaluation.significance import confidence_interval, robus
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_over_latency, wer_over_snr
 from latency import LatencyRow, latency_table, rtf_table
+from tables import table
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
@@ -50,14 +51,10 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; }
 
 @dataclass(frozen=True)
 class SetScore:
-    """The figures of one model on one set; names and meanings are those of [`EvaluationResult`].
-
-    Args:
-        interval (`tuple[float, float]`, *optional*): of the word error rate, 95 %, fractions; None for one recording.
-    """
+    """The figures of one model on one set; names and meanings are those of [`EvaluationResult`]."""
 
     errors: WordErrors
-    interval: tuple[float, float] | None
+    interval: tuple[float, float] | None  # of the word error rate, 95 %, fractions; None for one recording
     seconds: float
     audio_seconds: float
     repeated_5grams: int
@@ -73,14 +70,9 @@ class SetScore:
 def set_score(result: EvaluationResult) -> SetScore:
     """The figures that a report shows of a result."""
     return SetScore(
-        result.errors,
-        confidence_interval(result),
-        result.seconds,
-        result.audio_seconds,
-        result.repeated_5grams,
-        result.unreadable_rows,
-        result.empty_references,
-    )
+        result.errors, confidence_interval(result), result.seconds, result.audio_seconds, result.repeated_5grams,
+        result.unreadable_rows, result.empty_references,
+    )  # fmt: skip
 
 
 Scores = Mapping[str, Mapping[str, SetScore]]
@@ -100,15 +92,7 @@ class Section:
 def front_section(
     scores: Scores, speed: Mapping[str, float], outside: Sequence[str], baseline: str, folder: Path
 ) -> Section:
-    """Word error rate over latency (Table 5).
-
-    Args:
-        scores (`Scores`): short form.
-        speed (`Mapping[str, float]`): of each model, times as fast as the baseline at the smallest batch size.
-        outside (`Sequence[str]`): the sets out of distribution, over which the average is; all sets without them.
-        baseline (`str`): name of a model.
-        folder (`Path`): for the picture.
-    """
+    """Word error rate over latency (Table 5)."""
     line = "OOD Average" if outside else "Average"
     rates = {name: 100 * _averages(by_set, outside)[line][0] for name, by_set in scores.items()}
     over = "average out of distribution" if outside else "average of all sets"
@@ -127,13 +111,10 @@ def short_form_section(scores: Scores, outside: Sequence[str], baseline: str, re
             interval = score.interval
             around = f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]" if interval is not None else ""
             rows.setdefault(data, {})[name] = f"{100 * score.errors.wer:.1f}{around}"
-            counts[f"{name}, {data}"] = {
-                "words": f"{score.errors.num_words:,}",
-                "S": f"{score.errors.substitutions:,}",
-                "D": f"{score.errors.deletions:,}",
-                "I": f"{score.errors.insertions:,}",
-                "RTF": f"{score.rtf:.3f}",
-            }
+            errors = score.errors
+            numbers = errors.num_words, errors.substitutions, errors.deletions, errors.insertions
+            row = {kind: f"{number:,}" for kind, number in zip(("words", "S", "D", "I"), numbers, strict=True)}
+            counts[f"{name}, {data}"] = {**row, "RTF": f"{score.rtf:.3f}"}
         for kind, (macro, micro) in _averages(by_set, outside).items():
             rows.setdefault(kind, {})[name] = f"{100 * macro:.1f} ({100 * micro:.1f})"
     parts = [
@@ -144,8 +125,8 @@ def short_form_section(scores: Scores, outside: Sequence[str], baseline: str, re
         *_left_out(scores),
     ]
     if reference is not None:
-        errors = {name: {data: one.errors for data, one in by_set.items()} for name, by_set in scores.items()}
-        robustness = robustness_by_model(errors, baseline, reference, outside)
+        all_errors = {name: {data: one.errors for data, one in by_set.items()} for name, by_set in scores.items()}
+        robustness = robustness_by_model(all_errors, baseline, reference, outside)
         text = robustness_text(robustness, baseline)
         parts += [f"Relative error rates against {baseline}:", text] if robustness else []
     return Section("Short form", "\n\n".join(parts))
@@ -218,10 +199,8 @@ def _left_out(scores: Scores) -> list[str]:
 def markdown_table(heading: str, rows: Mapping[str, Mapping[str, str]]) -> str:
     """Rows by name (row → column → text) as a Markdown table; a cell that a row lacks is "-"."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = ["| " + " | ".join([heading, *columns]) + " |", "|---|" + "---:|" * len(columns)]
-    for name, row in rows.items():
-        lines.append("| " + " | ".join([name, *(row.get(column, "-") for column in columns)]) + " |")
-    return "\n".join(lines)
+    lines = [[name, *(row.get(column, "-") for column in columns)] for name, row in rows.items()]
+    return table([heading, *columns], lines)
 
 
 def write_report(folder: Path, title: str, sections: Sequence[Section]) -> tuple[Path, Path]:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl
 
 from averages import set_averages
 from hf_distil_whisper import (
@@ -61,8 +61,9 @@ from hf_distil_whisper.inference.generation import generate_tokens_cached
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from figures import wer_by_cell
-from inputs import LoadedModel, load_sets, ready, require
+from inputs import LoadedModel, check_flags, list_setting, load_sets, ready
 from latency import latency_grid
+from tables import save_json, table
 
 COLUMNS = {
     "dropped": "Data filtered / %",
@@ -92,16 +93,14 @@ class SweepArguments:
     )
     cells: dict[str, Any] | str | None = setting(None, "Name: flags of `train`; instead of a grid.")
     settings: dict[str, Any] | str | None = setting(None, "Flags of `train` for every cell, in place of the recipe's.")
-    seeds: list[int] = field(default_factory=lambda: [42], metadata={"help": "Every cell is trained with each."})
+    seeds: list[int] = list_setting([42], "Every cell is trained with each.")
     minutes: float | None = setting(
         None, "Of training for every cell, in place of a number of steps; filling a teacher cache does not count."
     )
     eval_datasets: dict[str, DataSource] | str | None = source_setting("Sets in distribution: {name: path}.")
     ood_datasets: dict[str, DataSource] | str | None = source_setting("Sets out of distribution: {name: path}.")
-    snrs: list[float] = field(
-        default_factory=list, metadata={"help": "Ratios in dB of white noise in which the first set is scored too."}
-    )
-    columns: list[str] = field(default_factory=list, metadata={"help": f"Shown beside errors: {', '.join(COLUMNS)}."})
+    snrs: list[float] = list_setting([], "Ratios in dB of white noise in which the first set is scored too.")
+    columns: list[str] = list_setting([], f"Shown beside errors: {', '.join(COLUMNS)}.")
     output_dir: str | None = setting(None, "Folder of the cells and the table; goes on where it was stopped.")
     dry_run: bool = setting(False, "Check every cell's inputs only.")
 
@@ -152,11 +151,7 @@ class Cell(NamedTuple):
 
 
 def cells_of(grid: Mapping[str, Sequence[Any]], cells: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Flags of every cell by its name: the combinations of `grid`, named after their values, or `cells`.
-
-    Raises:
-        InputError: if both or neither are given, or an entry is not of this form.
-    """
+    """Flags of every cell by its name: the combinations of `grid`, named after their values, or `cells`."""
     if bool(grid) == bool(cells):
         given = "both" if grid else "neither"
         raise InputError(f"expected either `grid` (flag: list of values) or `cells` (name: flags), got {given}")
@@ -186,31 +181,18 @@ def sweep_cells(args: SweepArguments) -> list[Cell]:
 
 @dataclass(frozen=True)
 class CellResult:
-    """Result of one training.
+    """Result of one training."""
 
-    Args:
-        cell (`str`): name of the settings.
-        seed (`int`): of the training.
-        errors (`dict[str, WordErrors]`): by set.
-        rows (`int`, *optional*): of the training; None for a stream, which does not know, as the next two.
-        rows_dropped (`int`, *optional*): by the filter.
-        hours (`float`, *optional*): of audio in `rows`.
-        steps (`int`): of the training.
-        parameters (`int`): of the student.
-        relative_latency (`float`, *optional*): how many times faster than the teacher.
-        noise (`dict[str, WordErrors]`, *optional*): by the signal-to-noise ratio in dB, as text.
-    """
-
-    cell: str
-    seed: int
-    errors: dict[str, WordErrors]
-    rows: int | None
-    rows_dropped: int | None
-    hours: float | None
-    steps: int
-    parameters: int
-    relative_latency: float | None = None
-    noise: dict[str, WordErrors] = field(default_factory=dict)
+    cell: str  # name of the settings
+    seed: int  # of the training
+    errors: dict[str, WordErrors]  # by set
+    rows: int | None  # of the training; None for a stream, which does not know, as the next two
+    rows_dropped: int | None  # by the filter
+    hours: float | None  # of audio in rows
+    steps: int  # of the training
+    parameters: int  # of the student
+    relative_latency: float | None = None  # how many times faster than the teacher
+    noise: dict[str, WordErrors] = field(default_factory=dict)  # by the signal-to-noise ratio in dB, as text
 
     @property
     def dropped(self) -> float | None:
@@ -221,11 +203,7 @@ class CellResult:
 
 
 def read_cell(folder: Path, settings: Mapping[str, Any]) -> CellResult | None:
-    """The result in a cell's folder, None where there is none yet.
-
-    Raises:
-        InputError: if the folder holds the result of other settings, or files that are no cell's.
-    """
+    """The result in a cell's folder, None where there is none yet."""
     if not folder.is_dir() or not any(folder.iterdir()):
         return None
     if not (folder / "cell.json").is_file():
@@ -264,15 +242,13 @@ def _differing(before: Any, wanted: Any, name: str = "") -> list[str]:
 def start_cell(folder: Path, settings: Mapping[str, Any]) -> None:
     """Writes what is going to be computed in a cell's folder, without what a stopped training left there."""
     shutil.rmtree(folder, ignore_errors=True)  # `read_cell` has recognised it as a cell's
-    folder.mkdir(parents=True)
-    (folder / "cell.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    save_json(folder / "cell.json", settings)
 
 
 def write_cell(folder: Path, result: CellResult) -> None:
     """Writes a result; whole or not at all."""
-    partial = folder / ".result.json"
-    partial.write_text(json.dumps(asdict(result), indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "result.json")
+    save_json(folder / ".result.json", asdict(result))
+    os.replace(folder / ".result.json", folder / "result.json")
 
 
 def rows_fingerprint(rows: Dataset) -> str:
@@ -286,11 +262,7 @@ def rows_fingerprint(rows: Dataset) -> str:
 
 
 def dependencies(args: SweepArguments, sets: Mapping[str, Dataset]) -> dict[str, dict[str, Any]]:
-    """Checks the inputs of every cell; returns all that its result depends on but for the seed, by its name.
-
-    Raises:
-        InputError: with the problems of all cells.
-    """
+    """Checks the inputs of every cell; returns all that its result depends on but for the seed, by its name."""
     recipe = load_recipe(find_recipe(args.recipe))
     sources = {**args.eval_datasets, **args.ood_datasets}
     shared = {
@@ -332,11 +304,7 @@ def dependencies(args: SweepArguments, sets: Mapping[str, Dataset]) -> dict[str,
 def run_cells(
     args: SweepArguments, sets: Mapping[str, Dataset], depends: Mapping[str, Mapping[str, Any]]
 ) -> Iterator[CellResult]:
-    """The results of all cells in turn; those that are there already are read, before the first training.
-
-    Raises:
-        InputError: for a cell of other settings, rows or weights.
-    """
+    """The results of all cells in turn; those that are there already are read, before the first training."""
     cells = sweep_cells(args)
     settings = [{"cell": cell.name, "seed": cell.seed, **depends[cell.name]} for cell in cells]
     results = [read_cell(cell.folder, one) for cell, one in zip(cells, settings, strict=True)]
@@ -367,40 +335,27 @@ def train_cell(args: SweepArguments, cell: Cell, sets: Mapping[str, Dataset]) ->
         rows = timed_rows(sets[first], results[first].row_errors)
         latency = relative_latency(loaded, LoadedModel(teacher, loaded.processor), rows, training_args.language)
     rows = None if training.streaming else plan.data.train
-    return CellResult(
-        cell.name,
-        cell.seed,
-        {name: result.errors for name, result in results.items()},
-        None if rows is None else len(rows),
-        None if rows is None else plan.data.rows_dropped,
-        None if rows is None else hours_of_audio(rows),
-        trainer.state.global_step,
-        student.num_parameters(),
-        latency,
-        {f"{snr:g}": result.errors for snr, result in noisy.items()},
-    )
+    sizes = (None,) * 3 if rows is None else (len(rows), plan.data.rows_dropped, hours_of_audio(rows))
+    errors = {name: result.errors for name, result in results.items()}
+    noise = {f"{snr:g}": result.errors for snr, result in noisy.items()}
+    steps, parameters = trainer.state.global_step, student.num_parameters()
+    return CellResult(cell.name, cell.seed, errors, *sizes, steps, parameters, latency, noise)
 
 
 def score_student(
-    args: SweepArguments,
-    training_args: DistillationTrainingArguments,
-    loaded: LoadedModel,
-    sets: Mapping[str, Dataset],
+    args: SweepArguments, training_args: DistillationTrainingArguments, loaded: LoadedModel, sets: dict[str, Dataset]
 ) -> tuple[dict[str, EvaluationResult], dict[float, EvaluationResult]]:
     """Results on the sets by name, and on the first one in noise by ratio."""
     student, processor = loaded
     # The language's own normaliser is left to the scoring, which counts characters where words are not separated.
     named = training_args.normalizer if training_args.normalizer != training_args.language else None
-    options: dict[str, Any] = {
-        "language": training_args.language,
-        "normalizer": get_normalizer(named) if named else None,
-    }
-    cache = None
+    language, cache = training_args.language, None
+    options: dict[str, Any] = {"language": language, "normalizer": get_normalizer(named) if named else None}
     if training_args.freeze_encoder:
         # Most of the time of scoring is spent in the encoder, which all cells with the same frozen one share.
         folder = Path(args.output_dir or "", STATES, module_fingerprint(student.model.encoder))
         cache = EncoderCache(student.model.encoder, student.dtype, folder)
-        options["generate"] = partial(generate_tokens_cached, student, cache=cache, language=training_args.language)
+        options["generate"] = partial(generate_tokens_cached, student, cache=cache, language=language)
     results = {name: evaluate_model(student, rows, processor, **options) for name, rows in sets.items()}
     first = next(iter(sets.values()))
     noisy = evaluate_in_noise(student, first, processor, snrs=args.snrs, **options) if args.snrs else {}
@@ -438,15 +393,11 @@ class TimeBudget(TrainerCallback):
         """Share of the time that is over, 0 to 1."""
         return 0.0 if self.start is None else min((self.clock() - self.start) / self.seconds, 1.0)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Starts the clock."""
         self.start = self.clock() if self.start is None else self.start
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: TrainerControl, **_: Any) -> None:
         """Stops after the step in which the time ran out."""
         control.should_training_stop |= self.used >= 1
 
@@ -502,19 +453,13 @@ def sweep_table(
     results: Sequence[CellResult], heading: str, columns: Sequence[str] = (), out_of_distribution: Sequence[str] = ()
 ) -> str:
     """The sweep as Markdown, in the layout of Tables 10 to 12 and 21, cells in the order of their results."""
-    lines: list[str] = []
+    lines, heads = [], [heading]
     for name, of_cell in by_cell(results).items():
         rates = {f"{kind} WER / %": rate for kind, rate in averages(of_cell, out_of_distribution).items()}
         rates |= {f"WER at {snr} dB / %": rate for snr, rate in noise_rates(of_cell).items()}
-        if not lines:
-            head = [heading, *(COLUMNS[column] for column in columns), *rates]
-            lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        lines.append(
-            "| "
-            + " | ".join([name, *(_shown(column, of_cell) for column in columns), *map(str, rates.values())])
-            + " |"
-        )
-    return "\n".join(lines)
+        heads = [heading, *(COLUMNS[column] for column in columns), *rates]
+        lines.append([name, *(_shown(column, of_cell) for column in columns), *map(str, rates.values())])
+    return table(heads, lines, left=len(heads))
 
 
 def _shown(column: str, results: Sequence[CellResult]) -> str:
@@ -532,28 +477,26 @@ def _shown(column: str, results: Sequence[CellResult]) -> str:
 def save_sweep(args: SweepArguments, results: Sequence[CellResult]) -> str:
     """Writes table, counts and picture of the cells so far; returns the table."""
     folder, outside = Path(args.output_dir or ""), list(args.ood_datasets or {})
-    table = sweep_table(results, args.heading, args.columns, outside)
+    text = sweep_table(results, args.heading, args.columns, outside)
     seeds, trainings = len({result.seed for result in results}), len(sweep_cells(args))
     notes = [f"{seeds} seeds, mean ± standard deviation" if seeds > 1 else "one seed"]
     notes += [] if args.minutes is None else [f"{args.minutes:g} min of training for every cell"]
     notes += [] if len(results) == trainings else [f"{len(results)} of {trainings} trainings"]
-    folder.joinpath("table.md").write_text(f"{args.title}\n\n{table}\n\n{', '.join(notes)}.\n", encoding="utf-8")
-    content = json.dumps([asdict(result) for result in results], indent=2)
-    folder.joinpath("results.json").write_text(content + "\n", encoding="utf-8")
-    lines: dict[str, dict[str, tuple[float, ...]]] = {}
-    noise = {}
+    folder.joinpath("table.md").write_text(f"{args.title}\n\n{text}\n\n{', '.join(notes)}.\n", encoding="utf-8")
+    save_json(folder / "results.json", [asdict(result) for result in results])
+    lines, noise = {}, {}
     for name, of_cell in by_cell(results).items():
         for kind, rate in averages(of_cell, outside).items():
             lines.setdefault(kind, {})[name] = rate.values
         noise[name] = {float(snr): rate.mean / 100 for snr, rate in noise_rates(of_cell).items()}
     wer_by_cell(lines, args.heading, folder / "wer.png", noise if args.snrs else None)
-    return table
+    return text
 
 
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(SweepArguments, argv=argv, command="benchmarks/paper/sweep.py")
-    require(args, "recipe", "output_dir", "eval_datasets")
+    check_flags(args, "recipe", "output_dir", "eval_datasets")
     sets = load_sets({**args.eval_datasets, **args.ood_datasets}, ("audio", "text"))
     depends = dependencies(args, sets)
     if not ready({}, sets, args.dry_run):

@@ -29,10 +29,12 @@ def pair(toys: Path) -> list[str]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a script that must end with exit code 2 and a message."""
+    """Runs a script that must end with exit code 2 and messages."""
 
-    def check(main: Callable[[Sequence[str]], None], argv: list[str], message: str) -> None:
+    def check(main: Callable[[Sequence[str]], None], argv: list[str], *messages: str) -> None:
         assert run_script(main, argv) == 2
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        for message in messages:
+            assert message in error
 
     return check

@@ -1,15 +1,13 @@
 """Latency over batch sizes and attention: the same speech, true lengths, ratios within one setting."""
 
 import json
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from toy_scripts import Refused, killed
 
 import latency
 import memory
@@ -25,33 +23,47 @@ def toy(seed: int = 0, **changes: object) -> LoadedModel:
     return LoadedModel(talking_whisper(seed, **changes), toy_processor())
 
 
-def measure(rows: list[dict], **options: Any) -> LatencyRow:
-    """One model at one batch size, one token a window."""
+def measure(rows: list[dict], loaded: LoadedModel | None = None, **options: Any) -> list[LatencyRow]:
+    """One model, one token a window."""
     settings = {"batch_sizes": [1], "num_tokens": 1, "repeats": 1, "memory": False, **options}
-    (row,) = latency_grid({"model": toy()}, rows, **settings)
-    return row
+    return latency_grid({"model": loaded or toy()}, rows, **settings)
 
 
-def row(model: str, seconds: tuple[float, ...], **changes: Any) -> LatencyRow:
+def row(model: str, *seconds: float, **changes: Any) -> LatencyRow:
     """40 s of audio and 100 tokens."""
     settings = {"attn_implementation": "sdpa", "batch_size": 1, "timestamps": False} | changes
     counts = {"audio_seconds": 40.0, "num_recordings": 4, "num_windows": 4, "num_tokens": 100, "parameters": 2_500_000}
     return LatencyRow(model, seconds=seconds, **counts, **settings)
 
 
-def test_rates_are_those_of_the_median() -> None:
+def test_rates_are_those_of_the_median_and_tables_are_laid_out_as_the_papers() -> None:
     """Worked by hand: 2 s for 40 s of audio; the disturbed repetition does not count."""
-    one = row("student", (2.0, 9.0, 1.0))
+    one = row("student", 2.0, 9.0, 1.0)
     assert (one.median, one.rtf, one.inverse_rtf, one.tokens_per_second) == (2.0, 0.05, 20.0, 50.0)
+    rows = [
+        row("teacher", 4.0, relative_latency=1.0),
+        row("student", 1.0, relative_latency=4.0, peak_bytes=12_000_000),
+    ]
+    eager = [row("teacher", 2.0, attn_implementation="eager"), row("student", 0.5, attn_implementation="eager")]
+    assert rtf_table([*rows, *eager]).splitlines() == [
+        "| RTF / 10⁻³ | sdpa, batch 1 | eager, batch 1 |",
+        "|---|---:|---:|",
+        "| teacher | 100.0 | 50.0 |",
+        "| student | 25.0 | 12.5 |",
+    ]
+    assert latency_table(rows).splitlines()[2:] == [
+        "| teacher | 2.5 | 1 | sdpa | no | 4.00 | 100.0 | 10.0 | 25 | - | 1.00 |",
+        "| student | 2.5 | 1 | sdpa | no | 1.00 | 25.0 | 40.0 | 100 | 12 | 4.00 |",
+    ]
 
 
-def test_every_setting_is_measured_on_the_true_length_of_the_audio(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_take_turns_after_a_warm_up_on_the_true_length_of_the_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     """Padding to 30 s counted as audio would make every model ten times as fast on short recordings."""
     used, timed_pass = [], latency.timed_pass
 
-    def watched(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def watched(model: Any, *args: Any, **options: Any) -> Any:
         used.append(model.config._attn_implementation)
-        return timed_pass(model, *args, **kwargs)
+        return timed_pass(model, *args, **options)
 
     monkeypatch.setattr(latency, "timed_pass", watched)
     models = {"teacher": toy(0), "student": toy(1, decoder_layers=2)}
@@ -72,46 +84,26 @@ def test_every_setting_is_measured_on_the_true_length_of_the_audio(monkeypatch: 
     assert models["teacher"].model.config._attn_implementation == "sdpa"
 
 
-def test_attention_implementations_write_equally_many_tokens() -> None:
-    """A setting that stops sooner is no faster one."""
-    options = {"attn_implementations": ["sdpa", "eager"], "batch_sizes": [1], "repeats": 1, "memory": False}
-    rows = latency_grid({"model": toy()}, toy_rows(2), **options)
-    assert rows[0].num_tokens == rows[1].num_tokens > 0
-
-
 @pytest.mark.parametrize(("chunked", "windows"), [(True, 3), (False, 4)])
 def test_larger_batches_take_the_speech_in_a_row(chunked: bool, windows: int) -> None:
-    """4 recordings of 16 s are 64 s: chunks begin every 20 s, so that three of 30 s reach the end."""
+    """4 recordings of 16 s are 64 s: chunks start every 20 s, so that three of 30 s reach the end."""
     loaded = toy()
     count = count_encoder_windows(loaded.model)
-    (one,) = latency_grid(
-        {"model": loaded}, toy_rows(4, seconds=16.0), batch_sizes=[2], num_tokens=1, chunked=chunked, repeats=1,
-        memory=False,
-    )  # fmt: skip
+    (one,) = measure(toy_rows(4, seconds=16.0), loaded, batch_sizes=[2], chunked=chunked)
     assert (one.num_windows, one.num_recordings, one.audio_seconds) == (windows, 4, 64.0)
     assert count() == 2 + windows
 
 
 def test_a_long_recording_is_cut_and_a_bad_one_left_out() -> None:
     """All behind the window would be cut off, and count as audio; so would the audio of a broken file."""
-    long = measure([{"audio": toy_audio(40.0)}])
+    (long,) = measure([{"audio": toy_audio(40.0)}])
     assert (long.num_windows, long.audio_seconds) == (2, 40.0)
     broken = {"id": "broken", "audio": np.full(16_000, np.nan, dtype=np.float32)}
-    partly = measure([*toy_rows(2), broken])
+    (partly,) = measure([*toy_rows(2), broken])
     assert (partly.num_recordings, partly.audio_seconds) == (2, 2.0)
-    with pytest.raises(ValueError, match="could read none of 1"):
-        measure([broken])
-    with pytest.raises(ValueError, match="0 rows"):
-        measure([])
-
-
-def killed(*_: object) -> float:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return 0.0
-
-
-def failing(*_: object) -> float:
-    os._exit(1)
+    for rows, message in (([broken], "could read none of 1"), ([], "0 rows")):
+        with pytest.raises(ValueError, match=message):
+            measure(rows)
 
 
 def test_times_outlast_a_process_that_is_killed_for_its_memory(
@@ -120,13 +112,16 @@ def test_times_outlast_a_process_that_is_killed_for_its_memory(
     """Hours of timing, and then a traceback, since a large model fits once and not twice. An error is still one."""
     monkeypatch.setattr(memory, "_pass_alone", killed)
     with caplog.at_level("WARNING", logger="hf_distil_whisper"):
-        one = measure(toy_rows(1), memory=True)
+        (one,) = measure(toy_rows(1), memory=True)
     assert (one.peak_bytes, len(one.seconds)) == (None, 1)
-    assert latency_table([one]).endswith("| - | - |")
     assert "model at batch size 1: no peak memory. killed: the process ended with -9." in caplog.text
     assert "--memory false" in caplog.text
-    monkeypatch.setattr(memory, "_pass_alone", failing)
-    with pytest.raises(RuntimeError, match="failing: the process ended with 1"):
+
+    def fail(*_: object, **__: object) -> None:
+        raise memory.ProcessEndedError("ended with 1", killed=False)
+
+    monkeypatch.setattr(latency, "pass_bytes", fail)
+    with pytest.raises(RuntimeError, match="ended with 1"):
         measure(toy_rows(1), memory=True)
 
 
@@ -138,66 +133,44 @@ def test_flash_attention_names_its_requirements(monkeypatch: pytest.MonkeyPatch)
     check_attention(["flash_attention_2"], torch.device("cuda"), torch.float16)
 
 
-def test_tables_are_laid_out_as_the_papers() -> None:
-    rows = [
-        row("teacher", (4.0,), relative_latency=1.0),
-        row("student", (1.0,), relative_latency=4.0, peak_bytes=12_000_000),
-        row("teacher", (2.0,), attn_implementation="eager"),
-        row("student", (0.5,), attn_implementation="eager"),
-    ]
-    assert rtf_table(rows).splitlines() == [
-        "| RTF / 10⁻³ | sdpa, batch 1 | eager, batch 1 |",
-        "|---|---:|---:|",
-        "| teacher | 100.0 | 50.0 |",
-        "| student | 25.0 | 12.5 |",
-    ]
-    assert latency_table(rows).splitlines()[2:4] == [
-        "| teacher | 2.5 | 1 | sdpa | no | 4.00 | 100.0 | 10.0 | 25 | - | 1.00 |",
-        "| student | 2.5 | 1 | sdpa | no | 1.00 | 25.0 | 40.0 | 100 | 12 | 4.00 |",
-    ]
-
-
-def test_the_script_times_models_and_writes_every_row(
+def test_the_script_times_samples_of_every_set_and_writes_every_row(
     pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two models of one name would be one row: paths tell them apart."""
-    argv = [*pair, "--other_models", write_toy_model(tmp_path / "student"), "--batch_sizes", "1", "2", "--num_tokens"]
-    argv += ["3", "--repeats", "1", "--memory", "false", "--output_dir", str(tmp_path / "out")]
-    assert run_script(latency.main, argv) == 0
+    sets = f"{{read: {{path: {pair[-1]}, split: train}}, spoken: {pair[-1]}}}"
+    argv = [
+        *pair[:-1],
+        sets,
+        "--samples",
+        "1",
+        "--other_models",
+        write_toy_model(tmp_path / "student"),
+        "--num_tokens",
+    ]
+    argv += ["3", "--batch_sizes", "1", "2", "--repeats", "1", "--memory", "false", "--output_dir"]
+    assert run_script(latency.main, [*argv, str(tmp_path / "out")]) == 0
     printed = capsys.readouterr().out
     assert "| RTF / 10⁻³ | sdpa, batch 1 | sdpa, batch 2 |" in printed
     assert "2 recordings of 2 s in all, medians of 1, float32" in printed
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    names = [one["model"] for one in results["rows"]]
-    assert names == ["teacher", f"{Path(pair[1]).parent.name}/student", f"{tmp_path.name}/student"] * 2
-    assert all(one["num_tokens"] == 3 * one["num_windows"] for one in results["rows"])
-    assert {one["timestamps"] for one in results["rows"] if one["model"] != "teacher"} == {False}
-    assert results["rows"][1]["relative_latency"] > 0
-
-
-def test_samples_are_taken_of_every_set(pair: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """256 of the first set alone would be another protocol than the paper's."""
-    argv = [*pair[:-1], f"{{read: {{path: {pair[-1]}, split: train}}, spoken: {pair[-1]}}}"]
-    assert run_script(latency.main, [*argv, "--samples", "2", "--dry_run"]) == 0
-    assert capsys.readouterr().out.count("in 2 rows") == 2
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    names = ["teacher", f"{Path(pair[1]).parent.name}/student", f"{tmp_path.name}/student"]
+    assert [one["model"] for one in rows] == names * 2
+    assert all(one["num_tokens"] == 3 * one["num_windows"] for one in rows)
+    assert {one["timestamps"] for one in rows if one["model"] != "teacher"} == {False}
+    assert rows[1]["relative_latency"] > 0
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--samples", "0"], "--samples: expected whole numbers above 0, got 0"),
-        (["--batch_sizes", "1", "0"], "--batch_sizes: expected whole numbers above 0, got [1, 0]"),
-        (
-            ["--attn_implementations", "flash"],
-            "--attn_implementations: expected some of sdpa, eager, flash_attention_2",
-        ),
-        (["--num_tokens", "900"], "can write 1 to"),
-        (["--language", "de"], "--language: "),
-        (["--dataset.split", "none"], "no split 'none'"),
+        ("--samples 0", "--samples: expected whole numbers above 0, got 0"),
+        ("--batch_sizes 1 0", "--batch_sizes: expected whole numbers above 0, got [1, 0]"),
+        ("--attn_implementations flash", "--attn_implementations: expected some of sdpa, eager, flash_attention_2"),
+        ("--num_tokens 900", "can write 1 to"),
+        ("--language de", "--language: "),
+        ("--dataset.split none", "no split 'none'"),
+        ("--model_name_or_path=", "--model_name_or_path is missing"),
     ],
 )
-def test_wrong_input_is_refused_before_anything_is_timed(
-    more: list[str], message: str, pair: list[str], refused: Callable[..., None]
-) -> None:
-    refused(latency.main, [*pair, *more], message)
-    refused(latency.main, [], "--model_name_or_path is missing")
+def test_wrong_flags_are_refused(more: str, message: str, pair: list[str], refused: Refused) -> None:
+    refused(latency.main, [*pair, *more.split()], message)

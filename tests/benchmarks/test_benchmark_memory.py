@@ -1,62 +1,32 @@
 """Peak memory: what is held counts, what was freed or is only mapped does not."""
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from toy_scripts import MEGABYTE, Refused, fail, free, hold, read_mapped
 
 import memory
 from hf_distil_whisper import run_script
-from memory import ProcessEndedError, in_own_process, long_form_memory, pass_bytes
+from memory import ProcessEndedError, in_new_process, long_form_memory, pass_bytes
 from talking_models import talking_whisper
 from toy_files import write_toy_model
-
-MEGABYTE = 2**20
-
-
-def nothing() -> float:
-    return 0.0
-
-
-def hold(megabytes: int) -> float:
-    buffers = [np.ones(MEGABYTE, dtype=np.uint8) for _ in range(megabytes)]
-    time.sleep(0.1)  # to be looked at
-    return float(sum(map(len, buffers)))
-
-
-def free(megabytes: int) -> float:
-    """Buffers one after the other, none of which fits where the one before was, each behind a little that stays."""
-    little = [np.ones(8 * MEGABYTE, dtype=np.uint8)[:1000].tobytes()]  # glibc holds on to this size from now on
-    for number in range(megabytes):
-        buffer = np.ones(MEGABYTE + 65536 * number, dtype=np.uint8)
-        little.append(buffer[:2000].tobytes())
-    return float(len(little))
-
-
-def read_mapped(path: str) -> float:
-    return float(np.memmap(path, dtype=np.uint8, mode="r").sum())
-
-
-def fail() -> float:
-    os._exit(3)
 
 
 def test_allocated_memory_counts_and_freed_or_mapped_memory_does_not(tmp_path: Path) -> None:
     np.ones(100 * MEGABYTE, dtype=np.uint8).tofile(tmp_path / "file")
-    least = in_own_process(nothing)[1]
-    assert in_own_process(hold, 100)[1] - least > 99 * MEGABYTE
-    assert in_own_process(free, 100)[1] - least < 16 * MEGABYTE
-    assert in_own_process(read_mapped, str(tmp_path / "file"))[1] - least < 10 * MEGABYTE
+    least = in_new_process(hold, 0)[1]
+    assert in_new_process(hold, 100)[1] - least > 99 * MEGABYTE
+    assert in_new_process(free, 100)[1] - least < 16 * MEGABYTE
+    assert in_new_process(read_mapped, str(tmp_path / "file"))[1] - least < 10 * MEGABYTE
 
 
 def test_a_process_without_a_result_is_an_error_and_the_environment_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", "mimalloc")
     monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     with pytest.raises(ProcessEndedError, match="fail: the process ended with 3") as error:
-        in_own_process(fail)
+        in_new_process(fail)
     assert not error.value.killed
     assert os.environ["ARROW_DEFAULT_MEMORY_POOL"] == "mimalloc"
     assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
@@ -78,16 +48,12 @@ def test_three_hours_take_the_memory_of_five_minutes(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_the_memory_beyond_the_first_recording(
-    toys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
-
-    def measure(model: str, minutes: list[float], **options: object) -> dict[float, int]:
-        calls.append(options)
-        return dict(zip(minutes, (400_000_000, 412_000_000), strict=True))
-
-    monkeypatch.setattr(memory, "long_form_memory", measure)
-    argv = ["--model_name_or_path", str(toys / "student"), "--method", "sequential", "--temperature_fallback"]
+    peaks = {5: 400_000_000, 180: 412_000_000}
+    monkeypatch.setattr(memory, "long_form_memory", lambda *args, **options: calls.append(options) or peaks)
+    argv = ["--model_name_or_path", "toy", "--method", "sequential", "--temperature_fallback"]
     assert run_script(memory.main, argv) == 0
     printed = capsys.readouterr().out
     assert "| 5 | 400 | +0 |\n| 180 | 412 | +12 |\n" in printed
@@ -98,10 +64,10 @@ def test_the_table_shows_the_memory_beyond_the_first_recording(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--model_name_or_path is missing"),
-        (["--model_name_or_path", "toy", "--minutes", "5", "5"], "--minutes: expected different lengths"),
-        (["--model_name_or_path", "toy", "--temperature_fallback"], "belongs to --method sequential"),
+        ("", "--model_name_or_path is missing"),
+        ("--model_name_or_path toy --minutes 5 5", "--minutes: expected different lengths"),
+        ("--model_name_or_path toy --temperature_fallback", "belongs to --method sequential"),
     ],
 )
-def test_wrong_flags_are_refused(flags: list[str], message: str, refused: Callable[..., None]) -> None:
-    refused(memory.main, flags, message)
+def test_wrong_flags_are_refused(flags: str, message: str, refused: Refused) -> None:
+    refused(memory.main, flags.split(), message)

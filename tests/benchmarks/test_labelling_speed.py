@@ -11,16 +11,7 @@ from hf_distil_whisper import WordErrors, run_script
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.inference import ctranslate2
 from inputs import LoadedModel
-from labelling import (
-    PLAIN,
-    LabellingSpeed,
-    StepSpeed,
-    data_table,
-    labelling_table,
-    measure_data,
-    measure_labelling,
-    mixed_recordings,
-)
+from labelling import PLAIN, LabellingSpeed, StepSpeed, data_table, labelling_table, measure_data
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 
@@ -34,12 +25,12 @@ def utterances(count: int, seconds: float = 4.0) -> Dataset:
 
 def test_recordings_are_of_all_lengths_and_every_utterance_is_in_one() -> None:
     """A benchmark on short ones alone flatters whoever stops early."""
-    mixed = mixed_recordings(utterances(30), 6)
+    mixed = labelling.mixed_recordings(utterances(30), 6)
     assert sorted(row.get("duration", 4.0) for row in mixed) == pytest.approx([4.0, 4.0, 4.0, 8.3, 16.9, 29.8])
     ids = [name for row in mixed for name in row.get("ids", [row["id"]])]
     assert len(ids) == len(set(ids))
     with pytest.raises(ValueError, match=r"5 utterances make .* recordings of up to 30 s, 40 were asked for"):
-        mixed_recordings(utterances(5), 40)
+        labelling.mixed_recordings(utterances(5), 40)
 
 
 def test_every_method_labels_every_row_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,7 +38,7 @@ def test_every_method_labels_every_row_in_every_round(tmp_path: Path, monkeypatc
     monkeypatch.setattr(ctranslate2, "HF_HOME", str(tmp_path))
     options = {"compute_types": ["float32"], "num_beams": [2], "batch_size": 2, "rounds": 2}
     rows = list(utterances(5, seconds=2.0))
-    speeds = measure_labelling(LoadedModel(talking_whisper(4), toy_processor()), rows, **options)
+    speeds = labelling.measure_labelling(LoadedModel(talking_whisper(4), toy_processor()), rows, **options)
     greedy = [PLAIN, "transformers", "ctranslate2 float32"]
     assert list(speeds) == [*greedy, "transformers, 2 beams", "ctranslate2 float32, 2 beams"]
     assert speeds["transformers, 2 beams"].texts != speeds["transformers"].texts
@@ -57,7 +48,8 @@ def test_every_method_labels_every_row_in_every_round(tmp_path: Path, monkeypatc
         assert (len(one.texts), len(one.seconds), one.errors.num_words) == (5, 2, 10)
 
 
-def test_the_table_holds_ratios_to_plain_generate() -> None:
+def test_tables_hold_ratios_to_plain_generate_and_bytes_of_a_row() -> None:
+    """Worked by hand: 9 MB more for 900,000 rows more are 10 bytes a row."""
     speeds = {
         PLAIN: LabellingSpeed([9.0, 3.0, 4.0], ["a", "b"], WordErrors(hits=9, substitutions=1)),
         "transformers": LabellingSpeed([2.0], ["a", "c"], WordErrors(hits=8, substitutions=2)),
@@ -65,6 +57,10 @@ def test_the_table_holds_ratios_to_plain_generate() -> None:
     assert labelling_table(speeds).splitlines()[2:] == [
         "| generate | 4.0 | 1.00 | 100.0% | 10.00% |",
         "| transformers | 2.0 | 2.00 | 50.0% | 20.00% |",
+    ]
+    few, many = StepSpeed(100_000, 2.0, 300_000_000), StepSpeed(1_000_000, 20.0, 309_000_000)
+    assert data_table({"filter": few}, {"filter": many}).splitlines()[2:] == [
+        "| filter | 1,000,000 | 50,000 | 309 MB | 300 MB (100,000) | 10 |"
     ]
 
 
@@ -80,10 +76,7 @@ def test_the_script_checks_its_inputs(toys: Path, capsys: pytest.CaptureFixture[
 def test_every_step_of_the_preparation_is_measured_on_all_rows() -> None:
     steps = measure_data(200, seconds=0.1)
     assert list(steps) == ["packing", "filter", "index"]
-    for step in steps.values():
-        assert step.rows == 200
-        assert step.seconds > 0
-        assert step.peak_bytes > 10_000_000
+    assert all(step.rows == 200 and step.seconds > 0 and step.peak_bytes > 10_000_000 for step in steps.values())
 
 
 @pytest.mark.slow
@@ -92,11 +85,3 @@ def test_filter_and_index_take_no_more_memory_for_more_rows() -> None:
     few, many = measure_data(20_000, seconds=0.01), measure_data(120_000, seconds=0.01)
     for step in ("filter", "index"):
         assert many[step].peak_bytes - few[step].peak_bytes < 12e6
-
-
-def test_the_table_shows_the_bytes_of_a_row() -> None:
-    """Worked by hand: 9 MB more for 900,000 rows more are 10 bytes a row."""
-    few, many = StepSpeed(100_000, 2.0, 300_000_000), StepSpeed(1_000_000, 20.0, 309_000_000)
-    assert data_table({"filter": few}, {"filter": many}).splitlines()[2:] == [
-        "| filter | 1,000,000 | 50,000 | 309 MB | 300 MB (100,000) | 10 |"
-    ]

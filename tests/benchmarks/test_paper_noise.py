@@ -15,18 +15,12 @@ from toy_files import spoil, write_toy_corpus
 from toy_models import toy_audio
 
 
-@pytest.fixture(scope="module")
-def pub(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A recorded noise."""
-    file = tmp_path_factory.mktemp("noise") / "pub.wav"
-    soundfile.write(file, toy_audio(0.5, seed=9), 16_000)
-    return str(file)
-
-
 def test_table_results_and_picture_show_the_same(
-    pair: list[str], pub: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A column of the student under the teacher's name is noticed by nobody."""
+    pub = str(tmp_path / "pub.wav")
+    soundfile.write(pub, toy_audio(0.5, seed=9), 16_000)
     corpus = write_toy_corpus(tmp_path / "speakers", train=8)
     argv = [*pair, "--noises", "white", pub, "babble", "--babble_dataset", corpus, "--snrs", "10", "-5", "--seed", "3"]
     assert run_script(noise.main, [*argv, "--output_dir", str(tmp_path / "out")]) == 0
@@ -49,40 +43,38 @@ def test_bad_rows_are_counted_and_rows_without_a_reference_have_no_rate(
     pair: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """0 % over nothing would be the best curve of the picture."""
+
+    def run(dataset: str, folder: Path) -> tuple[str, dict]:
+        assert run_script(noise.main, [*pair[:-1], dataset, "--snrs", "10", "--output_dir", str(folder)]) == 0
+        results = json.loads((folder / "results.json").read_text())
+        return capsys.readouterr().out, results["wer_by_noise_and_snr"]["white"]["10"]
+
     corpus = write_toy_corpus(tmp_path / "corpus", train=4)
     spoil(corpus, 1)
-    argv = [*pair[:-1], f"{{path: {corpus}, split: train}}", "--snrs", "10", "--output_dir"]
-    assert run_script(noise.main, [*argv, str(tmp_path / "bad")]) == 0
-    assert "in every noise: 2 could not be read" in capsys.readouterr().out
-    (row,) = json.loads((tmp_path / "bad" / "results.json").read_text())["wer_by_noise_and_snr"]["white"].values()
+    printed, row = run(f"{{path: {corpus}, split: train}}", tmp_path / "bad")
+    assert "in every noise: 2 could not be read" in printed
     assert row["student"]["unreadable_rows"] == row["teacher"]["unreadable_rows"] == 2
-    mute = without_texts(write_toy_corpus(tmp_path / "mute", train=1, test=1))
-    assert run_script(noise.main, [*pair[:-1], mute, "--snrs", "10", "--output_dir", str(tmp_path / "none")]) == 0
-    printed = capsys.readouterr().out
+    printed, row = run(without_texts(write_toy_corpus(tmp_path / "mute", train=1, test=1)), tmp_path / "none")
     assert "| white | 10 | - | - |" in printed
     assert "in every noise: 1 without a reference" in printed
-    (row,) = json.loads((tmp_path / "none" / "results.json").read_text())["wer_by_noise_and_snr"]["white"].values()
     assert row["student"]["wer"] is None
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--snrs", "10", "300"], "`--snrs`: expected a ratio from -100 to 100 dB, got 300"),
-        (["--noises", "nowhere.wav"], "--noises: nowhere.wav: no such file"),
-        (["--noises", "babble"], "--babble_dataset: "),
-        (["--babble_dataset", "corpus"], "--babble_dataset: "),
-        (["--batch_size", "0"], "--batch_size: expected whole numbers above 0, got 0"),
-        (["--model_name_or_path", "nowhere"], "nowhere"),
+        ("--snrs 10 300", "`--snrs`: expected a ratio from -100 to 100 dB, got 300"),
+        ("--noises nowhere.wav", "--noises: nowhere.wav: no such file"),
+        ("--noises babble", "--babble_dataset: "),
+        ("--babble_dataset corpus", "--babble_dataset: "),
+        ("--batch_size 0", "--batch_size: expected whole numbers above 0, got 0"),
+        ("--model_name_or_path nowhere", "nowhere"),
+        ("--dataset=", "--dataset is missing"),
+        ("--output_dir {toys}", "holds another run already"),
     ],
 )
-def test_wrong_values_are_refused(pair: list[str], more: list[str], message: str, refused: Refused) -> None:
-    refused(noise.main, [*pair, *more], message)
-    refused(noise.main, [], "--model_name_or_path is missing")
-
-
-def test_an_earlier_run_is_not_overwritten(pair: list[str], toys: Path, refused: Refused) -> None:
-    refused(noise.main, [*pair, "--output_dir", str(toys)], "holds another run already")
+def test_wrong_flags_are_refused(pair: list[str], toys: Path, more: str, message: str, refused: Refused) -> None:
+    refused(noise.main, [*pair, *more.format(toys=toys).split()], message)
 
 
 def test_babble_is_the_sum_of_voices_of_one_power() -> None:
@@ -95,19 +87,15 @@ def test_babble_is_the_sum_of_voices_of_one_power() -> None:
     assert power[400] == pytest.approx(power[1_000], rel=1e-3) == pytest.approx(0.005, rel=1e-3)
 
 
-def test_babble_depends_on_its_seed() -> None:
-    recordings = [toy_audio(0.3, seed=seed) for seed in range(5)]
-    first = babble(recordings, speakers=3, seconds=2.0, seed=1)
-    np.testing.assert_array_equal(first, babble(recordings, speakers=3, seconds=2.0, seed=1))
-    assert np.abs(first - babble(recordings, speakers=3, seconds=2.0, seed=2)).max() > 1e-3
-    assert len(first) == 32_000
-
-
-def test_silent_and_broken_recordings_are_not_in_the_babble(caplog: pytest.LogCaptureFixture) -> None:
+def test_babble_depends_on_its_seed_and_leaves_out_what_is_silent_or_broken(caplog: pytest.LogCaptureFixture) -> None:
     """A voice of silence or NaN would make the noise softer, or end the run."""
-    recordings = [np.zeros(100), "nowhere.wav", toy_audio(0.1), toy_audio(0.1, seed=1)]
+    recordings = [toy_audio(0.3, seed=seed) for seed in range(5)]
+    first, again, other = (babble(recordings, speakers=3, seconds=2.0, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 1e-3
+    bad = [np.zeros(100), "nowhere.wav", *recordings[:2]]
     with caplog.at_level("WARNING", logger="hf_distil_whisper"):
-        assert np.isfinite(babble(recordings, speakers=2, seconds=1.0)).all()
+        assert np.isfinite(babble(bad, speakers=2, seconds=1.0)).all()
     assert "Not in the babble: 2 rows left out" in caplog.text
     with pytest.raises(ValueError, match=r"each of 3 speakers, got 2 of 4\. 2 rows left out"):
-        babble(recordings, speakers=3, seconds=1.0)
+        babble(bad, speakers=3, seconds=1.0)

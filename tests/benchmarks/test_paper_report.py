@@ -14,7 +14,7 @@ from toy_scripts import Refused, without_texts
 import report
 from hf_distil_whisper import run_script
 from hf_distil_whisper.hub.model_card import read_evaluation
-from report import MeasuredFolder
+from report import measured_once
 from report_sections import html_page, markdown_table
 from toy_files import write_toy_corpus
 
@@ -28,18 +28,13 @@ def write(toys: Path) -> Write:
     def settings(folder: Path, **changes: object) -> str:
         corpus = str(toys / "corpus")
         content = {
-            "title": "Toys",
-            "models": {"teacher": str(toys / "teacher"), "student": str(toys / "student")},
+            "title": "Toys", "models": {name: str(toys / name) for name in ("teacher", "student")},
             "eval_datasets": {"seen": {"path": corpus, "split": "train"}},
             "ood_datasets": {"new": {"path": corpus, "split": "test"}},
             "long_form_datasets": {"long": {"path": corpus, "split": "test"}},
-            "reference": "seen",
-            "noises": ["white"],
-            "snrs": [10.0],
-            "batch_sizes": [1],
-            "latency_samples": 2,
+            "reference": "seen", "noises": ["white"], "snrs": [10.0], "batch_sizes": [1], "latency_samples": 2,
             "output_dir": str(folder / "report"),
-        }
+        }  # fmt: skip
         (folder / "report.yaml").write_text(yaml.safe_dump({**content, **changes}, sort_keys=False))
         return str(folder / "report.yaml")
 
@@ -60,19 +55,12 @@ def made(write: Write, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_report_holds_every_section_and_its_pictures(made: Path) -> None:
+def test_a_report_holds_every_section_its_pictures_and_the_scores_of_a_model_card(made: Path) -> None:
     page = (made / "report" / "report.md").read_text()
-    headings = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
-    assert headings == [
-        "Word error rate over latency",
-        "Short form",
-        "Long form",
-        "Noise",
-        "Latency",
-        "Threshold (Table 10)",
-        "What the figures say",
-        "How this was made",
-    ]
+    assert re.findall("^## (.*)", page, flags=re.M) == [
+        "Word error rate over latency", "Short form", "Long form", "Noise", "Latency", "Threshold (Table 10)",
+        "What the figures say", "How this was made",
+    ]  # fmt: skip
     assert page.count("![") == 3
     assert re.search(r"\| Average \| \d+\.\d \(\d+\.\d\) \|", page)
     assert re.search(r"Effective robustness of student, reference seen: [+-]\d+\.\d\d %", page)
@@ -83,9 +71,6 @@ def test_a_report_holds_every_section_and_its_pictures(made: Path) -> None:
     assert "<title>Toys</title>" in html
     assert "The student is faster." in html
     assert "http" not in html.replace("http://www.w3.org", "")
-
-
-def test_a_model_card_reads_the_scores(made: Path) -> None:
     scores = read_evaluation(made / "report", student="student")
     assert set(scores.results) == set(scores.teacher_results) == {"seen", "new", "long"}
     assert scores.groups == {"seen": "in distribution", "new": "out of distribution", "long": "long form"}
@@ -94,12 +79,8 @@ def test_a_model_card_reads_the_scores(made: Path) -> None:
 def test_a_second_start_measures_nothing_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A change of the notes would cost all measurements once more."""
     first = (made / "report" / "report.md").read_text()
-
-    def measured_again(*_: object, **__: object) -> None:
-        raise AssertionError("measured again")
-
     for name in ("evaluate_model", "evaluate_long_form", "evaluate_in_noise", "latency_grid", "compare_algorithms"):
-        monkeypatch.setattr(report, name, measured_again)
+        monkeypatch.setattr(report, name, None)
     assert run_script(report.main, [str(made / "report.yaml")]) == 0
     assert (made / "report" / "report.md").read_text() == first
 
@@ -108,8 +89,7 @@ def test_a_changed_generation_config_is_measured_anew(
     write: Write, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A student whose chunks were set to 15 s would stay on the page with its figures of 30 s."""
-    student = tmp_path / "student"
-    shutil.copytree(toys / "student", student)
+    student = shutil.copytree(toys / "student", tmp_path / "student")
     file = write(tmp_path, models={"teacher": str(toys / "teacher"), "student": str(student)})
     assert run_script(report.main, [file]) == 0
     config = json.loads((student / "generation_config.json").read_text())
@@ -134,10 +114,8 @@ def test_rows_in_no_rate_are_named_and_a_set_without_references_is_refused(
     (corpus / rows[0]["file_name"]).write_bytes(b"no audio")
     rows[1]["text"] = ""
     (corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    bad = {"bad": {"path": str(corpus), "split": "train"}}
-    student = {"student": str(toys / "student")}
-    file = write(tmp_path, models=student, ood_datasets=bad, long_form_datasets=bad)
-    assert run_script(report.main, [file]) == 0
+    bad, student = {"bad": {"path": str(corpus), "split": "train"}}, {"student": str(toys / "student")}
+    assert run_script(report.main, [write(tmp_path, models=student, ood_datasets=bad, long_form_datasets=bad)]) == 0
     page = (tmp_path / "report" / "report.md").read_text()
     assert page.count("  bad: 1 could not be read, 1 without a reference") == 2
     mute = {"seen": {"path": without_texts(write_toy_corpus(tmp_path / "mute", train=2)), "split": "train"}}
@@ -168,17 +146,16 @@ def test_what_is_wrong_with_a_report_is_named(
 
 def test_a_figure_is_measured_once_for_its_settings(tmp_path: Path) -> None:
     """A report that was stopped would start anew; a student that was trained again would keep its old figures."""
-    folder = MeasuredFolder(tmp_path)
-    assert folder.get("short form, openai/whisper-tiny", {"weights": "1"}, lambda: 1) == 1
-    assert folder.get("short form, openai/whisper-tiny", {"weights": "2"}, lambda: 2) == 2
-    assert folder.get("short form, openai/whisper-tiny", {"weights": "2"}, lambda: 3) == 2
+    name = "short form, openai/whisper-tiny"
+    figures = [measured_once(tmp_path, name, {"weights": n}, lambda value=n: -value) for n in (1, 2)]
+    assert [*figures, measured_once(tmp_path, name, {"weights": 2}, lambda: "again")] == [-1, -2, -2]
     (file,) = tmp_path.iterdir()
     assert file.name == "short-form__openai-whisper-tiny.json"
-    assert json.loads(file.read_text())["name"] == "short form, openai/whisper-tiny"
-    # Names that run together have files of their own.
-    names = ("short form, student, large-test", "short form, student-large, test")
-    assert [folder.get(name, {}, lambda name=name: name) for name in names] == [*names]
-    assert [folder.get(name, {}, lambda: "again") for name in names] == [*names]
+    assert json.loads(file.read_text())["name"] == name
+    # Names that run together have different files.
+    names = ["short form, student, large-test", "short form, student-large, test"]
+    assert [measured_once(tmp_path, name, {}, lambda name=name: name) for name in names] == names
+    assert [measured_once(tmp_path, name, {}, lambda: "again") for name in names] == names
 
 
 def test_the_page_shows_and_does_not_run_what_was_measured(tmp_path: Path) -> None:

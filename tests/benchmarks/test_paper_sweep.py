@@ -8,79 +8,41 @@ from typing import Any
 import pytest
 import yaml
 from matplotlib.figure import Figure
-from torch import Tensor
 from toy_scripts import Refused
-from transformers import WhisperForConditionalGeneration
 
 import latency
 import sweep
-from hf_distil_whisper import (
-    WordErrors,
-    evaluate_model,
-    get_normalizer,
-    load_model,
-    load_processor,
-    load_source,
-    parse_arguments,
-    run_script,
-)
-from hf_distil_whisper.cli.config import InputError
+from hf_distil_whisper import evaluate_model, get_normalizer, load_model, load_processor, load_source, run_script
+from hf_distil_whisper.cli.config import InputError, parse_arguments
 from hf_distil_whisper.evaluation.noise import evaluate_in_noise
 from hf_distil_whisper.inference import encoder
+from hf_distil_whisper.metrics import WordErrors
 from inputs import LoadedModel, load_sets
-from sweep import (
-    CellResult,
-    Spread,
-    SweepArguments,
-    TimeBudget,
-    averages,
-    cells_of,
-    limit_time,
-    noise_rates,
-    read_cell,
-    start_cell,
-    sweep_cells,
-    sweep_table,
-    write_cell,
-)
+from sweep import CellResult, SweepArguments, read_cell, start_cell, sweep_table
 from toy_files import spoil, write_toy_corpus, write_toy_model
 from toy_models import toy_processor, toy_whisper
 from toy_training import logged, small_trainer, small_whisper
 
 
-@pytest.fixture(scope="module")
-def recipe(toys: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A training of two steps."""
-    return {
-        "teacher_model_name_or_path": str(toys / "teacher"),
-        "decoder_layers": 2,
-        "train_dataset": {"path": str(toys / "corpus"), "transcript_column": "text"},
-        "max_steps": 2,
-        "per_device_train_batch_size": 2,
-        "save_strategy": "no",
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "output_dir": "unused",
-    }
-
-
 @pytest.fixture
-def write_sweep(toys: Path, recipe: dict[str, Any], tmp_path: Path) -> Any:
-    """Writes a sweep of two cells; returns its file. `training` changes the recipe."""
+def write_sweep(toys: Path, tmp_path: Path) -> Any:
+    """Writes a sweep of two cells, trainings of two steps; returns its file. `training` changes the recipe."""
 
     def write(training: dict[str, Any] | None = None, **changes: object) -> str:
+        corpus = str(toys / "corpus")
+        recipe = {
+            "teacher_model_name_or_path": str(toys / "teacher"), "decoder_layers": 2, "max_steps": 2,
+            "train_dataset": {"path": corpus, "transcript_column": "text"}, "per_device_train_batch_size": 2,
+            "save_strategy": "no", "use_cpu": True, "report_to": "none", "output_dir": "unused",
+        }  # fmt: skip
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, **(training or {})}))
         settings = {
-            "recipe": str(tmp_path / "recipe.yaml"),
-            "heading": "Objective",
-            "cells": {"PL": {"kl_weight": 0.0}, "PL + KL": {}},
-            "seeds": [1],
-            "columns": ["steps", "parameters"],
-            "eval_datasets": {"seen": {"path": str(toys / "corpus"), "split": "train"}},
-            "ood_datasets": {"new": {"path": str(toys / "corpus"), "split": "train", "max_samples": 1}},
+            "recipe": str(tmp_path / "recipe.yaml"), "heading": "Objective", "seeds": [1],
+            "cells": {"PL": {"kl_weight": 0.0}, "PL + KL": {}}, "columns": ["steps", "parameters"],
+            "eval_datasets": {"seen": {"path": corpus, "split": "train"}},
+            "ood_datasets": {"new": {"path": corpus, "split": "train", "max_samples": 1}},
             "output_dir": str(tmp_path / "sweep"),
-        }
+        }  # fmt: skip
         (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({**settings, **changes}))
         return str(tmp_path / "sweep.yaml")
 
@@ -92,12 +54,23 @@ def read_sweep(file: str) -> SweepArguments:
     return args
 
 
-def trained(folder: Path) -> tuple[WhisperForConditionalGeneration, Any]:
-    return load_model(folder / "student"), load_processor(folder / "student")
+def run(file: str) -> dict[str, dict[str, Any]]:
+    """Results by cell."""
+    assert run_script(sweep.main, [file]) == 0
+    content = json.loads(Path(file).with_name("sweep").joinpath("results.json").read_text())
+    return {one["cell"]: one for one in content}
 
 
-def results_of(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "sweep" / "results.json").read_text())
+def scored(folder: Path, rows: Any, **options: Any) -> dict[str, int]:
+    student, processor = load_model(folder / "student"), load_processor(folder / "student")
+    return vars(evaluate_model(student, rows, processor, **options).errors)
+
+
+def result(cell: str, seed: int, errors: int, **changes: object) -> CellResult:
+    """100 words in each of three sets: so many errors in the first, twice and three times as many in the others."""
+    counts = {name: WordErrors(100 - n * errors, n * errors) for n, name in enumerate(("a", "b", "new"), 1)}
+    facts = {"rows": 90, "rows_dropped": 10, "hours": 1.5, "steps": 1200, "parameters": 2_050_001}
+    return CellResult(cell, seed, counts, **(facts | changes))
 
 
 def write_texts(corpus: Path, text: str) -> None:
@@ -106,120 +79,101 @@ def write_texts(corpus: Path, text: str) -> None:
 
 
 def test_a_sweep_writes_its_table_and_goes_on_where_it_was_stopped(
-    write_sweep: Any, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    write_sweep: Any, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hours of finished cells would be computed again, or a half one counted; the encoder runs for the first only."""
-    windows, encode = [], encoder.encode
-
-    def counted(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
-        windows.append(len(input_features))
-        return encode(model, input_features)
-
-    monkeypatch.setattr(encoder, "encode", counted)
-    drawn: list[Figure] = []
-    save = Figure.savefig
+    windows, drawn, started = [], [], []
+    encode, save, build = encoder.encode, Figure.savefig, sweep.build_trainer
+    monkeypatch.setattr(encoder, "encode", lambda model, x: windows.append(len(x)) or encode(model, x))
     monkeypatch.setattr(
         Figure, "savefig", lambda figure, *args, **kw: drawn.append(figure) or save(figure, *args, **kw)
     )
-    file = write_sweep(snrs=[10.0])
-    assert run_script(sweep.main, [file]) == 0
-    folder = tmp_path / "sweep"
-    rates = "ID Average WER / % | OOD Average WER / % | Average WER / % | WER at 10 dB / %"
+    monkeypatch.setattr(sweep, "build_trainer", lambda plan: started.append(plan.training_args) or build(plan))
+    file, folder = write_sweep(snrs=[10.0]), tmp_path / "sweep"
+    results = run(file)
     table = (folder / "table.md").read_text()
+    rates = "ID Average WER / % | OOD Average WER / % | Average WER / % | WER at 10 dB / %"
     assert f"| Objective | Steps | Params / M | {rates} |" in table
-    assert f"| Objective | Steps | Params / M | {rates} |" in capsys.readouterr().out
     assert [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| PL")] == ["PL", "PL + KL"]
-    assert table.endswith("\n\none seed.\n")
-    assert [one["steps"] for one in results_of(tmp_path)] == [2, 2]
+    assert [one["steps"] for one in results.values()] == [2, 2]
     assert (folder / "wer.png").read_bytes().startswith(b"\x89PNG")
     # The report copies this picture alone: the noise must be in it.
     assert [axes.get_title() for axes in drawn[-1].axes] == ["", "white noise"]
     rows = load_source(str(toys / "corpus"), split="train")
     assert sum(windows) == 2 * len(rows)  # seen, of which new is one, and seen in noise
     assert not (folder / "states").exists()
-    plain = evaluate_model(trained(folder / "PL-seed1")[0], rows, toy_processor()).errors
-    assert results_of(tmp_path)[0]["errors"]["seen"] == vars(plain)
-
-    before = (folder / "results.json").read_text()
+    assert results["PL"]["errors"]["seen"] == scored(folder / "PL-seed1", rows)
     (folder / "PL-seed1" / "result.json").unlink()  # as if killed while it was scored
-    started, build = [], sweep.build_trainer
-    monkeypatch.setattr(
-        sweep, "build_trainer", lambda plan: started.append(plan.training_args.output_dir) or build(plan)
-    )
-    assert run_script(sweep.main, [file]) == 0
-    assert [Path(output).parent.name for output in started] == ["PL-seed1"]
-    assert (folder / "results.json").read_text() == before
+    started.clear()
+    assert run(file) == results
+    assert [Path(args.output_dir).parent.name for args in started] == ["PL-seed1"]
 
 
 def test_the_table_shows_how_much_of_the_sweep_is_in_it(write_sweep: Any, tmp_path: Path) -> None:
     """A sweep that was stopped in its first seed would claim the spread of three."""
-    args = read_sweep(write_sweep(seeds=[1, 2], cells={"PL": {"kl_weight": 0.0}}, minutes=0.01))
-    sets = load_sets({**args.eval_datasets, **args.ood_datasets})
-    results, notes = [], []
-    for result in sweep.run_cells(args, sets, sweep.dependencies(args, sets)):
-        results.append(result)
-        sweep.save_sweep(args, results)
-        notes.append((tmp_path / "sweep" / "table.md").read_text().splitlines()[-1])
-    time = "0.01 min of training for every cell"
-    assert notes == [f"one seed, {time}, 1 of 2 trainings.", f"2 seeds, mean ± standard deviation, {time}."]
+    args = read_sweep(write_sweep(seeds=[1, 2], cells={"PL": {}}, minutes=0.01))
+    (tmp_path / "sweep").mkdir()
+    results, time = [result("PL", seed, 10) for seed in (1, 2)], "0.01 min of training for every cell"
+    for number, note in (
+        (1, f"one seed, {time}, 1 of 2 trainings."),
+        (2, f"2 seeds, mean ± standard deviation, {time}."),
+    ):
+        sweep.save_sweep(args, results[:number])
+        assert (tmp_path / "sweep" / "table.md").read_text().splitlines()[-1] == note
 
 
 def test_the_normaliser_of_the_recipe_scores(write_sweep: Any, tmp_path: Path) -> None:
     """Digit strings would be one word in the English one, and half of the errors gone."""
     write_texts(Path(write_toy_corpus(tmp_path / "digits", train=1, test=2)), "one two three")
     sets = {"digits": {"path": str(tmp_path / "digits"), "split": "test"}}
-    settings = {"eval_datasets": sets, "ood_datasets": {}, "snrs": [10.0], "cells": {"PL": {}}}
-    assert run_script(sweep.main, [write_sweep({"normalizer": "basic"}, **settings)]) == 0
-    (result,) = results_of(tmp_path)
-    student, processor = trained(tmp_path / "sweep" / "PL-seed1")
-    rows, basic = load_source(str(tmp_path / "digits"), split="test"), get_normalizer("basic")
-    clean = evaluate_model(student, rows, processor, normalizer=basic).errors
-    assert clean.num_words == 6
-    assert result["errors"]["digits"] == vars(clean)
-    (noisy,) = evaluate_in_noise(student, rows, processor, snrs=[10.0], normalizer=basic).values()
-    assert result["noise"]["10"] == vars(noisy.errors)
+    one = run(write_sweep({"normalizer": "basic"}, eval_datasets=sets, ood_datasets={}, snrs=[10.0], cells={"PL": {}}))
+    folder, rows = tmp_path / "sweep" / "PL-seed1", load_source(str(tmp_path / "digits"), split="test")
+    options = {"normalizer": get_normalizer("basic")}
+    assert one["PL"]["errors"]["digits"] == scored(folder, rows, **options)
+    assert WordErrors(**one["PL"]["errors"]["digits"]).num_words == 6
+    student, processor = load_model(folder / "student"), load_processor(folder / "student")
+    (noisy,) = evaluate_in_noise(student, rows, processor, snrs=[10.0], **options).values()
+    assert one["PL"]["noise"]["10"] == vars(noisy.errors)
 
 
 def test_cells_of_every_kind_are_trained(write_sweep: Any, toys: Path, tmp_path: Path) -> None:
     """LoRA leaves a whole student, a trained encoder is not scored with another's outputs, a stream has no size."""
+    rows = load_source(str(toys / "corpus"), split="train")
     (tmp_path / "stream").mkdir()
-    load_source(str(toys / "corpus"), split="train").to_parquet(str(tmp_path / "stream" / "train.parquet"))
-    stream = {"streaming": True, "train_dataset.path": str(tmp_path / "stream")}
-    cells = {"frozen": {}, "trained": {"freeze_encoder": False, "learning_rate": 0.01}, "stream": stream}
-    cells["LoRA"] = {"lora": {"r": 2}}
-    assert run_script(sweep.main, [write_sweep(cells=cells, columns=["hours", "dropped", "parameters"])]) == 0
-    results = {one["cell"]: one for one in results_of(tmp_path)}
-    student, processor = trained(tmp_path / "sweep" / "trained-seed1")
-    plain = evaluate_model(student, load_source(str(toys / "corpus"), split="train"), processor).errors
-    assert results["trained"]["errors"]["seen"] == vars(plain)
-    adapted, _ = trained(tmp_path / "sweep" / "LoRA-seed1")
+    rows.to_parquet(str(tmp_path / "stream" / "train.parquet"))
+    cells = {"frozen": {}, "trained": {"freeze_encoder": False, "learning_rate": 0.01}, "LoRA": {"lora": {"r": 2}}}
+    cells["stream"] = {"streaming": True, "train_dataset.path": str(tmp_path / "stream")}
+    results = run(write_sweep(cells=cells, columns=["hours", "dropped", "parameters"]))
+    assert results["trained"]["errors"]["seen"] == scored(tmp_path / "sweep" / "trained-seed1", rows)
+    adapted = load_model(tmp_path / "sweep" / "LoRA-seed1" / "student")
     assert results["LoRA"]["parameters"] == adapted.num_parameters() == results["frozen"]["parameters"]
     assert "| stream | - | - |" in (tmp_path / "sweep" / "table.md").read_text()
 
 
-def test_cells_of_equal_time_train_for_it(write_sweep: Any, tmp_path: Path) -> None:
-    settings = {"minutes": 0.02, "grid": {"train_dataset.share": [0.5, 1.0]}, "cells": {}}
-    assert run_script(sweep.main, [write_sweep(**settings)]) == 0
-    results = results_of(tmp_path)
-    assert [one["cell"] for one in results] == ["0.5", "1.0"]
-    assert all(one["steps"] > 2 for one in results)
-    assert results[0]["rows"] < results[1]["rows"]
+def test_cells_of_equal_time_train_for_it(write_sweep: Any) -> None:
+    results = run(write_sweep(minutes=0.02, grid={"train_dataset.share": [0.5, 1.0]}, cells={}))
+    assert all(one["steps"] > 2 for one in results.values())
+    assert results["0.5"]["rows"] < results["1.0"]["rows"]
 
 
-def test_null_takes_a_setting_of_the_recipe_away(write_sweep: Any, recipe: dict[str, Any]) -> None:
+def test_a_grid_holds_every_combination_and_null_takes_a_setting_of_the_recipe_away(
+    write_sweep: Any, toys: Path
+) -> None:
     """A filter of "None", a language of "None": the training without them would not start."""
-    source = {**recipe["train_dataset"], "wer_threshold": 0.1}
-    grid = {"train_dataset.wer_threshold": [None, 0.05], "normalizer": [None]}
+    source = {"path": str(toys / "corpus"), "transcript_column": "text", "wer_threshold": 0.1}
+    grid = {"train_dataset.wer_threshold": [None, 0.05], "normalizer": [None, "de"]}
     args = read_sweep(write_sweep({"train_dataset": source, "normalizer": "basic"}, grid=grid, cells={}))
-    parsed = [cell.arguments(args.recipe) for cell in sweep_cells(args)]
-    assert [training.train_dataset.wer_threshold for training, _ in parsed] == [None, 0.05]
-    assert [training_args.normalizer for _, training_args in parsed] == [None, None]
+    cells = sweep.sweep_cells(args)
+    assert [cell.name for cell in cells] == ["None, None", "None, de", "0.05, None", "0.05, de"]
+    parsed = [cell.arguments(args.recipe) for cell in cells]
+    assert [training.train_dataset.wer_threshold for training, _ in parsed] == [None, None, 0.05, 0.05]
+    assert [training_args.normalizer for _, training_args in parsed] == [None, "de"] * 2
 
 
 def test_a_cell_of_other_settings_data_or_weights_is_refused(write_sweep: Any, toys: Path, tmp_path: Path) -> None:
     """All of it may change in the same folder: the table would mix both without a word."""
-    shutil.copytree(toys / "teacher", tmp_path / "teacher")
-    shutil.copytree(toys / "corpus", tmp_path / "corpus")
+    for name in ("teacher", "corpus"):
+        shutil.copytree(toys / name, tmp_path / name)
     source = {"path": str(tmp_path / "corpus"), "transcript_column": "text"}
     facts = {"train_dataset": source, "teacher_model_name_or_path": str(tmp_path / "teacher")}
     seen = {"path": str(tmp_path / "corpus"), "split": "train"}
@@ -227,7 +181,7 @@ def test_a_cell_of_other_settings_data_or_weights_is_refused(write_sweep: Any, t
 
     def start(training: dict[str, object], **changes: object) -> list[CellResult]:
         args = read_sweep(write_sweep({**facts, **training}, **{**settings, **changes}))
-        sets = load_sets({**args.eval_datasets, **args.ood_datasets})
+        sets = load_sets(args.eval_datasets)
         return list(sweep.run_cells(args, sets, sweep.dependencies(args, sets)))
 
     def differing(training: dict[str, object], **changes: object) -> str:
@@ -235,8 +189,8 @@ def test_a_cell_of_other_settings_data_or_weights_is_refused(write_sweep: Any, t
             start(training, **changes)
         return str(error.value).partition("(")[2].partition(")")[0]
 
-    (result,) = start({})
-    assert start({"output_dir": "elsewhere", "seed": 7}) == [result]  # a cell has its own
+    (first,) = start({})
+    assert start({"output_dir": "elsewhere", "seed": 7}) == [first]  # a cell replaces both
     assert differing({"learning_rate": 0.5}) == "recipe.learning_rate"
     assert differing({}, cells={"PL": {"learning_rate": 0.5}}) == "flags.learning_rate"
     fewer = {"seen": {**seen, "max_samples": 2}}
@@ -248,34 +202,31 @@ def test_a_cell_of_other_settings_data_or_weights_is_refused(write_sweep: Any, t
     assert (tmp_path / "sweep" / "PL-seed1" / "result.json").is_file()
 
 
-def test_every_cell_is_checked_before_the_first_training(
-    write_sweep: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The third cell's spelling mistake would show after two hours."""
-    cells = {"PL": {}, "typo": {"kl_wieght": 0.0}, "layers": {"decoder_layers": 99}}
-    assert run_script(sweep.main, [write_sweep(cells=cells)]) == 2
-    error = capsys.readouterr().err
-    assert "cell 'typo'" in error
-    assert "did you mean '--kl_weight'" in error
-    assert "cell 'layers'" in error
-    assert not (tmp_path / "sweep").exists()
-
-
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "messages"),
     [
-        ({"columns": ["hour"]}, "did you mean 'hours'"),
-        ({"minutes": 0.0}, "minutes: expected more than 0"),
-        ({"cells": {}}, "neither"),
-        ({"grid": {"seed": 3}, "cells": {}}, "grid.seed"),
-        ({"recipe": None}, "--recipe is missing"),
-        ({"ood_datasets": {"seen": "x"}}, "'seen' is also the name"),
-        ({"seeds": [42, 42]}, "--seeds: expected at least one, and each once, got [42, 42]"),
-        ({"snrs": [10.0, 200.0]}, "expected a ratio from -100 to 100 dB, got 200"),
+        # The third cell's spelling mistake would show after two hours.
+        (
+            {"cells": {"PL": {}, "typo": {"kl_wieght": 0.0}, "layers": {"decoder_layers": 99}}},
+            ["cell 'typo'", "did you mean '--kl_weight'", "cell 'layers'"],
+        ),
+        ({"columns": ["hour"]}, ["did you mean 'hours'"]),
+        ({"minutes": 0.0}, ["minutes: expected more than 0"]),
+        ({"cells": {}}, ["neither"]),
+        ({"grid": {"seed": [1]}}, ["both"]),
+        ({"grid": {"seed": 3}, "cells": {}}, ["grid.seed"]),
+        ({"cells": {"one": 3}}, ["cells.one"]),
+        ({"recipe": None}, ["--recipe is missing"]),
+        ({"ood_datasets": {"seen": "x"}}, ["'seen' is also the name"]),
+        ({"seeds": [42, 42]}, ["--seeds: expected at least one, and each once, got [42, 42]"]),
+        ({"snrs": [10.0, 200.0]}, ["expected a ratio from -100 to 100 dB, got 200"]),
     ],
 )
-def test_what_is_wrong_with_a_sweep_is_named(write_sweep: Any, changes: dict, message: str, refused: Refused) -> None:
-    refused(sweep.main, [write_sweep(**changes)], message)
+def test_what_is_wrong_is_named_before_the_first_training(
+    write_sweep: Any, tmp_path: Path, changes: dict, messages: list[str], refused: Refused
+) -> None:
+    refused(sweep.main, [write_sweep(**changes)], *messages)
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_the_relative_latency_is_the_teachers_time_over_the_students(
@@ -284,7 +235,7 @@ def test_the_relative_latency_is_the_teachers_time_over_the_students(
     """Upside down, a student would be as slow as it is fast; and a broken file would end a cell after its training."""
     timed: list[tuple[str | None, int]] = []
 
-    def one_second_a_layer(model: WhisperForConditionalGeneration, batches: object, **settings: object) -> object:
+    def one_second_a_layer(model: Any, batches: Any, **settings: Any) -> tuple[float, list[int]]:
         windows = sum(len(batch) for batch in batches)
         timed.append((settings["language"], windows))
         return float(model.config.decoder_layers * windows), [1] * windows
@@ -300,31 +251,10 @@ def test_the_relative_latency_is_the_teachers_time_over_the_students(
     assert timed == [("en", 1)] * 2 + [("en", sweep.LATENCY_ROWS)] * 2 * 5
 
 
-def result(cell: str, seed: int, errors: int, **changes: object) -> CellResult:
-    """100 words in each of three sets: so many errors in the first, twice and three times as many in the others."""
-    counts = {name: WordErrors(100 - n * errors, n * errors) for n, name in enumerate(("a", "b", "new"), 1)}
-    facts = {"rows": 90, "rows_dropped": 10, "hours": 1.5, "steps": 1200, "parameters": 2_050_001}
-    return CellResult(cell, seed, counts, **(facts | changes))
-
-
-def test_a_grid_holds_every_combination() -> None:
-    cells = cells_of({"kl_weight": [0.0, 0.8], "decoder_layers": [1, 2]}, {})
-    assert list(cells) == ["0.0, 1", "0.0, 2", "0.8, 1", "0.8, 2"]
-    assert cells["0.8, 1"] == {"kl_weight": 0.8, "decoder_layers": 1}
-    for grid, named in (({"seed": [1]}, {"one": {}}), ({"seed": []}, {}), ({}, {"one": 3})):
-        with pytest.raises(InputError, match=r"both|grid\.seed|cells\.one"):
-            cells_of(grid, named)
-
-
-def test_averages_are_over_sets_and_not_over_words() -> None:
-    """Tables 10 to 12 average the sets: a large one must not drown the others."""
+def test_the_table_has_the_layout_of_the_paper_and_averages_over_sets() -> None:
+    """A large set must not drown the others; a 0 for the size of a stream would claim that there was no speech."""
     uneven = CellResult("x", 1, {"small": WordErrors(5, 5), "large": WordErrors(900, 100)}, 1, 0, 1.0, 1, 1)
-    assert averages([uneven], [])["Average"].mean == pytest.approx(30.0)
-    assert (str(Spread((1.25,))), str(Spread((1.0, 3.0)))) == ("1.2", "2.0 ± 1.4")
-
-
-def test_the_table_has_the_layout_of_the_paper() -> None:
-    """A 0 for the size of a stream would claim that nothing was dropped, and that there was no speech."""
+    assert sweep.averages([uneven], [])["Average"].mean == pytest.approx(30.0)
     results = [result("0.1", 1, 10), result("0.1", 2, 14), result("0.05", 1, 12), result("0.05", 2, 12)]
     assert sweep_table(results, "λ", ["dropped", "steps"], ["new"]).splitlines() == [
         "| λ | Data filtered / % | Steps | ID Average WER / % | OOD Average WER / % | Average WER / % |",
@@ -339,33 +269,22 @@ def test_the_table_has_the_layout_of_the_paper() -> None:
     stream = [result("1", 1, 10, rows=None, rows_dropped=None, hours=None)]
     assert "| 1 | - | - | 1,200 | 20.0 |" in sweep_table(stream, "Seed", ["dropped", "hours", "steps"])
     seeds = [result("a", seed, 1, noise={"10": WordErrors(100 - 20 * seed, 20 * seed)}) for seed in (1, 2)]
-    assert noise_rates(seeds)["10"].values == pytest.approx((20.0, 40.0))
+    assert sweep.noise_rates(seeds)["10"].values == pytest.approx((20.0, 40.0))
 
 
-def test_a_result_survives_its_file(tmp_path: Path) -> None:
-    settings = {"cell": "x", "flags": {"seed": 1}}
-    cell = result("x", 1, 5, relative_latency=2.0, noise={"0": WordErrors(1, 2, 3, 4)})
-    assert read_cell(tmp_path / "x", settings) is None
-    start_cell(tmp_path / "x", settings)
-    assert read_cell(tmp_path / "x", settings) is None
-    write_cell(tmp_path / "x", cell)
-    assert read_cell(tmp_path / "x", settings) == cell
-
-
-def test_the_entry_that_differs_is_named(tmp_path: Path) -> None:
-    """In flags null takes a value of the recipe away, a missing one leaves it; in sets both are the same."""
-    folder = tmp_path / "cell"
-    start_cell(folder, {"sets": {"test": {"share": None}, "new": {"rows": "ab"}}, "flags": {}, "seed": 1})
-    same = {"sets": {"test": {}, "new": {"rows": "ab"}}, "flags": {}, "seed": 1}
-    assert read_cell(folder, same) is None
+def test_a_cell_folder_is_read_as_it_was_written_and_another_one_left_alone(tmp_path: Path) -> None:
+    """An unfinished cell is deleted and made anew: a folder of the user's must not be."""
+    settings = {"cell": "x", "sets": {"test": {"share": None}, "new": {"rows": "ab"}}, "flags": {}, "seed": 1}
+    cell, folder = result("x", 1, 5, relative_latency=2.0, noise={"0": WordErrors(1, 2, 3, 4)}), tmp_path / "x"
+    assert read_cell(folder, settings) is None
+    start_cell(folder, settings)
+    assert read_cell(folder, {**settings, "sets": {"test": {}, "new": {"rows": "ab"}}}) is None
+    sweep.write_cell(folder, cell)
+    assert read_cell(folder, settings) == cell
+    # In flags null takes a value of the recipe away, a missing one leaves it; in sets both are the same.
+    other = {"sets": {"test": {"share": 0.5}, "new": {"rows": "cd"}}, "flags": {"normalizer": None}, "seed": 2}
     with pytest.raises(InputError, match=r"\(flags\.normalizer, seed, sets\.new\.rows, sets\.test\.share\)"):
-        read_cell(
-            folder, {"sets": {"test": {"share": 0.5}, "new": {"rows": "cd"}}, "flags": {"normalizer": None}, "seed": 2}
-        )
-
-
-def test_files_that_no_sweep_wrote_are_left_alone(tmp_path: Path) -> None:
-    """An unfinished cell is deleted and made anew: a user's own folder must not be."""
+        read_cell(folder, {**settings, **other})
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="files that no sweep wrote"):
         read_cell(tmp_path, {})
@@ -374,9 +293,8 @@ def test_files_that_no_sweep_wrote_are_left_alone(tmp_path: Path) -> None:
 def test_a_training_ends_when_its_time_is_up_and_its_learning_rate_has_come_down(tmp_path: Path) -> None:
     """Cells that stop at a high rate are compared unfinished; the clock moves on by 0.1 s each time it is read."""
     now = iter(range(1, 100_000))
-    options = {"max_steps": 1000, "learning_rate": 1.0}
-    trainer = small_trainer(tmp_path, small_whisper(), small_whisper(1), **options)
-    budget = limit_time(trainer, minutes=0.2, clock=lambda: 0.1 * next(now))
+    trainer = small_trainer(tmp_path, small_whisper(), small_whisper(1), max_steps=1000, learning_rate=1.0)
+    budget = sweep.limit_time(trainer, minutes=0.2, clock=lambda: 0.1 * next(now))
     trainer.train()
     rates = logged(trainer, "learning_rate")
     assert 20 < trainer.state.global_step < 120
@@ -384,12 +302,18 @@ def test_a_training_ends_when_its_time_is_up_and_its_learning_rate_has_come_down
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > 0.9
     assert trainer.lr_scheduler.get_last_lr()[0] < 0.05
+    # The clock starts with the first step: filling a cache that all cells share would shorten the first training.
+    assert sweep.TimeBudget(1, lambda: 1e6).used == 0
 
 
-def test_steps_still_end_a_training_and_the_clock_starts_with_the_first_step(tmp_path: Path) -> None:
-    """Filling a cache that all cells share would shorten the training of the first one."""
-    trainer = small_trainer(tmp_path, small_whisper(), small_whisper(1), max_steps=2)
-    limit_time(trainer, minutes=60)
-    trainer.train()
-    assert trainer.state.global_step == 2
-    assert TimeBudget(1, lambda: 1e6).used == 0
+def test_the_fingerprint_of_rows_depends_on_their_content_and_not_on_their_path(tmp_path: Path) -> None:
+    """Results would be computed again after every move, or used again after another labelling."""
+    rows = load_source(write_toy_corpus(tmp_path / "corpus"))
+    expected = sweep.rows_fingerprint(rows)
+    moved = load_source(shutil.move(tmp_path / "corpus", tmp_path / "moved"))
+    assert sweep.rows_fingerprint(moved) == expected
+    (tmp_path / "parquet").mkdir()
+    moved.to_parquet(str(tmp_path / "parquet" / "train.parquet"))
+    assert sweep.rows_fingerprint(load_source(tmp_path / "parquet")) == expected
+    others = rows.map(lambda row: {"text": row["text"].upper()}), rows.select([0, 1, 2, 3, 5, 4])
+    assert len({expected, *map(sweep.rows_fingerprint, others)}) == 3

@@ -1,4 +1,4 @@
-"""The benchmarks use the library as its users do, and compare nothing under two normalisers."""
+"""All scripts: public names only, nothing compared under two normalisers, names of models that differ."""
 
 import ast
 import importlib
@@ -9,6 +9,7 @@ from toy_scripts import Refused
 
 import hf_distil_whisper
 from hf_distil_whisper import save_checkpoint
+from tables import short_names
 from talking_models import multilingual_whisper
 from toy_models import toy_processor
 
@@ -42,3 +43,25 @@ def test_models_under_different_normalisers_are_not_compared(
     refused(main, argv, "the models would be normalised differently")
     refused(main, [*argv, "--language", "klingon"], "--language: ")
     main([*argv, "--normalizer", "basic", "--dry_run"])
+
+
+def test_short_names_are_as_long_as_it_takes_to_be_different(tmp_path: Path) -> None:
+    """With two models under one name, the second replaces the first in the table."""
+    paths = ["openai/whisper-tiny.en", "runs/a/student", "runs/b/student/", "/mnt/a/student", "."]
+    assert short_names(paths) == {
+        "whisper-tiny.en": "openai/whisper-tiny.en",
+        "runs/a/student": "runs/a/student",
+        "b/student": "runs/b/student/",
+        "mnt/a/student": "/mnt/a/student",
+        ".": ".",
+    }
+    assert short_names(["teacher", "runs/teacher", "teacher"]) == {
+        "teacher": "teacher",
+        "runs/teacher": "runs/teacher",
+    }
+    files = [str(tmp_path / name) for name in ("pub.flac", "street.wav", "street.flac")]
+    for file in files[1:]:
+        Path(file).touch()
+    assert list(short_names(files[:2])) == ["pub.flac", "street"]  # the name of a missing file stays whole
+    assert list(short_names(files[1:])) == files[1:]
+    assert short_names([]) == {}
