@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -17,12 +17,14 @@ from hf_distil_whisper.inference.prompt import resolve_language, scoring_languag
 
 def list_setting(default: Sequence[Any], help: str) -> Any:
     """Field of an arguments dataclass for a list, with its help text."""
-    return field(default_factory=lambda: list(default), metadata={"help": help})
+    return field(default_factory=lambda: list(default), metadata={"help": help.replace("%", "%%")})
 
 
 @dataclass
 class ScoringArguments:
     """Flags of every script that scores models."""
+
+    flag_groups: ClassVar = {"scoring": ("language", "normalizer", "dtype", "dry_run")}
 
     language: str | None = setting(None, "Of the speech, for multilingual models; detected where left out.")
     normalizer: str | None = setting(None, 'A language or "basic", in place of the normaliser of the language.')

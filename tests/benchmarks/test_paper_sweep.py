@@ -164,10 +164,10 @@ def test_a_grid_holds_every_combination_and_null_takes_a_setting_of_the_recipe_a
     grid = {"train_dataset.wer_threshold": [None, 0.05], "normalizer": [None, "de"]}
     args = read_sweep(write_sweep({"train_dataset": source, "normalizer": "basic"}, grid=grid, cells={}))
     cells = sweep.sweep_cells(args)
-    assert [cell.name for cell in cells] == ["None, None", "None, de", "0.05, None", "0.05, de"]
+    assert [cell.name for cell in cells] == ["None, None", "None, 0.05", "de, None", "de, 0.05"]
     parsed = [cell.arguments(args.recipe) for cell in cells]
-    assert [training.train_dataset.wer_threshold for training, _ in parsed] == [None, None, 0.05, 0.05]
-    assert [training_args.normalizer for _, training_args in parsed] == [None, "de"] * 2
+    assert [training.train_dataset.wer_threshold for training, _ in parsed] == [None, 0.05] * 2
+    assert [training_args.normalizer for _, training_args in parsed] == [None, None, "de", "de"]
 
 
 def test_a_cell_of_other_settings_data_or_weights_is_refused(write_sweep: Any, toys: Path, tmp_path: Path) -> None:
