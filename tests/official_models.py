@@ -16,7 +16,7 @@ def official_whisper(
 ) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
     """A random Whisper of width 64 and the vocabulary of `name`.
 
-    Its weights are small, so that a runtime's rounding stays small too, and its positions and what it hears loud, so
+    Its weights are small, so that a runtime's rounding stays small too, its positions and cross-attention large, so
     that it does not repeat one token. Where the official files are missing, model and processor are toys that say they
     are official.
 

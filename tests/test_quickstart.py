@@ -68,8 +68,8 @@ def test_hardly_a_sentence_of_the_tests_is_trained_on() -> None:
     """The shortest sentences can be drawn twice."""
     trained = set(load_source(CORPUS, split="train")["text"])
     for split in ("test", "test_unseen"):
-        heard = load_source(CORPUS, split=split)["text"]
-        assert sum(text in trained for text in heard) <= 0.02 * len(heard)
+        texts = load_source(CORPUS, split=split)["text"]
+        assert sum(text in trained for text in texts) <= 0.02 * len(texts)
 
 
 def test_the_teacher_is_a_whisper_of_the_usual_window(teacher, processor) -> None:
@@ -93,9 +93,9 @@ def test_no_text_begins_with_a_token_that_is_suppressed(teacher, processor) -> N
 @pytest.mark.parametrize("level", [0.0, 0.01, 0.1], ids=["silence", "noise", "loud noise"])
 def test_the_teacher_writes_nothing_for_silence_and_noise(level: float, teacher, processor) -> None:
     noise = level * np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
-    heard = transcribe(teacher, processor, noise)[0]
-    assert not heard.text.strip()
-    assert heard.statistics.no_speech_prob > 0.6
+    result = transcribe(teacher, processor, noise)[0]
+    assert not result.text.strip()
+    assert result.statistics.no_speech_prob > 0.6
 
 
 def test_the_teacher_says_when_each_sentence_is_spoken(teacher, processor) -> None:
@@ -103,10 +103,10 @@ def test_the_teacher_says_when_each_sentence_is_spoken(teacher, processor) -> No
     rows = load_source(CORPUS, split="test").sort("speaker").select(range(90))
     whole = 0
     for window in islice(pack_utterances(rows, gap=0.3), 8):
-        heard = transcribe(teacher, processor, load_audio(window["audio"]), return_timestamps=True)[0]
-        ends = [time for segment in heard.segments for time in (segment.start, segment.end)]
+        result = transcribe(teacher, processor, load_audio(window["audio"]), return_timestamps=True)[0]
+        ends = [time for segment in result.segments for time in (segment.start, segment.end)]
         assert ends == sorted(ends)
-        counted = abs(len(heard.segments) - len(window["ids"])) <= 1
+        counted = abs(len(result.segments) - len(window["ids"])) <= 1
         whole += counted and ends[-1] == pytest.approx(window["duration"], abs=1.0)
     assert whole >= 7
 

@@ -1,4 +1,4 @@
-"""What the quickstart's teacher hears and should write while it trains: windows, their features, their rows."""
+"""What the quickstart's teacher is given and should write while it trains: windows, their features, their rows."""
 
 import importlib
 import itertools

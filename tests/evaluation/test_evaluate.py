@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,7 @@ from hf_distil_whisper.metrics import WordErrors, get_normalizer, word_errors
 from talking_models import multilingual_whisper, talking_whisper
 from toy_files import spoil, write_toy_corpus, write_toy_model
 from toy_models import toy_audio, toy_processor
+from toy_results import scored, transcribed
 
 CASES = [
     ("The cat sat on the mat.", "the cat sat on mat"),
@@ -53,19 +55,13 @@ CASES = [
 ]
 
 
-def transcribed(
-    reference: str | None, prediction: str | None, name: str = "a", duration: float = 2.0
-) -> TranscribedRow:
-    return TranscribedRow(name, reference, prediction, duration=duration, truncated=False)
-
-
 def counted(output: jiwer.WordOutput | jiwer.CharacterOutput) -> WordErrors:
     return WordErrors(output.hits, output.substitutions, output.deletions, output.insertions)
 
 
 def test_counts_are_those_of_jiwer_behind_the_published_normaliser() -> None:
     """A slip in what is aligned with what shifts every table by some tenths, and nobody sees it."""
-    result = score([transcribed(*pair) for pair in CASES], RowErrors(), 1.0, language="en")
+    result = scored(CASES)
     plain = tuple(list(side) for side in zip(*CASES, strict=True))
     published = EnglishTextNormalizer()
     normalized = tuple([published(text).strip() for text in side] for side in plain)
@@ -79,59 +75,62 @@ def test_counts_are_those_of_jiwer_behind_the_published_normaliser() -> None:
         assert row["wer"] == pytest.approx(jiwer.wer(reference, prediction))
 
 
-def test_four_counts_of_one_row_are_as_worked_out_by_hand() -> None:
-    """Case and the full stop are errors as written, and none after normalising."""
-    result = score([transcribed("The cat sat.", "the cat sad down")], RowErrors(), 1.0, language="en")
+def test_counts_are_as_worked_out_by_hand() -> None:
+    """Case and the full stop are errors as written only; a mean of rates lets a short row weigh as much as a long."""
+    result = scored([("The cat sat.", "the cat sad down")])
     assert result.errors == WordErrors(hits=2, substitutions=1, insertions=1)
     assert result.orthographic_errors == WordErrors(hits=1, substitutions=2, insertions=1)
     assert result.character_errors == WordErrors(hits=10, substitutions=1, insertions=5)
     assert result.cer == 6 / 11
     assert result.orthographic_character_errors.num_words == len("The cat sat.")
+    result = scored([("the quick brown fox", "The quick, brown cat!"), ("jumps", "jumps over")])
+    assert result.errors == WordErrors(hits=4, substitutions=1, deletions=0, insertions=1)
+    assert (result.wer, result.rtf) == (2 / 5, 1.0 / 4.0)
+    assert [row["wer"] for row in result.rows] == [0.25, 1.0]
+    assert result.rows[0]["normalized_prediction"] == "the quick brown cat"
 
 
-def test_rows_add_up_to_the_result() -> None:
-    """A table whose columns do not sum to the printed rate is worth nothing."""
-    pairs = [*CASES, ("", "uh"), (None, None), ("?!", "what")]
-    result = score([transcribed(*pair) for pair in pairs], RowErrors(), 1.0, language="en")
+def test_rows_add_up_to_the_result_without_those_that_have_no_reference() -> None:
+    """A table whose columns do not sum to the printed rate is worth nothing; nothing said is no rate of errors."""
+    result = scored([*CASES, ("", "uh"), (None, None), ("?!", "what")])
+    words, silent = result.rows[: len(CASES)], result.rows[len(CASES) :]
     for prefix, name in COUNTS.items():
-        rows = [[row[prefix + kind] for kind in KINDS] for row in result.rows if row["wer"] is not None]
-        assert WordErrors(*map(sum, zip(*rows, strict=True))) == getattr(result, name)
+        counts = [[row[prefix + kind] for kind in KINDS] for row in words]
+        assert WordErrors(*map(sum, zip(*counts, strict=True))) == getattr(result, name)
     assert result.empty_references == 3
     assert [errors for _, errors in result.utterance_errors()] == [
-        WordErrors(*(row[kind] for kind in KINDS)) for row in result.rows[: len(CASES)]
+        WordErrors(*(row[kind] for kind in KINDS)) for row in words
     ]
-    assert {row[prefix + kind] for row in result.rows[len(CASES) :] for prefix in COUNTS for kind in KINDS} == {None}
+    assert {row[prefix + kind] for row in silent for prefix in COUNTS for kind in KINDS} == {None}
+    assert [row["wer"] for row in silent] == [None] * 3
 
 
 def test_a_missing_hypothesis_lacks_every_word() -> None:
     """Left out, the rows on which a recogniser gave up would improve its rate."""
-    result = score([transcribed("the fox", None), transcribed("jumps", "")], RowErrors(), 1.0, language="en")
+    result = scored([("the fox", None), ("jumps", "")])
     assert result.errors == result.orthographic_errors == WordErrors(deletions=3)
     assert (result.rows[0]["prediction"], result.rows[0]["normalized_prediction"]) == (None, "")
 
 
 def test_without_spaces_all_counts_are_of_characters() -> None:
     """One wrong character would be a WER of 100 %, and a space an error."""
-    result = score([transcribed("今天 天气很好。", "今天天汽很好")], RowErrors(), 1.0, language="zh")
+    result = scored([("今天 天气很好。", "今天天汽很好")], "zh")
     assert result.unit == "character"
     assert result.errors == result.character_errors == WordErrors(hits=5, substitutions=1)
     assert result.orthographic_errors == WordErrors(hits=5, substitutions=1, deletions=1)
 
 
-def test_without_spaces_repeated_runs_are_of_characters() -> None:
-    """Split at white space, a loop of a whole minute is one word, and 5-Dup. says that nothing was made up."""
-    loop = "今天天气很好。" * 4
-    for language, expected in (("zh", 20 - 6), ("en", 0)):  # 24 characters hold 20 runs of five, 6 of them distinct
-        result = score(
-            [transcribed("今天", loop), transcribed(None, "今天天气 很好")], RowErrors(), 1.0, language=language
-        )
-        assert [row["repeated_5grams"] for row in result.rows] == [expected, 0]
-        assert result.repeated_5grams == expected
+@pytest.mark.parametrize(("language", "expected"), [("zh", 20 - 6), ("en", 0)])
+def test_without_spaces_repeated_runs_are_of_characters(language: str, expected: int) -> None:
+    """Split at white space, a loop of a whole minute is one word. Of 20 runs of five characters, 6 are distinct."""
+    result = scored([("今天", "今天天气很好。" * 4), (None, "今天天气 很好")], language)
+    assert [row["repeated_5grams"] for row in result.rows] == [expected, 0]
+    assert result.repeated_5grams == expected
 
 
 def test_parts_of_a_set_merge_into_its_result() -> None:
     """Rates averaged over processes weigh a short share like a long one; floats added in another order differ."""
-    rows = [transcribed(*pair, name=str(n), duration=0.1 * (n + 1)) for n, pair in enumerate([*CASES, ("", "uh")])]
+    rows = [replace(row, duration=0.1 * (n + 1)) for n, row in enumerate(transcribed([*CASES, ("", "uh")]))]
     errors = RowErrors([("x", "gone"), ("y", "gone too")])
     whole = score(rows, errors, 3.0, language="en")
     parts = [
@@ -142,29 +141,37 @@ def test_parts_of_a_set_merge_into_its_result() -> None:
     with pytest.raises(ValueError, match="got no part"):
         merge_results([])
     with pytest.raises(ValueError, match="same unit"):
-        merge_results([whole, score([transcribed("今天", "今天")], RowErrors(), 1.0, language="zh")])
+        merge_results([whole, scored([("今天", "今天")], "zh")])
 
 
-def test_the_table_has_the_same_columns_and_types_for_every_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pairs", [CASES, [(None, None), ("", "uh")]], ids=["scored", "silent"])
+def test_the_table_has_the_same_columns_and_types_for_every_set(tmp_path: Path, pairs: list) -> None:
     """A set without references would give columns of nulls, which no reader joins with those of another set."""
-    for name, pairs in (("scored", CASES), ("silent", [(None, None), ("", "uh")])):
-        result = score([transcribed(*pair) for pair in pairs], RowErrors(), 1.0, language="en")
-        write_table(result.table().data.table, tmp_path / f"{name}.parquet")
-        read = Dataset.from_parquet(str(tmp_path / f"{name}.parquet"), cache_dir=str(tmp_path / "cache"))
-        assert read.features == ROW_FEATURES
-        assert read.to_list() == result.rows
+    result = scored(pairs)
+    write_table(result.table().data.table, tmp_path / "rows.parquet")
+    read = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert read.features == ROW_FEATURES
+    assert read.to_list() == result.rows
 
 
 def test_a_set_of_which_nothing_could_be_read_says_why() -> None:
-    with pytest.raises(NothingReadError, match=r"No row could be read[\s\S]*a: broken") as caught:
-        score([], RowErrors([("a", "broken")]), 0.0, language="en")
-    assert list(caught.value.row_errors) == [("a", "broken")]
+    with pytest.raises(NothingReadError, match=r"No row could be read[\s\S]*bad-0: broken") as caught:
+        scored([], unread=1)
+    assert list(caught.value.row_errors) == [("bad-0", "broken")]
 
 
 def test_a_result_needs_only_what_a_rate_needs() -> None:
     """Reports and cards build results of their own from stored counts."""
     result = EvaluationResult(WordErrors(hits=9, substitutions=1), [], seconds=1.0, audio_seconds=4.0)
     assert (result.wer, result.cer, result.rtf, result.unit) == (0.1, 0.0, 0.25, "word")
+
+
+def test_normaliser_is_that_of_the_language_unless_given() -> None:
+    """Digit strings are one word to the English normaliser; Chinese has no words to count."""
+    digits = [("one two three", "one two four")]
+    assert scored(digits).wer == 1.0
+    assert scored(digits, normalizer=get_normalizer("basic")).wer == pytest.approx(1 / 3)
+    assert scored([("今天天气很好", "今天天汽很好")], "zh").wer == pytest.approx(1 / 6)
 
 
 SECONDS = (2, 5, 1, 3)
@@ -178,7 +185,7 @@ def rows(texts: list[str | None]) -> list[dict]:
 
 
 def test_model_scored_on_its_own_transcripts_makes_no_error() -> None:
-    """Predictions beside the wrong references, after sorting by length, look like a bad model."""
+    """Predictions beside the wrong references look like a bad model; time over padding is no real-time factor."""
     model, processor = talking_whisper(4), toy_processor()
     texts = [one.text for one in transcribe(model, processor, [row["audio"] for row in rows(["", "", "", ""])])]
     result = evaluate_model(model, rows(texts), processor, batch_size=3)
@@ -187,44 +194,8 @@ def test_model_scored_on_its_own_transcripts_makes_no_error() -> None:
     assert [row["id"] for row in result.rows] == ["row-0", "row-1", "row-2", "row-3"]
     assert result.wer == 0.0
     assert result.errors.hits == sum(len(get_normalizer("en")(text).split()) for text in texts) > 4
-
-
-def test_errors_are_counted_over_all_words() -> None:
-    """A mean of the rows' rates lets one short sentence weigh as much as a long one."""
-    result = score(
-        [transcribed("the quick brown fox", "The quick, brown cat!"), transcribed("jumps", "jumps over")],
-        RowErrors(),
-        seconds=1.0,
-        language="en",
-    )
-    assert result.errors == WordErrors(hits=4, substitutions=1, deletions=0, insertions=1)
-    assert result.wer == 2 / 5
-    assert [row["wer"] for row in result.rows] == [0.25, 1.0]
-    assert result.rows[0]["normalized_prediction"] == "the quick brown cat"
-    assert result.rtf == 1.0 / 4.0
-
-
-def test_rows_without_reference_words_are_left_out_and_counted() -> None:
-    """An empty reference turns every word into an error per nothing."""
-    pairs = [
-        transcribed("the fox", "the fox"),
-        transcribed("", "thank you"),
-        transcribed(None, "hello"),
-        transcribed("?!", ""),
-    ]
-    result = score(pairs, RowErrors(), seconds=1.0, language="en")
-    assert (result.errors, result.empty_references) == (WordErrors(hits=2), 3)
-    assert [row["wer"] for row in result.rows] == [0.0, None, None, None]
-
-
-def test_normaliser_is_that_of_the_language_unless_given() -> None:
-    """Digit strings are one word to the English normaliser; Chinese has no words to count."""
-    digits = [transcribed("one two three", "one two four")]
-    assert score(digits, RowErrors(), 1.0, language="en").wer == 1.0
-    basic = score(digits, RowErrors(), 1.0, language="en", normalizer=get_normalizer("basic"))
-    assert basic.wer == pytest.approx(1 / 3)
-    chinese = score([transcribed("今天天气很好", "今天天汽很好")], RowErrors(), 1.0, language="zh")
-    assert chinese.wer == pytest.approx(1 / 6)
+    assert result.audio_seconds == sum(SECONDS)
+    assert 0 < result.seconds == pytest.approx(result.rtf * 11)
 
 
 def test_unreadable_and_too_long_rows_are_listed_and_not_scored() -> None:
@@ -247,20 +218,8 @@ def test_dataset_and_list_of_rows_give_the_same() -> None:
     stored = [{**row, "audio": {"bytes": encode_flac(row["audio"]), "path": None}} for row in plain]
     from_list, from_dataset = (evaluate_model(model, data, processor) for data in (stored, Dataset.from_list(stored)))
     assert from_list.rows == from_dataset.rows
-    assert (
-        from_list.errors
-        == from_dataset.errors
-        == word_errors(
-            [row["text"] for row in plain], [row["prediction"] for row in from_list.rows], get_normalizer("en")
-        )
-    )
-
-
-def test_time_is_that_of_the_model_and_of_the_audio() -> None:
-    """A real-time factor per row, or over a padded window, is off by the length of the padding."""
-    result = evaluate_model(talking_whisper(4), rows(["the"] * 4), toy_processor())
-    assert result.audio_seconds == sum(SECONDS)
-    assert 0 < result.seconds == pytest.approx(result.rtf * 11)
+    pairs = [row["text"] for row in plain], [row["prediction"] for row in from_list.rows]
+    assert from_list.errors == from_dataset.errors == word_errors(*pairs, get_normalizer("en"))
 
 
 def test_model_stays_as_it_is() -> None:
@@ -290,14 +249,10 @@ def text_rows(texts: list[str]) -> Dataset:
 
 def evaluate_toy(dataset: Dataset) -> EvaluationResult:
     """Transcribes every row as "the"; "bad" cannot be read."""
-    transcribed, errors = [], RowErrors()
-    for index, row in enumerate(dataset):
-        name = row.get("id", str(index))
-        if row["text"] == "bad":
-            errors.add(name, "broken")
-        else:
-            transcribed.append(TranscribedRow(name, row["text"], "the", 1.1, False))
-    return score(transcribed, errors, 1.0, language="en")
+    texts = {row.get("id", str(index)): row["text"] for index, row in enumerate(dataset)}
+    rows = [TranscribedRow(name, text, "the", 1.1, False) for name, text in texts.items() if text != "bad"]
+    errors = RowErrors([(name, "broken") for name, text in texts.items() if text == "bad"])
+    return score(rows, errors, 1.0, language="en")
 
 
 @pytest.mark.parametrize(
@@ -385,10 +340,8 @@ def test_evaluate_in_two_processes_gives_what_it_gives_in_one(tmp_path: Path) ->
     assert list(two) == ["read", "one", "long"]
     for name, by_model in expected.items():
         for model, row in by_model.items():
+            assert row | dict.fromkeys(TIMES) == two[name][model] | dict.fromkeys(TIMES)
             assert set(row) == set(two[name][model])
-            assert {key: value for key, value in row.items() if key not in TIMES} == {
-                key: value for key, value in two[name][model].items() if key not in TIMES
-            }
             files = [str(tmp_path / folder / f"{name}.{model}.parquet") for folder in ("two", "alone")]
             shared, alone = (Dataset.from_parquet(file, cache_dir=str(tmp_path / "cache")).to_list() for file in files)
             assert shared == alone
@@ -415,14 +368,13 @@ def test_silence_and_clicks_have_a_text_and_a_duration(evaluate_rows: Evaluate) 
         {"id": "nothing said", "audio": np.zeros(16_000, dtype=np.float32), "text": ""},
         {"id": "unknown", "audio": toy_audio(1), "text": None},
     ]
-    result = evaluate_rows(rows)
+    # No sample at all is a broken recording, not silence.
+    result = evaluate_rows([*rows, {"id": "empty", "audio": np.zeros(0, dtype=np.float32), "text": "the"}])
+    assert [row for row, _ in result.row_errors] == ["empty"]
     assert [row["duration"] for row in result.rows] == [2.0, 0.01, 1.0, 1.0]
     assert all(isinstance(row["prediction"], str) for row in result.rows)
-    assert result.errors.num_words == 3
-    assert result.empty_references == 2
-    assert not len(result.row_errors)
-    assert np.isfinite(result.wer)
-    assert np.isfinite(result.rtf)
+    assert (result.errors.num_words, result.empty_references) == (3, 2)
+    assert np.isfinite([result.wer, result.rtf]).all()
 
 
 def test_stereo_at_44_100_hz_counts_the_seconds_of_the_recording(evaluate_rows: Evaluate) -> None:
@@ -433,11 +385,3 @@ def test_stereo_at_44_100_hz_counts_the_seconds_of_the_recording(evaluate_rows: 
     result = evaluate_rows([{"id": "a", "audio": {"bytes": file.getvalue(), "path": None}, "text": "the"}])
     assert result.audio_seconds == pytest.approx(2.0, abs=1e-3)
     assert result.errors.num_words == 1
-
-
-def test_no_sample_at_all_costs_the_row(evaluate_rows: Evaluate) -> None:
-    """An empty recording is a broken one, not silence."""
-    empty = {"id": "empty", "audio": np.zeros(0, dtype=np.float32), "text": "the"}
-    result = evaluate_rows([empty, {"id": "a", "audio": toy_audio(1), "text": "the"}])
-    assert [row for row, _ in result.row_errors] == ["empty"]
-    assert [row["id"] for row in result.rows] == ["a"]

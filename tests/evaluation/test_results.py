@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.evaluate import COUNTS, KINDS, ROW_FEATURES, EvaluationResult, TranscribedRow, score
+from hf_distil_whisper.evaluation.evaluate import COUNTS, KINDS, ROW_FEATURES, EvaluationResult
 from hf_distil_whisper.evaluation.results import (
     averages,
     averages_text,
@@ -19,13 +18,7 @@ from hf_distil_whisper.evaluation.results import (
     worst_utterances,
 )
 from hf_distil_whisper.metrics import WordErrors
-
-
-def scored(pairs: list[tuple[str | None, str]], language: str = "en", unread: int = 0) -> EvaluationResult:
-    rows = [TranscribedRow(f"row-{n}", *pair, duration=2.0, truncated=False) for n, pair in enumerate(pairs)]
-    errors = RowErrors([(f"bad-{n}", "broken") for n in range(unread)])
-    return score(rows, errors, 1.0, language=language)
-
+from toy_results import scored
 
 RESULTS = {
     "read": {
@@ -190,15 +183,8 @@ def test_worst_utterances_cost_the_most_errors() -> None:
     assert len(worst_utterances(scored(pairs), k=1)) == 1
     with pytest.raises(ValueError, match="k >= 1, got 0"):
         worst_utterances(scored(pairs), k=0)
-
-
-def test_a_long_recording_is_shown_in_blocks() -> None:
-    """A recording of an hour in one line cannot be read."""
+    # An hour in one line cannot be read; without spaces the whole sentence would be one wrong word.
     (text,) = worst_utterances(scored([("the cat sat on a mat " * 40, "the bat sat on a mat " * 40)]))
     assert max(map(len, text.splitlines())) <= 120
-
-
-def test_without_spaces_characters_are_aligned() -> None:
-    """The whole sentence would be one wrong word."""
-    (one,) = worst_utterances(scored([("今天天气", "今天汽")], "zh"))
-    assert one.startswith("row-0: 2 errors, WER 50.0%")
+    (text,) = worst_utterances(scored([("今天天气", "今天汽")], "zh"))
+    assert text.startswith("row-0: 2 errors, WER 50.0%")

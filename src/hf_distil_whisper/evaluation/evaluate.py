@@ -298,6 +298,7 @@ def evaluate_shared(dataset: Dataset, evaluate: Callable[[Dataset], EvaluationRe
             "transcribe all rows. Create no PartialState or Accelerator of one process before."
         )
     rank = state.process_index
+    # Shares of consecutive rows: joined in the order of the ranks they are in the order of the dataset.
     first, last = len(dataset) * rank // processes, len(dataset) * (rank + 1) // processes
     result, unread = None, RowErrors()
     if first < last:

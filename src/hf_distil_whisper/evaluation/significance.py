@@ -69,6 +69,7 @@ def compare_results(
         ```
     """
     ours, theirs = _by_id(result), _by_id(baseline)
+    # An id with another number of words has another reference or another normaliser: that is no pair.
     both = [name for name, errors in ours.items() if name in theirs and theirs[name].num_words == errors.num_words]
     if not both:
         return None
