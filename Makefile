@@ -13,7 +13,7 @@ quickstart: $(BIN)/hf-distil-whisper
 	rm -rf runs/quickstart
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN)/python examples/quickstart/run.py
 
-# Hours; a sweep that was stopped goes on.
+# Takes hours; an interrupted sweep resumes.
 sweeps: $(BIN)/hf-distil-whisper runs/sweeps/chunks/table.md
 	for sweep in configs/sweeps/*.yaml; do $(BIN)/python benchmarks/paper/sweep.py $$sweep || exit; done
 
