@@ -85,34 +85,30 @@ def audit_labels(
     passed = np.zeros(len(dataset), dtype=bool)
     passed[np.asarray(kept, dtype=np.int64)] = True
     sources = np.array(dataset[source_column] if source_column else ["all"] * len(dataset), dtype=str)
+    normalizer = get_normalizer(language)
     rng, parts = np.random.default_rng(seed), []
     for source in dict.fromkeys(sources.tolist()):
         for side in (True, False):
             rows = np.flatnonzero(known & (sources == source) & (passed == side))
-            if len(rows):
-                chosen = np.sort(rng.permutation(rows)[:samples])
-                texts = dataset.select_columns([truth_column, prediction_column]).select(chosen)
-                parts.append(
-                    _audit(source, side, len(rows), texts[truth_column], texts[prediction_column], language, seed)
+            if not len(rows):
+                continue
+            chosen = np.sort(rng.permutation(rows)[:samples])
+            texts = dataset.select_columns([truth_column, prediction_column]).select(chosen)
+            labels = [plain_text(label or "") for label in texts[prediction_column]]
+            pairs = zip(texts[truth_column], labels, strict=True)
+            errors = [errors_in_language(truth, label, language) for truth, label in pairs]
+            parts.append(
+                AuditedPart(
+                    source=source,
+                    kept=side,
+                    total=len(rows),
+                    sampled=len(errors),
+                    errors=sum(errors, WordErrors()),
+                    interval=bootstrap_interval(errors, seed=seed),
+                    repeated=sum(repeated_ngrams(normalizer(label)) for label in labels),
                 )
+            )
     return parts
-
-
-def _audit(
-    source: str, kept: bool, total: int, truths: Sequence[str], labels: Sequence[str | None], language: str, seed: int
-) -> AuditedPart:
-    plain = [plain_text(label or "") for label in labels]
-    rows = [errors_in_language(truth, label, language) for truth, label in zip(truths, plain, strict=True)]
-    normalizer = get_normalizer(language)
-    return AuditedPart(
-        source=source,
-        kept=kept,
-        total=total,
-        sampled=len(rows),
-        errors=sum(rows, WordErrors()),
-        interval=bootstrap_interval(rows, seed=seed),
-        repeated=sum(repeated_ngrams(normalizer(label)) for label in plain),
-    )
 
 
 def audit_table(parts: Sequence[AuditedPart]) -> str:
