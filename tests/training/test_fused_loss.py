@@ -74,14 +74,17 @@ def test_fused_loss_equals_the_plain_formula_in_value_and_every_gradient(
     )
 
 
-def test_fused_loss_passes_gradcheck_in_double_precision():
-    """Float32 hides gradients that are off by a small factor."""
+@pytest.mark.parametrize("top_k", [None, 4])
+def test_the_loss_passes_gradcheck_in_double_precision(top_k):
+    """The gradients are formed by hand: autograd notices no wrong sign, and float32 hides a small factor."""
     inputs = example(torch.float64)
+    teacher = cached(inputs, top_k) if top_k else None
 
     def loss(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return fused_distillation_loss(
-            **(inputs | {"student_states": states, "student_head": head}), chunk_size=4
-        ).loss
+        if teacher is not None:
+            return top_k_distillation_loss(states, head, teacher, inputs["labels"], chunk_size=5).loss
+        learned = {"student_states": states, "student_head": head}
+        return fused_distillation_loss(**(inputs | learned), chunk_size=4).loss
 
     assert gradcheck(loss, require_gradients(inputs))
 
@@ -240,17 +243,6 @@ def test_with_fewer_entries_loss_and_gradients_are_those_of_the_grouped_vocabula
     assert_close([out.kl], [expected.detach()], 1e-7)
     assert_close(*(torch.autograd.grad(loss, learned) for loss in (out.loss, expected)), 1e-7)
     assert out.kl < fused_distillation_loss(**inputs).kl
-
-
-def test_the_cached_loss_passes_gradcheck_in_double_precision():
-    """The gradients are formed by hand: autograd cannot notice a wrong sign."""
-    inputs = example(torch.float64)
-    teacher = cached(inputs, 4)
-
-    def loss(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        return top_k_distillation_loss(states, head, teacher, inputs["labels"], chunk_size=5).loss
-
-    assert gradcheck(loss, require_gradients(inputs))
 
 
 def test_a_student_that_agrees_has_neither_divergence_nor_gradient_though_the_cache_is_rounded():

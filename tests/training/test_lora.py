@@ -36,6 +36,12 @@ def trainer_with(folder, lora=None, *, stop: int | None = None, **changes):
     )  # fmt: skip
 
 
+def trained_with(folder, lora=None, *, resume: bool = False, **changes):
+    trainer = trainer_with(folder, lora, **changes)
+    trainer.train(resume_from_checkpoint=resume or None)
+    return trainer
+
+
 def assert_same_logits(model, other) -> None:
     batch = collate([RandomWindows(2)[row] for row in range(2)])
     batch.pop("labels")
@@ -67,8 +73,7 @@ def test_only_adapters_are_trained_and_the_saved_student_is_complete(tmp_path, c
 
 
 def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path):
-    trainer = trainer_with(tmp_path, stop=2)
-    trainer.train()
+    trainer = trained_with(tmp_path, stop=2)
     checkpoint = tmp_path / "checkpoint-2"
     assert not list(checkpoint.glob("*.safetensors"))
     weights = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
@@ -78,21 +83,18 @@ def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path):
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
-    whole = trainer_with(tmp_path / "whole")
-    whole.train()
-    trainer_with(tmp_path / "broken", stop=4).train()
-    resumed = trainer_with(tmp_path / "broken")
-    resumed.train(resume_from_checkpoint=True)
+    whole = trained_with(tmp_path / "whole")
+    trained_with(tmp_path / "broken", stop=4)
+    resumed = trained_with(tmp_path / "broken", resume=True)
     assert_same_weights(resumed.model, whole.model)
 
 
 def test_the_best_model_comes_back(tmp_path):
-    trainer = trainer_with(
+    trainer = trained_with(
         tmp_path, evaluation=RandomWindows(4, seed=1, prompts=False), eval_strategy="steps", eval_steps=2,
         load_best_model_at_end=True, metric_for_best_model="loss", predict_with_generate=False,
         lr_scheduler_type="constant", learning_rate=0.5,
     )  # fmt: skip
-    trainer.train()
     best = load_file(Path(trainer.state.best_model_checkpoint, "adapter", "adapter_model.safetensors"))
     weights = {name.replace(".default", ""): weight for name, weight in trainer.model.state_dict().items()}
     for name, weight in best.items():
@@ -100,11 +102,10 @@ def test_the_best_model_comes_back(tmp_path):
 
 
 def test_a_cut_encoder_can_have_adapters_too(tmp_path):
-    trainer = trainer_with(tmp_path, {"r": 2, "encoder": True, "target_modules": ["q_proj"]}, freeze_encoder=False)
+    trainer = trained_with(tmp_path, {"r": 2, "encoder": True, "target_modules": ["q_proj"]}, freeze_encoder=False)
     trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
     assert {name.split(".")[1] for name in trained} == {"encoder", "decoder"}
     assert all("q_proj.lora_" in name for name in trained)
-    trainer.train()
     trainer.save_model()
     assert_same_logits(load_model(tmp_path), trainer.model)
 
@@ -113,20 +114,19 @@ def test_gradient_checkpointing_changes_no_gradient(tmp_path):
     gradients = []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        trainer = trainer_with(tmp_path / str(checkpointing), stop=1, gradient_checkpointing=checkpointing)
-        trainer.train()
+        trainer = trained_with(tmp_path / str(checkpointing), stop=1, gradient_checkpointing=checkpointing)
         gradients.append(logged(trainer, "grad_norm"))
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-5)
     assert gradients[0][0] > 0
 
 
 def test_adapters_of_other_sizes_are_not_resumed_from(tmp_path):
-    trainer_with(tmp_path / "run", stop=2).train()
+    trained_with(tmp_path / "run", stop=2)
     with pytest.raises(ValueError, match="adapters on other modules or of another rank"):
-        trainer_with(tmp_path / "run", {"r": 8}).train(resume_from_checkpoint=True)
+        trained_with(tmp_path / "run", {"r": 8}, resume=True)
     (tmp_path / "run" / "checkpoint-2" / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(ValueError, match="expected adapter/adapter_model"):
-        trainer_with(tmp_path / "run").train(resume_from_checkpoint=True)
+        trained_with(tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ from hf_distil_whisper.evaluation.results import (
     results_table,
     save_results,
 )
+from hf_distil_whisper.inference.prompt import scoring_language
 from hf_distil_whisper.metrics import get_normalizer
 
 GROUPS = {
@@ -177,13 +178,22 @@ def _check_names(plan: Plan, sets: Sequence[str], models: Sequence[str]) -> None
 
 
 def _check_models(plan: Plan, args: EvaluateArguments) -> None:
+    """Checks that all models know the language, and that one normaliser applies to all of them."""
     flags = {"model": "model_name_or_path", TEACHER: "teacher_model_name_or_path"}
-    models = {}
+    models, languages = {}, {}
     for column, name in args.models().items():
         model = plan.model_and_processor(name, flags.get(column, f"other_models.{column}"))
         if model is not None:
             models[column] = model
-    plan.scoring(models, args.language, args.normalizer)
+    for column, model in models.items():
+        with plan.collect("language"):
+            languages[column] = scoring_language(model, args.language)
+    if len(set(languages.values())) > 1 and args.normalizer is None:
+        pairs = ", ".join(f"{column} by {code!r}" for column, code in languages.items())
+        plan.problems.append(
+            f"--language is missing: the models would be normalised differently ({pairs}), so that their rates could "
+            "not be compared. Name the language of the speech, or choose a --normalizer"
+        )
     if models:
         dtype = DTYPES[args.dtype]
         memory = max(generation_bytes(model, dtype, args.batch_size) for model in models.values())

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
@@ -19,22 +19,13 @@ from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
 from hf_distil_whisper.inference.prompt import resolve_language
 
 
-@dataclass(frozen=True)
-class Format:
-    """An export format.
-
-    Args:
-        export (`Callable`): writes a model: `(model, processor, folder, quantization=...)`.
-        load (`Callable`): the runtime: `(model, processor, folder, language)` to a generator.
-        quantizations (`tuple[str, ...]`): types of the weights, the default first.
-        extra (`str`): of this package, which installs `packages`.
-        packages (`tuple[str, ...]`): that writing and checking need.
-    """
+class Format(NamedTuple):
+    """An export format: what writes it and what runs it, its types of weights, and what must be installed."""
 
     export: Callable[..., Path]
     load: Callable[[WhisperForConditionalGeneration, WhisperProcessor, str, str | None], Generator]
-    quantizations: tuple[str, ...]
-    extra: str
+    quantizations: tuple[str, ...]  # the default first
+    extra: str  # of this package, with `packages`
     packages: tuple[str, ...]
 
 

@@ -23,7 +23,6 @@ from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process
 from hf_distil_whisper.data.shards import RUN, ShardStore
 from hf_distil_whisper.data.sources import load_source, mean_duration
 from hf_distil_whisper.inference.decoder import Assistant
-from hf_distil_whisper.inference.prompt import scoring_language
 from hf_distil_whisper.inference.sequential import TemperatureFallback
 from hf_distil_whisper.inference.speculative import check_assistant, create_assistant
 
@@ -49,11 +48,6 @@ class Plan:
     figures: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def text(self) -> str:
-        """Steps and figures as text for a terminal."""
-        lines = [f"{self.command}:", *(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))]
-        return "\n".join(lines + [f"  {name}: {figure}" for name, figure in self.figures.items()])
-
     def check(self) -> None:
         """Raises an [`InputError`] with all problems, if there are any."""
         if self.problems:
@@ -69,7 +63,9 @@ class Plan:
             InputError: if an input is wrong; all problems at once.
         """
         if is_main_process() and self.steps:
-            sys.stdout.write(self.text() + "\n")
+            lines = [f"{self.command}:", *(f"  {number}. {step}" for number, step in enumerate(self.steps, 1))]
+            lines += [f"  {name}: {figure}" for name, figure in self.figures.items()]
+            sys.stdout.write("\n".join(lines) + "\n")
         self.check()
         if dry_run and is_main_process():
             sys.stdout.write("dry run: the inputs are ready, nothing was written\n")
@@ -110,7 +106,7 @@ class Plan:
         if not isinstance(config, WhisperConfig):
             self.problems.append(f"--{flag}: {name_or_path!r} is a {config.model_type!r} model, expected a Whisper")
             return None
-        with torch.device("meta"):
+        with torch.device("meta"):  # shapes only: a plan of large-v3 would take 6 GB and a minute
             model = WhisperForConditionalGeneration(config)
         try:
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
@@ -130,21 +126,6 @@ class Plan:
         if model is not None:
             self.processor(name_or_path, flag)
         return model
-
-    def scoring(
-        self, models: Mapping[str, WhisperForConditionalGeneration], language: str | None, normalizer: str | None
-    ) -> None:
-        """Checks that all models know the language, and that one normaliser applies to all of them."""
-        languages = {}
-        for name, model in models.items():
-            with self.collect("language"):
-                languages[name] = scoring_language(model, language)
-        if len(set(languages.values())) > 1 and normalizer is None:
-            pairs = ", ".join(f"{name} by {code!r}" for name, code in languages.items())
-            self.problems.append(
-                f"--language is missing: the models would be normalised differently ({pairs}), so that their rates "
-                "could not be compared. Name the language of the speech, or choose a --normalizer"
-            )
 
     def repository(self, repo_id: str | None) -> None:
         """Checks the name of a repository on the Hub."""

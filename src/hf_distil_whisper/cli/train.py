@@ -390,6 +390,7 @@ def _mixture(plan: TrainingPlan, rows: Dataset) -> Mixture | None:
     if len(sources) < 2:
         return None
     counts = Counter(rows["source"])
+    # A source may have lost all its rows to the filter, or to the check of their audio and labels.
     names = tuple(name for name in sources if counts[name])
     sizes = tuple(counts[name] for name in names)
     weights = tuple(weight for name in names if (weight := sources[name].weight) is not None)
@@ -422,7 +423,7 @@ def _plan_steps(plan: TrainingPlan) -> None:
         shares = [f"{name} {count / length:.0%}" for name, count in zip(mixture.names, mixture.draws, strict=True)]
         plan.steps.append(f"draw {length:,} rows an epoch: {', '.join(shares)}")
     epochs = args.num_train_epochs
-    steps = -(-length // batch) * epochs
+    steps = -(-length // batch) * epochs  # rounded up: the last step of an epoch may be smaller
     if args.max_steps > 0:
         steps, epochs = args.max_steps, args.max_steps * batch / length
     plan.steps.append(f"train {steps:,.0f} steps of {batch} rows, {epochs:.1f} passes over the data: {loss}")
@@ -511,6 +512,7 @@ def build_trainer(plan: TrainingPlan) -> RecipeTrainer:
     args, training_args = plan.args, plan.training_args
     processor = load_processor(args.model_name_or_path or args.teacher_model_name_or_path or "")
     teacher = None
+    # Also with weights of 0 for KL and MSE, where a teacher only gives the layers of its student.
     if _needs_teacher(training_args) or args.model_name_or_path is None:
         teacher = load_model(args.teacher_model_name_or_path or "", attn_implementation=args.attn_implementation)
     if args.model_name_or_path is not None:
