@@ -39,7 +39,7 @@ from hf_distil_whisper import (
 from hf_distil_whisper.cli.config import DataSource, as_source, setting, source_setting
 from hf_distil_whisper.cli.inputs import load_assistant
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator, import_ctranslate2
+from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator, import_runtime
 from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.encoder import window_features, window_seconds
 from hf_distil_whisper.inference.generation import generate_tokens
@@ -268,7 +268,7 @@ def main(argv: Sequence[str]) -> None:
     whole = ["samples", "windows", "batch_sizes", "repeats", *["draft_lengths"] * bool(args.draft_lengths)]
     check_flags(args, "model_name_or_path", "assistants", "dataset", whole=whole, folder=args.output_dir)
     if args.compute_types:
-        import_ctranslate2()
+        import_runtime("ctranslate2", "ct2")
     sources = {"dataset": args.dataset, "long_form_dataset": args.long_form_dataset}
     sets = load_sets({name: as_source(value, name) for name, value in sources.items() if value})
     models = load_models({"model": args.model_name_or_path}, args.dtype, args.language)

@@ -3,12 +3,14 @@
 from functools import lru_cache
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from toy_models import toy_processor, toy_whisper
 
 WHISPER_FILES = Path(__file__).parents[1].parent / "shared" / "whisper-files"
+needs_files = pytest.mark.skipif(not WHISPER_FILES.is_dir(), reason="needs ../shared/whisper-files")
 
 
 def official_whisper(
@@ -39,6 +41,17 @@ def official_whisper(
             layer.encoder_attn.v_proj.weight *= 2
             layer.encoder_attn.out_proj.weight *= 4
     return model.half().float(), processor  # in half precision the weights of the export are the same
+
+
+def small_official_whisper(name: str, **changes: object) -> tuple[WhisperForConditionalGeneration, WhisperProcessor]:
+    """A random Whisper of width 16, with the configs and the processor of `name` as they were published."""
+    sizes = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16}
+    sizes |= {"decoder_ffn_dim": 16, "encoder_layers": 1, "decoder_layers": 2}
+    processor, settings = _files(name)
+    torch.manual_seed(0)
+    model = WhisperForConditionalGeneration(WhisperConfig.from_pretrained(WHISPER_FILES / name, **sizes, **changes))
+    model.generation_config = GenerationConfig.from_dict(settings)
+    return model.eval(), processor
 
 
 @lru_cache(maxsize=2)

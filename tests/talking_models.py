@@ -4,10 +4,12 @@ import re
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
-from toy_models import toy_processor, toy_whisper
+from hf_distil_whisper.inference.encoder import window_features
+from toy_models import toy_audio, toy_processor, toy_whisper
 
 END_GAIN = 0.6
 """How loud `<|endoftext|>` is: at 0.6 most transcripts of toy audio end between 5 and 100 tokens."""
@@ -47,6 +49,11 @@ def multilingual_whisper(seed: int = 0) -> WhisperForConditionalGeneration:
         task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in ("transcribe", "translate")
     }
     return model
+
+
+def toy_windows(model: WhisperForConditionalGeneration, count: int = 4) -> Tensor:
+    """Features (count, mel bins, frames) of different toy recordings of 1, 2, ... s."""
+    return window_features(model, toy_processor(), [toy_audio(1 + row, seed=row) for row in range(count)])
 
 
 def count_encoder_windows(model: WhisperForConditionalGeneration) -> Callable[[], int]:

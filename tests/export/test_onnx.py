@@ -1,5 +1,6 @@
 """ONNX graphs against transformers: names that others look for, free lengths, the same tokens, shared weights."""
 
+import copy
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,20 +9,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.export import onnx as module
-from hf_distil_whisper.export.onnx import (
-    USE_CACHE_BRANCH,
-    OnnxGenerator,
-    cache_names,
-    export_onnx,
-)
-from hf_distil_whisper.inference.encoder import window_features
+from hf_distil_whisper.export.onnx import USE_CACHE_BRANCH, OnnxGenerator, cache_names, export_onnx
 from hf_distil_whisper.inference.generation import generate_tokens
-from talking_models import multilingual_whisper, talking_whisper
-from toy_models import toy_audio, toy_processor
+from talking_models import multilingual_whisper, talking_whisper, toy_windows
+from toy_models import toy_processor
 
 FILES = ["decoder_model", "decoder_model_merged", "decoder_with_past_model", "encoder_model"]
 
@@ -42,31 +36,22 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     graphs = module._traced(model)
     assert model.config._attn_implementation == "sdpa"  # tracing wants another one, of a copy
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_traced", lambda _: {name: _copy(graph) for name, graph in graphs.items()})
+        patch.setattr(module, "_traced", lambda _: copy.deepcopy(graphs))
         return {
             name: export_onnx(model, toy_processor(), folder / name, quantization=name)
             for name in ("float32", "float16", "int8")
         }
 
 
-def _copy(graph: onnx.ModelProto) -> onnx.ModelProto:
-    copied = onnx.ModelProto()
-    copied.CopyFrom(graph)
-    return copied
-
-
-def features(model: WhisperForConditionalGeneration, count: int = 4) -> torch.Tensor:
-    return window_features(model, toy_processor(), [toy_audio(1 + row, seed=row) for row in range(count)])
-
-
 @pytest.mark.parametrize("language", ["de", None])
 def test_tokens_are_those_of_transformers(exports: dict[str, Path], language: str | None) -> None:
     """Swapped keys, or a position that is off by one, gives fluent text of its own."""
     model = student()
-    expected = generate_tokens(model, features(model), max_new_tokens=12, language=language)
-    generator = OnnxGenerator(model, exports["float32"], max_new_tokens=12, language=language)
-    assert generator(features(model)) == expected
-    assert generator(features(model)[2:3]) == expected[2:3]
+    features, options = toy_windows(model), {"max_new_tokens": 12, "language": language}
+    expected = generate_tokens(model, features, **options)
+    generator = OnnxGenerator(model, exports["float32"], **options)
+    assert generator(features) == expected
+    assert generator(features[2:3]) == expected[2:3]
     assert len({tuple(one.tokens) for one in expected}) > 1
 
 
@@ -91,17 +76,13 @@ def test_the_merged_decoder_computes_what_the_two_decoders_compute(exports: dict
 
 @pytest.mark.parametrize(("precision", "bound"), [("float16", 0.03), ("int8", 0.3)])
 def test_smaller_weights_give_nearly_the_same_numbers(exports: dict[str, Path], precision: str, bound: float) -> None:
-    model = student()
-    suffix = module.SUFFIXES[precision]
     states, logits = [], []
-    for name, end in (("float32", ""), (precision, suffix)):
-        sessions = [
-            _session(exports[name] / "onnx" / f"{graph}{end}.onnx") for graph in ("encoder_model", "decoder_model")
-        ]
-        (hidden,) = sessions[0].run(None, {"input_features": features(model, 2).numpy()})
-        states.append(hidden)
-        tokens = np.full((2, 3), 7)
-        logits.append(sessions[1].run(["logits"], {"input_ids": tokens, "encoder_hidden_states": states[0]})[0])
+    for name in ("float32", precision):
+        folder, end = exports[name] / "onnx", module.SUFFIXES[name]
+        encoder, decoder = (_session(folder / f"{graph}{end}.onnx") for graph in ("encoder_model", "decoder_model"))
+        states += encoder.run(None, {"input_features": toy_windows(student(), 2).numpy()})
+        inputs = {"input_ids": np.full((2, 3), 7), "encoder_hidden_states": states[0]}
+        logits += decoder.run(["logits"], inputs)
     for exact, rounded in (states, logits):
         assert np.abs(exact - rounded).mean() < bound * exact.std()
         assert np.abs(exact - rounded).max() > 0
@@ -122,8 +103,8 @@ def _bytes(folder: Path) -> int:
 def test_layout_and_names_are_those_of_transformers_js(exports: dict[str, Path]) -> None:
     """It looks for them by name and says only that a file or an input is missing."""
     top = {file.name for file in exports["float32"].iterdir()}
-    assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "onnx"} <= top
-    assert "preprocessor_config.json" in top
+    assert {"config.json", "generation_config.json", "preprocessor_config.json", "onnx"} <= top
+    assert {"tokenizer.json", "tokenizer_config.json"} <= top
     assert not {name for name in top if name.endswith((".safetensors", ".bin"))}
     config = json.loads((exports["float32"] / "config.json").read_text())
     assert (config["decoder_layers"], config["architectures"]) == (2, ["WhisperForConditionalGeneration"])
@@ -141,13 +122,10 @@ def test_layout_and_names_are_those_of_transformers_js(exports: dict[str, Path])
         assert outputs["decoder_model"] == outputs["decoder_model_merged"] == ["logits", *present]
         assert inputs["decoder_with_past_model"] == ["input_ids", *past]
         assert outputs["decoder_with_past_model"] == ["logits", *cache_names("present", 2, ("decoder",))]
-        assert sorted(inputs["decoder_model_merged"]) == sorted(
-            ["input_ids", "encoder_hidden_states", *past, USE_CACHE_BRANCH]
-        )
-        types = {
-            value.type for session in sessions.values() for value in (*session.get_inputs(), *session.get_outputs())
-        }
-        assert types == {"tensor(float)", "tensor(int64)", "tensor(bool)"}
+        merged_inputs = {"input_ids", "encoder_hidden_states", *past, USE_CACHE_BRANCH}
+        assert sorted(inputs["decoder_model_merged"]) == sorted(merged_inputs)
+        values = [value for one in sessions.values() for value in (*one.get_inputs(), *one.get_outputs())]
+        assert {value.type for value in values} == {"tensor(float)", "tensor(int64)", "tensor(bool)"}
 
 
 def test_a_merged_decoder_holds_every_weight_once(exports: dict[str, Path]) -> None:

@@ -6,18 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.inference import ctranslate2 as module
 from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
-from hf_distil_whisper.inference.encoder import encode, window_features
+from hf_distil_whisper.inference.encoder import encode
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
-from talking_models import multilingual_whisper, talking_whisper
+from official_models import needs_files, small_official_whisper
+from talking_models import multilingual_whisper, talking_whisper, toy_windows
 from toy_models import toy_audio, toy_processor
-
-WHISPER_FILES = Path(__file__).parents[2].parent / "shared" / "whisper-files"
 
 
 @pytest.fixture(autouse=True)
@@ -27,19 +25,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def features(model, count: int = 4):
-    return window_features(model, toy_processor(), [toy_audio(1 + row, seed=row) for row in range(count)])
-
-
 @pytest.mark.parametrize("settings", [{}, {"return_timestamps": True}, {"max_new_tokens": 7}], ids=str)
 def test_tokens_and_statistics_are_those_of_transformers(settings: dict) -> None:
     """A student would be taught by another teacher than the one that was scored."""
     model = talking_whisper(4)
-    expected = generate_tokens(model, features(model), **settings, statistics=True)
-    result = Ctranslate2Generator(model, toy_processor(), **settings)(features(model))
+    features, generate = toy_windows(model), Ctranslate2Generator(model, toy_processor(), **settings)
+    expected = generate_tokens(model, features, **settings, statistics=True)
+    result, from_states = generate(features), generate(encoder_hidden_states=encode(model, features))
     assert len({tuple(one.tokens) for one in expected}) > 1
-    states = encode(model, features(model))
-    from_states = Ctranslate2Generator(model, toy_processor(), **settings)(encoder_hidden_states=states)
     assert [one.tokens for one in from_states] == [one.tokens for one in expected]
     for ours, theirs in zip(result, expected, strict=True):
         assert ours.tokens == theirs.tokens
@@ -71,28 +64,21 @@ def test_a_model_is_converted_once(cache: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_language_is_asked_for_or_detected() -> None:
     """A prefix without it makes a multilingual model write any language."""
     model = multilingual_whisper(3)
+    features = toy_windows(model)
     for settings in ({"language": "de"}, {"language": "de", "task": "translate"}, {}):
-        expected = generate_tokens(model, features(model), max_new_tokens=10, **settings)
-        result = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10, **settings)(features(model))
-        assert [one.tokens for one in result] == [one.tokens for one in expected], settings
-    states = encode(model, features(model))
-    result = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10)(encoder_hidden_states=states)
-    assert [one.tokens for one in result] == [one.tokens for one in expected]
+        expected = [one.tokens for one in generate_tokens(model, features, max_new_tokens=10, **settings)]
+        generate = Ctranslate2Generator(model, toy_processor(), max_new_tokens=10, **settings)
+        assert [one.tokens for one in generate(features)] == expected, settings
+        states = encode(model, features)
+        assert [one.tokens for one in generate(encoder_hidden_states=states)] == expected, settings
 
 
+@needs_files
 @pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-tiny"])
-@pytest.mark.skipif(not WHISPER_FILES.is_dir(), reason="the official vocabularies are not at ../shared/whisper-files")
 def test_official_vocabularies_work(name: str) -> None:
     """With them the runtime detects the language by itself, and knows lists of suppressed tokens."""
-    processor = WhisperProcessor.from_pretrained(WHISPER_FILES / name)
-    small = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "init_std": 1.0}
-    config = WhisperConfig.from_pretrained(
-        WHISPER_FILES / name, **small, encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_layers=1, decoder_layers=2
-    )
-    torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(config).eval()
-    model.generation_config = GenerationConfig.from_pretrained(WHISPER_FILES / name)
-    windows = window_features(model, processor, [toy_audio(1 + row, seed=row) for row in range(3)])
+    model, processor = small_official_whisper(name, init_std=1.0)
+    windows = toy_windows(model, 3)
     for timestamps in (False, True):
         settings = {"max_new_tokens": 8, "return_timestamps": timestamps}
         expected = generate_tokens(model, windows, **settings)
@@ -104,18 +90,11 @@ def test_labels_are_the_same_table(tmp_path: Path) -> None:
     """What comes after labelling must not know which runtime it was."""
     audio = [{"bytes": encode_flac(toy_audio(2 + row, seed=row)), "path": None} for row in range(3)]
     rows = Dataset.from_dict({"id": list("abc"), "audio": audio, "text": ["the quick", None, "jumps over"]})
-    tables = {
-        backend: pseudo_label_dataset(
-            rows,
-            talking_whisper(4),
-            toy_processor(),
-            output_dir=tmp_path / backend,
-            backend=backend,
-            teacher_cache_dir=tmp_path / "cache" / backend,
-        )
-        for backend in ("transformers", "ctranslate2")
-    }
-    ours, theirs = tables["ctranslate2"], tables["transformers"]
+    tables = []
+    for name in ("ctranslate2", "transformers"):
+        options = {"backend": name, "teacher_cache_dir": tmp_path / f"{name}-cache", "output_dir": tmp_path / name}
+        tables.append(pseudo_label_dataset(rows, talking_whisper(4), toy_processor(), **options))
+    ours, theirs = tables
     assert ours.features == theirs.features
     for column in ("id", "whisper_transcript", "duration", "truncated", "compression_ratio", "wer", "hits"):
         assert ours[column][:] == theirs[column][:], column

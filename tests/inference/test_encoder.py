@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_distil_whisper.inference.encoder import EncoderCache, encode, encode_cached, window_features
+from hf_distil_whisper.inference.encoder import EncoderCache, encode, encode_cached
 from hf_distil_whisper.inference.generation import generate_tokens, generate_tokens_cached
-from talking_models import count_encoder_windows, talking_whisper
-from toy_models import toy_audio, toy_processor
+from talking_models import count_encoder_windows, talking_whisper, toy_windows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -18,7 +17,7 @@ def test_cached_hidden_states_are_the_same_bits_and_encoded_once(
 ) -> None:
     model = talking_whisper(4).to(dtype)
     cache = EncoderCache(model.model.encoder, dtype, tmp_path if in_folder else None)
-    features = window_features(model, toy_processor(), [toy_audio(1 + row, seed=row) for row in range(3)])
+    features = toy_windows(model, 3)
     expected, tokens = encode(model, features), generate_tokens(model, features, max_new_tokens=5)
     encoded = count_encoder_windows(model)
     assert torch.equal(encode_cached(model, features[:2], cache), expected[:2])

@@ -9,11 +9,7 @@ import torch
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.inference import sequential
-from hf_distil_whisper.inference.sequential import (
-    StuckTranscriptionError,
-    TemperatureFallback,
-    transcribe_sequential,
-)
+from hf_distil_whisper.inference.sequential import StuckTranscriptionError, TemperatureFallback, transcribe_sequential
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor
 
@@ -37,20 +33,14 @@ def test_text_and_times_are_those_of_transformers() -> None:
 
 
 def test_times_stay_within_the_recording_and_in_order() -> None:
-    """The last window is padded to 30 s: times in the padding are no times of the recording."""
-    result = transcribe_sequential(talking_whisper(2), toy_processor(), toy_audio(33, seed=1))
+    """The last window is padded to 30 s: times in the padding are no times of the recording. Blocks change nothing."""
+    model, audio = talking_whisper(2), toy_audio(33, seed=1)
+    result = transcribe_sequential(model, toy_processor(), audio)
+    assert transcribe_sequential(model, toy_processor(), iter(np.split(audio, [100_000, 300_000]))) == result
     times = [time for part in result.segments for time in (part.start, part.end)]
     assert times
     assert times == sorted(times)
     assert max(times) <= 33.0
-
-
-def test_generation_config_is_left_alone() -> None:
-    """The long-form loop writes lengths, thresholds and languages into the config it is given."""
-    model = talking_whisper(4)
-    before = model.generation_config.to_dict()
-    transcribe_sequential(model, toy_processor(), toy_audio(31), temperature_fallback=True)
-    assert model.generation_config.to_dict() == before
 
 
 def test_temperature_fallback_repeats_unlikely_windows() -> None:
@@ -85,23 +75,20 @@ def test_settings_of_a_fallback_that_cannot_work_are_refused(settings: dict, wor
         TemperatureFallback(**settings)
 
 
-def test_blocks_of_a_recording_are_as_good_as_the_whole() -> None:
-    model, audio = talking_whisper(4), toy_audio(40)
-    blocks = iter(np.split(audio, [100_000, 300_000]))
-    assert transcribe_sequential(model, toy_processor(), blocks) == transcribe_sequential(
-        model, toy_processor(), audio
-    )
+def test_scores_and_settings_of_a_window_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transformers keeps the scores of a whole vocabulary for every token: gigabytes an hour.
 
-
-def test_scores_of_a_window_are_not_kept_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transformers keeps the scores of a whole vocabulary for every token: gigabytes an hour."""
+    Its loop also writes lengths, thresholds and languages into the config that it is given.
+    """
     segments: list[object] = []
     finish = sequential._transcription
     monkeypatch.setattr(
         sequential, "_transcription", lambda parts, *rest: segments.extend(parts) or finish(parts, *rest)
     )
     model = talking_whisper(4)
+    before = model.generation_config.to_dict()
     result = transcribe_sequential(model, toy_processor(), toy_audio(40), temperature_fallback=True)
+    assert model.generation_config.to_dict() == before
     assert result.statistics.num_windows > 1
     assert {type(segment["result"]) for segment in segments} == {torch.Tensor}
     assert "_retrieve_segment" not in vars(model)

@@ -10,6 +10,7 @@ from transformers import (
     NoRepeatNGramLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
+    WhisperForCausalLM,
     WhisperForConditionalGeneration,
     pipeline,
 )
@@ -31,7 +32,7 @@ from hf_distil_whisper.inference.speculative import (
     tokens_per_check,
 )
 from hf_distil_whisper.inference.transcribe import transcribe, transcribe_chunked
-from talking_models import count_encoder_windows, talking_whisper
+from talking_models import count_encoder_windows, talking_whisper, toy_windows
 from toy_models import toy_audio, toy_processor, toy_whisper
 
 
@@ -46,6 +47,11 @@ def student_of(teacher: WhisperForConditionalGeneration) -> WhisperForConditiona
     student.config.decoder_layers = 2
     student.model.decoder.layers = student.model.decoder.layers[:2]
     return student
+
+
+@pytest.fixture
+def assistant(teacher) -> WhisperForCausalLM:
+    return create_assistant(student_of(teacher), teacher)
 
 
 def texts(transcriptions: list[Transcription]) -> list[tuple]:
@@ -98,27 +104,25 @@ def test_tokens_are_those_of_the_main_model(
     assert len({one.checks for one in counts}) > 1
 
 
-def test_a_fixed_number_of_tokens_is_generated(teacher) -> None:
-    """Latency is compared at one number of tokens."""
-    expected, drafted, counts = Decoding(teacher, 3).run(max_new_tokens=17, min_new_tokens=17)
+@pytest.mark.parametrize(
+    ("end_gain", "limits"),
+    [(0.6, {"max_new_tokens": 17, "min_new_tokens": 17}), (-10.0, {"max_new_tokens": 448 - 1})],
+    ids=["fixed number of tokens", "whole context"],
+)
+def test_as_many_tokens_are_generated_as_asked_for(end_gain: float, limits: dict) -> None:
+    """Latency is compared at one number; at the end of the context, drafts reach beyond the position embeddings."""
+    expected, drafted, counts = Decoding(talking_whisper(4, end_gain=end_gain), 2).run(**limits)
     assert torch.equal(drafted, expected)
-    assert drafted.shape == (3, 18)
-    assert [one.tokens for one in counts] == [17] * 3
-
-
-def test_the_whole_context_is_used_up_to_its_last_position() -> None:
-    """Near the end of the decoder's context a draft would reach beyond its position embeddings."""
-    teacher = talking_whisper(4, end_gain=-10.0)
-    expected, drafted, _ = Decoding(teacher, 2).run(max_new_tokens=teacher.config.max_target_positions - 1)
-    assert torch.equal(drafted, expected)
-    assert drafted.shape[1] == teacher.config.max_target_positions
+    assert drafted.shape == (2, 1 + limits["max_new_tokens"])
+    assert [one.tokens for one in counts] == [limits["max_new_tokens"]] * 2
 
 
 def test_flash_attention_and_impossible_lengths_are_refused(teacher) -> None:
     """flash-attn supports no mask: rows would attend to rejected tokens, and get other text."""
     decoding = Decoding(teacher, 2)
-    with pytest.raises(ValueError, match="`draft_length` is 0"):
-        decoding.run(draft_length=0)
+    for length in (0, -1):
+        with pytest.raises(ValueError, match=f"`draft_length` is {length}"):
+            decoding.run(draft_length=length)
     decoding.assistant.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="sdpa"):
         decoding.run()
@@ -139,22 +143,20 @@ def test_assisted_text_is_the_teachers_greedy_text(seed: int, return_timestamps:
     assert transcribe(teacher, toy_processor(), [], assistant=assistant, batch_size=4) == []
 
 
-def test_tokens_suppressed_at_the_beginning_stay_out(teacher) -> None:
+def test_tokens_suppressed_at_the_beginning_stay_out(teacher, assistant) -> None:
     """Transformers drops `begin_suppress_tokens` in assisted mode, and the text is no longer the teacher's."""
     audio, tokenizer = toy_audio(2, seed=1), toy_processor().tokenizer
     first = transcribe(teacher, toy_processor(), audio)[0].text
-    teacher.generation_config.begin_suppress_tokens = [
-        tokenizer(text, add_special_tokens=False).input_ids[0] for text in (first, " " + first)
-    ]
+    suppressed = [tokenizer(text, add_special_tokens=False).input_ids[0] for text in (first, " " + first)]
+    teacher.generation_config.begin_suppress_tokens = suppressed
     alone = transcribe(teacher, toy_processor(), audio)[0]
-    assistant = create_assistant(student_of(teacher), teacher)
     assert transcribe(teacher, toy_processor(), audio, assistant=assistant)[0].text == alone.text != first
 
 
-def test_long_recordings_are_assisted_to_the_same_text(teacher, caplog: pytest.LogCaptureFixture) -> None:
+def test_long_recordings_are_assisted_to_the_same_text(teacher, assistant, caplog: pytest.LogCaptureFixture) -> None:
     """In chunks, which come in batches, and in transformers' loop, which would warn of the lengths per draft."""
     teacher.generation_config.begin_suppress_tokens = [teacher.generation_config.eos_token_id]
-    assistant, audio = create_assistant(student_of(teacher), teacher), toy_audio(40, seed=2)
+    audio = toy_audio(40, seed=2)
     alone = transcribe(teacher, toy_processor(), audio)
     with caplog.at_level("WARNING"):
         assert texts(transcribe(teacher, toy_processor(), audio, assistant=assistant)) == texts(alone)
@@ -168,8 +170,12 @@ def test_long_recordings_are_assisted_to_the_same_text(teacher, caplog: pytest.L
 
 
 def test_assistant_shares_the_students_decoder_and_runs_no_encoder(teacher) -> None:
-    """A copy would cost the memory, and a second encoder the time, that the assistant is to save (Table 9)."""
+    """A copy would cost the memory, and a second encoder the time, that the assistant is to save (Table 9).
+
+    Assisted generation modifies the assistant's generation config: it must be a copy.
+    """
     student = student_of(teacher)
+    before = student.generation_config.to_dict(), student.config.to_dict()
     assistant = create_assistant(student, teacher)
     shared = {id(parameter) for parameter in student.parameters()}
     assert all(id(parameter) in shared for parameter in assistant.parameters())
@@ -177,22 +183,19 @@ def test_assistant_shares_the_students_decoder_and_runs_no_encoder(teacher) -> N
     by_teacher, by_student = count_encoder_windows(teacher), count_encoder_windows(student)
     transcribe(teacher, toy_processor(), toy_audio(1), assistant=assistant, max_new_tokens=5)
     assert (by_teacher(), by_student()) == (1, 0)
+    transcribe(teacher, toy_processor(), toy_audio(32), assistant=assistant)
+    assert (student.generation_config.to_dict(), student.config.to_dict()) == before
+    assert student.config.is_encoder_decoder
     decoder = sum(weight.numel() for weight in student.model.decoder.parameters())
     assert added_parameters(assistant, teacher) == decoder
     assert added_parameters(create_assistant(teacher, teacher), teacher) == 0
 
 
-def test_student_is_as_before_after_assisting(teacher) -> None:
-    """Assisted generation modifies the assistant's generation config: it must be a copy."""
-    student = student_of(teacher)
-    before = student.generation_config.to_dict(), student.config.to_dict()
-    transcribe(teacher, toy_processor(), toy_audio(32), assistant=create_assistant(student, teacher))
-    assert (student.generation_config.to_dict(), student.config.to_dict()) == before
-    assert student.config.is_encoder_decoder
+def test_assistants_that_cannot_draft_are_refused(teacher, assistant) -> None:
+    """Another encoder or vocabulary drafts noise: the right text, but slower. Another dtype fails deep inside.
 
-
-def test_assistants_that_cannot_draft_are_refused(teacher) -> None:
-    """Another encoder or vocabulary drafts noise: the right text, but slower. Another dtype fails deep inside."""
+    Transformers ignores the assistant with beams: no error, no warning, and no speed.
+    """
     trained = student_of(teacher)
     with torch.no_grad():
         trained.model.encoder.layers[0].fc1.weight[0, 0] += 1e-3
@@ -206,11 +209,6 @@ def test_assistants_that_cannot_draft_are_refused(teacher) -> None:
             create_assistant(student, teacher)
     with pytest.raises(ValueError, match="mel bins"):
         transcribe(teacher, toy_processor(), toy_audio(1), assistant=talking_whisper(num_mel_bins=128))
-
-
-def test_assistant_with_beams_is_refused(teacher) -> None:
-    """Transformers ignores the assistant with beams: no error, no warning, and no speed."""
-    assistant = create_assistant(student_of(teacher), teacher)
     for seconds in (1, 40):
         with pytest.raises(ValueError, match="greedy decoding"):
             transcribe(teacher, toy_processor(), toy_audio(seconds), assistant=assistant, num_beams=2)
@@ -239,33 +237,33 @@ def test_draft_counts_come_with_the_transcription(teacher) -> None:
     assert transcribe(teacher, toy_processor(), toy_audio(1))[0].statistics.drafts is None
 
 
-def test_pipeline_is_assisted_to_the_same_texts(teacher) -> None:
+def test_pipeline_is_assisted_to_the_same_texts(teacher, assistant) -> None:
     """The pipeline's five beams would switch the assistant off, and its own kind takes no batches."""
-    processor, assistant = toy_processor(), create_assistant(student_of(teacher), teacher)
+    processor = toy_processor()
     parts = {"model": teacher, "tokenizer": processor.tokenizer, "feature_extractor": processor.feature_extractor}
     plain = pipeline("automatic-speech-recognition", **parts)
     assisted = pipeline("automatic-speech-recognition", **parts, **assistant_arguments(assistant))
     audio = [toy_audio(seconds, seed=index) for index, seconds in enumerate([2, 5, 1])]
     passes = []
-    hook = assistant.model.decoder.layers[0].fc1.register_forward_pre_hook(lambda *_: passes.append(1))
+    assistant.model.decoder.layers[0].fc1.register_forward_pre_hook(lambda *_: passes.append(1))
     options = {"max_new_tokens": 40}
     expected = [one["text"] for one in plain(audio, generate_kwargs={"num_beams": 1, **options})]
     assert not passes
     options |= assistant_arguments(assistant)["generate_kwargs"]
     assert [one["text"] for one in assisted(audio, batch_size=3, generate_kwargs=options)] == expected
     assert passes
-    hook.remove()
-
-
-def whole_features(seconds: float) -> Tensor:
-    extractor, samples = toy_processor().feature_extractor, toy_audio(seconds, seed=3)
-    options = {"truncation": False, "padding": "longest"} if seconds > 30 else {}
-    return extractor(samples, sampling_rate=16_000, return_tensors="pt", **options).input_features
 
 
 def test_long_form_tokens_are_those_of_generate(teacher) -> None:
     """Transformers' loop with this library's search inside: the same windows, the same tokens."""
-    features, options = whole_features(70), {"return_timestamps": True, "return_segments": True, "num_beams": 1}
+    features = (
+        toy_processor()
+        .feature_extractor(
+            toy_audio(70, seed=3), sampling_rate=16_000, truncation=False, padding="longest", return_tensors="pt"
+        )
+        .input_features
+    )
+    options = {"return_timestamps": True, "return_segments": True, "num_beams": 1}
 
     def segments(**more: object) -> list[tuple]:
         output = teacher.generate(features, **options, **more)["segments"][0]
@@ -274,8 +272,8 @@ def test_long_form_tokens_are_those_of_generate(teacher) -> None:
     assert segments(custom_generate=decode_in_generate()) == segments()
 
 
-def test_suppressed_tokens_of_transformers_are_applied() -> None:
-    """By hand: 3 everywhere, 5 at the first position behind a prefix of two."""
+def test_processors_of_transformers_are_applied_or_refused(teacher) -> None:
+    """By hand: 3 everywhere, 5 at the first position behind two. Another setting would be dropped silently."""
     processors = LogitsProcessorList(
         [SuppressTokensLogitsProcessor([3]), SuppressTokensAtBeginLogitsProcessor([5], begin_index=2)]
     )
@@ -283,24 +281,19 @@ def test_suppressed_tokens_of_transformers_are_applied() -> None:
     for length in (2, 3):
         ids, scores = torch.zeros(1, length, dtype=torch.long), torch.zeros(1, 8)
         assert torch.equal(rules(ids, scores), processors(ids, scores))
-
-
-def test_unsupported_settings_of_generate_are_refused(teacher) -> None:
-    """A setting that is dropped silently changes the text."""
-    processors = LogitsProcessorList([NoRepeatNGramLogitsProcessor(3)])
+    processors.append(NoRepeatNGramLogitsProcessor(3))
     with pytest.raises(ValueError, match="NoRepeatNGramLogitsProcessor"):
         rules_from_processors(processors, 2, 8, torch.device("cpu"))
     with pytest.raises(ValueError, match="num_beams=2"):
-        teacher.generate(whole_features(1), num_beams=2, custom_generate=decode_in_generate())
-
-
-def test_tokens_per_check_by_hand() -> None:
-    """1 + 0.5 + 0.25 for two drafted tokens of even chance; all of them and one more if all are right."""
-    assert [tokens_per_check(0.5, 2), tokens_per_check(1.0, 5), tokens_per_check(0.0, 5)] == [1.75, 6, 1]
+        teacher.generate(toy_windows(teacher, 1), num_beams=2, custom_generate=decode_in_generate())
 
 
 def test_best_length_grows_with_acceptance_and_falls_with_cost() -> None:
-    """At α = 0.5 and c = 0.25: 1.5 / 1.25 = 1.2 for one token, 1.75 / 1.5 = 1.17 for two."""
+    """Two drafted tokens of even chance give 1 + 0.5 + 0.25 a check; all that are right, as many and one more.
+
+    At α = 0.5 and c = 0.25: 1.5 / 1.25 = 1.2 for one token, 1.75 / 1.5 = 1.17 for two.
+    """
+    assert [tokens_per_check(0.5, 2), tokens_per_check(1.0, 5), tokens_per_check(0.0, 5)] == [1.75, 6, 1]
     assert best_draft_length(0.5, 0.25) == 1
     lengths = [best_draft_length(share / 100, 0.1) for share in range(0, 101, 5)]
     assert lengths == sorted(lengths)
@@ -319,8 +312,6 @@ def test_length_follows_the_drafts_before() -> None:
         length.update(8, 8)
     assert length.choose() > initial
     assert DraftLength(relative_cost=0.1, fixed=5).choose() == 5
-    with pytest.raises(ValueError, match="`draft_length` is -1"):
-        DraftLength(relative_cost=0.1, fixed=-1)
 
 
 def test_counts_add_up() -> None:

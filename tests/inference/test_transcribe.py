@@ -5,20 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
-from transformers import GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import (
-    AudioError,
-    load_audio,
-)
+from hf_distil_whisper.data.audio import AudioError, load_audio
 from hf_distil_whisper.inference import transcribe as transcribe_module
 from hf_distil_whisper.inference.sequential import transcribe_sequential
 from hf_distil_whisper.inference.transcribe import transcribe
+from official_models import needs_files, small_official_whisper
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor
-
-WHISPER_FILES = Path(__file__).parents[2].parent / "shared" / "whisper-files"
 
 
 def test_results_come_in_the_order_of_the_recordings() -> None:
@@ -92,18 +86,11 @@ def test_task_and_language_change_the_prefix() -> None:
     assert texts["de", "transcribe"] != texts["fr", "transcribe"]
 
 
+@needs_files
 @pytest.mark.parametrize(("name", "language"), [("whisper-tiny.en", None), ("whisper-tiny", "german")])
-@pytest.mark.skipif(not WHISPER_FILES.is_dir(), reason="the official vocabularies are not at ../shared/whisper-files")
 def test_official_vocabulary_works(name: str, language: str | None) -> None:
     """The real generation configs hold forced ids, alignment heads and lists that no toy has."""
-    processor = WhisperProcessor.from_pretrained(WHISPER_FILES / name)
-    small = {"d_model": 16, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    config = WhisperConfig.from_pretrained(
-        WHISPER_FILES / name, **small, encoder_ffn_dim=16, decoder_ffn_dim=16, encoder_layers=1, decoder_layers=2
-    )
-    torch.manual_seed(0)
-    model = WhisperForConditionalGeneration(config).eval()
-    model.generation_config = GenerationConfig.from_pretrained(WHISPER_FILES / name)
+    model, processor = small_official_whisper(name)
     audio = [toy_audio(1), np.zeros(16_000, dtype=np.float32)]
     options = {"language": language, "max_new_tokens": 8}
     plain = transcribe(model, processor, audio, batch_size=2, **options)

@@ -115,7 +115,9 @@ def test_words_of_short_recordings_are_the_same_in_batches() -> None:
         assert (other.text, other.segments, other.words) == (one.text, one.segments, [])
         assert all(0 <= word.start <= word.end <= 12 and 0 < word.probability < 1 for word in one.words)
         assert letters(one.words) == one.text.replace(" ", "")
-    assert result[0].words
+    words = json.loads(to_json(result[0], audio="a"))["words"]
+    assert set(words[0]) == {"start", "end", "text", "probability"}
+    assert "words" not in json.loads(to_json(timed[0], audio="a"))
 
 
 @pytest.mark.parametrize("fallback", [False, True])
@@ -134,13 +136,10 @@ def test_words_of_long_recordings_are_those_of_generate(fallback: bool) -> None:
     assert max(word.end for word in result.words) > 40
     if fallback:
         return
-    features = processor.feature_extractor(
-        audio, sampling_rate=16_000, truncation=False, padding="longest", return_tensors="pt",
-        return_attention_mask=True,
-    )  # fmt: skip
-    segments = copy.deepcopy(model).generate(
-        **features, return_timestamps=True, return_token_timestamps=True, return_segments=True
-    )["segments"][0]
+    options = {"truncation": False, "padding": "longest", "return_attention_mask": True, "return_tensors": "pt"}
+    features = processor.feature_extractor(audio, sampling_rate=16_000, **options)
+    options = {"return_timestamps": True, "return_token_timestamps": True, "return_segments": True}
+    segments = copy.deepcopy(model).generate(**features, **options)["segments"][0]
     first_timestamp = processor.tokenizer.convert_tokens_to_ids("<|0.00|>")
     ends = [
         round(float(time), 2)
@@ -192,7 +191,7 @@ def test_nothing_said_has_no_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (silent.text, silent.words) == ("", [])
 
 
-def test_words_are_split_at_timestamps_and_keep_their_punctuation() -> None:
+def test_words_are_split_at_timestamps_keep_their_punctuation_and_never_go_back() -> None:
     tokenizer = toy_processor().tokenizer
     first_timestamp = tokenizer.convert_tokens_to_ids("<|0.00|>")
     tokens = [*tokenizer.encode(" lazy dog.", add_special_tokens=False), first_timestamp + 50, first_timestamp + 50]
@@ -203,11 +202,8 @@ def test_words_are_split_at_timestamps_and_keep_their_punctuation() -> None:
     assert words[0].start == 30.0
     assert words[-1].end == 30.0 + len(tokens)
     assert all(left.end <= right.start for left, right in pairwise(words))
-
-
-def test_words_of_overlapping_windows_never_go_back() -> None:
-    words = [Word(0, 2, "a", 1), Word(1, 1.5, "b", 1), Word(3, 4, "c", 1)]
-    assert as_tuples(in_order(words)) == [(0, 2, "a"), (2, 2, "b"), (3, 4, "c")]
+    overlapping = [Word(0, 2, "a", 1), Word(1, 1.5, "b", 1), Word(3, 4, "c", 1)]  # of two windows
+    assert as_tuples(in_order(overlapping)) == [(0, 2, "a"), (2, 2, "b"), (3, 4, "c")]
     assert in_order([]) == []
 
 
@@ -239,12 +235,6 @@ def test_a_model_without_heads_is_told_where_to_get_them(call: object) -> None:
         call(model, toy_processor(), toy_audio(1), **options)
     set_alignment_heads(model, HEADS)
     assert alignment_heads(model) == [(1, 0), (3, 1), (2, 1)]
-
-
-def test_json_holds_words_only_where_asked_for() -> None:
-    result = transcribe(timed_whisper(), toy_processor(), toy_audio(2), return_timestamps="word")[0]
-    words = json.loads(to_json(result, audio="a"))["words"]
-    assert set(words[0]) == {"start", "end", "text", "probability"}
 
 
 @pytest.mark.skipif(not QUICKSTART.joinpath("teacher").is_dir(), reason="needs examples/quickstart/teacher")

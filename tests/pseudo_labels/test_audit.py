@@ -28,11 +28,8 @@ def labelled(copies: int = 1) -> Dataset:
 def test_counts_stand_on_the_right_side_of_the_filter_and_by_source() -> None:
     """Kept and dropped exchanged, λ would be judged by the wrong half."""
     parts = audit_labels(labelled(), [0, 1], source_column="corpus")
-    assert [(part.source, part.kept, part.total) for part in parts] == [
-        ("a", True, 1),
-        ("b", True, 1),
-        ("b", False, 1),
-    ]
+    expected = [("a", True, 1), ("b", True, 1), ("b", False, 1)]
+    assert [(part.source, part.kept, part.total) for part in parts] == expected
     assert [part.errors.wer for part in parts] == [0.0, 0.1, 1.0]
     assert (parts[2].errors.ier, parts[2].repeated) == (1.0, 1)
     assert "dropped        1        1  100.0%" in audit_table(parts)

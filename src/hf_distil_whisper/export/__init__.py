@@ -24,14 +24,7 @@ Generator = Callable[..., list[TokenSequence]]
 
 @contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A staging directory that becomes `folder` when the block ends without an error.
-
-    Args:
-        folder (`str` or `Path`): new or empty; its parents are created.
-
-    Raises:
-        FileExistsError: if it is a file or holds files.
-    """
+    """A staging directory that becomes `folder`, which must be new or empty, when the block ends without an error."""
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FileExistsError(
@@ -49,16 +42,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def check_exportable(model: WhisperForConditionalGeneration, quantization: str, quantizations: Sequence[str]) -> None:
-    """Refuses unknown quantizations, and adapters, which an export would leave out without an error.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): to export.
-        quantization (`str`): type of the weights.
-        quantizations (`Sequence[str]`): those of the format.
-
-    Raises:
-        ValueError: for another quantization, or a model with unmerged LoRA adapters.
-    """
+    """Refuses unknown quantizations, and adapters, which an export would leave out without an error."""
     if quantization not in quantizations:
         raise ValueError(f"`quantization`: expected one of {', '.join(quantizations)}, got {quantization!r}.")
     if any(".lora_" in name for name, _ in model.named_parameters()):
@@ -70,16 +54,10 @@ def check_exportable(model: WhisperForConditionalGeneration, quantization: str, 
 
 @dataclass(frozen=True)
 class ExportCheck:
-    """Texts of an exported model beside the greedy texts of transformers.
-
-    Args:
-        num_recordings (`int`): compared.
-        differing (`list[tuple[str, str, str]]`): id of the recording, text of the export and text of transformers,
-            where they are not equal.
-    """
+    """Texts of an exported model beside the greedy texts of transformers."""
 
     num_recordings: int
-    differing: list[tuple[str, str, str]]
+    differing: list[tuple[str, str, str]]  # id of the recording, text of the export and other text of transformers
 
     def __str__(self) -> str:
         equal = self.num_recordings - len(self.differing)
@@ -97,19 +75,10 @@ def greedy_texts(
     batch_size: int = 16,
     errors: RowErrors | None = None,
 ) -> dict[int, str]:
-    """Greedy transcripts of recordings of up to one window.
+    """Greedy transcripts of rows with `audio` of up to one window, by row index; unreadable rows are missing.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        processor (`WhisperProcessor`): of the model.
-        rows (`Dataset` or `Sequence[Mapping]`): with `audio` and possibly `id`.
-        generate (`Callable`, *optional*): runtime of an export; by default the model itself, in transformers.
-        language (`str`, *optional*): for the model in transformers; detected where left out.
-        batch_size (`int`, *optional*, defaults to 16): recordings per pass.
-        errors ([`RowErrors`], *optional*): collects rows that cannot be read.
-
-    Returns:
-        `dict[int, str]`: by row index; unreadable rows are missing.
+    `generate` is the runtime of an export; by default the model itself, in transformers and in `language`. `errors`
+    collects the rows that cannot be read.
     """
     generate = generate or partial(generate_tokens, model, language=language)
     errors = RowErrors() if errors is None else errors
@@ -131,16 +100,10 @@ def check_export(
     language: str | None = None,
     batch_size: int = 16,
 ) -> ExportCheck:
-    """Compares the texts of an export with the greedy texts of transformers.
+    """Compares the texts of an export, which `generate` runs, with the greedy texts of transformers.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): that was exported.
-        processor (`WhisperProcessor`): of the model.
-        generate (`Callable`): the export in its runtime.
-        rows (`Dataset` or `Sequence[Mapping]`): with `audio` of up to one window and possibly `id`.
-        expected (`Mapping[int, str]`, *optional*): from [`greedy_texts`], where several exports are checked.
-        language (`str`, *optional*): of multilingual models; detected where left out.
-        batch_size (`int`, *optional*, defaults to 16): recordings per pass.
+    `rows` have `audio` of up to one window and possibly `id`; `expected` comes from [`greedy_texts`], where several
+    exports are checked.
     """
     if expected is None:
         expected = greedy_texts(model, processor, rows, language=language, batch_size=batch_size)

@@ -5,18 +5,9 @@ from pathlib import Path
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.export import check_exportable, new_folder
-from hf_distil_whisper.inference.ctranslate2 import convert_to_ctranslate2, import_ctranslate2
+from hf_distil_whisper.inference.ctranslate2 import convert_to_ctranslate2, import_runtime
 
-QUANTIZATIONS = (
-    "float32",
-    "float16",
-    "bfloat16",
-    "int8",
-    "int8_float32",
-    "int8_float16",
-    "int8_bfloat16",
-    "int16",
-)
+QUANTIZATIONS = ("float32", "float16", "bfloat16", "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16")
 """Types of the weights on disk, the default first."""
 
 
@@ -50,7 +41,7 @@ def export_ctranslate2(
         faster_whisper.WhisperModel("student-ct2").transcribe("talk.wav")
         ```
     """
-    import_ctranslate2()
+    import_runtime("ctranslate2", "ct2")
     check_exportable(model, quantization, QUANTIZATIONS)
     with new_folder(folder) as part:
         convert_to_ctranslate2(model, processor, part, quantization)

@@ -4,7 +4,7 @@ import atexit
 import re
 import struct
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -95,14 +95,7 @@ def export_ggml(
 
 
 def check_whisper_cpp(model: WhisperForConditionalGeneration) -> None:
-    """Checks that whisper.cpp can run a model.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): may be on the meta device.
-
-    Raises:
-        ValueError: for a vocabulary, window or feed-forward size that whisper.cpp does not support.
-    """
+    """Raises a `ValueError` for a vocabulary, window or feed-forward size that whisper.cpp has not built in."""
     config = model.config
     end = OFFICIAL_VOCABULARIES.get(config.vocab_size)
     if end is None or config.eos_token_id != end:
@@ -136,8 +129,10 @@ def _write_header(
         *(config.num_mel_bins, _PACKED[quantization][1]),
     )
     file.write(struct.pack("<12i", _MAGIC, *sizes))
+    # whisper.cpp computes its features with the file's filters: (mel bins, frequencies), transformers has them turned.
     filters = np.ascontiguousarray(processor.feature_extractor.mel_filters.T, dtype="<f4")
     file.write(struct.pack("<2i", *filters.shape) + filters.tobytes())
+    # The tokenizer writes each byte as a printable character, as GPT-2's does; the file holds the bytes.
     raw = {character: byte for byte, character in bytes_to_unicode().items()}
     # Text tokens only: the runtime adds the special ones behind the last that is written.
     count = OFFICIAL_VOCABULARIES[config.vocab_size]
@@ -154,6 +149,7 @@ def _named_weights(model: WhisperForConditionalGeneration) -> Iterator[tuple[str
         for pattern, replacement in _NAMES.items():
             name = re.sub(pattern, replacement, name)
         array = weight.detach().float().cpu().numpy()
+        # The runtime adds a convolution's bias to (channels, frames) and broadcasts it from (channels, 1).
         yield name, array[:, None] if re.fullmatch(r"encoder\.conv\d\.bias", name) else array
 
 
@@ -173,19 +169,13 @@ def _write_tensor(file: BinaryIO, name: str, weight: np.ndarray, quantization: s
         )
     encoded = name.encode()
     file.write(struct.pack("<3i", weight.ndim, len(encoded), tensor_type))
+    # ggml lists dimensions from the fastest one on.
     file.write(struct.pack(f"<{weight.ndim}i", *reversed(weight.shape)) + encoded)
     file.write(pack(weight).tobytes())
 
 
 def pack_q8_0(weights: np.ndarray) -> np.ndarray:
-    """Blocks of 32 weights as a half-precision scale and 32 signed bytes.
-
-    Args:
-        weights (`np.ndarray`): float32, rows of a multiple of 32.
-
-    Returns:
-        `np.ndarray`: (blocks, 34) bytes.
-    """
+    """Blocks of 32 weights as a half-precision scale and 32 signed bytes, (blocks, 34)."""
     blocks = weights.astype(np.float32).reshape(-1, BLOCK)
     scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     scaled = blocks * _inverse(scales)
@@ -194,20 +184,15 @@ def pack_q8_0(weights: np.ndarray) -> np.ndarray:
 
 
 def pack_q5_0(weights: np.ndarray) -> np.ndarray:
-    """Blocks of 32 weights as a half-precision scale, the 32 fifth bits, and the low four bits of two weights a byte.
-
-    Args:
-        weights (`np.ndarray`): float32, rows of a multiple of 32.
-
-    Returns:
-        `np.ndarray`: (blocks, 22) bytes.
-    """
+    """Blocks of 32 weights as a half-precision scale, 32 fifth bits, and two weights' low bits per byte."""
     blocks = weights.astype(np.float32).reshape(-1, BLOCK)
+    # -16 has no positive counterpart in five bits: the weight of largest magnitude gets it, whatever its sign.
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)
     scales = largest / np.float32(-16)
     levels = np.minimum((blocks * _inverse(scales) + np.float32(16.5)).astype(np.int8), 31).astype(np.uint8)
     low, high = levels & 15, levels >> 4
     fifth = np.packbits(high, axis=1, bitorder="little")
+    # The first half of a block in the low four bits of 16 bytes, the second half in the high ones.
     halves = low[:, : BLOCK // 2] | low[:, BLOCK // 2 :] << 4
     return np.concatenate([scales.astype("<f2").view(np.uint8), fifth, halves], axis=1)
 
@@ -236,16 +221,11 @@ _MAX_TOKENS = 219
 
 
 class GgmlGenerator:
-    """Greedy search of whisper.cpp through its Python binding `pywhispercpp`, to check an export.
+    """Greedy search of whisper.cpp through its Python binding `pywhispercpp`, to check what [`export_ggml`] wrote.
 
     whisper.cpp always suppresses special tokens and leading blanks, and a built-in list of non-speech symbols where
     the generation config suppresses any text token. Temperature fallback and the silence threshold are switched off.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): that was exported; only its configs are read.
-        folder (`str` or `Path`): written by [`export_ggml`].
-        language (`str`, *optional*): of all windows; detected where left out.
-        max_new_tokens (`int`, *optional*): per window; by default, and at most, whisper.cpp's 219.
+    Of `model` only the configs are read; `max_new_tokens` is at most whisper.cpp's 219.
     """
 
     def __init__(
@@ -272,16 +252,9 @@ class GgmlGenerator:
             raise ValueError(f"whisper.cpp does not load {file}: {' '.join(self._messages)}")
         weakref.finalize(self, runtime.whisper_free, self._context)
 
-    def __call__(
-        self, input_features: Tensor, *, languages: Sequence[str | None] | None = None
-    ) -> list[TokenSequence]:
-        """Tokens of a batch of windows, one window after the other.
-
-        Args:
-            input_features (`Tensor`): log-mel of shape (batch, mel bins, frames), padded to the window.
-            languages (`Sequence[str | None]`, *optional*): of each window.
-        """
-        codes = resolve_languages(self._model, languages or self._language, "transcribe", len(input_features))
+    def __call__(self, input_features: Tensor) -> list[TokenSequence]:
+        """Tokens of log-mel features (batch, mel bins, frames), one window after the other."""
+        codes = resolve_languages(self._model, self._language, "transcribe", len(input_features))
         sequences = []
         for features, code in zip(input_features.float().cpu().numpy(), codes, strict=True):
             bins, frames = features.shape

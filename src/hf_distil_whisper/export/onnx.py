@@ -5,7 +5,7 @@ import hashlib
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +19,7 @@ from hf_distil_whisper.checkpoints import save_generation_config, save_processor
 from hf_distil_whisper.export import check_exportable, new_folder
 from hf_distil_whisper.inference.ctranslate2 import import_runtime
 from hf_distil_whisper.inference.generation import TokenSequence, logits_rules, strip_end
-from hf_distil_whisper.inference.prompt import (
-    decoder_prefix,
-    language_tokens,
-    max_generated_tokens,
-    resolve_languages,
-)
+from hf_distil_whisper.inference.prompt import decoder_prefix, language_tokens, max_generated_tokens, resolve_languages
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -98,26 +93,15 @@ def export_onnx(
 
 
 def cache_names(prefix: str, layers: int, parts: tuple[str, ...] = ("decoder", "encoder")) -> list[str]:
-    """Names of keys and values in optimum and transformers.js.
-
-    Args:
-        prefix (`str`): "past_key_values" or "present".
-        layers (`int`): of the decoder.
-        parts (`tuple[str, ...]`, *optional*): "decoder" for self-attention, "encoder" for cross-attention.
-    """
-    return [
-        f"{prefix}.{layer}.{part}.{kind}" for layer in range(layers) for part in parts for kind in ("key", "value")
-    ]
+    """Names of self-attention ("decoder") and cross-attention ("encoder") keys and values in optimum."""
+    kinds = ("key", "value")
+    return [f"{prefix}.{layer}.{part}.{kind}" for layer in range(layers) for part in parts for kind in kinds]
 
 
 class OnnxGenerator:
-    """Greedy search over the exported graphs by onnxruntime on the CPU, to check an export.
+    """Greedy search by onnxruntime on the CPU over the graphs that [`export_onnx`] wrote, to check them.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): that was exported; only its configs are read.
-        folder (`str` or `Path`): written by [`export_onnx`].
-        language (`str`, *optional*): of all windows; detected where left out.
-        max_new_tokens (`int`, *optional*): per window; by default as many as the decoder has positions for.
+    Of `model` only the configs are read.
     """
 
     def __init__(
@@ -137,16 +121,9 @@ class OnnxGenerator:
             self._session(Path(folder, ONNX_FOLDER), name) for name in names
         )
 
-    def __call__(
-        self, input_features: Tensor, *, languages: Sequence[str | None] | None = None
-    ) -> list[TokenSequence]:
-        """Tokens of a batch of windows.
-
-        Args:
-            input_features (`Tensor`): log-mel of shape (batch, mel bins, frames), padded to the window.
-            languages (`Sequence[str | None]`, *optional*): of each window.
-        """
-        codes = resolve_languages(self._model, languages or self._language, "transcribe", len(input_features))
+    def __call__(self, input_features: Tensor) -> list[TokenSequence]:
+        """Tokens of log-mel features (batch, mel bins, frames), padded to the window."""
+        codes = resolve_languages(self._model, self._language, "transcribe", len(input_features))
         # One window at a time, as `encode` does on a CPU: faster than the batch.
         windows = input_features.float().cpu().numpy()[:, None]
         hidden = np.concatenate([self._encoder.run(None, {"input_features": window})[0] for window in windows])
@@ -232,7 +209,10 @@ class _Decoder(nn.Module):
 
 
 class _DecoderWithPast(_Decoder):
-    """The decoder on further tokens: logits, then the grown self-attention keys and values."""
+    """The decoder on further tokens: logits, then the grown self-attention keys and values.
+
+    `past` holds keys and values of self- and cross-attention layer by layer, each (batch, heads, length, head_dim).
+    """
 
     def forward(self, input_ids: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         self_cache, cross_cache = DynamicCache(), DynamicCache()
@@ -320,24 +300,19 @@ def _with_precision(graph: "ModelProto", quantization: str) -> "ModelProto":
         halved.topological_sort()
         return halved.model
     if quantization == "int8":
-        return _int8(graph)
-    return graph
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
 
-
-def _int8(graph: "ModelProto") -> "ModelProto":
-    """Matrix products and embeddings in 8 bits; the two convolutions stay in float32."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    fold_transposed_weights(graph)
-    with tempfile.TemporaryDirectory() as work:
-        file = Path(work, "int8.onnx")
-        with _quiet():
+        _fold_transposed_weights(graph)
+        with tempfile.TemporaryDirectory() as work, _quiet():
+            file = Path(work, "int8.onnx")
+            # Matrix products with a weight and embeddings; convolutions and products of activations stay in float32.
             quantize_dynamic(
                 graph, file, op_types_to_quantize=["MatMul", "Gather"], per_channel=True,
                 weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
             )  # fmt: skip
-        return onnx.load(file)
+            return onnx.load(file)
+    return graph
 
 
 def _save(graph: "ModelProto", file: Path) -> None:
@@ -350,20 +325,14 @@ def _save(graph: "ModelProto", file: Path) -> None:
 
 
 def merge_decoders(first: "ModelProto", further: "ModelProto") -> "ModelProto":
-    """One graph for the decoder with and without past, as optimum merges them and transformers.js loads them.
+    """One graph for the decoder without (`first`) and with past (`further`), as optimum merges them.
 
     With past, the outputs for the cross-attention keys and values are empty: the caller has them already.
-
-    Args:
-        first (`ModelProto`): decoder on a prefix.
-        further (`ModelProto`): decoder on further tokens, with past keys and values.
-
-    Returns:
-        `ModelProto`: with the inputs of both and `use_cache_branch`; the arguments are left as they are.
     """
     import onnx
     from onnx import TensorProto, helper
 
+    # An `If` has no inputs: its branches read tokens, caches and weights, each stored once, from the graph around it.
     shared: dict[str, TensorProto] = {}
     branches = {name: _branch(model.graph, name, shared) for name, model in (("further", further), ("first", first))}
     _add_empty_outputs(branches["further"], first.graph)
@@ -384,12 +353,13 @@ def merge_decoders(first: "ModelProto", further: "ModelProto") -> "ModelProto":
 
 def _branch(graph: "GraphProto", name: str, shared: dict[str, "TensorProto"]) -> "GraphProto":
     """A subgraph that reads inputs and weights from the outer graph; equal weights are `shared`, by their digest."""
-    from onnx import GraphProto
+    from onnx import GraphProto, numpy_helper
 
     branch = GraphProto(name=name)
     renamed = {value.name: value.name for value in graph.input}
     for weight in graph.initializer:
-        digest = _digest(weight)
+        array = numpy_helper.to_array(weight)
+        digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
         if digest not in shared:
             shared[digest] = type(weight)()
             shared[digest].CopyFrom(weight)
@@ -435,21 +405,8 @@ def _free_shape(value: "ValueInfoProto") -> "ValueInfoProto":
     return helper.make_tensor_value_info(value.name, kind.elem_type, [dim.dim_value or None for dim in kind.shape.dim])
 
 
-def _digest(weight: "TensorProto") -> str:
-    from onnx import numpy_helper
-
-    array = numpy_helper.to_array(weight)
-    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
-
-
-def fold_transposed_weights(model: "ModelProto") -> None:
-    """Replaces transposed weights by weights stored the other way round, in place.
-
-    The quantiser only quantises products with a constant, and a transposed weight is not one to it.
-
-    Args:
-        model (`ModelProto`): changed.
-    """
+def _fold_transposed_weights(model: "ModelProto") -> None:
+    """Stores weights the other way round, in place: to the quantiser a transposed weight is no constant."""
     from onnx import numpy_helper
 
     graph = model.graph

@@ -8,22 +8,10 @@ from typing import Any
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    AudioError,
-    audio_blocks,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
 from hf_distil_whisper.inference.decoder import Assistant
-from hf_distil_whisper.inference.encoder import (
-    encode,
-    window_features,
-    window_seconds,
-)
-from hf_distil_whisper.inference.generation import (
-    GenerationSettings,
-    TokenSequence,
-    generate_tokens,
-)
+from hf_distil_whisper.inference.encoder import encode, window_features, window_seconds
+from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import (
     Transcription,
     TranscriptionStatistics,
@@ -33,11 +21,7 @@ from hf_distil_whisper.inference.output import (
     segments_of,
     timed_tokens,
 )
-from hf_distil_whisper.inference.prompt import (
-    prefix_tokens,
-    resolve_languages,
-    timestamp_begin,
-)
+from hf_distil_whisper.inference.prompt import prefix_tokens, resolve_languages, timestamp_begin
 from hf_distil_whisper.inference.speculative import DraftCounts
 from hf_distil_whisper.inference.word_timestamps import (
     TimedToken,
@@ -63,29 +47,12 @@ def chunk_length_after(mean_duration: float) -> float:
     The paper (appendix D.4, Table 23) has two points: a model trained on windows of 30 s is best with chunks of 30 s,
     one trained on utterances of 7.1 s with chunks of 15 s. The rule changes at 15 s: with a longer mean, chunks of
     15 s would be shorter than most of the training data.
-
-    Args:
-        mean_duration (`float`): of the training rows, in seconds.
-
-    Returns:
-        `float`: 15.0 up to a mean of 15 s (corpora of single utterances), else 30.0 (utterances packed to windows).
     """
     return SHORT_CHUNK if mean_duration <= SHORT_CHUNK else LONG_CHUNK
 
 
 def default_chunk_length(model: WhisperForConditionalGeneration, processor: WhisperProcessor) -> float:
-    """Chunk length of a model: `chunk_length_s` of its generation config, which a training here writes, or 30 s.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): student or teacher.
-        processor (`WhisperProcessor`): of the model; no chunk is longer than its window.
-
-    Returns:
-        `float`: seconds.
-
-    Raises:
-        ValueError: if the entry is not a positive number.
-    """
+    """Chunk length of a model: `chunk_length_s` of its generation config, which a training here writes, or 30 s."""
     seconds = model.generation_config.to_dict().get(CHUNK_LENGTH_ENTRY)
     if seconds is None:
         seconds = LONG_CHUNK
@@ -106,21 +73,16 @@ class Chunk:
 
 
 def cut_chunks(blocks: Iterable[np.ndarray], chunk_length: float, stride: float) -> Iterator[tuple[Chunk, np.ndarray]]:
-    """Cuts a recording into chunks that overlap by two strides, as the transformers pipeline does.
+    """Cuts blocks of samples into chunks that overlap by two strides, as the transformers pipeline does.
 
-    Args:
-        blocks (`Iterable[np.ndarray]`): the recording in blocks of samples, from [`audio_blocks`]; consumed lazily.
-        chunk_length (`float`): seconds.
-        stride (`float`): seconds at either side of a chunk that its neighbour covers too, so that a word cut in one
-            chunk is complete in the other.
-
-    Yields:
-        `tuple[Chunk, np.ndarray]`: position and samples, in order; the last chunk reaches the end of the recording.
+    A word that is cut at the edge of one chunk is complete in its neighbour. The last chunk may be shorter.
     """
     length, margin = round(chunk_length * SAMPLING_RATE), round(stride * SAMPLING_RATE)
     start, buffer = 0, np.zeros(0, dtype=np.float32)
     for block in blocks:
         buffer = np.concatenate([buffer, block]) if len(buffer) else block
+        # Not `>=`: the chunk that ends the recording has no neighbour behind it, and must not be followed by a rest
+        # that lies in its overlap only.
         while len(buffer) > length:
             yield Chunk(start, start + length), buffer[:length]
             start += length - 2 * margin
@@ -130,13 +92,7 @@ def cut_chunks(blocks: Iterable[np.ndarray], chunk_length: float, stride: float)
 
 
 def check_chunks(chunk_length: float, stride: float, window: float) -> None:
-    """Raises a `ValueError` for chunks longer than the encoder's window, or that would never advance.
-
-    Args:
-        chunk_length (`float`): seconds.
-        stride (`float`): seconds.
-        window (`float`): length of the encoder's window, in seconds.
-    """
+    """Raises a `ValueError` for chunks longer than the encoder's window, or that would never advance; in seconds."""
     if not 0 < chunk_length <= window:
         raise ValueError(
             f"`chunk_length` is {chunk_length} s, expected more than 0 and at most the {window:g} s that the model's "
@@ -150,21 +106,12 @@ def check_chunks(chunk_length: float, stride: float, window: float) -> None:
 
 
 def join_spans(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]:
-    """Spans of each chunk's tokens that make up the joined text, by the longest common sequence of neighbours.
+    """Spans (chunk, start, stop) of the chunks' text tokens that make up the joined text; empty ones are left out.
 
-    Every alignment of the end of one chunk with the start of the next is tried; the best has the largest share of
-    equal tokens, with ties won by longer ones and at least two equal tokens. Up to the middle of the match the left
-    chunk is taken, from there on the right one. The choice is that of transformers' `_find_longest_common_sequence`;
-    spans instead of tokens let times follow the words.
-
-    Args:
-        sequences (`Sequence[Sequence[int]]`): text tokens per chunk, in order.
-
-    Returns:
-        `list[tuple[int, int, int]]`: (chunk, start, stop), in order; empty spans are left out.
+    The choice is that of transformers' `_find_longest_common_sequence`; spans instead of tokens let times follow the
+    words.
     """
-    spans = []
-    start = 0
+    spans, start = [], 0
     for index in range(1, len(sequences)):
         left, right = np.asarray(sequences[index - 1][start:]), np.asarray(sequences[index])
         left_middle, right_middle = _best_overlap(left, right)
@@ -178,11 +125,14 @@ def join_spans(sequences: Sequence[Sequence[int]]) -> list[tuple[int, int, int]]
 def _best_overlap(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
     """Positions at which to leave the left sequence and to enter the right one."""
     best, middles = 0.0, (len(left), 0)
+    # Every alignment of the end of the left chunk with the start of the right one: a shift of n compares n tokens, up
+    # to the length of the shorter chunk. The largest share of equal tokens wins, of equal shares the longer overlap.
     for shift in range(1, len(left) + len(right)):
         left_start, left_stop = max(0, len(left) - shift), min(len(left), len(left) + len(right) - shift)
         right_start, right_stop = max(0, shift - len(left)), min(len(right), shift)
         equal = int(np.sum(left[left_start:left_stop] == right[right_start:right_stop]))
         score = equal / shift + shift / 10_000.0
+        # A single equal token is no overlap. Each side is cut in the middle of the match, away from either edge.
         if equal > 1 and score > best:
             best, middles = score, ((left_start + left_stop) // 2, (right_start + right_stop) // 2)
     return middles
@@ -190,17 +140,11 @@ def _best_overlap(left: np.ndarray, right: np.ndarray) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class WindowTokens:
-    """Generated tokens of one window.
-
-    Args:
-        sequence ([`TokenSequence`]): with statistics.
-        timed (`list[TimedToken]`): the same tokens with their times, for word timestamps; else empty.
-        language (`str`, *optional*): English name, by which tokens are split into words.
-    """
+    """Generated tokens of one window."""
 
     sequence: TokenSequence
-    timed: list[TimedToken]
-    language: str | None = None
+    timed: list[TimedToken]  # the same tokens with their times, for word timestamps; else empty
+    language: str | None = None  # English name, by which tokens are split into words
 
 
 def transcribe_windows(
@@ -210,15 +154,7 @@ def transcribe_windows(
     settings: GenerationSettings,
     assistant: Assistant | None = None,
 ) -> list[WindowTokens]:
-    """Generates tokens for one batch of recordings of up to one window.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        processor (`WhisperProcessor`): of the model.
-        recordings (`Sequence[np.ndarray]`): float32 mono at 16 kHz.
-        settings ([`GenerationSettings`]): `return_timestamps="word"` fills `timed`.
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): see [`create_assistant`].
-    """
+    """Generates tokens for one batch of recordings of up to one window, float32 mono at 16 kHz."""
     features = window_features(model, processor, recordings)
     hidden = encode(model, features)  # (batch, frames, d_model), shared by generation, statistics and word times
     sequences = generate_tokens(
@@ -287,6 +223,7 @@ def transcribe_chunked(
     """
     settings = replace(settings or GenerationSettings(), **keywords)
     length = default_chunk_length(model, processor) if chunk_length is None else chunk_length
+    # The pipeline's default overlap: a third of a chunk is transcribed twice, and joined by its words.
     stride = length / 6 if stride is None else stride
     if settings.return_timestamps == "word":
         alignment_heads(model)  # missing or wrong ones fail before the work
@@ -315,6 +252,7 @@ def _join(
     return_timestamps: bool,
 ) -> tuple[Transcription, list[tuple[int, int, int]]]:
     """The joined transcription, and the spans of [`join_spans`]; each word has the times of its chunk's stretch."""
+    # A model forgets its timestamps, or does not predict any: then the whole chunk is one stretch.
     stretches = [
         timed_tokens(sequence.tokens, timestamp_begin, chunk.start / SAMPLING_RATE, chunk.stop / SAMPLING_RATE)
         for chunk, sequence in zip(chunks, sequences, strict=True)
@@ -357,12 +295,7 @@ def _joined_words(
 
 
 def window_statistics(sequences: Sequence[TokenSequence], text: str) -> TranscriptionStatistics:
-    """Sums up the windows of one recording, weighted by their tokens.
-
-    Args:
-        sequences (`Sequence[TokenSequence]`): per window, with statistics.
-        text (`str`): of the recording.
-    """
+    """Sums up the windows of one recording, weighted by their tokens."""
     weights = [len(sequence.tokens) + (not sequence.truncated) for sequence in sequences]
     log_probs = [sequence.mean_log_prob or 0.0 for sequence in sequences]
     drafts = [sequence.drafts for sequence in sequences if sequence.drafts is not None]

@@ -18,10 +18,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
-from hf_distil_whisper.checkpoints import (
-    save_checkpoint,
-    weights_fingerprint,
-)
+from hf_distil_whisper.checkpoints import save_checkpoint, weights_fingerprint
 from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence
 from hf_distil_whisper.inference.prompt import (
     decoder_prefix,
@@ -41,15 +38,7 @@ MAX_PARALLEL_PARTS = 4
 
 
 def import_runtime(name: str, extra: str) -> ModuleType:
-    """Imports an optional runtime.
-
-    Args:
-        name (`str`): module of the runtime.
-        extra (`str`): extra of this package that installs it.
-
-    Raises:
-        ImportError: if it is not installed; the message names the extra.
-    """
+    """Imports an optional runtime; an `ImportError` names the extra of this package that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -58,23 +47,11 @@ def import_runtime(name: str, extra: str) -> ModuleType:
         ) from error
 
 
-def import_ctranslate2() -> ModuleType:
-    """CTranslate2, or an error that names the extra `ct2`."""
-    return import_runtime("ctranslate2", "ct2")
-
-
 def convert_to_ctranslate2(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: Path, quantization: str = "float32"
 ) -> None:
-    """Writes the weights, tokenizer and feature extractor settings that CTranslate2 and faster-whisper load.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): left as it is.
-        processor (`WhisperProcessor`): of the model.
-        folder (`Path`): existing folder; files of the same names are overwritten.
-        quantization (`str`, *optional*, defaults to `"float32"`): type of the weights on disk.
-    """
-    import_ctranslate2()
+    """Writes what CTranslate2 and faster-whisper load into an existing folder."""
+    import_runtime("ctranslate2", "ct2")
     from ctranslate2.converters import TransformersConverter
 
     with tempfile.TemporaryDirectory(dir=folder.parent) as checkpoint:  # the converter reads a checkpoint from disk
@@ -108,14 +85,9 @@ class Ctranslate2Generator:
     The tokens are those of transformers unless two are equally likely up to rounding. `mean_log_prob` is taken from
     CTranslate2's search, after the timestamp rules and suppressed tokens, which [`generate_tokens`] leaves out.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): converted on first use, into the Hugging Face cache.
-        processor (`WhisperProcessor`): of the model.
-        settings ([`GenerationSettings`], *optional*): language, task, beams, length and timestamps.
-        compute_type (`str`, *optional*, defaults to `"default"`): type of weights and matrix products: "float32" on a
-            CPU by default; "int8", "float16" (GPU), ...
-        folder (`str` or `Path`, *optional*): written by [`export_ctranslate2`], in place of the conversion.
-        keywords: fields of [`GenerationSettings`], which replace those of `settings`.
+    The model is converted on first use, into the Hugging Face cache, unless `folder` holds it already, as
+    [`export_ctranslate2`] writes it. `compute_type` is the type of weights and matrix products, "float32" on a CPU by
+    default. Of `settings` (or `keywords`, its fields), language, task, beams, length and timestamps apply.
 
     Raises:
         ImportError: without the extra `ct2`.
@@ -132,7 +104,7 @@ class Ctranslate2Generator:
         folder: str | Path | None = None,
         **keywords: Any,
     ):
-        runtime = import_ctranslate2()
+        runtime = import_runtime("ctranslate2", "ct2")
         settings = replace(settings or GenerationSettings(), **keywords)
         resolve_languages(model, settings.language, settings.task, 1)  # fail before the conversion
         self._model, self._settings = model, settings
@@ -142,6 +114,7 @@ class Ctranslate2Generator:
         suppress_tokens = list(config.suppress_tokens or [])
         if not self._timestamps:
             suppress_tokens += range(timestamp_begin(model), model.config.vocab_size)
+        # By default CTranslate2 takes its lists from the converted config, and starts no transcript after 1 s.
         max_initial = getattr(config, "max_initial_timestamp_index", None)
         self._options = {
             "beam_size": settings.num_beams,
@@ -174,19 +147,13 @@ class Ctranslate2Generator:
         encoder_hidden_states: Tensor | None = None,
         languages: Sequence[str | None] | None = None,
     ) -> list[TokenSequence]:
-        """Tokens of a batch of windows, with their statistics.
-
-        Args:
-            input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), padded to the window;
-                not needed with `encoder_hidden_states`.
-            encoder_hidden_states (`Tensor`, *optional*): (batch, frames, d_model), if the encoder has already run.
-            languages (`Sequence[str | None]`, *optional*): of each window, in place of the one for all.
-        """
+        """Tokens of a batch of windows, with their statistics; arguments as in [`generate_tokens`]."""
         windows = input_features if encoder_hidden_states is None else encoder_hidden_states
         if windows is None:
             raise ValueError(
                 "Ctranslate2Generator: expected `input_features` or `encoder_hidden_states`, got neither."
             )
+        # CTranslate2 takes features or hidden states, and tells them by their shape.
         array = np.ascontiguousarray(windows.float().cpu().numpy())
         task = self._settings.task
         codes = resolve_languages(self._model, languages or self._settings.language, task, len(array))

@@ -23,17 +23,11 @@ TOKENS_PER_SECOND, PREFIX_TOKENS = 6.0, 6
 
 @dataclass(frozen=True)
 class RowTokens:
-    """The tokens generated for the rows of a dataset.
+    """The tokens generated for the rows of a dataset."""
 
-    Args:
-        sequences (`dict[int, TokenSequence]`): by row index, in order; rows that could not be read are missing.
-        durations (`dict[int, float]`): seconds of audio of the same rows.
-        seconds (`float`): time for features and generation, without reading and decoding the files.
-    """
-
-    sequences: dict[int, TokenSequence]
-    durations: dict[int, float]
-    seconds: float
+    sequences: dict[int, TokenSequence]  # by row index, in order; rows that could not be read are missing
+    durations: dict[int, float]  # seconds of audio of the same rows
+    seconds: float  # for features and generation, without reading and decoding the files
 
 
 def generate_rows(
@@ -48,16 +42,9 @@ def generate_rows(
 ) -> RowTokens:
     """Generates tokens for every row that can be read and fits into one window, with a progress bar.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        processor (`WhisperProcessor`): of the model.
-        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` as [`load_audio`] takes it, and optionally `id`.
-        errors (`RowErrors`): receives the rows that cannot be read or are longer than the window.
-        generate (`Callable[..., list[TokenSequence]]`): called with `input_features` (batch, mel bins, frames): a
-            `partial` of [`generate_tokens`], or another runtime's generator.
-        load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): turns a row's `audio` into samples
-            at 16 kHz; gets its id as `name`.
-        batch_size (`int`, *optional*, defaults to 16): rows per forward pass at most.
+    Rows have `audio` and optionally `id`; `load` turns the one into samples at 16 kHz and gets the other as `name`.
+    `errors` receives the rows that are left out. `generate` is called with `input_features` (batch, mel bins, frames):
+    a `partial` of [`generate_tokens`], or another runtime's generator.
     """
     sequences: dict[int, TokenSequence] = {}
     durations: dict[int, float] = {}
@@ -110,16 +97,10 @@ def feature_batches(
 
 
 def batches_by_length(lengths: Sequence[float], batch_size: int, token_budget: int | None = None) -> list[list[int]]:
-    """Groups the indices of `lengths` into batches of similar length, longest first.
+    """Groups the indices of `lengths`, in seconds, into batches of up to `batch_size`, longest first.
 
-    Args:
-        lengths (`Sequence[float]`): seconds of each recording.
-        batch_size (`int`): recordings per batch at most.
-        token_budget (`int`, *optional*): expected tokens per batch at most, where each recording counts as the longest
-            of its batch: short recordings come in larger batches than long ones.
-
-    Raises:
-        ValueError: for a limit below 1.
+    `token_budget` limits the expected tokens of a batch, where each recording counts as the longest of its batch:
+    short recordings come in larger batches than long ones.
     """
     for name, limit in (("batch_size", batch_size), ("token_budget", token_budget)):
         if limit is not None and limit < 1:
@@ -140,10 +121,7 @@ def batches_by_length(lengths: Sequence[float], batch_size: int, token_budget: i
 class AudioProgress:
     """A progress bar over rows that also shows hours of audio and the real-time factor.
 
-    Args:
-        total (`int`, *optional*): rows; None if unknown.
-        description (`str`): shown before the bar.
-        initial (`int`, *optional*, defaults to 0): rows that were done before; they do not count for the speed.
+    `initial` rows were done before and do not count for the speed; `total` is None if unknown.
     """
 
     def __init__(self, total: int | None, description: str, initial: int = 0):
@@ -153,7 +131,7 @@ class AudioProgress:
         self._seconds, self._start = 0.0, time.perf_counter()
 
     def update(self, rows: float, seconds: float) -> None:
-        """Counts rows (or fractions of them, if utterances were joined) and seconds of audio."""
+        """Counts rows, fractions of them if utterances were joined, and seconds of audio."""
         self._pending += rows
         self._seconds += seconds
         if self._seconds:

@@ -25,15 +25,10 @@ Assistant: TypeAlias = WhisperForCausalLM | WhisperForConditionalGeneration
 
 
 class KVCacheDecoder:
-    """Whisper decoder with a preallocated KV cache; rows may be at different positions.
+    """Whisper decoder with a KV cache that grows up to `max_length`; rows may be at different positions.
 
-    Different positions are needed for batched speculative decoding, where each row accepts a different number of
-    drafted tokens. Rejected tokens stay in the cache until the next forward pass overwrites them.
-
-    Args:
-        model (`WhisperForConditionalGeneration` or `WhisperForCausalLM`): in eval mode.
-        encoder_hidden_states (`Tensor`): (batch, frames, d_model).
-        max_length (`int`): positions that the cache may grow to.
+    Batched speculative decoding needs that: each row accepts a different number of drafted tokens. Rejected ones stay
+    in the cache until the next forward pass overwrites them.
     """
 
     def __init__(self, model: Assistant, encoder_hidden_states: Tensor, max_length: int):
@@ -54,12 +49,10 @@ class KVCacheDecoder:
         ]  # fmt: skip
 
     def forward(self, input_ids: Tensor, cache_position: int | Tensor, num_logits: int = 1) -> Tensor:
-        """Decodes tokens, writes them to the cache and returns logits, (batch, num_logits, vocab), in float32.
+        """Writes tokens to the cache and returns the logits of the last ones, (batch, num_logits, vocab), in float32.
 
-        Args:
-            input_ids (`Tensor`): (batch, length), tokens that are not in the cache yet or replace what is there.
-            cache_position (`int` or `Tensor`): position of the first token, in all rows or per row, (batch,).
-            num_logits (`int`, *optional*, defaults to 1): number of last tokens to return logits for.
+        `input_ids`, (batch, length), go to `cache_position` and behind it, in all rows or per row, (batch,); they
+        replace what is there.
         """
         positions = _CachePositions(input_ids, cache_position)
         self._grow(positions.stop)
@@ -160,18 +153,9 @@ def greedy_decode(
 ) -> Tensor:
     """Appends the most probable allowed token until every row has ended: the tokens of `generate`, faster.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        encoder_hidden_states (`Tensor`): (batch, frames, d_model).
-        prefix (`Tensor`): (batch, prefix) token ids.
-        rules (`Callable[[Tensor, Tensor], Tensor]`): applied to the tokens so far, (batch, length), and the float32
-            logits of the next one, (batch, vocab): [`WhisperLogitsRules`], or a `LogitsProcessorList`.
-        eos_token_id (`int`): ends a row, and pads it from there on.
-        max_new_tokens (`int`): tokens behind the prefix at most, `eos_token_id` included.
-        min_new_tokens (`int`, *optional*, defaults to 0): no `eos_token_id` before.
-
-    Returns:
-        `Tensor`: (batch, prefix + new tokens).
+    Takes encoder hidden states (batch, frames, d_model) and a prefix (batch, prefix), and returns (batch, prefix + new
+    tokens), padded with `eos_token_id`. `rules`, [`WhisperLogitsRules`] or a `LogitsProcessorList`, get the tokens so
+    far, (batch, length), and the float32 logits of the next one, (batch, vocab).
     """
     batch_size, prefix_length = prefix.shape
     decoder = KVCacheDecoder(model, encoder_hidden_states, prefix_length + max_new_tokens)
@@ -209,18 +193,10 @@ class TimestampRules:
 
 
 class WhisperLogitsRules(LogitsProcessor):
-    """Sets the logits of forbidden tokens to minus infinity.
+    """Sets the logits of forbidden tokens to minus infinity, `begin_suppress_tokens` right behind the prefix only.
 
     The same as transformers' suppression and timestamp processors, but for several positions at once and rows of
-    different length, as speculative decoding needs it.
-
-    Args:
-        suppress_tokens (`Sequence[int]`): forbidden everywhere.
-        begin_suppress_tokens (`Sequence[int]`): forbidden at the first position behind the prefix.
-        prefix_length (`int`): the same for all rows.
-        vocab_size (`int`): size of the model's vocabulary.
-        device (`torch.device`): of the logits.
-        timestamps ([`TimestampRules`], *optional*): None without timestamps, which `suppress_tokens` then holds.
+    different length, as speculative decoding needs it. Without `timestamps`, `suppress_tokens` holds all of them.
     """
 
     def __init__(
@@ -246,12 +222,9 @@ class WhisperLogitsRules(LogitsProcessor):
         return self.apply(input_ids, lengths, scores.unsqueeze(1)).squeeze(1)
 
     def apply(self, sequences: Tensor, lengths: Tensor, logits: Tensor) -> Tensor:
-        """Applies the rules at several positions of rows of different length.
+        """Applies the rules to logits (batch, positions, vocab) from position `lengths` (batch,) of each row on.
 
-        Args:
-            sequences (`Tensor`): (batch, any length), prefix and generated tokens, with drafts at their positions.
-            lengths (`Tensor`): (batch,), position of each row's first logits; at least the prefix length.
-            logits (`Tensor`): (batch, positions, vocab) in float32; not modified.
+        `sequences`, (batch, any length), hold prefix and generated tokens, drafts included.
         """
         # Generated tokens before each position, (batch, positions).
         num_generated = lengths[:, None] + torch.arange(logits.shape[1], device=lengths.device) - self.prefix_length

@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import module_fingerprint
-from hf_distil_whisper.data.array_store import (
-    ArrayStore,
-    content_key,
-)
+from hf_distil_whisper.data.array_store import ArrayStore, content_key
 from hf_distil_whisper.data.audio import SAMPLING_RATE
 from hf_distil_whisper.data.features import log_mel
 
@@ -22,15 +19,7 @@ _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @torch.no_grad()
 def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Tensor:
-    """Encoder hidden states of a batch of windows, without gradient.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): teacher, or student with a frozen encoder.
-        input_features (`Tensor`): log-mel of shape (batch, mel bins, 2 * frames), in any precision.
-
-    Returns:
-        `Tensor`: (batch, frames, d_model).
-    """
+    """Encoder hidden states (batch, frames, d_model) of features (batch, mel bins, 2 * frames), without gradient."""
     encoder = model.model.encoder
     features = input_features.to(encoder.dtype)
     # One window at a time on a CPU: the activations of a batch exceed the CPU's caches, and glibc gives tensors above
@@ -41,13 +30,7 @@ def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Te
 
 
 class EncoderCache:
-    """Encoder hidden states by the content of the recording, in memory or in a folder that processes share.
-
-    Args:
-        encoder (`nn.Module`): a folder holds the hidden states of one encoder.
-        dtype (`torch.dtype`): of the hidden states.
-        folder (`str` or `Path`, *optional*): on a local disk, with the arrays in its subfolder `states`. None: in
-            memory.
+    """Encoder hidden states by the content of the recording, in memory or in a local folder that processes share.
 
     Raises:
         ValueError: if the folder is a URL.
@@ -67,12 +50,7 @@ class EncoderCache:
         return key in self._store
 
     def add(self, key: bytes, states: Tensor) -> None:
-        """Adds the hidden states of one recording, unless they are cached already.
-
-        Args:
-            key (`bytes`): from [`recording_key`].
-            states (`Tensor`): (frames, d_model), in any precision.
-        """
+        """Adds the hidden states (frames, d_model) of a recording with this [`recording_key`], unless it has them."""
         if key not in self._store:
             states = states.detach().to("cpu", self.dtype, copy=True)
             self._store.add(key, {"states": states.view(_BITS[self.dtype.itemsize]).numpy()})
@@ -116,14 +94,5 @@ def window_seconds(processor: WhisperProcessor) -> float:
 def window_features(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, recordings: Sequence[np.ndarray]
 ) -> Tensor:
-    """Log-mel features of recordings of up to one window, padded with silence to the window.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): for the dtype and device of the features.
-        processor (`WhisperProcessor`): for its feature extractor.
-        recordings (`Sequence[np.ndarray]`): float32 mono at 16 kHz.
-
-    Returns:
-        `Tensor`: (batch, mel bins, frames).
-    """
+    """Log-mel features (batch, mel bins, frames) of recordings at 16 kHz, padded with silence to the window."""
     return log_mel(processor.feature_extractor, recordings).to(model.device, model.dtype)

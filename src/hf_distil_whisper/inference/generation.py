@@ -76,22 +76,13 @@ class GenerationSettings:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """The tokens generated for one window.
+    """The tokens generated for one window."""
 
-    Args:
-        tokens (`list[int]`): without prefix and `<|endoftext|>`; with timestamp tokens if they were requested.
-        truncated (`bool`): whether `max_new_tokens` was reached before `<|endoftext|>`: the transcript stops
-            mid-sentence.
-        mean_log_prob (`float`, *optional*): see [`score_tokens`].
-        no_speech_prob (`float`, *optional*): see [`score_tokens`].
-        drafts ([`DraftCounts`], *optional*): how many drafted tokens were accepted, with an assistant.
-    """
-
-    tokens: list[int]
-    truncated: bool
-    mean_log_prob: float | None = None
+    tokens: list[int]  # without prefix and <|endoftext|>; with timestamp tokens if they were requested
+    truncated: bool  # `max_new_tokens` was reached before <|endoftext|>: the transcript stops mid-sentence
+    mean_log_prob: float | None = None  # as `no_speech_prob` from `score_tokens`
     no_speech_prob: float | None = None
-    drafts: DraftCounts | None = None
+    drafts: DraftCounts | None = None  # with an assistant
 
 
 @torch.inference_mode()
@@ -112,20 +103,10 @@ def generate_tokens(
     trained yet, and may never end. Timestamp tokens are suppressed unless they are requested. The model and its
     generation config are not modified.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        input_features (`Tensor`, *optional*): log-mel of shape (batch, mel bins, frames), padded to the window; not
-            needed with `encoder_hidden_states`, except by an assistant with its own encoder.
-        encoder_hidden_states (`Tensor`, *optional*): (batch, frames, d_model), if the encoder has already run.
-        settings ([`GenerationSettings`], *optional*): language, beams, length; greedy by default.
-        languages (`Sequence[str | None]`, *optional*): of each window, in place of `settings.language`.
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts tokens for the model,
-            greedy only; see [`create_assistant`].
-        statistics (`bool`, *optional*, defaults to `False`): also fill `mean_log_prob` and `no_speech_prob`.
-        keywords: fields of [`GenerationSettings`], which replace those of `settings`.
-
-    Returns:
-        `list[TokenSequence]`: one per window, in order.
+    Takes log-mel features (batch, mel bins, frames), padded to the window, or `encoder_hidden_states` (batch, frames,
+    d_model) in their stead: only an assistant with its own encoder needs both. `languages` has one for each window, in
+    place of `settings.language`; `statistics` also fills `mean_log_prob` and `no_speech_prob`; `keywords` are fields
+    of [`GenerationSettings`].
 
     Raises:
         ValueError: for lengths beyond the decoder's positions, unknown languages, an assistant with beams, or an
@@ -141,18 +122,21 @@ def generate_tokens(
             "leave out `assistant`."
         )
     return_timestamps = bool(settings.return_timestamps)
-    max_new_tokens = _max_new_tokens(model, settings)
+    allowed = max_generated_tokens(model, return_timestamps)
+    max_new_tokens = allowed if settings.max_new_tokens is None else settings.max_new_tokens
+    if not 1 <= max_new_tokens <= allowed:
+        raise ValueError(
+            f"`max_new_tokens` is {max_new_tokens}, expected 1 to {allowed}: the decoder's positions and the "
+            "generation config's `max_length` leave no more behind the prefix."
+        )
     codes = resolve_languages(model, languages or settings.language, settings.task, len(windows))
     if encoder_hidden_states is None:
         encoder_hidden_states = encode(model, windows)  # (batch, frames, d_model)
     prefix = prefix_tokens(model, encoder_hidden_states, codes, settings.task, return_timestamps)  # (batch, prefix)
     rules = logits_rules(model, prefix.shape[1], return_timestamps)
     eos_token_id = generation_entry(model, "eos_token_id")
-    limits = {
-        "eos_token_id": eos_token_id,
-        "max_new_tokens": max_new_tokens,
-        "min_new_tokens": settings.min_new_tokens or 0,
-    }
+    min_new_tokens = settings.min_new_tokens or 0
+    limits = {"eos_token_id": eos_token_id, "max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
     drafts: list[DraftCounts | None] = [None] * len(windows)
     if assistant is not None:
         sequences, drafts[:] = speculative_decode(
@@ -163,12 +147,11 @@ def generate_tokens(
         sequences = greedy_decode(model, encoder_hidden_states, prefix, rules, **limits)
     else:
         # GenerationMixin.generate is the search over one window that Whisper's own `generate` wraps into its loop.
+        # Its inputs are encoder outputs, of which it needs a mask (batch, frames) to expand them to the beams.
         sequences = GenerationMixin.generate(
             model,
             encoder_outputs=BaseModelOutput(last_hidden_state=encoder_hidden_states),
-            attention_mask=torch.ones(
-                encoder_hidden_states.shape[:2], dtype=torch.long, device=encoder_hidden_states.device
-            ),
+            attention_mask=prefix.new_ones(encoder_hidden_states.shape[:2]),
             decoder_input_ids=prefix,
             generation_config=_beam_search_config(model, settings, prefix.shape[1] + max_new_tokens),
             logits_processor=LogitsProcessorList([rules]),
@@ -190,17 +173,6 @@ def generate_tokens_cached(
     """[`generate_tokens`], with encoder hidden states from `cache`, which gets those of new windows."""
     states = encode_cached(model, input_features, cache)
     return generate_tokens(model, encoder_hidden_states=states, **keywords)
-
-
-def _max_new_tokens(model: WhisperForConditionalGeneration, settings: GenerationSettings) -> int:
-    allowed = max_generated_tokens(model, bool(settings.return_timestamps))
-    max_new_tokens = allowed if settings.max_new_tokens is None else settings.max_new_tokens
-    if not 1 <= max_new_tokens <= allowed:
-        raise ValueError(
-            f"`max_new_tokens` is {max_new_tokens}, expected 1 to {allowed}: the decoder's positions and the "
-            "generation config's `max_length` leave no more behind the prefix."
-        )
-    return max_new_tokens
 
 
 def _beam_search_config(
@@ -231,9 +203,9 @@ def logits_rules(
         timestamps = TimestampRules(first_timestamp, generation_entry(model, "eos_token_id"), max_initial)
     else:
         suppress_tokens += range(first_timestamp, model.config.vocab_size)
-    begin_suppress_tokens = config.begin_suppress_tokens or []
+    begin_suppress_tokens, vocab_size = config.begin_suppress_tokens or [], model.config.vocab_size
     return WhisperLogitsRules(
-        suppress_tokens, begin_suppress_tokens, prefix_length, model.config.vocab_size, model.device, timestamps
+        suppress_tokens, begin_suppress_tokens, prefix_length, vocab_size, model.device, timestamps
     )
 
 
@@ -250,11 +222,10 @@ def score_tokens(
     tokens: Sequence[Sequence[int]],
     truncated: Sequence[bool],
 ) -> list[tuple[float, float]]:
-    """How confident the model is of generated tokens, and of there being speech at all.
+    """Mean log-probability per token, and probability of `<|nospeech|>`, of each window before tokens are suppressed.
 
-    Takes the tokens of each window without `<|endoftext|>`, which is scored too unless the window is `truncated`.
-    Returns, per window, the mean log-probability per token, `<|endoftext|>` included as in OpenAI's Whisper, and the
-    probability of `<|nospeech|>` behind `<|startoftranscript|>`. Both before any token is suppressed.
+    `tokens` come without `<|endoftext|>`, which counts as a token, as in OpenAI's Whisper, unless the window is
+    `truncated`.
     """
     eos_token_id = generation_entry(model, "eos_token_id")
     # `<|nospeech|>` precedes `<|notimestamps|>` in every Whisper vocabulary, under changing names.

@@ -15,13 +15,7 @@ TIME_PRECISION = 0.02
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of text between two timestamps.
-
-    Args:
-        start (`float`): seconds from the start of the recording.
-        end (`float`): seconds from the start of the recording.
-        text (`str`): without timestamp tokens, stripped.
-    """
+    """A stretch of text between two timestamps, stripped; times are in seconds from the start of the recording."""
 
     start: float
     end: float
@@ -30,14 +24,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Word:
-    """A word with its times.
-
-    Args:
-        start (`float`): seconds from the start of the recording.
-        end (`float`): seconds from the start of the recording.
-        text (`str`): with the punctuation around it, stripped.
-        probability (`float`): mean of its tokens, as in faster-whisper.
-    """
+    """A word with the punctuation around it, its times in seconds, and the mean probability of its tokens."""
 
     start: float
     end: float
@@ -93,25 +80,13 @@ def compression_ratio(text: str) -> float:
 
 
 def plain_text(tokens: Sequence[int], tokenizer: WhisperTokenizer, timestamp_begin: int) -> str:
-    """The text of tokens without timestamps and special tokens, stripped.
-
-    Args:
-        tokens (`Sequence[int]`): as generated.
-        tokenizer (`WhisperTokenizer`): of the model.
-        timestamp_begin (`int`): id of `<|0.00|>`.
-    """
+    """The text of tokens without timestamps (ids from `timestamp_begin` on) and special tokens, stripped."""
     words = [token for token in tokens if token < timestamp_begin]
     return str(tokenizer.decode(words, skip_special_tokens=True)).strip()
 
 
 def timestamped_text(tokens: Sequence[int], tokenizer: WhisperTokenizer, timestamp_begin: int) -> str:
-    """The text with its timestamp tokens written out, "<|0.00|> Hello.<|1.20|>", and no other special tokens.
-
-    Args:
-        tokens (`Sequence[int]`): as generated with timestamps.
-        tokenizer (`WhisperTokenizer`): of the model.
-        timestamp_begin (`int`): id of `<|0.00|>`.
-    """
+    """The text with its timestamp tokens written out, "<|0.00|> Hello.<|1.20|>", and no other special tokens."""
     pieces: list[str] = []
     words: list[int] = []
     for token in [*tokens, None]:
@@ -129,17 +104,10 @@ def timestamped_text(tokens: Sequence[int], tokenizer: WhisperTokenizer, timesta
 def timed_tokens(
     tokens: Sequence[int], timestamp_begin: int, offset: float, end: float
 ) -> list[tuple[float, float, list[int]]]:
-    """Splits generated tokens at their timestamps.
+    """Start, end and text tokens of the stretches between the timestamps of one window.
 
-    Args:
-        tokens (`Sequence[int]`): of one window, with timestamps.
-        timestamp_begin (`int`): id of `<|0.00|>`.
-        offset (`float`): start of the window in the recording, in seconds.
-        end (`float`): end of the window's audio in the recording, in seconds: the maximum of all times, and the end of
-            text without a closing timestamp.
-
-    Returns:
-        `list[tuple[float, float, list[int]]]`: start, end and text tokens of every non-empty stretch.
+    The window's audio lies between `offset` and `end`, in seconds of the recording: no time exceeds the end, and text
+    without a closing timestamp ends there.
     """
     stretches: list[tuple[float, float, list[int]]] = []
     text_tokens: list[int] = []
@@ -161,13 +129,7 @@ def timed_tokens(
 def segments_of(
     stretches: Sequence[tuple[float, float, Sequence[int]]], tokenizer: WhisperTokenizer, timestamp_begin: int
 ) -> list[Segment]:
-    """Decodes the stretches of [`timed_tokens`]; those without text are left out.
-
-    Args:
-        stretches (`Sequence[tuple[float, float, Sequence[int]]]`): start, end and tokens.
-        tokenizer (`WhisperTokenizer`): of the model.
-        timestamp_begin (`int`): id of `<|0.00|>`.
-    """
+    """Decodes the stretches of [`timed_tokens`]; those without text are left out."""
     decoded = [(start, end, plain_text(tokens, tokenizer, timestamp_begin)) for start, end, tokens in stretches]
     return [Segment(round(start, 2), round(end, 2), text) for start, end, text in decoded if text]
 
@@ -177,13 +139,7 @@ _MIN_CUE_MS = round(1000 * TIME_PRECISION)
 
 
 def to_srt(transcription: Transcription) -> str:
-    """The segments as SubRip subtitles, without overlaps.
-
-    Args:
-        transcription ([`Transcription`]): with segments.
-
-    Returns:
-        `str`: content of the file; empty for an empty transcription.
+    """The segments as SubRip subtitles, without overlaps; "" for an empty transcription.
 
     Raises:
         ValueError: for a text without segments: transcribe with `return_timestamps=True`.
@@ -196,17 +152,7 @@ def to_srt(transcription: Transcription) -> str:
 
 
 def to_vtt(transcription: Transcription) -> str:
-    """The segments as WebVTT subtitles, without overlaps; `&`, `<` and `>` are escaped.
-
-    Args:
-        transcription ([`Transcription`]): with segments.
-
-    Returns:
-        `str`: content of the file; the heading alone for an empty transcription.
-
-    Raises:
-        ValueError: for a text without segments: transcribe with `return_timestamps=True`.
-    """
+    """The segments as WebVTT subtitles, as in [`to_srt`]; `&`, `<` and `>` are escaped."""
     blocks = ["WEBVTT\n"]
     for start, end, text in _cues(transcription):
         escaped = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -215,13 +161,7 @@ def to_vtt(transcription: Transcription) -> str:
 
 
 def to_json(transcription: Transcription, *, audio: str, indent: int | None = None) -> str:
-    """Text, segments, statistics and, if there are any, words of a recording as JSON; times are in seconds.
-
-    Args:
-        transcription ([`Transcription`]): with or without segments.
-        audio (`str`): name of the recording.
-        indent (`int`, *optional*): spaces; None for one line.
-    """
+    """Text, segments, statistics and, if there are any, words of the recording `audio` as JSON."""
     facts = asdict(transcription)
     if not transcription.words:
         del facts["words"]

@@ -35,17 +35,9 @@ def generation_entry(model: WhisperForConditionalGeneration, name: str) -> Any:
 def resolve_language(
     model: WhisperForConditionalGeneration, language: str | None, task: str = "transcribe"
 ) -> str | None:
-    """Turns a language's name or code into the code that the model's prefix takes.
+    """The code of `GenerationSettings.language` that the model's prefix takes.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): its generation config lists the languages.
-        language (`str`, *optional*): code ("de"), name ("german") or token ("<|de|>"). None: English for an
-            English-only model, else detected per window by the model.
-        task (`str`, *optional*, defaults to `"transcribe"`): or "translate" (into English).
-
-    Returns:
-        `str | None`: the code; None for English-only models, whose prefix has no language, and where the language is
-        to be detected.
+    None for English-only models, whose prefix has no language, and where the language is to be detected.
 
     Raises:
         ValueError: for a language or a task that the model does not know.

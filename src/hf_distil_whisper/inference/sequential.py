@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from types import TracebackType
 from typing import Any
@@ -13,20 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    audio_blocks,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, audio_blocks
 from hf_distil_whisper.data.features import recording_features
 from hf_distil_whisper.inference.decoder import Assistant
-from hf_distil_whisper.inference.encoder import (
-    window_features,
-    window_seconds,
-)
-from hf_distil_whisper.inference.generation import (
-    GenerationSettings,
-    strip_end,
-)
+from hf_distil_whisper.inference.encoder import window_features, window_seconds
+from hf_distil_whisper.inference.generation import GenerationSettings, strip_end
 from hf_distil_whisper.inference.output import (
     Transcription,
     TranscriptionStatistics,
@@ -35,15 +26,8 @@ from hf_distil_whisper.inference.output import (
     plain_text,
     segments_of,
 )
-from hf_distil_whisper.inference.prompt import (
-    is_multilingual,
-    resolve_language,
-    timestamp_begin,
-)
-from hf_distil_whisper.inference.speculative import (
-    DraftCounts,
-    decode_in_generate,
-)
+from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, timestamp_begin
+from hf_distil_whisper.inference.speculative import DraftCounts, decode_in_generate
 from hf_distil_whisper.inference.word_timestamps import (
     alignment_heads,
     in_order,
@@ -59,13 +43,7 @@ class WindowRecorder:
 
     transformers keeps in every segment all that its search returned: with temperature fallback that includes the
     scores of the whole vocabulary for every token, 20 MB a window and gigabytes an hour. `_retrieve_segment` is where
-    it makes segments of a window's tokens.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): that generates; restored at the end of the block.
-        processor (`WhisperProcessor`): of the model.
-        num_samples (`int`): of the recording, at 16 kHz.
-        with_words (`bool`): time words; else the encoder's hidden states are not stored.
+    it makes segments of a window's tokens. `num_samples` is the length of the recording at 16 kHz.
     """
 
     def __init__(
@@ -103,6 +81,7 @@ class WindowRecorder:
     def _record_segments(
         self, *, seek_outputs: list[Any], time_offset: Tensor, prev_idx: int, **rest: Any
     ) -> tuple[list, int]:
+        # A window is its tokens, or with temperature fallback a dictionary of tokens and scores.
         rows = [row if isinstance(row, Tensor) else row["sequences"] for row in seek_outputs]
         segments, frames = self._retrieve_segment(
             seek_outputs=rows, time_offset=time_offset, prev_idx=prev_idx, **rest
@@ -162,15 +141,6 @@ class TemperatureFallback:
                 "`no_speech_threshold` skips windows that are unlikely, which `logprob_threshold` decides: give it "
                 "too, or set both to None."
             )
-
-    def options(self) -> dict[str, object]:
-        """Keyword arguments of `generate`."""
-        return {
-            "temperature": self.temperatures,
-            "compression_ratio_threshold": self.compression_ratio_threshold,
-            "logprob_threshold": self.logprob_threshold,
-            "no_speech_threshold": self.no_speech_threshold,
-        }
 
 
 @torch.inference_mode()
@@ -238,13 +208,14 @@ def transcribe_sequential(
     language = resolve_language(model, settings.language, settings.task)
     options: dict[str, Any] = {"language": language, "task": settings.task} if is_multilingual(model) else {}
     if temperature_fallback:
-        fallback = TemperatureFallback() if temperature_fallback is True else temperature_fallback
-        options |= fallback.options()
+        thresholds = asdict(TemperatureFallback() if temperature_fallback is True else temperature_fallback)
+        options |= {"temperature": thresholds.pop("temperatures"), **thresholds}
     config = copy.deepcopy(model.generation_config)  # `generate` writes lengths and thresholds into it
     config.num_beams = settings.num_beams
     config.use_cache = True
     drafts: list[DraftCounts] = []
     if settings.num_beams == 1 and not temperature_fallback:
+        # Fallback needs the scores of `generate`'s own search; without it, the search here returns bare tokens.
         config.return_dict_in_generate = False
         options["custom_generate"] = decode_in_generate(assistant, settings.draft_length, drafts.extend)
     seconds = num_samples / SAMPLING_RATE
@@ -267,9 +238,10 @@ def transcribe_sequential(
 def _features(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, audio: object
 ) -> tuple[Tensor, int]:
-    """Features of the whole recording, padded to one window at least, and its number of samples."""
+    """Features (1, mel bins, frames) of the whole recording, of one window at least, and its number of samples."""
     blocks = audio if isinstance(audio, Iterator) else audio_blocks(audio)
     read, num_samples = [], 0
+    # `generate` takes a recording of up to a window padded to it, and a longer one unpadded: it seeks through that.
     for block in blocks:
         read.append(block)
         num_samples += len(block)
@@ -305,7 +277,7 @@ def _transcription(
     drafts: DraftCounts | None,
 ) -> Transcription:
     """The transcription of `generate`'s segments; times in the last window's padding are cut to the recording."""
-    tokens = [segment["tokens"].tolist() for segment in segments]
+    tokens = [segment["tokens"].tolist() for segment in segments]  # with the timestamps around each segment
     text = plain_text([token for row in tokens for token in row], processor.tokenizer, timestamp_begin)
     times = [(min(float(part["start"]), seconds), min(float(part["end"]), seconds)) for part in segments]
     stretches = [
@@ -313,7 +285,7 @@ def _transcription(
     ]
     statistics = TranscriptionStatistics(
         num_tokens=sum(len(row) for row in tokens),
-        num_windows=len({id(segment["result"]) for segment in segments}),
+        num_windows=len({id(segment["result"]) for segment in segments}),  # shared by a window's segments
         truncated=False,
         compression_ratio=compression_ratio(text),
         drafts=drafts,

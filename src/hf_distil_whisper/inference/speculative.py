@@ -150,23 +150,14 @@ def speculative_decode(
     draft_length: int | None = None,
     **limits: int,
 ) -> tuple[Tensor, list[DraftCounts]]:
-    """The tokens of [`greedy_decode`] in fewer forward passes of the main model, which verifies each drafted token.
+    """The tokens of [`greedy_decode`] in fewer forward passes of the main model, and the counts of each row.
 
-    As with any change of batch size or attention kernel, two tokens of equal logits up to rounding may be swapped.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): the main model, in eval mode.
-        assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`): drafts tokens, in eval mode.
-        encoder_hidden_states (`Tensor`): (batch, frames, d_model), of the main model.
-        prefix (`Tensor`): (batch, prefix) token ids.
-        rules ([`WhisperLogitsRules`]): for draft and verification.
-        input_features (`Tensor`, *optional*): (batch, mel bins, frames), for an assistant with its own encoder.
-        draft_length (`int`, *optional*): tokens per draft; by default chosen by the acceptance rate.
-        limits: `eos_token_id`, `max_new_tokens` and `min_new_tokens` of [`greedy_decode`].
-
-    Returns:
-        `tuple[Tensor, list[DraftCounts]]`: (batch, prefix + new tokens), and the counts of each row.
+    Arguments as in [`greedy_decode`], `limits` among them; `input_features` (batch, mel bins, frames) are for an
+    assistant with its own encoder. The main model verifies each drafted token, so the text is its own. As with any
+    change of batch size or attention kernel, two tokens of equal logits up to rounding may be swapped.
     """
+    # transformers' own assisted generation takes one row, since rows accept different numbers of tokens, and has
+    # broken with its releases (transformers#29869, #31183). Here each row has a position of its own in either cache.
     check_assistant(assistant, model)
     attention = {str(one.config._attn_implementation) for one in (model, assistant)}
     if len(prefix) > 1 and "flash_attention_2" in attention:
@@ -177,7 +168,7 @@ def speculative_decode(
         )
     draft_lengths = DraftLength(_relative_cost(model, assistant), draft_length)
     assistant_states = encoder_hidden_states
-    if has_encoder(assistant):
+    if isinstance(assistant, WhisperForConditionalGeneration):  # a whole Whisper, with its own encoder
         if input_features is None:
             raise ValueError("An assistant with its own encoder needs `input_features`, got only hidden states.")
         assistant_states = encode(assistant, input_features)
@@ -244,7 +235,8 @@ class _DraftBatch:
         # One forward pass gives the main model's tokens at all drafted positions and at the next: (rows, drafted + 1).
         tokens = self._next_tokens(main, lengths, 1 if main.is_prefilled else self.prefix_length, num_drafted + 1)
         offered = _length_through_first(drafts == self.eos_token_id)  # behind its end, a draft has no meaning
-        agreed = (tokens[:, :num_drafted] == drafts).long().cumprod(dim=1).sum(dim=1)
+        # The product is 1 up to the first token that differs, and 0 from there on.
+        agreed = (tokens[:, :num_drafted] == drafts).long().cumprod(dim=1).sum(dim=1)  # (rows,)
         accepted = torch.minimum(agreed, offered)
         # One token of the main model follows the accepted ones: it replaces the first rejected token.
         valid = torch.arange(num_drafted + 1, device=tokens.device) <= accepted[:, None]
@@ -337,19 +329,13 @@ def tokens_per_check(acceptance: float, draft_length: int) -> float:
 
 def _relative_cost(model: WhisperForConditionalGeneration, assistant: Assistant) -> float:
     """Time of the assistant's step over the model's, by the memory that each reads: steps are bound by bandwidth."""
-    return _values_read_per_step(assistant) / _values_read_per_step(model)
 
+    def values_read(one: Assistant) -> int:
+        layers = sum(weight.numel() for weight in one.get_decoder().layers.parameters())
+        cross_kv = 2 * one.config.decoder_layers * one.config.max_source_positions * one.config.d_model
+        return layers + cross_kv + one.proj_out.weight.numel()
 
-def _values_read_per_step(model: Assistant) -> int:
-    config = model.config
-    layers = sum(weight.numel() for weight in model.get_decoder().layers.parameters())
-    cross_kv = 2 * config.decoder_layers * config.max_source_positions * config.d_model
-    return layers + cross_kv + model.proj_out.weight.numel()
-
-
-def has_encoder(assistant: Assistant) -> bool:
-    """Whether an assistant is a whole Whisper, whose own encoder has to run."""
-    return isinstance(assistant, WhisperForConditionalGeneration)
+    return values_read(assistant) / values_read(model)
 
 
 def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration) -> None:
@@ -365,12 +351,13 @@ def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration
             f"The assistant is {assistant.dtype} on {assistant.device}, the model {model.dtype} on {model.device}: "
             "load both in one dtype and move both to one device."
         )
-    if has_encoder(assistant) and config.num_mel_bins != expected.num_mel_bins:
+    has_encoder = isinstance(assistant, WhisperForConditionalGeneration)
+    if has_encoder and config.num_mel_bins != expected.num_mel_bins:
         raise ValueError(
             f"The assistant takes {config.num_mel_bins} mel bins, the model {expected.num_mel_bins}, but both get the "
             "same features. Take an assistant of the model's family."
         )
-    if not has_encoder(assistant) and config.d_model != expected.d_model:
+    if not has_encoder and config.d_model != expected.d_model:
         raise ValueError(
             f"The assistant reads encoder hidden states of width {config.d_model}, the model's have "
             f"{expected.d_model}: make it with `create_assistant(student, model)`."
@@ -402,6 +389,7 @@ def decode_in_generate(
         encoder_outputs: Any,
         **kwargs: Any,
     ) -> Tensor:
+        # Whisper's `generate` calls this once per batch of windows, with its processors and lengths prepared.
         config = generation_config
         if config.num_beams != 1 or config.do_sample or config.return_dict_in_generate:
             raise ValueError(
@@ -415,9 +403,8 @@ def decode_in_generate(
             "max_new_tokens": config.max_length - prefix_length,
             "min_new_tokens": max((config.min_length or 0) - prefix_length, config.min_new_tokens or 0, 0),
         }
-        rules = rules_from_processors(
-            logits_processor, prefix_length, model.config.vocab_size, encoder_hidden_states.device
-        )
+        vocab_size, device = model.config.vocab_size, encoder_hidden_states.device
+        rules = rules_from_processors(logits_processor, prefix_length, vocab_size, device)
         if assistant is None:
             return greedy_decode(model, encoder_hidden_states, input_ids, rules, **limits)
         sequences, counts = speculative_decode(
@@ -429,10 +416,6 @@ def decode_in_generate(
         return sequences
 
     return custom_generate
-
-
-_LENGTH_PROCESSORS = ("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor")
-"""Read from the generation config instead."""
 
 
 def rules_from_processors(
@@ -451,7 +434,8 @@ def rules_from_processors(
             timestamps = TimestampRules(
                 processor.timestamp_begin, processor.eos_token_id, processor.max_initial_timestamp_index
             )
-        elif type(processor).__name__ not in _LENGTH_PROCESSORS:
+        # Minimum lengths are read from the generation config instead.
+        elif type(processor).__name__ not in ("MinLengthLogitsProcessor", "MinNewTokensLengthLogitsProcessor"):
             raise ValueError(
                 f"This search supports Whisper's suppressed tokens and timestamps, and got {type(processor).__name__} "
                 "too: leave out the setting of `generate` that it stands for, or the `custom_generate`."

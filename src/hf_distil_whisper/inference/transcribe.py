@@ -6,38 +6,16 @@ from typing import Any
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.data.audio import (
-    SAMPLING_RATE,
-    audio_duration,
-    load_audio,
-)
-from hf_distil_whisper.inference.chunked import (
-    WindowTokens,
-    transcribe_chunked,
-    transcribe_windows,
-    window_statistics,
-)
+from hf_distil_whisper.data.audio import SAMPLING_RATE, audio_duration, load_audio
+from hf_distil_whisper.inference.chunked import WindowTokens, transcribe_chunked, transcribe_windows, window_statistics
 from hf_distil_whisper.inference.dataset import batches_by_length
 from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.encoder import window_seconds
 from hf_distil_whisper.inference.generation import GenerationSettings
-from hf_distil_whisper.inference.output import (
-    Segment,
-    Transcription,
-    Word,
-    plain_text,
-    segments_of,
-    timed_tokens,
-)
+from hf_distil_whisper.inference.output import Segment, Transcription, Word, plain_text, segments_of, timed_tokens
 from hf_distil_whisper.inference.prompt import timestamp_begin
-from hf_distil_whisper.inference.sequential import (
-    TemperatureFallback,
-    transcribe_sequential,
-)
-from hf_distil_whisper.inference.word_timestamps import (
-    alignment_heads,
-    join_words,
-)
+from hf_distil_whisper.inference.sequential import TemperatureFallback, transcribe_sequential
+from hf_distil_whisper.inference.word_timestamps import alignment_heads, join_words
 
 __all__ = [
     "Segment",
@@ -103,6 +81,7 @@ def transcribe(
         windows = transcribe_windows(model, processor, samples, settings, assistant)
         for position, window in zip(batch, windows, strict=True):
             results[indices[position]] = _transcription(model, processor, window, seconds[position], settings)
+    # Long recordings one by one: transformers' loop fails on batches of unequal length.
     for index in sorted(set(range(len(recordings))) - set(short)):
         results[index] = transcribe_sequential(
             model, processor, recordings[index], assistant=assistant, settings=settings

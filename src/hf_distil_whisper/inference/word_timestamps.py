@@ -20,42 +20,22 @@ from transformers.models.whisper.generation_whisper import _median_filter as med
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words as combine_tokens_into_words
 
-from hf_distil_whisper.inference.output import (
-    TIME_PRECISION,
-    Word,
-)
+from hf_distil_whisper.inference.output import TIME_PRECISION, Word
 from hf_distil_whisper.inference.prompt import languages_of
 
 
 @dataclass(frozen=True)
 class TimedToken:
-    """A token with its times.
-
-    Args:
-        token (`int`): id; timestamp tokens included.
-        start (`float`): seconds from the start of the window.
-        end (`float`): seconds from the start of the window.
-        probability (`float`): under the model's distribution, before any token is suppressed.
-    """
+    """A token, timestamps included, with its times in seconds from the start of the window."""
 
     token: int
     start: float
     end: float
-    probability: float
+    probability: float  # before any token is suppressed
 
 
 def alignment_heads(model: WhisperForConditionalGeneration) -> list[tuple[int, int]]:
-    """The alignment heads of a model's generation config.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): student or teacher.
-
-    Returns:
-        `list[tuple[int, int]]`: (decoder layer, head), both counted from 0.
-
-    Raises:
-        ValueError: if there are none, or some that the decoder does not have.
-    """
+    """(decoder layer, head) of a model's generation config; a `ValueError` if there are none, or wrong ones."""
     heads = model.generation_config.to_dict().get("alignment_heads") or []
     if not heads:
         raise ValueError(
@@ -91,12 +71,8 @@ def set_alignment_heads(model: WhisperForConditionalGeneration, heads: Sequence[
 
 
 def check_heads(model: WhisperForConditionalGeneration, heads: Sequence[Sequence[int]]) -> None:
-    """Raises a `ValueError` unless all heads are cross-attention heads of the model's decoder, and there is one.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): student or teacher.
-        heads (`Sequence[Sequence[int]]`): (decoder layer, head), both counted from 0.
-    """
+    """Raises a `ValueError` unless all heads are cross-attention heads of the model's decoder, and there is one."""
+    # A student that keeps the heads of a deeper teacher crashes faster-whisper (#1283) and transformers.js (#441).
     layers, width = model.config.decoder_layers, model.config.decoder_attention_heads
     if not heads:
         raise ValueError("`alignment_heads`: expected at least one pair of decoder layer and head, got none.")
@@ -110,12 +86,7 @@ def check_heads(model: WhisperForConditionalGeneration, heads: Sequence[Sequence
 
 
 def num_positions(processor: WhisperProcessor, num_samples: int) -> int:
-    """Encoder positions of 20 ms that cover a recording, at least 1; the others cover padding.
-
-    Args:
-        processor (`WhisperProcessor`): of the model.
-        num_samples (`int`): at 16 kHz.
-    """
+    """Encoder positions of 20 ms that cover a recording, at least 1; the others cover padding."""
     extractor = processor.feature_extractor
     frames = -(-num_samples // extractor.hop_length)
     return min(max(frames // 2, 1), extractor.nb_max_frames // 2)
@@ -128,29 +99,18 @@ def time_tokens(
     tokens: Sequence[int],
     positions: int,
 ) -> list[TimedToken]:
-    """Times of the tokens of one window.
+    """Times of the tokens of one window, given its encoder hidden states (1, frames, d_model).
 
-    As in OpenAI's Whisper, the attention at a token's position shows where the *next* token is spoken: the first token
-    starts at 0, and each token ends where the next one starts.
-
-    Args:
-        model (`WhisperForConditionalGeneration`): that generated the tokens, with alignment heads.
-        encoder_hidden_states (`Tensor`): (1, frames, d_model) of the window.
-        prefix (`Sequence[int]`): the decoder's first tokens, with or without a prompt.
-        tokens (`Sequence[int]`): behind the prefix, without `<|endoftext|>`.
-        positions (`int`): encoder positions of the recording, from [`num_positions`]; no time exceeds them.
-
-    Returns:
-        `list[TimedToken]`: one per token.
-
-    Raises:
-        ValueError: if the model has no alignment heads.
+    `prefix` holds the decoder's first tokens, with or without a prompt, `tokens` those behind it without
+    `<|endoftext|>`. No time exceeds `positions`, those of [`num_positions`].
     """
     heads = alignment_heads(model)
     if not tokens:
         return []
     weights, probabilities = cross_attention_weights(model, encoder_hidden_states, prefix, tokens, heads)
     ends = TIME_PRECISION * _first_positions(weights[..., :positions], model.config.median_filter_width)
+    # As in OpenAI's Whisper, the attention at a token's position shows where the *next* token is spoken: the first
+    # token starts at 0, and each token ends where the next one starts.
     starts = [0.0, *ends[:-1]]
     return [
         TimedToken(int(token), float(start), float(end), probability)
@@ -164,7 +124,7 @@ def _first_positions(weights: Tensor, filter_width: int) -> np.ndarray:
     scores = (weights - weights.mean(dim=-2, keepdim=True)) / deviation
     # A single token, or a position at which all tokens look alike, has deviation 0; transformers computes NaN there.
     scores = median_filter(scores.nan_to_num(0.0, 0.0, 0.0), filter_width)
-    matrix = scores.cpu().double().numpy().mean(axis=0)
+    matrix = scores.cpu().double().numpy().mean(axis=0)  # (tokens, positions)
     text_indices, time_indices = dynamic_time_warping(-matrix)
     return time_indices[np.diff(text_indices, prepend=-1).astype(bool)]
 
@@ -177,17 +137,9 @@ def cross_attention_weights(
     tokens: Sequence[int],
     heads: Sequence[tuple[int, int]],
 ) -> tuple[Tensor, list[float]]:
-    """Cross-attention of some heads while the decoder reads known tokens, with any attention implementation.
+    """Cross-attention (heads, tokens, frames) of some heads to known tokens in float32, and the tokens' probabilities.
 
-    Args:
-        model (`WhisperForConditionalGeneration`): in eval mode.
-        encoder_hidden_states (`Tensor`): (1, frames, d_model) of the window.
-        prefix (`Sequence[int]`): the decoder's first tokens.
-        tokens (`Sequence[int]`): behind the prefix, at least one.
-        heads (`Sequence[tuple[int, int]]`): (decoder layer, head).
-
-    Returns:
-        `tuple[Tensor, list[float]]`: weights (heads, tokens, frames) in float32, and the probability of each token.
+    With any attention implementation, given encoder hidden states (1, frames, d_model) and heads (layer, head).
     """
     input_ids = torch.tensor([[*prefix, *tokens]], device=encoder_hidden_states.device)
     # Only eager attention returns weights, and those of all heads: compute these from queries and keys instead.
@@ -196,9 +148,10 @@ def cross_attention_weights(
             input_ids=input_ids, encoder_hidden_states=encoder_hidden_states, use_cache=False
         ).last_hidden_state[0]
     head_dim = model.config.d_model // model.config.decoder_attention_heads
-    weights = []
+    weights = []  # softmax(q kᵀ / sqrt(head_dim)) of one head at a time, (tokens, frames)
     for layer, head in heads:
         columns = slice(head * head_dim, (head + 1) * head_dim)
+        # (prefix + tokens, head_dim) and (frames, head_dim)
         query, key = (projections[layer, name][0, :, columns].float() for name in ("q_proj", "k_proj"))
         weights.append((query[len(prefix) :] @ key.T * head_dim**-0.5).softmax(dim=-1))
     # The logits at a position are those of the next token.
@@ -238,15 +191,10 @@ def join_words(
     language: str | None,
     offset: float = 0.0,
 ) -> list[Word]:
-    """Joins tokens to words as transformers' pipeline does, punctuation attached.
+    """Joins tokens to words as transformers' pipeline does, punctuation attached; no word crosses a timestamp.
 
-    Args:
-        timed (`Sequence[TimedToken]`): in order; no word crosses a timestamp token.
-        tokenizer (`WhisperTokenizer`): of the model.
-        timestamp_begin (`int`): id of `<|0.00|>`.
-        language (`str`, *optional*): English name; Chinese, Japanese, Thai, Lao, Burmese and Cantonese are split into
-            characters.
-        offset (`float`, *optional*, defaults to 0.0): start of the tokens' window, in seconds.
+    `language` is an English name: Chinese, Japanese, Thai, Lao, Burmese and Cantonese are split into characters.
+    `offset` is the start of the tokens' window in seconds.
     """
     special = set(tokenizer.all_special_ids)
     words = []

@@ -13,11 +13,10 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
-from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
@@ -28,7 +27,7 @@ from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.shards import ShardStore
 from hf_distil_whisper.data.sources import END_OF_FILE, ROWS_FILE, RowErrors, load_shards, without_decoder
 from hf_distil_whisper.inference.ctranslate2 import BACKENDS, Ctranslate2Generator
-from hf_distil_whisper.inference.dataset import AudioProgress, FeatureBatch, feature_batches
+from hf_distil_whisper.inference.dataset import AudioProgress, feature_batches
 from hf_distil_whisper.inference.encoder import EncoderCache, encode
 from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import compression_ratio, plain_text, timestamped_text
@@ -61,21 +60,25 @@ MIN_ROWS_TO_FAIL = 10
 
 @dataclass(frozen=True)
 class Packing:
-    """How recordings are joined and split before they are labelled; see [`pack_utterances`].
+    """How the source is cut into shards, and recordings are joined and split in each; see [`pack_utterances`].
 
     Args:
         max_duration (`float`, *optional*): seconds of a row at most: neighbouring utterances of one speaker are joined
             up to it, longer recordings are split. None: rows stay as they are.
         max_words (`int`, *optional*): also split rows with more words, if the times of the words are known.
+        rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source that are committed together.
 
     Raises:
-        ValueError: for `max_words` without `max_duration`.
+        ValueError: for `max_words` without `max_duration`, or less than one row per shard.
     """
 
     max_duration: float | None = None
     max_words: int | None = None
+    rows_per_shard: int = 1000
 
     def __post_init__(self) -> None:
+        if self.rows_per_shard < 1:
+            raise ValueError(f"`rows_per_shard` is {self.rows_per_shard}, expected at least 1.")
         if self.max_words is not None and self.max_duration is None:
             raise ValueError(
                 f"`max_words` is {self.max_words}, but no row is split without `max_duration`: set it, or leave both."
@@ -84,12 +87,15 @@ class Packing:
 
 @dataclass(frozen=True)
 class Backend:
-    """The runtime of the teacher's decoder.
+    """The runtime of the teacher.
 
     Args:
         name (`str`, *optional*, defaults to `"transformers"`): or "ctranslate2" (extra `ct2`), which is faster on a
             CPU; see [`Ctranslate2Generator`]. The teacher is converted on first use.
         compute_type (`str`, *optional*, defaults to `"default"`): of CTranslate2: "float32", "int8", "float16", ...
+        teacher_cache_dir (`str` or `Path`, *optional*): local folder for the encoder hidden states of each row. A
+            training with the same `teacher_cache_dir`, whose student shares the encoder, does not run the encoder
+            again. The encoder runs in transformers then, whatever the backend.
 
     Raises:
         ValueError: for an unknown name, or a compute type with transformers.
@@ -97,6 +103,7 @@ class Backend:
 
     name: str = "transformers"
     compute_type: str = "default"
+    teacher_cache_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.name not in BACKENDS:
@@ -118,8 +125,6 @@ def pseudo_label_dataset(
     generation: GenerationSettings | None = None,
     packing: Packing | None = None,
     backend: Backend | str = "transformers",
-    encoder_cache: EncoderCache | None = None,
-    rows_per_shard: int = 1000,
     errors: RowErrors | None = None,
     **keywords: Any,
 ) -> Dataset:
@@ -147,16 +152,10 @@ def pseudo_label_dataset(
         packing ([`Packing`], *optional*): joins and splits recordings first, within a shard. By default nothing is
             joined or split, and a row beyond the window is left out.
         backend ([`Backend`] or `str`, *optional*, defaults to `"transformers"`): or "ctranslate2".
-        encoder_cache ([`EncoderCache`], *optional*): of the teacher's encoder and dtype; stores the encoder hidden
-            states of each row. A training with its folder as `teacher_cache_dir`, whose student shares the encoder,
-            does not run the encoder again. The encoder runs in transformers then, whatever the backend.
-        rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source per shard.
         errors (`RowErrors`, *optional*): receives the rows left out, those of earlier starts included; they are logged
             in any case.
-        keywords: fields of [`GenerationSettings`] (`language`, `task`, `num_beams`, `max_new_tokens`,
-            `return_timestamps`, `batch_size`, `token_budget`), of [`Packing`] (`max_duration`, `max_words`) and of
-            [`Backend`] (`compute_type`), which replace those of the objects; `teacher_cache_dir` (`str` or `Path`):
-            folder of an `encoder_cache`, on a local disk.
+        keywords: fields of [`GenerationSettings`], of [`Packing`] (`max_duration`, `max_words`, `rows_per_shard`) and
+            of [`Backend`] (`compute_type`, `teacher_cache_dir`), which replace those of the objects.
 
     Returns:
         `Dataset`: read back from `output_dir`. All columns of the source and:
@@ -182,27 +181,23 @@ def pseudo_label_dataset(
         >>> filtered, report = filter_by_wer(labelled)
         ```
     """
-    teacher_cache_dir = keywords.pop("teacher_cache_dir", None)
     runtime = Backend(backend) if isinstance(backend, str) else backend
     generation, packing, runtime = _replace_fields(
         [generation or GenerationSettings(return_timestamps=True), packing or Packing(), runtime], keywords
     )
-    _check_dataset(dataset, rows_per_shard)
+    _check_dataset(dataset)
     store = ShardStore(output_dir)
     store.identity()  # a folder of other files is refused before any work
     scoring_language(teacher, generation.language)  # and so is an unknown language, before anything is written
-    store.open_run(_identity(dataset, teacher, generation, packing, runtime, rows_per_shard))
-    if encoder_cache is None and teacher_cache_dir is not None:
-        encoder_cache = EncoderCache(teacher.model.encoder, teacher.dtype, teacher_cache_dir)
+    store.open_run(_identity(dataset, teacher, generation, packing, runtime))
     source = without_decoder(dataset)
     finished = finished_shards(store)
     num_rows = len(dataset) if isinstance(dataset, Dataset) else None
     with closing(AudioProgress(num_rows, "labelling", initial=sum(finished.values()))) as progress:
-        labeller = _Labeller(teacher, processor, generation, packing, runtime, encoder_cache, progress)
-        for shard in missing_shards(source, store, finished, rows_per_shard):
-            labelled, info = labeller.label(shard)
-            _commit(store, shard.name, labelled, info)
-    _wait_for_others(store, partial(count_missing, source, rows_per_shard))
+        labeller = _Labeller(teacher, processor, generation, packing, runtime, progress)
+        for name, rows in missing_shards(source, store, finished, packing.rows_per_shard):
+            _commit(store, name, *labeller.label(name, rows))
+    _wait_for_others(source, store, packing.rows_per_shard)
     return _read_labels(store, RowErrors() if errors is None else errors)
 
 
@@ -217,9 +212,7 @@ def _replace_fields(settings: Sequence[Any], keywords: dict[str, Any]) -> list[A
     return replaced
 
 
-def _check_dataset(dataset: Dataset | IterableDataset, rows_per_shard: int) -> None:
-    if rows_per_shard < 1:
-        raise ValueError(f"`rows_per_shard` is {rows_per_shard}, expected at least 1.")
+def _check_dataset(dataset: Dataset | IterableDataset) -> None:
     columns = dataset.column_names or []
     if "audio" not in columns:
         raise ValueError(
@@ -249,7 +242,6 @@ def _identity(
     generation: GenerationSettings,
     packing: Packing,
     backend: Backend,
-    rows_per_shard: int,
 ) -> dict[str, Any]:
     """All that the labels depend on. The keys are those of `run.json`: a folder of an earlier version must match."""
     identity: dict[str, Any] = {
@@ -258,7 +250,7 @@ def _identity(
         "compute_type": backend.compute_type,
         "max_duration": packing.max_duration,
         "max_words": packing.max_words,
-        "rows_per_shard": rows_per_shard,
+        "rows_per_shard": packing.rows_per_shard,
         "num_beams": generation.num_beams,
         "max_new_tokens": generation.max_new_tokens,
         "return_timestamps": bool(generation.return_timestamps),
@@ -277,13 +269,6 @@ def _identity(
     return identity | {"rows": len(dataset), "ids": digest.hexdigest()[:16]}
 
 
-class SourceShard(NamedTuple):
-    """Rows that are labelled and committed together; shards sorted by name are in the order of the source."""
-
-    name: str
-    rows: Dataset
-
-
 def finished_shards(store: ShardStore) -> dict[str, int]:
     """Source rows of the finished shards, by name. Those in which no row could be read are tried again."""
     return {
@@ -295,8 +280,8 @@ def finished_shards(store: ShardStore) -> dict[str, int]:
 
 def missing_shards(
     dataset: Dataset | IterableDataset, store: ShardStore, finished: Mapping[str, int], rows_per_shard: int
-) -> Iterator[SourceShard]:
-    """The unfinished shards of this process; what the store holds of them is removed.
+) -> Iterator[tuple[str, Dataset]]:
+    """Name and source rows of the unfinished shards of this process; what the store holds of them is removed.
 
     Of a dataset the processes take turns at the shards, of a stream at the files, so that none reads another's audio.
     """
@@ -309,13 +294,14 @@ def missing_shards(
         name = _shard_name(start)
         if name not in finished and index % world_size == rank:
             store.remove(name)
-            yield SourceShard(name, dataset.select(range(start, min(start + rows_per_shard, len(dataset)))))
+            yield name, dataset.select(range(start, min(start + rows_per_shard, len(dataset))))
 
 
 def _missing_shards_of_file(
     stream: IterableDataset, file: int, store: ShardStore, finished: Mapping[str, int], rows_per_shard: int
-) -> Iterator[SourceShard]:
+) -> Iterator[tuple[str, Dataset]]:
     start = 0
+    # By the number of rows of each finished shard, the next one of the file is known.
     while name := next((name for name in _shard_names_of_file(file, start) if name in finished), None):
         if name.endswith(END_OF_FILE):
             return
@@ -331,12 +317,12 @@ def _missing_shards_of_file(
             store.remove(name)
         shard = Dataset.from_list(block, features=stream.features) if block else Dataset.from_dict({})
         _check_ids(shard)
-        yield SourceShard(names[is_last], shard)
+        yield names[is_last], shard
         start += len(block)
 
 
 def _shard_name(start: int) -> str:
-    return f"{start:010d}"
+    return f"{start:010d}"  # sorted by name, shards are in the order of the source
 
 
 def _shard_names_of_file(file: int, start: int) -> tuple[str, str]:
@@ -345,48 +331,44 @@ def _shard_names_of_file(file: int, start: int) -> tuple[str, str]:
     return name, name + END_OF_FILE
 
 
-def count_missing(dataset: Dataset | IterableDataset, rows_per_shard: int, names: set[str]) -> int:
-    """How many shards of a dataset, or files of a stream, are not in the store; `names` are those that are."""
-    if isinstance(dataset, IterableDataset):
-        return dataset.num_shards - sum(name.endswith(END_OF_FILE) for name in names)
-    return len({_shard_name(start) for start in range(0, len(dataset), rows_per_shard)} - names)
-
-
+@dataclass
 class _Labeller:
     """Labels shards with one teacher and one set of settings."""
 
-    def __init__(
-        self,
-        teacher: WhisperForConditionalGeneration,
-        processor: WhisperProcessor,
-        generation: GenerationSettings,
-        packing: Packing,
-        backend: Backend,
-        encoder_cache: EncoderCache | None,
-        progress: AudioProgress,
-    ):
-        self.teacher, self.processor = teacher, processor
-        self.generation, self.packing = generation, packing
-        self.encoder_cache, self.progress = encoder_cache, progress
-        self.generate: Callable[..., list[TokenSequence]] = (
-            partial(generate_tokens, teacher, settings=generation, statistics=True)
-            if backend.name == "transformers"
-            else Ctranslate2Generator(teacher, processor, generation, compute_type=backend.compute_type)
-        )
+    teacher: WhisperForConditionalGeneration
+    processor: WhisperProcessor
+    generation: GenerationSettings
+    packing: Packing
+    backend: Backend
+    progress: AudioProgress
 
-    def label(self, shard: SourceShard) -> tuple[Dataset | None, dict[str, Any]]:
+    def __post_init__(self) -> None:
+        self.encoder_cache = None
+        if self.backend.teacher_cache_dir is not None:
+            encoder = self.teacher.model.encoder
+            self.encoder_cache = EncoderCache(encoder, self.teacher.dtype, self.backend.teacher_cache_dir)
+        self.generate: Callable[..., list[TokenSequence]]
+        if self.backend.name == "transformers":
+            self.generate = partial(generate_tokens, self.teacher, settings=self.generation, statistics=True)
+        else:
+            compute_type = self.backend.compute_type
+            self.generate = Ctranslate2Generator(
+                self.teacher, self.processor, self.generation, compute_type=compute_type
+            )
+
+    def label(self, name: str, rows: Dataset) -> tuple[Dataset | None, dict[str, Any]]:
         """The labelled rows of a shard, None if there are none, and the `info` of its manifest."""
         start, errors = time.perf_counter(), RowErrors()
-        labelled = self._label_rows(shard.rows, errors) if len(shard.rows) else None
-        self.progress.complete(len(shard.rows))
-        if labelled is None and len(shard.rows) >= MIN_ROWS_TO_FAIL:
+        labelled = self._label_rows(rows, errors) if len(rows) else None
+        self.progress.complete(len(rows))
+        if labelled is None and len(rows) >= MIN_ROWS_TO_FAIL:
             raise ValueError(
-                f"None of the {len(shard.rows)} rows of shard {shard.name} could be labelled. What was labelled "
+                f"None of the {len(rows)} rows of shard {name} could be labelled. What was labelled "
                 f"before is kept: start again when the cause is gone.\n{errors.summary()}"
             )
         return labelled, {
             "rows": 0 if labelled is None else len(labelled),
-            "source_rows": len(shard.rows),
+            "source_rows": len(rows),
             "hours": 0.0 if labelled is None else sum(labelled["duration"]) / 3600,
             "seconds": time.perf_counter() - start,
             "lost": errors.rows,
@@ -394,6 +376,7 @@ class _Labeller:
 
     def _label_rows(self, rows: Dataset, errors: RowErrors) -> Dataset | None:
         num_source_rows = len(rows)
+        # A shard is packed by itself: its labels must not depend on which other shards a process has.
         if self.packing.max_duration is not None:
             packed = pack_utterances(
                 rows, max_duration=self.packing.max_duration, max_words=self.packing.max_words, errors=errors
@@ -403,21 +386,20 @@ class _Labeller:
         # Only what reading needs: all other columns would be decoded along with every row.
         recordings = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])
         languages = self._languages(rows, errors)
-        batches = feature_batches(
-            self.teacher,
-            self.processor,
-            recordings,
-            errors,
-            batch_size=self.generation.batch_size,
-            token_budget=self.generation.token_budget,
-            rows=languages,
-        )
         sequences: dict[int, TokenSequence] = {}
         durations: dict[int, float] = {}
-        for batch in batches:
+        settings = self.generation
+        for batch in feature_batches(
+            self.teacher, self.processor, recordings, errors, rows=languages, batch_size=settings.batch_size,
+            token_budget=settings.token_budget,
+        ):  # fmt: skip
             inputs: dict[str, Any] = {"input_features": batch.input_features}
             if self.encoder_cache is not None:
-                inputs = {"encoder_hidden_states": self._encode(batch, recordings, self.encoder_cache)}
+                states = encode(self.teacher, batch.input_features)  # (batch, frames, d_model)
+                inputs = {"encoder_hidden_states": states}
+                for row, state in zip(batch.rows, states, strict=True):
+                    key = recording_key(recordings[row]["audio"], extractor_settings(self.processor), f"row {row}")
+                    self.encoder_cache.add(key, state)
             if languages is not None:
                 inputs["languages"] = [languages[row] for row in batch.rows]
             sequences |= zip(batch.rows, self.generate(**inputs), strict=True)
@@ -439,14 +421,6 @@ class _Labeller:
             except ValueError as error:
                 errors.add(row_id(row, index), f"column 'language': {error}")
         return codes
-
-    def _encode(self, batch: FeatureBatch, recordings: Dataset, cache: EncoderCache) -> Tensor:
-        """Encoder hidden states (batch, frames, d_model), which are added to the cache."""
-        states = encode(self.teacher, batch.input_features)
-        settings = extractor_settings(self.processor)
-        for row, state in zip(batch.rows, states, strict=True):
-            cache.add(recording_key(recordings[row]["audio"], settings, f"row {row}"), state)
-        return states
 
     def _add_labels(
         self, rows: Dataset, sequences: Mapping[int, TokenSequence], durations: Mapping[int, float]
@@ -516,8 +490,14 @@ def _commit(store: ShardStore, name: str, labelled: Dataset | None, info: dict[s
         logger.warning(f"shard {name} was labelled by another process meanwhile, whose labels stay.")
 
 
-def _wait_for_others(store: ShardStore, count_missing: Callable[[set[str]], int]) -> None:
+def _wait_for_others(dataset: Dataset | IterableDataset, store: ShardStore, rows_per_shard: int) -> None:
     """Waits until all shards are there, by polling: a barrier of the process group would time out."""
+
+    def count_missing(names: set[str]) -> int:
+        if isinstance(dataset, IterableDataset):
+            return dataset.num_shards - sum(name.endswith(END_OF_FILE) for name in names)
+        return len({_shard_name(start) for start in range(0, len(dataset), rows_per_shard)} - names)
+
     pause = 0.1
     while count := count_missing(store.names()):
         logger.info(f"waiting for {count} shards or files of other processes")
