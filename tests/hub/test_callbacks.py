@@ -33,24 +33,10 @@ from toy_training import RandomWindows, small_processor, small_trainer, small_wh
 # The card
 
 
-def test_the_callback_writes_the_card_of_checkpoint_and_student(tmp_path: Path) -> None:
-    """Checkpoints are shared too, and the Trainer's card has no word error rate."""
-    args = TrainingArguments(output_dir=str(tmp_path / "my-student"), use_cpu=True)
-    state = TrainerState(global_step=5, log_history=[{"eval_test_wer": 0.3}, {"eval_test_wer": 0.2, "eval_loss": 1.0}])
-    callback = ModelCardCallback(teacher="openai/whisper-toy.en", license="mit")
-    callback.on_save(args, state, TrainerControl(), model=toy_whisper())
-    callback.on_train_end(args, state, TrainerControl(), model=toy_whisper())
-    for path in ("checkpoint-5/README.md", "README.md"):
-        card = ModelCard.load(tmp_path / "my-student" / path)
-        assert card.data.model_name == "my-student"
-        assert card.data.eval_results[0].metric_value == 20.0
-        assert card.data.license == "mit"
-
-
 def test_the_callback_writes_the_card_as_of_each_step(tmp_path: Path) -> None:
     """A checkpoint whose card shows the scores of the last one cannot be compared with others."""
     args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
-    callback = ModelCardCallback(teacher="openai/whisper-toy.en")
+    callback = ModelCardCallback(teacher="openai/whisper-toy.en", license="mit")
     state = TrainerState(global_step=1, max_steps=2, log_history=LOG[:2])
     callback.on_evaluate(args, state, TrainerControl(), metrics={"eval_test_loss": 1.0}, model=toy_whisper())
     assert not (tmp_path / "run").exists()  # one set of several: the average is still to come
@@ -59,11 +45,13 @@ def test_the_callback_writes_the_card_as_of_each_step(tmp_path: Path) -> None:
     callback.on_save(args, state, TrainerControl(), model=toy_whisper())
     state = TrainerState(global_step=2, max_steps=2, log_history=LOG)
     callback.on_train_end(args, state, TrainerControl(), model=toy_whisper())
-    first, last = (tmp_path / "run" / name for name in ("checkpoint-1/README.md", "README.md"))
-    assert "as of training step 1" in first.read_text()
-    assert "| WER %, test | 40.00 |" in first.read_text()
-    assert "as of training step" not in last.read_text()
-    assert "| WER %, test | 20.00 |" in last.read_text()
+    first, last = (ModelCard.load(tmp_path / "run" / path) for path in ("checkpoint-1/README.md", "README.md"))
+    for card, wer in ((first, 40.0), (last, 20.0)):
+        assert (card.data.model_name, card.data.license) == ("run", "mit")
+        assert card.data.eval_results[0].metric_value == wer
+        assert f"| WER %, test | {wer:.2f} |" in card.text
+    assert "as of training step 1" in first.text
+    assert "as of training step" not in last.text
 
 
 def test_only_the_main_process_writes_the_card(tmp_path: Path) -> None:
@@ -103,25 +91,20 @@ def validating_trainer(folder: Path, **changes: Any) -> DistillationTrainer:
     )
 
 
-class FakeWandb(SimpleNamespace):
-    """The part of wandb's interface that is used: `run.url`, `Table(columns, data)`, `log`."""
-
-    def __init__(self, url: str | None):
-        super().__init__(run=SimpleNamespace(url=url), logged=[], Table=lambda columns, data: (columns, data))
+class FakeTracker(SimpleNamespace):
+    """The part of a tracker's interface that is used: `log`, `Table`, and where its run is."""
 
     def log(self, values: dict) -> None:
         self.logged.append(values)
 
 
-class FakeTrackio(SimpleNamespace):
-    """That of trackio: the Space of the open run, `Table(dataframe)`, `log`."""
+def fake_wandb(url: str | None) -> FakeTracker:
+    return FakeTracker(run=SimpleNamespace(url=url), logged=[], Table=lambda columns, data: (columns, data))
 
-    def __init__(self, space: str | None):
-        current = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: space))
-        super().__init__(context_vars=current, logged=[], Table=lambda dataframe: dataframe)
 
-    def log(self, values: dict) -> None:
-        self.logged.append(values)
+def fake_trackio(space: str | None) -> FakeTracker:
+    current = SimpleNamespace(current_space_id=SimpleNamespace(get=lambda: space))
+    return FakeTracker(context_vars=current, logged=[], Table=lambda dataframe: dataframe)
 
 
 def active(kind: type) -> Any:
@@ -172,7 +155,7 @@ def test_samples_need_transcripts(tmp_path: Path) -> None:
 
 
 def test_each_tracker_gets_the_table_in_its_own_form(monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb, trackio, texts = FakeWandb(None), FakeTrackio(None), []
+    wandb, trackio, texts = fake_wandb(None), fake_trackio(None), []
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     board = active(TensorBoardCallback)
@@ -190,7 +173,7 @@ def test_a_tracker_that_fails_costs_its_table_only(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A tracker's server that is down is no reason to lose a day of training; its message may hold a key."""
-    wandb = FakeWandb(None)
+    wandb = fake_wandb(None)
     wandb.Table = lambda columns, data: 1 / 0
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     assert log_table([active(WandbCallback)], "samples/one", ["row"], [(0,)], "", 7) == []
@@ -201,8 +184,8 @@ def test_a_tracker_that_fails_costs_its_table_only(
 def test_the_run_url_is_that_of_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With user and key left out: self-hosted servers may have them in their addresses."""
     args = validating_trainer(tmp_path).args
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb("https://me:key@wandb.example/me/runs/1?apiKey=secret"))
-    monkeypatch.setitem(sys.modules, "trackio", FakeTrackio("me/space"))
+    monkeypatch.setitem(sys.modules, "wandb", fake_wandb("https://me:key@wandb.example/me/runs/1?apiKey=secret"))
+    monkeypatch.setitem(sys.modules, "trackio", fake_trackio("me/space"))
     assert run_url(args) is None  # imported by something else, not asked for
     args.report_to = ["wandb"]
     assert run_url(args) == "https://wandb.example/me/runs/1"
@@ -210,7 +193,7 @@ def test_the_run_url_is_that_of_the_tracker(tmp_path: Path, monkeypatch: pytest.
     assert run_url(args) == "https://huggingface.co/spaces/me/space"
     args.report_to = ["tensorboard"]
     assert run_url(args) is None
-    monkeypatch.setitem(sys.modules, "wandb", FakeWandb(None))
+    monkeypatch.setitem(sys.modules, "wandb", fake_wandb(None))
     args.report_to = ["wandb"]
     assert run_url(args) is None
 
@@ -219,7 +202,7 @@ def test_the_run_url_is_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """After training the run is closed, and nobody could ask for it any more."""
     trainer = validating_trainer(tmp_path)
     trainer.add_callback(ModelCardCallback())
-    fake = FakeWandb("https://wandb.example/me/runs/1")
+    fake = fake_wandb("https://wandb.example/me/runs/1")
     monkeypatch.setitem(sys.modules, "wandb", fake)
     trainer.args.report_to = ["wandb"]
     trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
@@ -230,7 +213,7 @@ def test_the_run_url_is_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_sent_unless_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tracker that is merely installed must not get the transcripts of a training."""
-    trackers = {name: FakeWandb("https://wandb.example/run") for name in ("wandb", "trackio")}
+    trackers = {name: fake_wandb("https://wandb.example/run") for name in ("wandb", "trackio")}
     for name, fake in trackers.items():
         monkeypatch.setitem(sys.modules, name, fake)
 

@@ -12,15 +12,7 @@ from hf_distil_whisper.hub.push import check_folder, missing_files, student_file
 
 @dataclass
 class PushArguments:
-    """Flags of `push`; the folder is a positional argument.
-
-    Args:
-        folder (`list[str]`): output folder of a run, one of its checkpoints, or any saved Whisper with its processor.
-        repo_id (`str`): `owner/name`, or a name under your account.
-        private (`bool`, *optional*, defaults to `False`): create a private repository.
-        revision (`str`, *optional*): branch, created if it does not exist; by default `main`.
-        dry_run (`bool`, *optional*, defaults to `False`): check the folder and print the plan only.
-    """
+    """Flags of `push`; the folder is a positional argument."""
 
     folder: list[str] | None = setting(None, "Folder of the student; also without the flag.")
     repo_id: str | None = setting(None, "Repository: owner/name, or a name under your account.")
@@ -30,11 +22,7 @@ class PushArguments:
 
 
 def plan_push(args: PushArguments) -> Plan:
-    """Checks the folder and the name.
-
-    Args:
-        args (`PushArguments`): what to push, and where.
-    """
+    """Checks the folder and the name."""
     plan = Plan("push")
     plan.single_process()
     plan.repository(args.repo_id)
@@ -55,11 +43,7 @@ def plan_push(args: PushArguments) -> Plan:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): the folder, then flags.
-    """
+    """Entry point of the command."""
     (args,) = parse_arguments(PushArguments, argv=argv, command="hf-distil-whisper push", words_to="folder")
     if plan_push(args).report(dry_run=args.dry_run):
         (folder,) = args.folder or []

@@ -12,20 +12,7 @@ from hf_distil_whisper.hub.dataset_card import open_labelled, push_dataset
 
 @dataclass
 class PushDatasetArguments:
-    """Flags of `push-dataset`; a single folder is a positional argument.
-
-    Args:
-        folder (`list[str]`): output folder of `pseudo-label` or of `filter`.
-        folders (`dict[str, str]`, *optional*): several of them by name, which become configurations.
-        repo_id (`str`): `owner/name`, or a name under your account.
-        teacher_model_name_or_path (`str`, *optional*): model that labelled, for the card.
-        language (`str`, *optional*): ISO code, for the card.
-        licenses (`str` or `dict[str, str]`, *optional*): of the sources, by name if there are several.
-        origins (`str` or `dict[str, str]`, *optional*): what the sources are, a Hub id for example.
-        private (`bool`, *optional*, defaults to `False`): create a private repository.
-        embed_audio (`bool`, *optional*, defaults to `True`): publish the recordings with their labels.
-        dry_run (`bool`, *optional*, defaults to `False`): check the folders and print the plan only.
-    """
+    """Flags of `push-dataset`; a single folder is a positional argument."""
 
     folder: list[str] | None = setting(None, "Output folder of pseudo-label or filter.")
     folders: dict[str, str] | str | None = setting(
@@ -63,11 +50,7 @@ def _mapping(value: Any, flag: str) -> Any:
 
 
 def plan_push_dataset(args: PushDatasetArguments) -> Plan:
-    """Checks folders and name.
-
-    Args:
-        args (`PushDatasetArguments`): what to push, and where.
-    """
+    """Checks folders and name."""
     plan = Plan("push-dataset")
     plan.single_process()
     plan.repository(args.repo_id)
@@ -92,11 +75,7 @@ def plan_push_dataset(args: PushDatasetArguments) -> Plan:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Entry point of the command.
-
-    Args:
-        argv (`Sequence[str]`): the folder, then flags.
-    """
+    """Entry point of the command."""
     command = "hf-distil-whisper push-dataset"
     (args,) = parse_arguments(PushDatasetArguments, argv=argv, command=command, words_to="folder")
     if plan_push_dataset(args).report(dry_run=args.dry_run):

@@ -587,19 +587,17 @@ def _card_facts(plan: TrainingPlan) -> CardFacts:
     """Facts about teacher and data."""
     args, training_args = plan.args, plan.training_args
     teacher, base = args.teacher_model_name_or_path, args.model_name_or_path
-    facts = _teacher_facts(teacher or base or "")
+    known = _teacher_facts(teacher or base or "")
     paths = [source.path for source in args.sources().values()]
-    return CardFacts(
+    return replace(
+        known if teacher else CardFacts(""),
         name=training_args.hub_model_id or Path(str(training_args.output_dir)).name,
-        teacher=teacher,
-        teacher_config=facts["teacher_config"] if teacher else None,
-        teacher_revision=facts["teacher_revision"] if teacher else None,
         base_model=base,
-        base_revision=_teacher_facts(base)["teacher_revision"] if base else None,
+        base_revision=_teacher_facts(base).teacher_revision if base else None,
         datasets=paths,
         dataset_licenses={path: licence for path in paths if (licence := _dataset_license(path))},
         language=training_args.language,
-        license=args.license or facts["license"],
+        license=args.license or known.license,
         result_sources={
             name: {"path": source.path, "config": source.config, "split": source.split, "revision": source.revision}
             for name, source in args.validation_sources().items()

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from transformers.utils import logging
 from hf_distil_whisper.hub.model_card import (
     CardFacts,
     Markdown,
+    card_facts,
     card_table,
     inline,
     public_url,
@@ -51,7 +53,7 @@ class ModelCardCallback(TrainerCallback):
     never the training.
 
     Args:
-        facts ([`CardFacts`], *optional*): what the trainer does not know, such as teacher, data and licence.
+        facts ([`CardFacts`], *optional*): what the trainer does not know: teacher, data, licence and others.
         fields: fields of [`CardFacts`], instead of `facts` or on top of it; `name` is by default that of the output
             folder.
 
@@ -64,9 +66,7 @@ class ModelCardCallback(TrainerCallback):
     """
 
     def __init__(self, facts: CardFacts | None = None, **fields: Any) -> None:
-        CardFacts(**{"name": "", **fields})  # a misspelt field raises here and not at the first checkpoint
-        known = {} if facts is None else {name: value for name, value in vars(facts).items() if value is not None}
-        self.fields = known | fields
+        self.facts = card_facts(facts or CardFacts(""), fields)
         self._run_url: str | None = None
 
     def on_train_begin(
@@ -84,6 +84,7 @@ class ModelCardCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Writes the card of the current student; with several validation sets, after the last one."""
+        # The Trainer calls this once for each set, and once more with the average where there are several.
         if metrics is None or {"eval_loss", "eval_macro_wer"} & set(metrics):
             self._try_to_write(args, state, kwargs["model"], Path(str(args.output_dir)))
 
@@ -110,13 +111,14 @@ class ModelCardCallback(TrainerCallback):
             folder (`str` or `Path`): for example one to be pushed.
         """
         finished = state.max_steps and state.global_step >= state.max_steps
-        fields: dict[str, Any] = {
-            "name": Path(str(args.output_dir)).name,
-            "training_args": args,
-            "step": None if finished else state.global_step,
-            "run_url": run_url(args) or self._run_url,
-        }
-        return save_model_card(folder, model, log_history=state.log_history, **fields | self.fields)
+        facts = replace(
+            self.facts,
+            name=self.facts.name or Path(str(args.output_dir)).name,
+            training_args=self.facts.training_args or args,
+            step=self.facts.step or (None if finished else state.global_step),
+            run_url=self.facts.run_url or run_url(args) or self._run_url,
+        )
+        return save_model_card(folder, model, facts, log_history=state.log_history)
 
     def _try_to_write(
         self, args: TrainingArguments, state: TrainerState, model: WhisperForConditionalGeneration, folder: Path
@@ -142,13 +144,10 @@ class PushCheckpointCallback(StudentPushCallback):
 
     Args:
         repo_id (`str`, *optional*): by default `hub_model_id`, or the name of the output folder.
-        private (`bool`, *optional*): create a private repository.
-        revision (`str`, *optional*): branch, by default `main`.
-        token (`str`, *optional*): by default `hub_token`, or that of the environment.
-        strategy (`str`, *optional*): "every_save", "end", "checkpoint" (also all that is needed to resume elsewhere,
-            the optimizer's state included, in `last-checkpoint`) or "all_checkpoints"; by default `hub_strategy`.
         card ([`ModelCardCallback`], *optional*): writes the card where no other callback has. By default one that
             knows the name of the repository only.
+        settings: `private`, `revision`, `token` and `strategy`, by default as in the training arguments (`hub_*`);
+            strategy "checkpoint" also pushes all that is needed to resume elsewhere, in `last-checkpoint`.
 
     Example:
         ```python
@@ -158,19 +157,9 @@ class PushCheckpointCallback(StudentPushCallback):
         ```
     """
 
-    def __init__(
-        self,
-        repo_id: str | None = None,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-        strategy: str | None = None,
-        card: ModelCardCallback | None = None,
-    ):
-        super().__init__(repo_id, private=private, revision=revision, token=token, strategy=strategy)
+    def __init__(self, repo_id: str | None = None, *, card: ModelCardCallback | None = None, **settings: Any):
+        super().__init__(repo_id, **settings, write_card=self._write_card)
         self.card = card
-        self.write_card = self._write_card
 
     def _write_card(
         self, args: TrainingArguments, state: TrainerState, model: WhisperForConditionalGeneration, folder: Path
@@ -253,15 +242,7 @@ class SamplePredictionsCallback(TrainerCallback):
 
 
 class Sample(NamedTuple):
-    """A row of a validation set.
-
-    Args:
-        row (`int`): its index.
-        reference (`str`): what was said.
-        prediction (`str`): the student's transcript.
-        marked (`str`): normalised words as Markdown: missing and wrong ones ~~struck~~, inserted ones **bold**.
-        wer (`float`, *optional*): a fraction; None for a reference without words.
-    """
+    """A row of a validation set; in `marked` missing and wrong words are ~~struck~~, inserted ones **bold**."""
 
     row: int
     reference: str
@@ -308,14 +289,8 @@ def samples_table(samples: Sequence[Sample]) -> str:
 
 
 def run_url(args: TrainingArguments) -> str | None:
-    """The page of a training's run on wandb, or in the Space of trackio.
-
-    Args:
-        args ([`~transformers.TrainingArguments`]): with the trackers in `report_to`.
-
-    Returns:
-        `str`, *optional*: None without a tracker, for TensorBoard, and for runs that stay on this machine.
-    """
+    """The page of a training's run on wandb, or in the Space of trackio; None for runs that stay on this machine."""
+    # `report_to` decides: a tracker that something else has imported is not asked.
     wandb, trackio = (sys.modules.get(name) if name in args.report_to else None for name in ("wandb", "trackio"))
     if wandb is not None and wandb.run is not None and wandb.run.url:
         return public_url(wandb.run.url) or None
@@ -334,7 +309,7 @@ def log_table(
     text: str,
     step: int,
 ) -> list[str]:
-    """Sends a table to each active tracker; one that fails is reported and costs the table only.
+    """Sends a table to each active tracker and returns their names; one that fails costs the table only.
 
     Args:
         callbacks (`Sequence[TrainerCallback]`): of the trainer, its trackers among them.
@@ -343,43 +318,28 @@ def log_table(
         rows (`Sequence[Sequence[object]]`): cells, texts and numbers.
         text (`str`): the same as Markdown, for TensorBoard, which has no tables.
         step (`int`): of the training.
-
-    Returns:
-        `list[str]`: the trackers that accepted it.
     """
     sent = []
     for callback in callbacks:
         try:
-            tracker = _send_table(callback, name, columns, rows, text, step)
+            if isinstance(callback, WandbCallback) and sys.modules["wandb"].run is not None:
+                wandb = sys.modules["wandb"]
+                table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
+                # No `step=`: the Trainer's own values carry theirs as `train/global_step`.
+                wandb.log({name: table, "train/global_step": step})
+                sent.append("wandb")
+            elif isinstance(callback, TrackioCallback):
+                trackio = sys.modules["trackio"]
+                cells = [
+                    [None if cell is None else str(cell) for cell in column] for column in zip(*rows, strict=True)
+                ]
+                frame = Dataset.from_dict(dict(zip(columns, cells, strict=True))).to_pandas()
+                trackio.log({name: trackio.Table(dataframe=frame), "train/global_step": step})
+                sent.append("trackio")
+            # TensorBoard has a writer from the first step to the last one.
+            elif isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_text(name, text, step)
+                sent.append("tensorboard")
         except Exception as error:  # trackers raise their own types, of the network too: none may end a training
             logger.warning(f"{type(callback).__name__} did not take the table {name!r}: {type(error).__name__}.")
-            continue
-        sent += [tracker] if tracker is not None else []
     return sent
-
-
-def _send_table(
-    callback: TrainerCallback,
-    name: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    text: str,
-    step: int,
-) -> str | None:
-    """Sends a table to the tracker of a callback and returns its name; None if it is none, or not active."""
-    if isinstance(callback, WandbCallback) and sys.modules["wandb"].run is not None:
-        wandb = sys.modules["wandb"]
-        table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
-        wandb.log({name: table, "train/global_step": step})
-        return "wandb"
-    if isinstance(callback, TrackioCallback):
-        trackio = sys.modules["trackio"]
-        cells = [[None if cell is None else str(cell) for cell in column] for column in zip(*rows, strict=True)]
-        frame = Dataset.from_dict(dict(zip(columns, cells, strict=True))).to_pandas()
-        trackio.log({name: trackio.Table(dataframe=frame), "train/global_step": step})
-        return "trackio"
-    # TensorBoard has a writer from the first step to the last one.
-    if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-        callback.tb_writer.add_text(name, text, step)
-        return "tensorboard"
-    return None

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -37,9 +37,8 @@ from hf_distil_whisper.hub.model_card import (
     inline,
     is_hub_id,
     public_name,
-    without_tokens,
 )
-from hf_distil_whisper.hub.push import CARD, PushError, Repository, check_visibility, reason, with_retries
+from hf_distil_whisper.hub.push import CARD, PushError, Repository, check_visibility, reason, redact, with_retries
 
 logger = logging.get_logger(__name__)
 
@@ -64,6 +63,8 @@ class LabelledSource:
         run (`dict`): what the labels were computed from: teacher and settings.
         shards (`list[Shard]`): with counts, hours and lost rows.
         report (`dict`, *optional*): of the filter.
+        origin (`str`, *optional*): the Hub data set, or any name, that the source comes from.
+        license (`str`, *optional*): of the source; it carries over.
     """
 
     name: str
@@ -72,6 +73,8 @@ class LabelledSource:
     run: dict[str, Any]
     shards: list[Shard]
     report: dict[str, Any] | None = None
+    origin: str | None = None
+    license: str | None = None
 
     @property
     def labelled(self) -> tuple[int, float]:
@@ -101,11 +104,9 @@ class LabelledSource:
 
 
 def _common_features(files: Sequence[str]) -> Features | None:
-    """Column types for shards that differ; None if they do not.
-
-    A column that is empty in one shard has no type there (one that is empty in all becomes text). `datasets` goes by
-    the first file, and fails on a text where that one has only nulls.
-    """
+    """Column types for shards that differ; None if they do not."""
+    # A column that is empty in one shard has no type there (one that is empty in all becomes text). `datasets` goes by
+    # the first file, and fails on a text where that one has only nulls (huggingface/datasets#4491).
     schemas = []
     for file in files:
         with fsspec.open(file, "rb") as opened:
@@ -150,11 +151,7 @@ def _why_unreadable(path: str | None) -> str | None:
 
 
 def open_labelled(folder: str | Path, name: str) -> LabelledSource:
-    """Opens a folder that `pseudo-label` or `filter` has written.
-
-    Args:
-        folder (`str` or `Path`): of the shards (a URL too), or of the filter's row indices.
-        name (`str`): of the source.
+    """Opens a folder that `pseudo-label` (a URL too) or `filter` has written, as the source `name`.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -183,18 +180,29 @@ def open_labelled(folder: str | Path, name: str) -> LabelledSource:
     return LabelledSource(name, store, indices, run, shards, report)
 
 
-def _open_all(labelled: str | Path | Mapping[str, str | Path]) -> list[LabelledSource]:
-    named = labelled if isinstance(labelled, Mapping) else {public_name(str(labelled)): labelled}
-    if not named:
-        raise ValueError("labelled: expected at least one labelled folder, got none.")
-    sources = [open_labelled(folder, name) for name, folder in named.items()]
-    for source in sources:
-        if not source.published[0] or (source.indices is not None and not len(source.indices)):
-            raise ValueError(f"{source.name}: no row to publish.")
-        if len(sources) > 1 and not source.name.replace("-", "").replace("_", "").isalnum():
+def _open_sources(
+    labelled: str | Path | Mapping[str, str | Path],
+    origins: Mapping[str, str] | str | None,
+    licenses: Mapping[str, str] | str | None,
+) -> list[LabelledSource]:
+    folders = labelled if isinstance(labelled, Mapping) else {public_name(str(labelled)): labelled}
+    by_name: list[dict[str, str]] = []
+    for argument, given in (("origins", origins), ("licenses", licenses)):
+        by_name.append(dict.fromkeys(folders, given) if isinstance(given, str) else dict(given or {}))
+        if unknown := sorted(by_name[-1].keys() - folders.keys()):
+            raise ValueError(f"{argument}: no source is called {unknown[0]!r}; there are {', '.join(folders)}.")
+    sources = []
+    for name, folder in folders.items():
+        if len(folders) > 1 and not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(
-                f"labelled: {source.name!r} becomes a folder and a configuration: expected letters, digits, - and _."
+                f"labelled: {name!r} becomes a folder and a configuration: expected letters, digits, - and _."
             )
+        origin, license = (given.get(name) for given in by_name)
+        license = license or (find_license(origin, "dataset") if origin else None)
+        source = replace(open_labelled(folder, name), origin=origin, license=license)
+        if not source.published[0] or (source.indices is not None and not len(source.indices)):
+            raise ValueError(f"{name}: no row to publish.")
+        sources.append(source)
     return sources
 
 
@@ -236,8 +244,6 @@ def generate_dataset_card(
     features: Features,
     teacher: str | None = None,
     language: str | None = None,
-    licenses: Mapping[str, str] | None = None,
-    origins: Mapping[str, str] | None = None,
     left_out: int = 0,
 ) -> DatasetCard:
     """Generates the card of a labelled data set from its folders' manifests and filter reports.
@@ -248,25 +254,19 @@ def generate_dataset_card(
         features (`Features`): its columns.
         teacher (`str`, *optional*): Hub id or name of the model that labelled; the folders only know its weights.
         language (`str`, *optional*): ISO code; by default that of the labelling.
-        licenses (`Mapping[str, str]`, *optional*): of each source, by name: they carry over.
-        origins (`Mapping[str, str]`, *optional*): the Hub data set, or any name, that each source comes from.
         left_out (`int`, *optional*, defaults to 0): number of rows whose recording could not be read.
-
-    Returns:
-        [`~huggingface_hub.DatasetCard`]: with the metadata that make `load_dataset` find the files.
     """
-    licenses, origins = dict(licenses or {}), dict(origins or {})
     labelled_as = sorted({str(source.run["language"]) for source in sources if source.run.get("language")})
     languages = [language] if language else labelled_as
     several = len(sources) > 1
-    codes = sorted({code.lower() for code in licenses.values()})
+    codes = sorted({source.license.lower() for source in sources if source.license})
     rows = sum(source.published[0] for source in sources) - left_out
     data = {
         "language": [code for code in languages if re.fullmatch(r"[a-z]{2,3}", code)] or None,
         "license": (codes[0] if len(codes) == 1 else codes) or None,
         "task_categories": ["automatic-speech-recognition"],
         "size_categories": [next((name for name, end in _SIZES if rows < end), "10M<n<100M")],
-        "source_datasets": [origin for origin in origins.values() if is_hub_id(origin)] or None,
+        "source_datasets": [source.origin for source in sources if is_hub_id(source.origin or "")] or None,
         "tags": ["whisper", "pseudo-labels", "distil-whisper", "hf-distil-whisper"],
         "configs": [_config(source.name if several else None) for source in sources],
     }
@@ -278,7 +278,7 @@ def generate_dataset_card(
         config_flag=f" --train_dataset.config {sources[0].name}" if several else "",
         summary=_summary(sources, teacher, rows),
         facts=_facts(sources, teacher, languages),
-        sources=_sources_table(sources, licenses, origins),
+        sources=_sources_table(sources),
         dropped=_dropped(sources, left_out),
         columns=card_table(["column", "what"], [(name, _COLUMNS.get(name, "of the source")) for name in features]),
         labelling=_settings_table(sources),
@@ -289,12 +289,12 @@ def generate_dataset_card(
         show='print(next(iter(rows))["whisper_transcript"])',
         wer_flag="" if all(reports) else "--train_dataset.wer_threshold 0.1 ",
         teacher_code=_shell_word(public_name(teacher)) if teacher else "<teacher>",
-        license_limit=_license_limit(sources, licenses),
+        license_limit=_license_limit(sources),
     )
     if "audio" not in features:
         text = text.replace("from datasets import Audio, load_dataset", "from datasets import load_dataset")
     text = re.sub(r"\n{3,}", "\n\n", text)
-    return DatasetCard(without_tokens(front_matter(data) + "\n" + text), ignore_metadata_errors=False)
+    return DatasetCard(redact(front_matter(data) + "\n" + text), ignore_metadata_errors=False)
 
 
 def _config(source: str | None) -> dict[str, Any]:
@@ -323,15 +323,14 @@ def _facts(sources: Sequence[LabelledSource], teacher: str | None, languages: Se
     return "\n".join(f"- {title}: {fact}" for title, fact in facts.items())
 
 
-def _sources_table(sources: Sequence[LabelledSource], licenses: Mapping[str, str], origins: Mapping[str, str]) -> str:
+def _sources_table(sources: Sequence[LabelledSource]) -> str:
     rows = []
     for source in sources:
         (labelled, hours), (published, hours_published) = source.labelled, source.published
-        origin = origins.get(source.name)
-        name = public_name(origin) if origin else source.name
+        name = public_name(source.origin) if source.origin else source.name
         figures = [f"{labelled:,}", f"{hours:,.3f}", f"{published:,}", f"{hours_published:,.3f}"]
         figures += [f"{labelled - published:,}", f"{hours - hours_published:,.3f}"]
-        rows.append((name, *figures, licenses.get(source.name, "unknown")))
+        rows.append((name, *figures, source.license or "unknown"))
     head = ["source", "labelled", "hours", "kept", "hours kept", "dropped", "hours dropped", "licence"]
     return card_table(head, rows)
 
@@ -379,8 +378,8 @@ def _filter_text(source: LabelledSource, several: bool) -> str:
     )
 
 
-def _license_limit(sources: Sequence[LabelledSource], licenses: Mapping[str, str]) -> str:
-    unknown = [inline(source.name) for source in sources if source.name not in licenses]
+def _license_limit(sources: Sequence[LabelledSource]) -> str:
+    unknown = [inline(source.name) for source in sources if not source.license]
     if unknown:
         return f"The licence of {', '.join(unknown)} is unknown: find it out before you use the recordings."
     return "The recordings keep the licences of their sources, and the transcripts are bound by them too."
@@ -408,8 +407,7 @@ def push_dataset(
 
     Files are uploaded one by one, and one commit for each source makes them visible, so that no half is ever taken for
     the whole; a last commit brings the card. A push that was interrupted can be started again: files that were
-    uploaded are recognised by their hash and not sent a second time. Needs a token, from `hf auth login` or the
-    variable `HF_TOKEN`.
+    uploaded are not sent a second time. Needs a token, from `hf auth login` or the variable `HF_TOKEN`.
 
     Args:
         labelled (`str`, `Path` or `Mapping`): output folder of `pseudo-label`, or of `filter`, whose selection is then
@@ -438,10 +436,8 @@ def push_dataset(
         >>> push_dataset("filtered", "me/my-labels", teacher="openai/whisper-large-v3", private=True)
         ```
     """
-    sources = _open_all(labelled)
-    origins = _by_name(origins, sources, "origins")
-    licenses = _licenses(_by_name(licenses, sources, "licenses"), origins)
-    facts: dict[str, Any] = {"teacher": teacher, "language": language, "licenses": licenses, "origins": origins}
+    sources = _open_sources(labelled, origins, licenses)
+    facts: dict[str, Any] = {"teacher": teacher, "language": language}
     draft = generate_dataset_card(sources, repo_id=repo_id, features=Features(), **facts)
     if problem := check_card(draft, "dataset"):
         raise ValueError(f"The Hub would not take the card of {repo_id}: {problem} Correct --licenses or --language.")
@@ -451,6 +447,7 @@ def push_dataset(
         for source in sources:
             rows = source.load(embed_audio, errors)
             features = features or rows.features
+            # Commits once, at its end; what a killed push has uploaded is recognised by its hash (datasets#6392).
             push = partial(rows.push_to_hub, repo_id, source.name if len(sources) > 1 else "default", split="train")
             with_retries(push)
         if errors:
@@ -481,18 +478,3 @@ def _commit_card(repo_id: str, card: DatasetCard, folders: set[str]) -> CommitIn
         if part and part[1] not in folders:
             operations.append(CommitOperationDelete(path))
     return api.create_commit(repo_id, operations, commit_message="Card of the data set", repo_type="dataset")
-
-
-def _by_name(
-    given: Mapping[str, str] | str | None, sources: Sequence[LabelledSource], argument: str
-) -> dict[str, str]:
-    names = [source.name for source in sources]
-    by_name = dict.fromkeys(names, given) if isinstance(given, str) else dict(given or {})
-    if unknown := sorted(set(by_name) - set(names)):
-        raise ValueError(f"{argument}: no source is called {unknown[0]!r}; there are {', '.join(names)}.")
-    return by_name
-
-
-def _licenses(given: Mapping[str, str], origins: Mapping[str, str]) -> dict[str, str]:
-    known = {name: license for name, origin in origins.items() if (license := find_license(origin, "dataset"))}
-    return {**known, **given}

@@ -6,7 +6,7 @@ import platform
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle
@@ -46,6 +46,7 @@ from hf_distil_whisper.hub.push import (
     missing_files,
     push_files,
     reason,
+    redact,
     student_files,
 )
 from hf_distil_whisper.inference.prompt import is_multilingual
@@ -60,7 +61,6 @@ LOSS_CURVES, WER_CURVES = "loss_curves.png", "wer_curves.png"
 _TASK = "automatic-speech-recognition"
 _TEMPLATE = Path(__file__).with_name("model_card_template.md")
 _PACKAGES = ("hf-distil-whisper", "torch", "transformers", "accelerate", "datasets", "huggingface-hub")
-_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}")
 _CARD_SECONDS = 10.0
 """Timeout for the card of a teacher or data set; after it a card is written without their licence."""
 # Of the training arguments these and no others: the rest contains folders, and the token of the Hub.
@@ -151,11 +151,6 @@ def public_url(url: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def without_tokens(text: str) -> str:
-    """Blanks out everything that looks like a token of the Hub; the last line of defence, for every card."""
-    return _TOKEN.sub("hf_…", text)
-
-
 def front_matter(data: Mapping[str, object]) -> str:
     """YAML metadata block of a card, without entries that are None."""
     known = {key: value for key, value in data.items() if value is not None}
@@ -174,16 +169,7 @@ def versions() -> dict[str, str]:
 
 
 def find_license(name_or_path: str, repo_type: RepoType = "model", revision: str | None = None) -> str | None:
-    """The licence in the metadata of a model's or data set's card.
-
-    Args:
-        name_or_path (`str`): Hub id, or a folder with a README.md.
-        repo_type (`str`, *optional*, defaults to `"model"`): or `"dataset"`.
-        revision (`str`, *optional*): of the Hub repository.
-
-    Returns:
-        `str`, *optional*: an identifier such as "mit"; None if the card has none or no server answers.
-    """
+    """The licence ("mit") on the card of a repository or folder; None if it has none or no server answers."""
     path = Path(name_or_path).expanduser() / CARD
     if not path.is_file():
         if not is_hub_id(name_or_path):
@@ -198,9 +184,9 @@ def find_license(name_or_path: str, repo_type: RepoType = "model", revision: str
             return None
     try:
         license = RepoCard.load(path, ignore_metadata_errors=True).data.get("license")
-    except (ValueError, OSError, yaml.YAMLError):
+    except (ValueError, yaml.YAMLError):
         return None
-    return license if isinstance(license, str) else None
+    return license if isinstance(license, str) else None  # data sets may have a list of them
 
 
 def cached_revision(name: str) -> str | None:
@@ -212,15 +198,11 @@ def cached_revision(name: str) -> str | None:
 
 
 def check_card(card: RepoCard, repo_type: RepoType = "model") -> str | None:
-    """Asks the Hub whether it accepts a card's metadata, before anything is uploaded.
-
-    Returns:
-        `str`, *optional*: what is wrong, also logged; None if the card is accepted or no server answers.
-    """
+    """Asks the Hub what is wrong with a card's metadata; None if it accepts them or no server answers."""
     try:
         card.validate(repo_type=repo_type)
     except ValueError as error:
-        message = without_tokens(str(error))
+        message = redact(str(error))
         logger.warning(f"The Hub does not take the metadata of this card: {message}")
         return message
     except Exception as error:  # no server, a refused connection, a proxy's page: of any HTTP library
@@ -317,15 +299,12 @@ class CardFacts:
 
 
 def read_evaluation(folder: str | Path, *, student: str = "model", teacher: str = TEACHER) -> Evaluation:
-    """Reads the scores that `hf-distil-whisper evaluate --output_dir` wrote.
+    """Reads the scores that `hf-distil-whisper evaluate --output_dir` wrote; a set without references has none.
 
     Args:
         folder (`str` or `Path`): the output folder.
         student (`str`, *optional*, defaults to `"model"`): its name there.
         teacher (`str`, *optional*, defaults to `"teacher"`): its name there. It may be missing.
-
-    Returns:
-        [`Evaluation`]: without sets that have no reference, and so no WER.
 
     Raises:
         FileNotFoundError: if the folder has no results.
@@ -356,23 +335,23 @@ def read_evaluation(folder: str | Path, *, student: str = "model", teacher: str 
     return Evaluation(rates[student], rates[teacher], groups, (rtf[0], rtf[1]))
 
 
-def teacher_facts(name: str) -> dict[str, Any]:
-    """Revision, licence and config of a teacher.
-
-    The licence is the one on the teacher's card; it carries over to a student whose weights come from the teacher.
+def teacher_facts(name: str) -> CardFacts:
+    """What can be read of a teacher: revision, config, and the licence on its card, which carries over to its layers.
 
     Args:
         name (`str`): Hub id that was loaded on this machine, or a folder.
 
     Returns:
-        `dict`: `teacher_revision`, `license` and `teacher_config`, fields of [`CardFacts`]; None if not known.
+        [`CardFacts`]: without a name.
     """
     revision = cached_revision(name)
-    return {
-        "teacher_revision": revision,
-        "license": find_license(name, revision=revision),
-        "teacher_config": AutoConfig.from_pretrained(name),
-    }
+    return CardFacts(
+        "",
+        teacher=name,
+        teacher_revision=revision,
+        license=find_license(name, revision=revision),
+        teacher_config=AutoConfig.from_pretrained(name),
+    )
 
 
 # The card
@@ -401,7 +380,7 @@ def generate_model_card(
     'automatic-speech-recognition'
     ```
     """
-    facts = _card_facts(facts, fields)
+    facts = card_facts(facts, fields)
     multilingual, scores = is_multilingual(student), facts.scores()
     facts = replace(
         facts,
@@ -423,13 +402,16 @@ def generate_model_card(
         model_name=name if scores.results else None,
         eval_results=eval_results(scores.results, facts.result_sources or {}) or None,
     )
+    generate_kwargs: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 200}
+    if multilingual and language:  # English-only models refuse both (transformers#27322)
+        generate_kwargs |= {"language": language, "task": "transcribe"}
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         name=inline(name),
         name_code=json.dumps(name, ensure_ascii=False),
         summary=_summary(student, facts),
         facts=_facts_list(facts),
         results=_results(student, facts, scores),
-        generate_kwargs=_generate_kwargs(language if multilingual else None),
+        generate_kwargs=json.dumps(generate_kwargs, ensure_ascii=False),
         language_argument=f", language={json.dumps(language)}" if multilingual and language else "",
         faster_language=f", language={json.dumps(language)}" if language else "",
         assistant=_assistant_section(name, public_name(facts.teacher)) if facts.teacher else "",
@@ -442,7 +424,7 @@ def generate_model_card(
         versions=card_table(["package", "version"], list(versions().items())),
     )
     text = re.sub(r"\n{3,}", "\n\n", text)  # a part that is left out leaves its empty lines behind
-    return ModelCard(without_tokens(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+    return ModelCard(redact(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
 
 def save_model_card(
@@ -458,15 +440,12 @@ def save_model_card(
     Args:
         folder (`str` or `Path`): of the student's weights.
         student ([`~transformers.WhisperForConditionalGeneration`]): the model that the card describes.
-        facts ([`CardFacts`], *optional*): as for [`generate_model_card`].
+        facts ([`CardFacts`], *optional*): as `fields`, see [`generate_model_card`].
         log_history (`Sequence[Mapping]`, *optional*): of the trainer's state: curves of losses and word error rates.
             Its newest scores stand on the card if the facts contain none.
-        fields: fields of [`CardFacts`], instead of `facts` or on top of it; at least `name`.
-
-    Returns:
-        [`~huggingface_hub.ModelCard`]: as written.
+        fields: fields of [`CardFacts`], instead of `facts` or on top of it.
     """
-    folder, facts = Path(folder), _card_facts(facts, fields)
+    folder, facts = Path(folder), card_facts(facts, fields)
     folder.mkdir(parents=True, exist_ok=True)
     if facts.results is None and not facts.scores().results:
         facts = replace(facts, results=latest_word_errors(log_history))
@@ -487,7 +466,8 @@ def replace_file(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def _card_facts(facts: CardFacts | None, fields: Mapping[str, Any]) -> CardFacts:
+def card_facts(facts: CardFacts | None, fields: Mapping[str, Any]) -> CardFacts:
+    """`facts` with `fields` on top, or made of `fields` alone; an unknown field is a TypeError."""
     return CardFacts(**fields) if facts is None else replace(facts, **fields)
 
 
@@ -507,11 +487,10 @@ def _summary(student: WhisperForConditionalGeneration, facts: CardFacts) -> str:
 
 
 def _facts_list(facts: CardFacts) -> str:
+    base_model = None if facts.base_model == facts.teacher else facts.base_model
     lines = {
         "teacher": _with_revision(facts.teacher, facts.teacher_revision),
-        "base model": (
-            _with_revision(facts.base_model, facts.base_revision) if facts.base_model != facts.teacher else ""
-        ),
+        "base model": _with_revision(base_model, facts.base_revision),
         "language": inline(facts.language or ""),
         "licence": inline(facts.license or ""),
         "checkpoint": "" if facts.step is None else f"as of training step {facts.step}",
@@ -583,13 +562,6 @@ print(transcribe(teacher, load_processor({main}), "speech.flac", assistant=assis
 """
 
 
-def _generate_kwargs(language: str | None) -> str:
-    kwargs: dict[str, Any] = {"num_beams": 1, "max_new_tokens": 200}
-    if language:
-        kwargs |= {"language": language, "task": "transcribe"}
-    return json.dumps(kwargs, ensure_ascii=False)
-
-
 def _training_text(facts: CardFacts) -> str:
     licenses = facts.dataset_licenses or {}
     named = [
@@ -656,15 +628,9 @@ def eval_results(results: Mapping[str, float], sources: Mapping[str, Mapping[str
 def eval_result_files(
     results: Mapping[str, float], sources: Mapping[str, Mapping[str, Any]], date: str | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Contents of `.eval_results/<file>.yaml` for the sets that are on the Hub: others have no leaderboard.
+    """Contents of `.eval_results/<data set>.yaml`, by file name, for the sets on the Hub: others have no leaderboard.
 
-    Args:
-        results (`Mapping[str, float]`): WER by set.
-        sources (`Mapping[str, Mapping]`): as in [`eval_results`].
-        date (`str`, *optional*): of the evaluation, ISO 8601; by default the Hub takes that of the commit.
-
-    Returns:
-        `dict[str, list[dict]]`: by file name, one file a data set.
+    `date` is that of the evaluation, ISO 8601; by default the Hub takes that of the commit.
     """
     entries: dict[str, list[EvalResultEntry]] = {}
     for name, wer in results.items():
@@ -690,37 +656,44 @@ def _hub_source(source: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def latest_word_errors(log_history: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The newest WER of each validation set in a trainer's log: `eval_test_wer` → `{"test": ...}`; no average.
-
-    A set without a name is called "validation".
-    """
+    """The newest WER of each validation set in a trainer's log: `eval_test_wer` → `{"test": ...}`; no average."""
     return {name: points[-1][1] for name, points in word_error_curves(log_history).items()}
 
 
 def word_error_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """The WER of each validation set over the steps, as fractions: `{"test": [(step, wer), ...]}`."""
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for entry in log_history:
-        for key, value in entry.items():
-            if key.startswith("eval_") and key.endswith("_wer") and key != "eval_macro_wer":
-                name = key.removeprefix("eval_").removesuffix("wer").removesuffix("_") or "validation"
-                curves.setdefault(name, []).append((entry.get("step", 0), value))
-    return curves
+    """The WER of each validation set over the steps, as fractions: `{"test": [(step, wer), ...]}`.
+
+    A set without a name is called "validation".
+    """
+    return _curves(log_history, lambda key: None if key == "eval_macro_wer" else _set_name(key, "wer"))
 
 
 def loss_curves(log_history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
     """Loss and its parts over the steps, in training and on each validation set."""
+
+    def name_of(key: str) -> str | None:
+        if key in ("loss", "kl", "pl", "mse"):
+            return f"{key}, training"
+        name = _set_name(key, "loss")
+        return name and f"loss, {name}"
+
+    return _curves(log_history, name_of)
+
+
+def _curves(
+    log_history: Sequence[Mapping[str, Any]], name_of: Callable[[str], str | None]
+) -> dict[str, list[tuple[int, float]]]:
     curves: dict[str, list[tuple[int, float]]] = {}
     for entry in log_history:
         for key, value in entry.items():
-            if key in ("loss", "kl", "pl", "mse"):
-                name = f"{key}, training"
-            elif key.startswith("eval_") and key.endswith("_loss"):
-                name = f"loss, {key.removeprefix('eval_').removesuffix('loss').removesuffix('_') or 'validation'}"
-            else:
-                continue
-            curves.setdefault(name, []).append((entry.get("step", 0), value))
+            if name := name_of(key):
+                curves.setdefault(name, []).append((entry.get("step", 0), value))
     return curves
+
+
+def _set_name(key: str, metric: str) -> str | None:
+    match = re.fullmatch(rf"eval_(?:(.+)_)?{metric}", key)
+    return match and (match[1] or "validation")
 
 
 def draw_curves(log_history: Sequence[Mapping[str, Any]], folder: str | Path) -> dict[str, str]:
@@ -743,8 +716,6 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 
 def curves_over_steps(curves: Mapping[str, Sequence[tuple[int, float]]], label: str, path: str | Path) -> None:
     """Draws curves of (step, value) by name into a PNG or SVG; the y axis starts at 0."""
-    if not any(curves.values()):
-        raise ValueError("`curves`: expected values by step, got none.")
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot()
     for (name, points), color, marker in zip(curves.items(), cycle(_COLOURS), cycle("osD^vPX*"), strict=False):
@@ -787,9 +758,6 @@ def push_student(
         revision (`str`, *optional*): branch, created if it does not exist; by default `main`.
         token (`str`, *optional*): by default that of the environment or of `hf auth login`.
         message (`str`, *optional*, defaults to `"Upload student"`): of the commit.
-
-    Returns:
-        `CommitInfo`: with the address of the commit.
 
     Raises:
         FileNotFoundError: if there is no model or processor in the folder.

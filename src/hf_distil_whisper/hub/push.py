@@ -10,6 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
@@ -90,9 +91,8 @@ _STUDENT_FILES = (
 )
 _WRITTEN_ONCE = (".safetensors", ".pt", ".pth")
 _TEXT_SUFFIXES = (".json", ".md", ".txt", ".yaml", ".yml", "")
-_MAX_TEXT_BYTES = 20_000_000
 _ADVICE = re.compile(r"For more information check: \S+")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+|(?<=//)[^/\s:@]+:[^/\s@]+(?=@)")
+_TOKEN = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=Bearer )\S+|(?<=//)[^/\s:@]+:[^/\s@]+(?=@)")
 
 Answer = TypeVar("Answer")
 
@@ -125,11 +125,9 @@ class Repository:
 
 
 def student_files(folder: str | Path, *, only_card: bool = False) -> list[str]:
-    """The files of a folder that belong to a student, as paths relative to it; no optimizer, no teacher, no pickle.
+    """The files of a folder that belong to a student, or only to its card with pictures and results.
 
-    Args:
-        folder (`str` or `Path`): of the student.
-        only_card (`bool`, *optional*, defaults to `False`): only the card with its pictures and results.
+    Paths are relative to the folder; no optimizer, no teacher and no pickle is among them.
     """
     folder = Path(folder)
     patterns = _CARD_FILES if only_card else _STUDENT_FILES
@@ -172,18 +170,12 @@ def push_files(
 ) -> CommitInfo:
     """Commits files to a model repository, all in one commit on top of its newest one.
 
-    Weights of another layout, and files that an earlier push left in a folder such as `last-checkpoint`, are deleted
-    in the same commit: a loader would otherwise read a mixture.
-
     Args:
         to ([`Repository`]): is created if it does not exist.
         files (`Mapping[str, Path]`): path in the repository → local file.
         message (`str`): of the commit.
         best (`bool`, *optional*, defaults to `False`): move the tag `best` to this commit.
         last_commit (`str`, *optional*): the caller's previous push; a commit on top of it by others is warned about.
-
-    Returns:
-        `CommitInfo`: its `oid` is the commit.
 
     Raises:
         ValueError: if a file contains the token, or the Hub does not accept the metadata of the card.
@@ -198,37 +190,33 @@ def _commit(
 ) -> CommitInfo:
     api = HfApi(token=to.token)
     repo_id = api.create_repo(to.repo_id, private=to.private, exist_ok=True).repo_id
-    head = _head(api, to, repo_id)
-    if last_commit is not None and head != last_commit:
-        logger.warning(
-            f"{repo_id}: somebody else has committed ({head[:8]}) since the last push. Nothing is lost, and every "
-            "commit is a complete student, but the newest wins. If it was another run, give each its own "
-            "--hub_model_id."
-        )
-    # Not `upload_folder`: with hf_xet it splits a commit that failed into several (`_commit_with_split` in
-    # huggingface_hub 2.4), so that a repository could be left with the files of half a push.
-    operations: list[CommitOperation] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
-    operations += [
-        CommitOperationDelete(name)
-        for name in api.list_repo_files(repo_id, revision=head)
-        if name not in files and _is_stale(name, files)
-    ]
-    # With `parent_commit` a commit that was made meanwhile is answered with 412, and the next attempt starts from it.
-    commit = api.create_commit(repo_id, operations, commit_message=message, revision=to.revision, parent_commit=head)
-    if best:
-        _move_tag(api, repo_id, commit.oid)
-    return commit
-
-
-def _head(api: HfApi, to: Repository, repo_id: str) -> str:
-    """Newest commit of the branch, which is created if it does not exist."""
     try:
         info = api.model_info(repo_id, revision=to.revision)
     except RevisionNotFoundError:
         api.create_branch(repo_id, branch=str(to.revision), exist_ok=True)
         info = api.model_info(repo_id, revision=to.revision)
     check_visibility(to, info.private, repo_id)
-    return str(info.sha)
+    head = str(info.sha)
+    if last_commit is not None and head != last_commit:
+        logger.warning(
+            f"{repo_id}: somebody else has committed ({head[:8]}) since the last push. Nothing is lost, and every "
+            "commit is a complete student, but the newest wins. If it was another run, give each its own "
+            "--hub_model_id."
+        )
+    # Not `upload_folder`: with hf_xet it may make several commits of one call (huggingface_hub#4331), so that a
+    # repository could be left with the files of half a push.
+    operations: list[CommitOperation] = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+    operations += [
+        CommitOperationDelete(name)
+        for name in api.list_repo_files(repo_id, revision=head)
+        if name not in files and _is_stale(name, files)
+    ]
+    # With `parent_commit` a commit that was made meanwhile is answered with an error (huggingface_hub#916), and the
+    # next attempt starts from it.
+    commit = api.create_commit(repo_id, operations, commit_message=message, revision=to.revision, parent_commit=head)
+    if best:
+        _move_tag(api, repo_id, commit.oid)
+    return commit
 
 
 def check_visibility(to: Repository, is_private: bool | None, repo_id: str) -> None:
@@ -241,6 +229,7 @@ def check_visibility(to: Repository, is_private: bool | None, repo_id: str) -> N
 
 
 def _is_stale(name: str, files: Mapping[str, Path]) -> bool:
+    """Weights of another layout, and files of an earlier `last-checkpoint`: a loader would read a mixture."""
     path = PurePosixPath(name)
     if len(path.parts) == 1:
         return any(fnmatch(name, pattern) for pattern in _WEIGHTS)
@@ -249,79 +238,54 @@ def _is_stale(name: str, files: Mapping[str, Path]) -> bool:
 
 def _move_tag(api: HfApi, repo_id: str, commit: str) -> None:
     tags = {tag.name: tag.target_commit for tag in api.list_repo_refs(repo_id).tags}
-    if tags.get(BEST_TAG) == commit:
-        return
-    if BEST_TAG in tags:
-        api.delete_tag(repo_id, tag=BEST_TAG)
+    if BEST_TAG in tags and tags[BEST_TAG] != commit:
+        api.delete_tag(repo_id, tag=BEST_TAG)  # the Hub does not move tags
     api.create_tag(repo_id, tag=BEST_TAG, revision=commit, exist_ok=True)
 
 
 def _check_secrets(files: Mapping[str, Path], token: str | None) -> None:
+    # A token given as a flag ends up in logged command lines and so in cards (huggingface/diffusers#6916).
     secrets = [secret.encode() for secret in (token, get_token()) if secret]
     for name, path in files.items():
-        if path.suffix in _TEXT_SUFFIXES and path.stat().st_size < _MAX_TEXT_BYTES:
-            content = path.read_bytes()
-            if any(secret in content for secret in secrets):
-                raise ValueError(f"{name} holds your access token, so it is not uploaded. Remove it from that file.")
+        if path.suffix in _TEXT_SUFFIXES and any(secret in path.read_bytes() for secret in secrets):
+            raise ValueError(f"{name} holds your access token, so it is not uploaded. Remove it from that file.")
 
 
 # Failures
 
 
 def with_retries(call: Callable[[], Answer]) -> Answer:
-    """Calls a function again while it fails for a reason that may pass.
+    """Calls a function again while it fails for a reason that may pass; raises the last error.
 
     The client retries its uploads by itself (`http_backoff`), but neither the commit nor questions about repositories,
     branches and tags. Files that were uploaded by a failed attempt are not uploaded again.
-
-    Args:
-        call (`Callable`): one attempt.
-
-    Raises:
-        Exception: the last one.
     """
     for pause in RETRY_WAITS:
         try:
             return call()
         except Exception as error:  # httpx, the client and the server each raise their own
-            pause = max(pause, _retry_after(error))
-            if not _is_transient(error) or pause > _MAX_WAIT:
+            answer = _response(error)
+            if answer is not None:
+                # Only the client's `http_backoff` reads it, and a commit goes without (huggingface_hub#2360).
+                asked = answer.headers.get("Retry-After", "")
+                pause = max(pause, float(asked) if re.fullmatch(r"[\d.]+", asked) else 0)  # it may also be a date
+            wrong_input = answer is None and isinstance(error, ValueError | FileNotFoundError)
+            refused = answer is not None and answer.status_code in _PERMANENT
+            if wrong_input or refused or pause > _MAX_WAIT:
                 raise
             sleep(pause)
     return call()
 
 
-def _http_error(error: BaseException | None) -> HfHubHTTPError | None:
+def _response(error: BaseException | None) -> Any:
     """The Hub's answer among an error and its causes: the client wraps those of large files in a RuntimeError."""
     while error is not None and not isinstance(error, HfHubHTTPError):
         error = error.__cause__
-    return error
-
-
-def _is_transient(error: BaseException) -> bool:
-    """False for refusals by the Hub and for wrong inputs; True for everything that a network does."""
-    answer = _http_error(error)
-    if answer is not None:
-        return answer.response.status_code not in _PERMANENT
-    return not isinstance(error, ValueError | FileNotFoundError)
-
-
-def _retry_after(error: BaseException) -> float:
-    """Seconds to wait that the server asks for."""
-    answer = _http_error(error)
-    try:
-        return 0.0 if answer is None else float(answer.response.headers.get("Retry-After", 0))
-    except ValueError:  # a date, which the Hub does not send
-        return 0.0
+    return None if error is None else error.response
 
 
 def redact(text: object, token: str | None = None) -> str:
-    """A text without tokens, and without passwords in addresses.
-
-    Args:
-        text (`object`): for example an exception.
-        token (`str`, *optional*): one that may not look like a token of the Hub.
-    """
+    """A text without tokens (`token` is one that may not look like the Hub's) and passwords in addresses."""
     redacted = _TOKEN.sub("***", str(text))
     for secret in (token, get_token()):
         redacted = redacted.replace(secret, "***") if secret else redacted
@@ -351,98 +315,17 @@ def by_hand(folder: str | Path, to: Repository) -> str:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A student in its staging directory, which is removed once it is on the Hub; `source` is its permanent folder."""
+    """A student in a staging directory, which is removed once it is on the Hub; `source` is its permanent folder."""
 
     folder: Path
-    message: str
     source: Path
+    to: Repository
+    message: str
     best: bool = False
 
     def discard(self) -> None:
         """Removes the staging directory."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-class BackgroundPush:
-    """Pushes snapshots of a training one after another, in the background thread of [`~huggingface_hub.HfApi`].
-
-    A newer snapshot replaces those that still wait, unless one is the best so far and the newer one is not; so at most
-    four lie on the disk: one under way, the newest, the best, and one that failed. No failure raises.
-
-    Args:
-        to ([`Repository`]): where to push.
-        push_all (`bool`, *optional*, defaults to `False`): push every snapshot.
-    """
-
-    def __init__(self, to: Repository, push_all: bool = False) -> None:
-        self.to, self.push_all = to, push_all
-        self.error: str | None = None
-        self.commit: CommitInfo | None = None
-        self._api = HfApi()
-        self._queue: list[tuple[Future[None], Snapshot]] = []
-        self._failed: Snapshot | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a push is under way or waits."""
-        return not all(future.done() for future, _ in self._queue)
-
-    def submit(self, snapshot: Snapshot) -> None:
-        """Queues a snapshot and returns at once."""
-        if not self.push_all:
-            for future, waiting in self._queue:
-                if (snapshot.best or not waiting.best) and future.cancel():  # a push under way cannot be cancelled
-                    waiting.discard()
-        self._queue = [pair for pair in self._queue if not pair[0].done()]
-        self._queue.append((self._api.run_as_future(self._push, snapshot), snapshot))
-
-    def finish(self) -> bool:
-        """Waits for all pushes, repeats the last one if it failed, and returns whether everything is on the Hub."""
-        if self.busy:
-            logger.info(f"Waiting for the push to {self.to.repo_id} ...")
-        self._wait()
-        if self._failed is not None:
-            failed, self._failed = self._failed, None
-            self.submit(failed)
-            self._wait()
-        if self._failed is not None:
-            logger.warning(
-                f"Not on the Hub: {self._failed.source} ({self.error}). The training itself is complete. Push it by "
-                f"hand: {by_hand(self._failed.source, self.to)}"
-            )
-            self._forget_failed()
-        return self.error is None
-
-    def _wait(self) -> None:
-        wait([future for future, _ in self._queue])
-
-    def _push(self, snapshot: Snapshot) -> None:
-        last = None if self.commit is None else self.commit.oid
-        try:
-            with suppress_progress_bars():
-                files = folder_files(snapshot.folder)
-                self.commit = push_files(self.to, files, snapshot.message, best=snapshot.best, last_commit=last)
-        except Exception as error:  # whatever the network does, the training goes on
-            is_first = self.error is None
-            self.error = reason(error, self.to.token)
-            if is_first:
-                logger.warning(
-                    f"The push to {self.to.repo_id} failed ({self.error}). The training goes on; it is tried again, "
-                    "with the next checkpoint and at the end."
-                )
-            self._forget_failed()
-            self._failed = snapshot
-            return
-        if self.error is not None:
-            logger.info(f"{self.to.repo_id}: pushing again ({snapshot.message})")
-        self.error = None
-        self._forget_failed()
-        snapshot.discard()
-
-    def _forget_failed(self) -> None:
-        if self._failed is not None:
-            self._failed.discard()
-            self._failed = None
 
 
 CardWriter = Callable[[TrainingArguments, TrainerState, WhisperForConditionalGeneration, Path], object]
@@ -452,7 +335,9 @@ CardWriter = Callable[[TrainingArguments, TrainerState, WhisperForConditionalGen
 class StudentPushCallback(TrainerCallback):
     """Pushes a complete student with every checkpoint, in the background of the main process.
 
-    [`PushCheckpointCallback`] adds a card to it.
+    Students are pushed one after another, and no failure raises. A newer one replaces those that still wait, unless
+    one is the best so far and the newer one is not; so at most four lie on the disk: one under way, the newest, the
+    best, and one that failed. [`PushCheckpointCallback`] adds a card.
 
     Args:
         repo_id (`str`, *optional*): by default `hub_model_id`, or the name of the output folder.
@@ -480,13 +365,11 @@ class StudentPushCallback(TrainerCallback):
         self.strategy = None if strategy is None else HubStrategy(strategy)
         self.push_end, self.write_card = push_end, write_card
         self.save_merged: Callable[[Path], None] | None = None
-        self.pushes: BackgroundPush | None = None
-        self._count = 0
-
-    @property
-    def error(self) -> str | None:
-        """Why the last push failed; None if everything is on the Hub."""
-        return None if self.pushes is None else self.pushes.error
+        self.error: str | None = None
+        self.commit: CommitInfo | None = None
+        self._api, self._count = HfApi(), 0
+        self._queue: list[tuple[Future[None], Snapshot]] = []
+        self._failed: Snapshot | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -495,7 +378,7 @@ class StudentPushCallback(TrainerCallback):
         if state.is_world_process_zero:
             shutil.rmtree(Path(str(args.output_dir), _STAGING), ignore_errors=True)
             if is_offline_mode():
-                warn_offline(str(args.output_dir), self.repository(args))
+                self.warn_offline(args)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Pushes the student of the checkpoint that was just written."""
@@ -506,8 +389,6 @@ class StudentPushCallback(TrainerCallback):
         if not state.is_world_process_zero or strategy == HubStrategy.END or is_offline_mode():
             return
         checkpoint = Path(str(args.output_dir), f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
-        epoch = "" if state.epoch is None else f", epoch {state.epoch:.2f}"
-        best = state.best_global_step == state.global_step and state.global_step > 0
         try:
             folder = self._stage(args, state, checkpoint, kwargs["model"], kwargs.get("processing_class"))
             if with_state:
@@ -516,8 +397,11 @@ class StudentPushCallback(TrainerCallback):
         except (OSError, ValueError) as error:  # a full disk, a card that cannot be written: it costs this push
             logger.warning(f"{checkpoint} is not pushed ({type(error).__name__}: {error}). The training goes on.")
             return
+        epoch = "" if state.epoch is None else f", epoch {state.epoch:.2f}"
         message = f"Training in progress, step {state.global_step}{epoch}"
-        self._submit(args, Snapshot(folder, message, checkpoint, best))
+        best = state.best_global_step == state.global_step and state.global_step > 0
+        snapshot = Snapshot(folder, checkpoint, self.repository(args), message, best)
+        self.submit(snapshot, push_all=args.hub_always_push)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -541,13 +425,42 @@ class StudentPushCallback(TrainerCallback):
         """Queues the student in a folder, or the model in memory if `source` is None."""
         folder = self._stage(args, state, source, model, processor)
         best = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        self._submit(args, Snapshot(folder, message, Path(str(args.output_dir)), best))
+        snapshot = Snapshot(folder, Path(str(args.output_dir)), self.repository(args), message, best)
+        self.submit(snapshot, push_all=args.hub_always_push)
+
+    def submit(self, snapshot: Snapshot, *, push_all: bool = False) -> None:
+        """Queues a snapshot and returns at once; with `push_all` it replaces none that waits."""
+        if missing := missing_files(snapshot.folder):
+            logger.warning(f"{snapshot.source} is not pushed: it lacks {', '.join(missing)}.")
+            snapshot.discard()
+            return
+        for future, waiting in [] if push_all else self._queue:
+            if (snapshot.best or not waiting.best) and future.cancel():  # a push under way cannot be cancelled
+                waiting.discard()
+        self._queue = [pair for pair in self._queue if not pair[0].done()]
+        # One worker thread, so that commits keep the order of the steps.
+        self._queue.append((self._api.run_as_future(self._push, snapshot), snapshot))
+
+    @property
+    def busy(self) -> bool:
+        """Whether a push is under way or waits."""
+        return not all(future.done() for future, _ in self._queue)
 
     def finish(self, args: TrainingArguments) -> bool:
-        """Waits for all pushes and returns whether everything is on the Hub."""
-        done = self.pushes is None or self.pushes.finish()
+        """Waits for all pushes, repeats the last one if it failed, and returns whether everything is on the Hub."""
+        if self.busy:
+            logger.info(f"Waiting for the push to {self.repository(args).repo_id} ...")
+        wait([future for future, _ in self._queue])
+        if self._failed is not None:
+            wait([self._api.run_as_future(self._push, self._failed)])
+        if (failed := self._failed) is not None:
+            logger.warning(
+                f"Not on the Hub: {failed.source} ({self.error}). The training itself is complete. Push it by hand: "
+                f"{by_hand(failed.source, failed.to)}"
+            )
+            self._failed = None
         shutil.rmtree(Path(str(args.output_dir), _STAGING), ignore_errors=True)
-        return done
+        return self.error is None
 
     def repository(self, args: TrainingArguments) -> Repository:
         """Where to push, by this callback's settings and the training arguments."""
@@ -558,14 +471,31 @@ class StudentPushCallback(TrainerCallback):
             token=self.token or args.hub_token,
         )
 
-    def _submit(self, args: TrainingArguments, snapshot: Snapshot) -> None:
-        if missing := missing_files(snapshot.folder):
-            logger.warning(f"{snapshot.source} is not pushed: it lacks {', '.join(missing)}.")
-            snapshot.discard()
+    def warn_offline(self, args: TrainingArguments) -> None:
+        """Says that nothing is pushed in offline mode, and how to push later."""
+        command = by_hand(str(args.output_dir), self.repository(args))
+        logger.warning(f"HF_HUB_OFFLINE is set, so nothing is pushed. When online again: {command}")
+
+    def _push(self, snapshot: Snapshot) -> None:
+        """In the background thread: one push, whose failure is remembered."""
+        failed, self._failed = self._failed, None
+        if failed is not None and failed is not snapshot:
+            failed.discard()  # this one is newer
+        last, before = None if self.commit is None else self.commit.oid, self.error
+        try:
+            with suppress_progress_bars():
+                files = folder_files(snapshot.folder)
+                self.commit = push_files(snapshot.to, files, snapshot.message, best=snapshot.best, last_commit=last)
+        except Exception as error:  # whatever the network does, the training goes on
+            self.error, self._failed = reason(error, snapshot.to.token), snapshot
+            if before is None:  # one warning for a network that is down all night
+                logger.warning(
+                    f"The push to {snapshot.to.repo_id} failed ({self.error}). The training goes on; it is tried "
+                    "again, with the next checkpoint and at the end."
+                )
             return
-        if self.pushes is None:
-            self.pushes = BackgroundPush(self.repository(args), push_all=args.hub_always_push)
-        self.pushes.submit(snapshot)
+        self.error = None
+        snapshot.discard()
 
     def _stage(
         self,
@@ -597,34 +527,26 @@ class StudentPushCallback(TrainerCallback):
         return folder
 
 
-def warn_offline(folder: str, to: Repository) -> None:
-    """Says that nothing is pushed in offline mode, and how to push later."""
-    logger.warning(f"HF_HUB_OFFLINE is set, so nothing is pushed. When online again: {by_hand(folder, to)}")
-
-
 def _copy(source: Path, target: Path, link: bool) -> None:
     """Copies a file. Weights of a checkpoint are never written again, so that a hard link will do."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if link and source.suffix in _WRITTEN_ONCE:
-        try:
+        with suppress(OSError):  # a file system without links
             os.link(source, target)
             return
-        except OSError:  # a file system without links
-            pass
     shutil.copyfile(source, target)
 
 
 def _stage_checkpoint(checkpoint: Path, folder: Path) -> None:
     """Copies all that a run needs to resume: optimizer state included, training arguments (with the token) not."""
     for name, path in folder_files(checkpoint).items():
-        if name == TRAINER_STATE_NAME:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            best = state.get("best_model_checkpoint")
-            state["best_model_checkpoint"] = best and Path(best).name  # no folders of this machine
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        elif name != TRAINING_ARGS_NAME:
+        if name != TRAINING_ARGS_NAME:
             _copy(path, folder / name, link=True)
+    state_file = folder / TRAINER_STATE_NAME
+    state = json.loads(state_file.read_text(encoding="utf-8"))
+    best = state.get("best_model_checkpoint")
+    state["best_model_checkpoint"] = best and Path(best).name  # no folders of this machine
+    state_file.write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
 
 
 class PushingTrainer(Seq2SeqTrainer):
@@ -638,18 +560,21 @@ class PushingTrainer(Seq2SeqTrainer):
     def configure_push(self, save_merged: Callable[[Path], None] | None = None) -> None:
         """Adds the callback that pushes, as the last one, so that it sees what the others write; to be called once.
 
-        Args:
-            save_merged (`Callable`, *optional*): writes a complete student where checkpoints hold only a part of it.
+        `save_merged` writes a complete student where checkpoints hold only a part of it.
         """
         callbacks = self.callback_handler.callbacks
-        if self.args.push_to_hub and not any(isinstance(callback, StudentPushCallback) for callback in callbacks):
-            self.add_callback(StudentPushCallback(push_end=False, write_card=self._write_default_card))
-        callbacks.sort(key=lambda callback: isinstance(callback, StudentPushCallback))
         pushing = [callback for callback in callbacks if isinstance(callback, StudentPushCallback)]
+        if self.args.push_to_hub and not pushing:
+            pushing = [StudentPushCallback(push_end=False, write_card=self._write_default_card)]
+            self.add_callback(pushing[0])
+        callbacks.sort(key=lambda callback: isinstance(callback, StudentPushCallback))
         self._push = pushing[-1] if pushing else StudentPushCallback()
         for callback in (*pushing, self._push):
             callback.save_merged = save_merged
 
+    # The Trainer creates the repository before the first step, so that a run without a network would not start, and
+    # uploads in `_save_checkpoint`, before callbacks have written the card of that step (huggingface_hub#1560: a push
+    # that fails leaves weights without a card).
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Only sets the name: the repository is created by the first push, in the background."""
         self.hub_model_id = self.args.hub_model_id or Path(str(self.args.output_dir)).absolute().name
@@ -662,12 +587,8 @@ class PushingTrainer(Seq2SeqTrainer):
         """No-op: `on_train_end` and `push_to_hub` wait for pushes."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """The Trainer's card, unless the output folder has one that the Trainer has not written.
-
-        Args:
-            args: as for the Trainer.
-            kwargs: the same. `finetuned_from` is not looked up on the Hub.
-        """
+        """The Trainer's card, unless the output folder has one that the Trainer has not written."""
+        # `finetuned_from` would be looked up on the Hub.
         card = Path(str(self.args.output_dir), CARD)
         if not card.is_file() or "generated_from_trainer" in card.read_text(encoding="utf-8"):
             super().create_model_card(*args, **{"finetuned_from": "", **kwargs})
@@ -685,15 +606,7 @@ class PushingTrainer(Seq2SeqTrainer):
         private: bool | None = None,
         **kwargs: Any,
     ) -> CommitInfo | None:
-        """Saves the student and pushes it with its card.
-
-        Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`): of the commit.
-            blocking (`bool`, *optional*, defaults to `True`): wait until it is on the Hub.
-            token (`str`, *optional*): by default `hub_token`.
-            revision (`str`, *optional*): branch; by default `hub_revision`.
-            private (`bool`, *optional*): by default `hub_private_repo`.
-            kwargs: for `create_model_card`.
+        """Saves the student and pushes it with its card; arguments as for the Trainer (`private`: `hub_private_repo`).
 
         Returns:
             `CommitInfo`, *optional*: None if it is not on the Hub (yet): a warning then says why, and how to push by
@@ -708,24 +621,17 @@ class PushingTrainer(Seq2SeqTrainer):
         return self.push_output_dir(commit_message or "End of training", blocking=blocking)
 
     def push_output_dir(self, commit_message: str = "End of training", *, blocking: bool = True) -> CommitInfo | None:
-        """Pushes the student in the output folder as it is. For the main process only.
+        """Pushes the student in the output folder as it is, with arguments and result of [`push_to_hub`].
 
-        Args:
-            commit_message (`str`, *optional*, defaults to `"End of training"`): of the commit.
-            blocking (`bool`, *optional*, defaults to `True`): wait until it is on the Hub.
-
-        Returns:
-            `CommitInfo`, *optional*: as [`push_to_hub`].
+        For the main process only.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
-        output_dir, push = Path(str(self.args.output_dir)), self._push
         if is_offline_mode():
-            warn_offline(str(output_dir), push.repository(self.args))
+            self._push.warn_offline(self.args)
             return None
-        push.push_student(self.args, self.state, commit_message, output_dir, self.model, self.processing_class)
-        if not blocking or not push.finish(self.args) or push.pushes is None:
-            return None
-        return push.pushes.commit
+        output_dir = Path(str(self.args.output_dir))
+        self._push.push_student(self.args, self.state, commit_message, output_dir, self.model, self.processing_class)
+        return self._push.commit if blocking and self._push.finish(self.args) else None
 
     @property
     def push_error(self) -> str | None:

@@ -21,14 +21,7 @@ _CHECKPOINT_FOLDER = re.compile(rf"{LAST_CHECKPOINT}|{PREFIX_CHECKPOINT_DIR}-\d+
 
 @dataclass(frozen=True)
 class HubCheckpoint:
-    """A checkpoint in a repository.
-
-    Args:
-        repo_id (`str`): of the student.
-        folder (`str`): in the repository, `last-checkpoint` or `checkpoint-<step>`.
-        revision (`str`): commit.
-        step (`int`): of the training.
-    """
+    """The checkpoint of a training step in a folder of a repository; `revision` is a commit."""
 
     repo_id: str
     folder: str
@@ -42,14 +35,7 @@ class HubCheckpoint:
 def checkpoint_to_resume(args: TrainingArguments) -> str | HubCheckpoint | None:
     """Resolves `resume_from_checkpoint`: the last checkpoint in the output folder, a folder, or one on the Hub.
 
-    Args:
-        args (`TrainingArguments`): also with output folder, repository, branch and token.
-
-    Returns:
-        `str` or [`HubCheckpoint`], *optional*: None for a new run.
-
-    Raises:
-        ValueError: as [`find_checkpoint`] and [`check_output_dir`].
+    None for a new run. Raises as [`find_checkpoint`] and [`check_output_dir`].
     """
     name = str(args.resume_from_checkpoint or "")
     if name.lower() in ("", "false", "true"):
@@ -105,13 +91,8 @@ def find_checkpoint(
 def fetch_checkpoint(checkpoint: HubCheckpoint, output_dir: str | Path, token: str | None = None) -> str:
     """Downloads a checkpoint into the output folder of the run that resumes from it.
 
-    Args:
-        checkpoint ([`HubCheckpoint`]): see [`find_checkpoint`].
-        output_dir (`str` or `Path`): gets the folder `checkpoint-<step>`; an existing one is used as it is.
-        token (`str`, *optional*): by default that of the environment.
-
-    Returns:
-        `str`: the folder, for `Trainer.train(resume_from_checkpoint=...)`.
+    Returns the folder `checkpoint-<step>`, for `Trainer.train(resume_from_checkpoint=...)`; an existing one is used
+    as it is.
     """
     target = Path(output_dir, f"{PREFIX_CHECKPOINT_DIR}-{checkpoint.step}")
     if (target / TRAINER_STATE_NAME).is_file():
