@@ -3,20 +3,14 @@
 import dataclasses
 import re
 import shlex
+from itertools import chain, takewhile
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from hf_distil_whisper.cli.config import (
-    Corpus,
-    InputError,
-    as_source,
-    load_corpora,
-    load_recipe,
-    parse_arguments,
-)
+from hf_distil_whisper.cli.config import Corpus, InputError, as_source, load_corpora, load_recipe, parse_arguments
 from hf_distil_whisper.cli.create_student import CreateStudentArguments
 from hf_distil_whisper.cli.evaluate import EvaluateArguments
 from hf_distil_whisper.cli.filter import FilterArguments
@@ -30,10 +24,6 @@ from report import ReportArguments
 from sweep import SweepArguments, sweep_cells
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = sorted(CONFIGS.glob("*.yaml"))
-SWEEPS = sorted((CONFIGS / "sweeps").glob("*.yaml"))
-REPORTS = sorted((CONFIGS / "reports").glob("*.yaml"))
-ACCELERATE = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 COMMANDS = {
     "create-student": (CreateStudentArguments,),
     "evaluate": (EvaluateArguments,),
@@ -41,6 +31,11 @@ COMMANDS = {
     "pseudo-label": (PseudoLabelArguments,),
     "train": (TrainArguments, DistillationTrainingArguments),
 }
+
+
+def each(pattern: str) -> pytest.MarkDecorator:
+    """Runs a test for each of these files in configs/."""
+    return pytest.mark.parametrize("path", sorted(CONFIGS.glob(pattern)), ids=lambda path: path.stem)
 
 
 def parse(recipe: str) -> tuple[TrainArguments, DistillationTrainingArguments]:
@@ -51,22 +46,11 @@ def parse(recipe: str) -> tuple[TrainArguments, DistillationTrainingArguments]:
 
 def heading(path: Path) -> str:
     """The comment at the top of a file, without its marks."""
-    lines = []
-    for line in path.read_text().splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.removeprefix("#"))
-    return "\n".join(lines)
+    lines = takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+    return "\n".join(line.removeprefix("#") for line in lines)
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_key_of_every_recipe_is_known(path: Path) -> None:
-    args, training_args = parse(str(path))
-    assert args.train_dataset.path
-    assert training_args.output_dir.startswith("runs/")
-
-
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+@each("sweeps/*.yaml")
 def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
     """A flag that `train` does not know would fail after the cells before it."""
     (args,) = parse_arguments(SweepArguments, argv=[str(path)])
@@ -78,7 +62,7 @@ def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
         assert training.train_dataset.path == "runs/quickstart/labelled"
 
 
-@pytest.mark.parametrize("path", REPORTS, ids=lambda path: path.stem)
+@each("reports/*.yaml")
 def test_every_report_has_models_and_sets(path: Path) -> None:
     (args,) = parse_arguments(ReportArguments, argv=[str(path)])
     assert f"python benchmarks/paper/report.py configs/reports/{path.name}" in heading(path)
@@ -104,27 +88,26 @@ def test_every_split_of_a_corpus_is_a_source(corpus: Corpus) -> None:
     for split in corpus.splits:
         source = as_source(f"corpus:{corpus.name}/{split}", "dataset")
         assert source.path == corpus.source["path"]
-    assert as_source(f"corpus:{corpus.name}", "dataset") == as_source(
-        f"corpus:{corpus.name}/{next(iter(corpus.splits))}", "dataset"
-    )
+    first = as_source(f"corpus:{corpus.name}/{next(iter(corpus.splits))}", "dataset")
+    assert as_source(f"corpus:{corpus.name}", "dataset") == first
 
 
-def test_keys_beside_a_corpus_win() -> None:
+def test_keys_beside_a_corpus_win_and_an_unknown_one_is_refused_with_those_that_exist() -> None:
     source = as_source({"path": "corpus:librispeech/test.other", "max_samples": 10, "text_column": None}, "dataset")
     assert (source.path, source.config, source.split) == ("openslr/librispeech_asr", "all", "test.other")
     assert (source.max_samples, source.text_column) == (10, None)
-
-
-def test_an_unknown_corpus_or_split_is_refused_with_those_that_exist() -> None:
     with pytest.raises(InputError, match="no corpus 'librispech' \\(did you mean 'librispeech'\\?\\)"):
         as_source("corpus:librispech", "dataset")
     with pytest.raises(InputError, match=r"dataset: corpus fleurs has no split 'train'\. Splits: validation, test"):
         as_source("corpus:fleurs/train", "dataset")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_headed_by_cost_and_commands_that_work(path: Path) -> None:
+@each("*.yaml")
+def test_a_recipe_has_known_keys_and_is_headed_by_cost_and_commands_that_work(path: Path) -> None:
     """A command in a comment is copied by everyone and run by nobody who changes a flag."""
+    args, training_args = parse(str(path))
+    assert args.train_dataset.path
+    assert training_args.output_dir.startswith("runs/")
     text = heading(path).replace("\\\n", " ")
     assert "Cost" in text
     commands = re.findall(r"^.*?hf-distil-whisper (\S+) (.*)$", text, re.MULTILINE)
@@ -160,18 +143,16 @@ def test_one_recipe_has_the_weights_of_the_reference_script() -> None:
 
 def test_the_flags_that_replace_those_of_the_reference_scripts_exist() -> None:
     """A table for newcomers that names a flag of last year sends them to the source."""
-    rows = re.findall(
-        r"^\| [^|]* \| ([^|]*) \|$", (CONFIGS.parent / "docs" / "from_reference_scripts.md").read_text(), re.M
-    )
+    text = (CONFIGS.parent / "docs" / "from_reference_scripts.md").read_text()
+    rows = re.findall(r"^\| [^|]* \| ([^|]*) \|$", text, re.MULTILINE)
     named = {flag for row in rows for flag in re.findall(r"--([a-z_0-9]+)", row)}
-    known = {item.name for types in COMMANDS.values() for kind in types for item in dataclasses.fields(kind)}
-    for kind in (TranscribeArguments, LatencyArguments, PushArguments):
-        known |= {item.name for item in dataclasses.fields(kind)}
+    kinds = [*chain(*COMMANDS.values()), TranscribeArguments, LatencyArguments, PushArguments]
+    known = {item.name for kind in kinds for item in dataclasses.fields(kind)}
     assert len(named) > 30
     assert named <= known
 
 
-@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+@each("accelerate/*.yaml")
 def test_accelerate_reads_its_configurations(path: Path) -> None:
     """`accelerate launch` stops at a key that it does not know, on the machine with the GPUs."""
     config = load_config_from_file(str(path))

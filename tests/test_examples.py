@@ -15,7 +15,6 @@ import hf_distil_whisper
 from toy_files import write_toy_corpus, write_toy_model
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def run(name: str, *argv: str) -> None:
     script.main(argv)
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_a_script_is_short_and_uses_public_names_only(path: Path) -> None:
     """A script that reaches into the library cannot be copied into another project."""
     text = path.read_text()
@@ -90,20 +89,19 @@ def launch(*command: str) -> subprocess.CompletedProcess:
     )
 
 
+ACCELERATE = ["accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "rows_per_step"),
-    [
-        (["torch.distributed.run", "--nproc_per_node", "2"], 2),
-        (["accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml"], 1),
-    ],
+    [(["torch.distributed.run", "--nproc_per_node", "2"], 2), (ACCELERATE, 1)],
     ids=["torchrun", "accelerate"],
 )
 def test_run_distillation_can_be_launched(launcher: list[str], rows_per_step: int, toys: Path, tmp_path: Path) -> None:
     """What one process writes, another may take for the files of another run; and only one may print."""
-    done = launch(
-        *launcher, "examples/run_distillation.py", str(toys / "recipe.yaml"), "--output_dir", str(tmp_path / "o")
-    )
+    flags = [str(toys / "recipe.yaml"), "--output_dir", str(tmp_path / "o")]
+    done = launch(*launcher, "examples/run_distillation.py", *flags)
     assert done.returncode == 0, done.stderr
     assert f"train 2 steps of {rows_per_step} rows" in done.stdout
     assert done.stdout.count("train 2 steps") == 1
@@ -112,8 +110,6 @@ def test_run_distillation_can_be_launched(launcher: list[str], rows_per_step: in
 
 @pytest.mark.slow
 def test_a_script_ends_with_a_message_and_exit_code_2(toys: Path) -> None:
-    done = launch(
-        "accelerate.commands.launch", "--config_file", "configs/accelerate/cpu.yaml", "examples/create_student.py"
-    )
+    done = launch(*ACCELERATE, "examples/create_student.py")
     assert "create_student.py: error: the following arguments are required: --teacher_model_name" in done.stderr
     assert done.returncode != 0

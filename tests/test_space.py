@@ -29,20 +29,17 @@ TEACHER, STUDENT, ASSISTED = app.TEACHER, app.STUDENT, app.ASSISTED
 
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
-    """A Space whose header does not parse is shown as a text file."""
+    """A Space whose header does not parse is shown as a text file; a model that it does not name is fetched late."""
     data = SpaceCard.load(SPACE / "README.md").data
     assert (data.sdk, data.app_file, data.license) == ("gradio", "app.py", "apache-2.0")
     assert (SPACE / data.app_file).is_file()
     assert f"gradio=={data.sdk_version}\n" in (ROOT / "constraints.txt").read_text()
     assert data.python_version == "3.11"
     assert len(data.short_description) <= 60
-    assert data.models == data.preload_from_hub
-
-
-def test_the_models_of_the_metadata_are_those_of_the_app() -> None:
-    """A model that is not fetched while the Space is built is fetched at every start."""
     defaults = re.findall(r'_MODEL", "(.*?)"', (SPACE / "app.py").read_text())
-    assert defaults == SpaceCard.load(SPACE / "README.md").data.models
+    assert data.models == data.preload_from_hub == defaults
+    lines = (SPACE / "requirements.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == ["hf-distil-whisper[demo]"]
 
 
 def test_the_app_uses_public_names_only() -> None:
@@ -53,12 +50,12 @@ def test_the_app_uses_public_names_only() -> None:
             assert names <= set(hf_distil_whisper.__all__) or names == {"is_written_without_spaces"}
 
 
-def test_the_requirements_name_the_extra() -> None:
-    lines = (SPACE / "requirements.txt").read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == ["hf-distil-whisper[demo]"]
-
-
-def test_the_sample_is_a_sentence_with_credit() -> None:
+def test_the_page_offers_the_sample_with_credit_and_names_the_formats(page: gradio.Blocks) -> None:
+    (audio,) = [block for block in page.blocks.values() if isinstance(block, gradio.Audio)]
+    assert READABLE in audio.label
+    (samples,) = [block for block in page.blocks.values() if isinstance(block, gradio.Dataset)]
+    paths = [row[0]["path"] if isinstance(row[0], dict) else row[0] for row in samples.samples]
+    assert [Path(path).name for path in paths] == [app.SAMPLE.name]
     assert 2 < len(load_audio(app.SAMPLE)) / 16_000 < 4
     assert app.SAMPLE.stat().st_size < 20_000
     assert "CC0" in (SPACE / "README.md").read_text()
@@ -73,14 +70,33 @@ def test_the_app_starts_with_the_models_of_the_environment(tmp_path: Path, monke
     assert len(launched) == 1
 
 
-def marks(teacher: str, text: str, language: str) -> list[tuple[str, str]]:
-    return [(word.text, word.mark) for word in app.mark_words(teacher, text, language)]
+@pytest.mark.parametrize(
+    ("teacher", "text", "language", "expected"),
+    [
+        ("The cat sat, down.", "the bat Sat", "en", [("bat", "other", "cat"), ("down.", "missing", "")]),
+        # An alignment with an empty side is where libraries differ.
+        ("hello there", "", "en", [("hello", "missing", ""), ("there", "missing", "")]),
+        # By words, one wrong character of a language without spaces would mark the whole sentence.
+        ("今日は良い", "今日わ良い", "ja", [("わ", "other", "は")]),
+    ],
+)
+def test_words_that_differ_are_marked_as_written(
+    teacher: str, text: str, language: str, expected: list[tuple[str, str, str]]
+) -> None:
+    assert [word for word in app.mark_words(teacher, text, language) if word.mark != "same"] == expected
 
 
-def test_words_are_marked_as_written() -> None:
+def test_missing_words_appear_where_the_teacher_has_them_and_the_others_as_written() -> None:
     """A mark on the normalised text would show the reader another text than the model wrote."""
-    marked = app.mark_words("The cat sat, down.", "the bat Sat", "en")
-    assert marked == [("the", "same", ""), ("bat", "other", "cat"), ("Sat", "same", ""), ("down.", "missing", "")]
+    assert [
+        word.text for word in app.mark_words("The cat sat, down.", "the bat Sat", "en")
+    ] == "the bat Sat down.".split()
+    marked = app.mark_words("one two three four five six", "two four five seven six", "basic")
+    texts = "one two three four five seven six".split()
+    kinds = ["missing", "same", "missing", "same", "same", "other", "same"]
+    assert [(word.text, word.mark) for word in marked] == list(zip(texts, kinds, strict=True))
+    marked = app.mark_words("", "hello there", "en")
+    assert [(word.text, word.mark) for word in marked] == [("hello", "other"), ("there", "other")]
 
 
 @pytest.mark.parametrize(
@@ -94,31 +110,7 @@ def test_words_are_marked_as_written() -> None:
 )
 def test_case_punctuation_and_spelling_are_no_difference(teacher: str, text: str, language: str) -> None:
     """A page full of marked commas hides the one word that is wrong."""
-    assert all(mark == "same" for _, mark in marks(teacher, text, language))
-
-
-def test_missing_words_appear_where_the_teacher_has_them() -> None:
-    assert marks("one two three four five six", "two four five seven six", "basic") == [
-        ("one", "missing"),
-        ("two", "same"),
-        ("three", "missing"),
-        ("four", "same"),
-        ("five", "same"),
-        ("seven", "other"),
-        ("six", "same"),
-    ]
-
-
-def test_one_side_without_words() -> None:
-    """An alignment with an empty side is where libraries differ."""
-    assert marks("hello there", "", "en") == [("hello", "missing"), ("there", "missing")]
-    assert marks("", "hello there", "en") == [("hello", "other"), ("there", "other")]
-
-
-def test_a_language_without_spaces_is_compared_by_characters() -> None:
-    """By words, one wrong character would mark the whole sentence."""
-    (word,) = [word for word in app.mark_words("今日は良い", "今日わ良い", "ja") if word.mark != "same"]
-    assert word == ("わ", "other", "は")
+    assert all(word.mark == "same" for word in app.mark_words(teacher, text, language))
 
 
 def pair(seed: int = 4) -> tuple:
@@ -197,9 +189,13 @@ def test_times_rates_and_differences_of_three_columns() -> None:
     assert "another word" in html
 
 
-def test_case_alone_is_not_called_the_same_text() -> None:
+def test_neither_case_alone_nor_a_teacher_without_end_marks_the_student() -> None:
     html = app.show_columns([column(TEACHER, "the cat sat"), column(STUDENT, "The cat sat.")])
     assert rows(html)[1]["Words that differ"] == "none"
+    assert "<mark" not in html
+    stuck = column(TEACHER, "", teacher=None, problem="stuck")
+    html = app.show_columns([stuck, column(STUDENT, "a cat", teacher=None)])
+    assert "a cat" in html
     assert "<mark" not in html
 
 
@@ -224,16 +220,8 @@ def test_a_model_that_reached_no_end_or_wrote_no_words_says_so() -> None:
     assert "The student cannot assist this teacher. its encoder is another" in html
 
 
-def test_a_teacher_without_end_leaves_the_student_unmarked() -> None:
-    stuck = column(TEACHER, "", teacher=None, problem="stuck")
-    html = app.show_columns([stuck, column(STUDENT, "a cat", teacher=None)])
-    assert "a cat" in html
-    assert "<mark" not in html
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    soundfile.write(tmp_path / "speech.flac", toy_audio(3.0), 16_000)
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
     (tmp_path / "notes.mp3").write_text("no audio at all")
@@ -266,25 +254,14 @@ def test_the_button_answers_bad_recordings_with_a_message(
     assert 'class="message"' in answer(path)
 
 
-def test_the_button_answers_with_three_columns(answer: Callable[[str | None], str], files: Path) -> None:
-    html = answer(str(files / "speech.flac"))
+@pytest.mark.parametrize("seconds", [3.0, 32.0])
+def test_the_button_answers_with_three_columns(answer: Callable, tmp_path: Path, seconds: float) -> None:
+    """A recording of more than a window too, to its end."""
+    soundfile.write(tmp_path / "speech.flac", toy_audio(seconds), 16_000)
+    html = answer(str(tmp_path / "speech.flac"))
     assert re.findall('data-role="(.*?)"', html) == [TEACHER, STUDENT, ASSISTED]
-    assert "3.0 s of audio" in html
+    assert f"{seconds} s of audio" in html
     assert "none, the same text" in html
-
-
-def test_a_recording_of_more_than_a_window_is_transcribed_to_its_end(answer: Callable, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "long.wav", toy_audio(32.0), 16_000)
-    assert "32.0 s of audio" in answer(str(tmp_path / "long.wav"))
-
-
-def test_the_page_offers_the_sample_and_names_the_formats(page: gradio.Blocks) -> None:
-    (audio,) = [block for block in page.blocks.values() if isinstance(block, gradio.Audio)]
-    assert READABLE in audio.label
-    (samples,) = [block for block in page.blocks.values() if isinstance(block, gradio.Dataset)]
-    assert [Path(row[0]["path"] if isinstance(row[0], dict) else row[0]).name for row in samples.samples] == [
-        app.SAMPLE.name
-    ]
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

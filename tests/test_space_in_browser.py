@@ -9,10 +9,7 @@ import pytest
 import soundfile
 from selenium import webdriver
 
-from hf_distil_whisper.checkpoints import (
-    load_model,
-    load_processor,
-)
+from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.demo import load_app
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.sources import load_source
@@ -26,18 +23,9 @@ app = load_app()
 TEACHER, STUDENT, ASSISTED = app.TEACHER, app.STUDENT, app.ASSISTED
 DESKTOP, PHONE = (1280, 800), (390, 844)
 ODD_NAME = "${1 + 1} {{value}} <b>student</b>"
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--use-fake-device-for-media-stream",
-    "--use-fake-ui-for-media-stream",
-]
+DISABLED = "gpu quic background-networking component-update sync".split()
+FAKE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in DISABLED), *FAKE]
 
 
 @pytest.fixture(scope="module")

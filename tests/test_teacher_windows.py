@@ -1,21 +1,17 @@
-"""What the quickstart's teacher is given and should write while it trains: windows, their features, their rows."""
+"""Windows that the quickstart's teacher trains on: their features, and the rows that it should write."""
 
 import importlib
 import itertools
 import json
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from hf_distil_whisper import (
-    load_audio,
-    load_processor,
-    load_source,
-)
+from hf_distil_whisper import load_audio, load_processor, load_source
 
 HERE = Path(__file__).parents[1] / "examples" / "quickstart"
 
@@ -25,8 +21,8 @@ def scripts() -> SimpleNamespace:
     """The modules of the teacher's training, which import each other by their bare names."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(HERE)
-        names = ("teacher_speech", "teacher_windows", "teacher_render", "teacher_model")
-        return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+        names = ("speech", "windows", "render", "model")
+        return SimpleNamespace(**{name: importlib.import_module(f"teacher_{name}") for name in names})
 
 
 @pytest.fixture(scope="module")
@@ -39,59 +35,64 @@ def recordings() -> list[dict]:
 def speech(scripts: SimpleNamespace, recordings: list[dict], tmp_path_factory: pytest.TempPathFactory):
     """Twelve utterances of one speaker whose words take equal times, the last one held out."""
     folder, start = tmp_path_factory.mktemp("speech"), 0
-    with open(folder / "mel.f16", "wb") as mel, open(folder / "index.jsonl", "w") as index:
-        for row in recordings:
-            frames = scripts.teacher_speech.log_mel(row["audio"])
-            mel.write(frames.tobytes())
-            row = {"start": start, "frames": len(frames), "text": row["text"], "speaker": "flite-one"}
-            index.write(json.dumps(row) + "\n")
-            start += len(frames)
-        index.write("the line that is being written when a rendering stops\n")
-    with open(folder / "times.jsonl", "w") as times:
-        for line in (folder / "index.jsonl").read_text().splitlines()[:-1]:
-            row = json.loads(line)
-            marks = np.linspace(0, row["frames"], len(row["text"].split()) + 1).round().astype(int).tolist()
-            words = list(itertools.pairwise(marks))
-            times.write(json.dumps({"start": row["start"], "words": words}) + "\n")
-    return scripts.teacher_windows.Speech(folder, timed=True, held_out=1)
+    mels, index, times = [], [], []
+    for row in recordings:
+        mels.append(scripts.speech.log_mel(row["audio"]))  # (frames, mel bins)
+        frames = len(mels[-1])
+        index.append({"start": start, "frames": frames, "text": row["text"], "speaker": "flite-one"})
+        marks = np.linspace(0, frames, len(row["text"].split()) + 1).round().astype(int).tolist()
+        times.append({"start": start, "words": list(itertools.pairwise(marks))})
+        start += frames
+    (folder / "mel.f16").write_bytes(np.concatenate(mels).tobytes())
+    for name, rows in (("index", index), ("times", times)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with open(folder / "index.jsonl", "a") as file:
+        file.write("the line that is being written when a rendering stops\n")
+    return scripts.windows.Speech(folder, timed=True, held_out=1)
 
 
-def alone(windows: ModuleType, speech, number: int, length: int = 1000, **recording):
-    """A window of one utterance at its start."""
-    window = windows.Window(windows.Frames.silent(length), windows.Recording(**recording))
-    row = speech.rows[number]
-    windows._place(window, windows._said(row), windows._words(row, 0, 1.0), 0)
+@pytest.fixture(scope="module")
+def render(scripts: SimpleNamespace, speech):
+    """Features of windows."""
+    return lambda *windows: scripts.render.Renderer(speech.mel)(scripts.render.collate(windows))
+
+
+@pytest.fixture(scope="module")
+def alone(scripts: SimpleNamespace, speech):
+    """Makes a window of one utterance at its start."""
+    windows = scripts.windows
+
+    def window(number: int, **recording):
+        window = windows.Window(windows.Frames.silent(1000), windows.Recording(**recording))
+        row = speech.rows[number]
+        windows._place(window, windows._said(row), windows._words(row, 0, 1.0), 0)
+        return window
+
     return window
 
 
-def test_features_are_those_of_the_extractor(scripts, speech, recordings) -> None:
-    windows = [alone(scripts.teacher_windows, speech, number) for number in range(3)]
-    features = scripts.teacher_render.Renderer(speech.mel)(scripts.teacher_render.collate(windows))
+def test_features_are_those_of_the_extractor(alone, render, speech, recordings) -> None:
     extractor = WhisperFeatureExtractor(chunk_length=10)
-    for number, ours in enumerate(features):
+    for number, ours in enumerate(render(*map(alone, range(3)))):
         frames = speech.rows[number]["frames"]
         theirs = extractor(recordings[number]["audio"], sampling_rate=16_000, return_tensors="pt").input_features[0]
-        # Frames at the end hear the silence behind the recording too, where the extractor pads it.
+        # Frames at the end reach into the silence behind the recording, where the extractor pads it.
         assert (ours - theirs)[:, : frames - 2].abs().max() < 0.01
         assert ours[:, frames + 2 :].max() == ours.min()
 
 
-def test_noise_lies_as_far_below_the_speech_as_was_drawn(scripts, speech) -> None:
-    noise = scripts.teacher_windows.Noise(clip=3, roll=700, swell=np.zeros(1000, np.float32), level=2.0)
-    windows = [alone(scripts.teacher_windows, speech, 0, noise=noise), alone(scripts.teacher_windows, speech, 0)]
-    noisy, clean = scripts.teacher_render.Renderer(speech.mel)(scripts.teacher_render.collate(windows))
+def test_noise_lies_as_far_below_the_speech_as_was_drawn(scripts, alone, render) -> None:
+    noise = scripts.windows.Noise(clip=3, roll=700, swell=np.zeros(1000, np.float32), level=2.0)
+    noisy, clean = render(alone(0, noise=noise), alone(0))
     loud = (4 * clean - 4).amax(dim=0).quantile(0.9)
     behind = (4 * noisy - 4)[:, -200:].mean(dim=1).max()
     assert float(loud - behind) == pytest.approx(2.0, abs=0.2)
 
 
-def test_masks_zeros_and_a_telephone_change_what_they_say(scripts, speech) -> None:
-    plain = alone(scripts.teacher_windows, speech, 1)
+def test_masks_zeros_and_a_telephone_change_what_they_are_named_after(alone, render, speech) -> None:
     frames = speech.rows[1]["frames"]
-    changed = alone(scripts.teacher_windows, speech, 1, gaps=[(10, 20)], bands=[(5, 9)], zero_from=frames)
-    called = alone(scripts.teacher_windows, speech, 1, telephone=True)
-    render = scripts.teacher_render.Renderer(speech.mel)
-    before, masked, muffled = render(scripts.teacher_render.collate([plain, changed, called]))
+    changed = alone(1, gaps=[(10, 20)], bands=[(5, 9)], zero_from=frames)
+    before, masked, muffled = render(alone(1), changed, alone(1, telephone=True))
     assert masked[:, 10:20].unique().numel() == 1
     assert masked[5:9, :frames].unique().numel() == 1
     assert not masked[:, frames:].any()
@@ -104,13 +105,12 @@ def test_masks_zeros_and_a_telephone_change_what_they_say(scripts, speech) -> No
 def test_a_stretched_and_a_warped_utterance_say_the_same_elsewhere(scripts, speech) -> None:
     """Twice as many frames, every other one of which is a frame of the original."""
     row = speech.rows[0]
-    slow = scripts.teacher_windows._said(row, (2 * row["frames"] - 1) / row["frames"])
-    window = scripts.teacher_windows.Window(slow, scripts.teacher_windows.Recording())
-    plan = scripts.teacher_render.collate([window])
-    joined = scripts.teacher_render.Renderer(speech.mel)._joined(plan)[0]
+    slow = scripts.windows._said(row, (2 * row["frames"] - 1) / row["frames"])
+    plan = scripts.render.collate([scripts.windows.Window(slow, scripts.windows.Recording())])
+    joined = scripts.render.Renderer(speech.mel)._joined(plan)[0]
     assert torch.allclose(joined[::2], torch.from_numpy(speech.frames(row)), atol=1e-3)
     ramp = torch.arange(80.0).expand(2, 5, 80)
-    warped = scripts.teacher_render._warp(ramp, torch.tensor([1.0, 0.5]))
+    warped = scripts.render._warp(ramp, torch.tensor([1.0, 0.5]))
     assert torch.equal(warped[0], ramp[0])
     assert torch.allclose(warped[1], ramp[1] / 2)
 
@@ -118,8 +118,8 @@ def test_a_stretched_and_a_warped_utterance_say_the_same_elsewhere(scripts, spee
 def test_windows_that_are_drawn_hold_what_they_say(scripts, speech) -> None:
     processor = load_processor(HERE / "teacher")
     rng = np.random.default_rng(0)
-    windows = [scripts.teacher_windows.compose(speech, rng, 3000, single=0.2) for _ in range(40)]
-    rows = [scripts.teacher_model.decoder_rows(processor.tokenizer, window, 0, rng) for window in windows]
+    windows = [scripts.windows.compose(speech, rng, 3000, single=0.2) for _ in range(40)]
+    rows = [scripts.model.decoder_rows(processor.tokenizer, window, 0, rng) for window in windows]
     assert any(window.empty for window in windows)
     assert any(window.cut_start is not None for window in windows)
     assert any(window.previous for window in windows)
@@ -127,10 +127,8 @@ def test_windows_that_are_drawn_hold_what_they_say(scripts, speech) -> None:
         assert len(row["inputs"]) == len(row["targets"]) == len(row["spans"])
         written = [token for token in row["targets"] if token >= 0]
         text = processor.tokenizer.decode(written, skip_special_tokens=True).strip()
-        if window.cut_start is None:
-            assert text == window.text
-        else:
-            assert window.text.startswith(text)
+        assert window.text.startswith(text)
+        assert window.cut_start is not None or text == window.text
 
 
 def test_rows_of_a_batch_look_at_the_word_that_is_read_and_written(scripts) -> None:
@@ -138,7 +136,7 @@ def test_rows_of_a_batch_look_at_the_word_that_is_read_and_written(scripts) -> N
         {"inputs": [1, 2, 3], "targets": [2, 3, 4], "spans": [None, (100, 140), (140, 200)]},
         {"inputs": [1], "targets": [4], "spans": [(20, 60)]},
     ]
-    batch = scripts.teacher_model.collate_rows(rows, pad=9)
+    batch = scripts.model.collate_rows(rows, pad=9)
     assert batch["inputs"].tolist() == [[1, 2, 3], [1, 9, 9]]
     assert batch["targets"].tolist() == [[2, 3, 4], [4, -100, -100]]
     assert batch["writing"].tolist() == [[[0, 0], [49, 71], [69, 101]], [[9, 31], [0, 0], [0, 0]]]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.labels import IGNORE_INDEX, make_labels
@@ -11,49 +12,42 @@ from toy_models import toy_processor, toy_whisper
 
 def item(text: str, previous: str | None = None, **entries: object) -> dict:
     labels = make_labels(toy_processor().tokenizer, text, timestamps=False, previous=previous)
-    return {
-        "input_features": torch.zeros(80, 3000),
-        "decoder_input_ids": labels.decoder_input_ids,
-        "labels": labels.labels,
-        **entries,
-    }
+    return {"input_features": torch.zeros(80, 3000), **labels._asdict(), **entries}
+
+
+collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
+ITEMS = [item("One."), item("A good deal longer than that.", previous="Before.")]
 
 
 def test_tokens_are_padded_to_the_longest_of_the_batch():
     """Padded to 448, three quarters of the decoder's work is padding; padded with 0, the loss learns a token."""
-    items = [item("One."), item("A good deal longer than that.", previous="Before.")]
-    batch = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())(items)
-    lengths = [len(each["labels"]) for each in items]
+    batch = collate(ITEMS)
+    lengths = [len(each["labels"]) for each in ITEMS]
     assert set(batch) == {"input_features", "decoder_input_ids", "labels"}
     assert batch["input_features"].shape == (2, 80, 3000)
     assert batch["labels"].shape == batch["decoder_input_ids"].shape == (2, max(lengths))
     assert batch["labels"].dtype == batch["decoder_input_ids"].dtype == torch.long
-    pad = toy_processor().tokenizer.pad_token_id
-    assert batch["labels"][0].tolist() == items[0]["labels"] + [IGNORE_INDEX] * (lengths[1] - lengths[0])
-    assert batch["decoder_input_ids"][0].tolist() == items[0]["decoder_input_ids"] + [pad] * (lengths[1] - lengths[0])
-    assert batch["labels"][1].tolist() == items[1]["labels"]
+    for name, pad in (("labels", IGNORE_INDEX), ("decoder_input_ids", toy_processor().tokenizer.pad_token_id)):
+        assert batch[name][0].tolist() == ITEMS[0][name] + [pad] * (lengths[1] - lengths[0])
+        assert batch[name][1].tolist() == ITEMS[1][name]
 
 
 def test_padding_changes_no_loss():
     """A batch of two must give the sum of what its rows give alone, prompted or not."""
     model = toy_whisper()
-    collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
-    items = [item("One."), item("A good deal longer than that.", previous="Before.")]
 
     def loss(batch: dict) -> float:
         logits = model(batch["input_features"], decoder_input_ids=batch["decoder_input_ids"]).logits
-        return float(
-            torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
-        )
+        return float(F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum"))
 
     with torch.no_grad():
-        assert loss(collate(items)) == pytest.approx(sum(loss(collate([each])) for each in items), rel=1e-5)
+        assert loss(collate(ITEMS)) == pytest.approx(sum(loss(collate([each])) for each in ITEMS), rel=1e-5)
 
 
 def test_lengths_are_rounded_up_to_the_multiple():
     """The reference declares this option and never uses it."""
-    collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor(), pad_to_multiple_of=64)
-    assert collate([item("One."), item("Two.")])["labels"].shape == (2, 64)
+    rounding = DataCollatorSpeechSeq2SeqWithPadding(toy_processor(), pad_to_multiple_of=64)
+    assert rounding([item("One."), item("Two.")])["labels"].shape == (2, 64)
     for multiple in (0, 100, 512):
         with pytest.raises(ValueError, match="`pad_to_multiple_of`: expected a divisor of 448"):
             DataCollatorSpeechSeq2SeqWithPadding(toy_processor(), pad_to_multiple_of=multiple)
@@ -65,7 +59,7 @@ def test_encoder_states_replace_features():
     items = [item(f"{row}.", encoder_states=state) for row, state in enumerate(states)]
     for each in items:
         del each["input_features"]
-    batch = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())(items)
+    batch = collate(items)
     assert set(batch) == {"encoder_states", "decoder_input_ids", "labels"}
     assert torch.equal(batch["encoder_states"], torch.stack(states))
 
@@ -73,17 +67,11 @@ def test_encoder_states_replace_features():
 def test_labels_straight_from_a_tokenizer_are_shifted_once():
     """They start with `<|startoftranscript|>`: shifted again by the model, the decoder would read it twice."""
     tokenizer = toy_processor().tokenizer
-    collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
     features = np.zeros((80, 3000), dtype=np.float32)
-    batch = collate([{"input_features": features, "labels": tokenizer(" One.").input_ids}])
-    expected = collate([item(" One.")])
-    assert torch.equal(batch["decoder_input_ids"], expected["decoder_input_ids"])
-    assert torch.equal(batch["labels"], expected["labels"])
-    whole = tokenizer("<|startofprev|> Before.", add_special_tokens=False).input_ids + tokenizer(" One.").input_ids
-    prompted = collate([{"input_features": features, "labels": whole}])
-    expected = collate([item(" One.", previous="Before.")])
-    assert torch.equal(prompted["decoder_input_ids"], expected["decoder_input_ids"])
-    assert torch.equal(prompted["labels"], expected["labels"])
-    bare = collate([{"input_features": features, "labels": tokenizer(" One.").input_ids[1:]}])
-    assert torch.equal(bare["decoder_input_ids"], batch["decoder_input_ids"])
-    assert torch.equal(bare["labels"], batch["labels"])
+    ids = tokenizer(" One.").input_ids
+    prompt = tokenizer("<|startofprev|> Before.", add_special_tokens=False).input_ids
+    for labels, previous in ((ids, None), (ids[1:], None), (prompt + ids, "Before.")):
+        batch = collate([{"input_features": features, "labels": labels}])
+        expected = collate([item(" One.", previous)])
+        assert torch.equal(batch["decoder_input_ids"], expected["decoder_input_ids"])
+        assert torch.equal(batch["labels"], expected["labels"])

@@ -49,6 +49,13 @@ def read(item: dict) -> str:
     return toy_processor().tokenizer.decode(item["decoder_input_ids"], decode_with_timestamps=True)
 
 
+def read_all(data: SpeechDataset) -> list[str]:
+    return [read(data.label_item(row)) for row in range(len(data))]
+
+
+collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
+
+
 def test_a_sample_holds_the_features_of_its_row_and_labels_of_one_length():
     """Features that are cached, padded or scaled otherwise than the extractor does it are not what Whisper learnt."""
     item = samples()[3]
@@ -71,17 +78,40 @@ def test_variants_are_drawn_anew_in_each_epoch_and_again_from_the_same_seed():
 
     def epoch(number: int) -> list[str]:
         data.set_epoch(number)
-        return [read(data.label_item(row)) for row in range(len(data))]
+        return read_all(data)
 
     first, second = epoch(0), epoch(1)
     assert first != second
     assert epoch(0) == first
-    assert [read(item) for item in map(samples(condition_on_prev_probability=0.5).label_item, range(12))] == first
-    assert [read(item) for item in map(samples(seed=7).label_item, range(12))] != first
-    drawn = "".join(first + second)
-    assert "<|0.20|>" in drawn
-    assert "<|notimestamps|>" in drawn
-    assert "<|startofprev|> Row" in drawn
+    assert read_all(samples(condition_on_prev_probability=0.5)) == first
+    assert read_all(samples(seed=7, condition_on_prev_probability=0.5)) != first
+    for part in ("<|0.20|>", "<|notimestamps|>", "<|startofprev|> Row"):
+        assert part in "".join(first + second)
+
+
+def test_draws_have_their_probabilities_and_differ_between_epochs():
+    """Drawn inside `Dataset.map`, the flips are frozen in the cache for all epochs."""
+    draw = LabelSettings().draw_variant
+    draws = np.array([[draw(42, epoch, index) for index in range(2000)] for epoch in range(2)])
+    np.testing.assert_allclose(draws.mean(axis=(0, 1)), [0.5, 0.2], atol=0.03)
+    assert (draws[0] != draws[1]).mean() > 0.3
+    # The two flips of a sample do not go together.
+    assert abs(np.corrcoef(draws[0, :, 0], draws[0, :, 1])[0, 1]) < 0.06
+    extreme = LabelSettings(timestamp_probability=0.0, condition_on_prev_probability=1.0)
+    assert {extreme.draw_variant(0, 0, index) for index in range(50)} == {(False, True)}
+
+
+def test_draws_depend_on_seed_epoch_and_index_alone():
+    """With global random state, each worker of `num_proc` inherits the same flips."""
+
+    def drawn(seed: int, epoch: int, indices: range = range(20)) -> list[tuple[bool, bool]]:
+        return [LabelSettings().draw_variant(seed, epoch, index) for index in indices]
+
+    first = drawn(1, 2)
+    np.random.default_rng(0).random()
+    torch.rand(3)
+    assert drawn(1, 2, range(19, -1, -1)) == first[::-1]
+    assert first not in (drawn(2, 1), drawn(3, 2))
 
 
 def test_the_variants_of_a_row_are_all_that_can_be_drawn_and_nothing_else():
@@ -96,18 +126,17 @@ def test_the_variants_of_a_row_are_all_that_can_be_drawn_and_nothing_else():
     for row, texts in drawn.items():
         assert {read(item) for item in data.variants(row)} == texts
         assert len(data.variants(row)) == len(texts)
-    for epochs in (1, 3, 16):
-        drawn = {row: [] for row in range(12)}
-        for number in range(epochs):
-            data.set_epoch(number)
-            for row, texts in drawn.items():
-                texts.append(read(data.label_item(row)))
-        for row, texts in drawn.items():
-            assert [read(item) for item in data.variants(row, epochs)] == list(dict.fromkeys(texts))
+    epochs = []
+    for number in range(16):
+        data.set_epoch(number)
+        epochs.append(read_all(data))
+    for count in (1, 3, 16):
+        for row, texts in enumerate(zip(*epochs[:count], strict=True)):
+            assert [read(item) for item in data.variants(row, count)] == list(dict.fromkeys(texts))
     assert all(data.variants(row, 17) == data.variants(row) for row in range(12))
     always = samples(timestamp_probability=1.0, condition_on_prev_probability=0.0)
-    assert [read(item) for item in always.variants(1)] == [read(always.label_item(1))]
-    assert [read(item) for item in samples(train=False).variants(1)] == [read(samples(train=False).label_item(1))]
+    for data in (always, samples(train=False)):
+        assert [read(item) for item in data.variants(1)] == [read(data.label_item(1))]
     assert samples(labelled(2, whisper_transcript=["A word.", None])).variants(1) == []
 
 
@@ -136,7 +165,6 @@ def test_draws_are_the_same_with_and_without_workers_in_every_epoch(persistent: 
         data.set_epoch(epoch)
         expected.append([data.label_item(row)["decoder_input_ids"] for row in range(len(data))])
     assert expected[0] != expected[1]
-    collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
     loader = DataLoader(data, batch_size=1, num_workers=2, persistent_workers=persistent, collate_fn=collate)
     for epoch in range(2):
         data.set_epoch(epoch)
@@ -147,8 +175,8 @@ def test_each_label_starts_with_the_language_of_its_row():
     """Labels of two languages under one token teach the student to mix them."""
     rows = labelled(4, language=["de", None, "klingon", "Hindi"])
     data = samples(rows, language="en", language_column="language", timestamp_probability=0.0)
-    assert ["<|de|><|transcribe|>" in read(data[0]), "<|hi|><|transcribe|>" in read(data[3])] == [True, True]
-    assert "<|en|><|transcribe|>" in read(data[1])
+    for row, code in ((0, "de"), (1, "en"), (3, "hi")):
+        assert f"<|{code}|><|transcribe|>" in read(data[row])
     assert data[2]["index"] == 3
     assert [row for row, _ in data.row_errors()] == ["id-2"]
     good, errors = check_rows(rows, toy_processor(), language="en", language_column="language")
@@ -163,14 +191,12 @@ def test_prompts_come_from_the_row_itself_and_never_from_the_row_before():
     always = {"condition_on_prev_probability": 1.0, "timestamp_probability": 0.0}
     data = samples(**always)
     assert read(data.label_item(1)).startswith("<|startofprev|> Row 0.<|startoftranscript|>")
-    for row in (0, 2, 4):
-        assert "<|startofprev|>" not in read(data.label_item(row))
     # Integers instead of booleans, as some writers store flags, and a previous text whose flag says no.
-    data = samples(labelled(4, condition_on_prev=[0, 1, 1, 0]), **always)
-    prompted = ["<|startofprev|>" in read(data.label_item(row)) for row in range(4)]
-    assert prompted == [False, True, False, False]
+    flags = labelled(4, condition_on_prev=[0, 1, 1, 0])
     bare = labelled(4).remove_columns(["previous_transcript"])
-    assert not any("<|startofprev|>" in read(item) for item in map(samples(bare, **always).label_item, range(4)))
+    for rows, expected in ((labelled(4), [1, 3]), (flags, [1]), (bare, [])):
+        texts = read_all(samples(rows, **always))
+        assert [row for row, text in enumerate(texts) if "<|startofprev|>" in text] == expected
 
 
 def test_prompts_as_token_ids_of_the_reference_scripts_are_used():
@@ -226,15 +252,15 @@ def test_check_rows_leaves_out_rows_with_an_unusable_header_or_text():
     """Found in a worker after hours, such a row would end the run; here it costs itself."""
     good, errors = check_rows(broken(), toy_processor())
     assert list(good["id"]) == ["id-0", "id-2", "id-3", "id-7"]
-    listed = dict(errors)
-    assert list(listed) == ["id-1", "id-4", "id-5", "id-6"]
-    for row, message in (
-        ("id-1", "got nothing"),
-        ("id-4", "no text in 'whisper_transcript'"),
-        ("id-5", "more than the 448 positions"),
-        ("id-6", "longer than the window of 30 s"),
-    ):
-        assert message in listed[row]
+    expected = {
+        "id-1": "got nothing",
+        "id-4": "no text in 'whisper_transcript'",
+        "id-5": "more than the 448 positions",
+        "id-6": "longer than the window of 30 s",
+    }
+    for (row, message), (name, part) in zip(errors, expected.items(), strict=True):
+        assert row == name
+        assert part in message
     whole = labelled()
     assert check_rows(whole, toy_processor())[0] is whole
     # Exactly 30 s fit.
@@ -273,9 +299,8 @@ def test_nothing_to_train_on_ends_with_the_reasons():
     for make in (SpeechDataset, check_rows):
         with pytest.raises(ValueError, match="0 rows"):
             make(labelled().select([]), toy_processor())
-        with pytest.raises(
-            ValueError, match=r"no column 'whisper' \(`transcript_column`\); there are id, audio, text"
-        ):
+        message = r"no column 'whisper' \(`transcript_column`\); there are id, audio, text"
+        with pytest.raises(ValueError, match=message):
             make(labelled(), toy_processor(), transcript_column="whisper")
         with pytest.raises(ValueError, match=r"no column 'audio' \(`audio_column`\)"):
             make(labelled().remove_columns("audio"), toy_processor())
@@ -284,7 +309,6 @@ def test_nothing_to_train_on_ends_with_the_reasons():
 def test_a_row_that_fails_in_a_worker_is_replaced_counted_and_named(caplog: pytest.LogCaptureFixture):
     """One truncated file among a million must not end a run of days, nor go by unseen because a worker met it."""
     data = samples(broken())
-    collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
     loader = DataLoader(data, batch_size=4, num_workers=1, collate_fn=collate)
     assert sum(len(batch["labels"]) for batch in loader) == 8
     # This process knows the rows that a worker skipped.
@@ -325,14 +349,12 @@ def test_data_sets_with_audio_features_are_decoded_without_torchcodec():
 
 def test_settings_are_an_object_or_keywords():
     settings = LabelSettings(transcript_column="text", timestamp_probability=0.0)
-    for data in (
-        SpeechDataset(labelled(2), toy_processor(), settings),
-        samples(labelled(2), transcript_column="text", timestamp_probability=0.0),
-        SpeechDataset(
-            labelled(2), toy_processor(), LabelSettings(transcript_column="text"), timestamp_probability=0.0
-        ),
+    for options in (
+        {"settings": settings},
+        {"transcript_column": "text", "timestamp_probability": 0.0},
+        {"settings": LabelSettings(transcript_column="text"), "timestamp_probability": 0.0},
     ):
-        assert data.settings == settings
+        assert samples(labelled(2), **options).settings == settings
     with pytest.raises(TypeError, match="unexpected keyword argument 'timestamps'"):
         samples(timestamps=True)
 
@@ -356,13 +378,12 @@ def test_impossible_options_fail_before_the_first_sample(options: dict, message:
 def test_real_recordings_become_batches_from_folder_to_collator():
     """Loading, packing, checking, features and padding on human speech, in the order in which a run does it."""
     windows = list(pack_utterances(load_source(SPEECH / "librispeech", max_samples=12)))
-    good, errors = check_rows(
-        Dataset.from_list(windows), toy_processor(), transcript_column="text", max_label_length=2000
-    )
+    settings = LabelSettings(transcript_column="text", max_label_length=2000)
+    good, errors = check_rows(Dataset.from_list(windows), toy_processor(), settings)
     assert len(good) == len(windows)
     assert not errors
-    data = samples(good, transcript_column="text", max_label_length=2000)
-    batch = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())([data[row] for row in range(2)])
+    data = samples(good, settings=settings)
+    batch = collate([data[row] for row in range(2)])
     assert batch["input_features"].shape == (2, 80, 3000)
     assert batch["input_features"].isfinite().all()
     text = [token for token in batch["labels"][0].tolist() if token >= 0]

@@ -1,9 +1,8 @@
 """Decoder inputs and labels, token by token."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import GPT2Tokenizer, WhisperTokenizer
@@ -11,8 +10,6 @@ from transformers import GPT2Tokenizer, WhisperTokenizer
 from hf_distil_whisper.data.labels import (
     IGNORE_INDEX,
     LabelError,
-    draw_variant,
-    has_timestamps,
     language_token,
     make_labels,
     plain_text,
@@ -39,12 +36,8 @@ def tokenizer(name: str) -> WhisperTokenizer:
 def tokens(name: str, ids: list[int]) -> str:
     """The ids written out, special tokens and all."""
     assert all(token >= 0 for token in ids)
-    return "".join(
-        tokenizer(name).convert_ids_to_tokens(token)
-        if token >= first_special(name)
-        else tokenizer(name).decode([token])
-        for token in ids
-    )
+    special, words = tokenizer(name).convert_ids_to_tokens, tokenizer(name).decode
+    return "".join(special(token) if token >= first_special(name) else words([token]) for token in ids)
 
 
 def first_special(name: str) -> int:
@@ -55,9 +48,11 @@ def read_and_learnt(name: str, transcript: str, **options: object) -> tuple[str,
     """What the decoder reads, and of what it shall say the part with a loss."""
     labels = make_labels(tokenizer(name), transcript, **{"timestamps": False, **options})
     assert len(labels.decoder_input_ids) == len(labels.labels)
-    return tokens(name, labels.decoder_input_ids), tokens(
-        name, [token for token in labels.labels if token != IGNORE_INDEX]
-    )
+    learnt = [token for token in labels.labels if token != IGNORE_INDEX]
+    return tokens(name, labels.decoder_input_ids), tokens(name, learnt)
+
+
+all_tokenizers = pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
 
 
 @pytest.mark.parametrize("name", ["toy", "whisper-tiny.en"])
@@ -85,7 +80,7 @@ def test_language_and_task_of_a_labelled_transcript_stay_unless_others_are_given
     assert read == "<|startoftranscript|><|en|><|transcribe|><|notimestamps|> Oui."
 
 
-@pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
+@all_tokenizers
 def test_timestamps_are_included_or_dropped_as_drawn(name: str):
     """Behind `<|notimestamps|>`, or missing without it, they teach the model to contradict the prefix."""
     read, learnt = read_and_learnt(name, TIMED, timestamps=True)
@@ -96,10 +91,11 @@ def test_timestamps_are_included_or_dropped_as_drawn(name: str):
     assert learnt == "<|notimestamps|> Hello there. Again?<|endoftext|>"
 
 
-@pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
+@all_tokenizers
 def test_plain_transcripts_never_claim_timestamps(name: str):
     """Without `<|notimestamps|>` the model would learn to leave timestamps out when it is asked for them."""
     assert read_and_learnt(name, "Hello.", timestamps=True) == read_and_learnt(name, "Hello.", timestamps=False)
+    assert "<|notimestamps|>" in read_and_learnt(name, "<|en|> 1.20", timestamps=True)[0]
     assert read_and_learnt(name, "", timestamps=True)[0] == "<|startoftranscript|><|notimestamps|>"
 
 
@@ -136,8 +132,6 @@ def test_special_tokens_and_prompts_are_stripped_and_timestamps_are_not():
     assert strip_special_tokens(whole) == TIMED
     assert strip_special_tokens(" a <|nospeech|>b") == " a b"
     assert plain_text(whole) == "Hello there. Again?"
-    assert has_timestamps(whole)
-    assert not has_timestamps("<|en|> 1.20")
 
 
 @pytest.mark.parametrize(
@@ -159,7 +153,7 @@ def test_a_text_starts_with_a_space_where_the_script_has_spaces(text: str, expec
     assert learnt.endswith("<|endoftext|>")
 
 
-@pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
+@all_tokenizers
 def test_prompts_are_read_and_not_learnt(name: str):
     """A prompt that is not masked teaches the student to repeat the text before."""
     labels = make_labels(tokenizer(name), " Yes.", timestamps=False, previous=PROMPT)
@@ -173,18 +167,15 @@ def test_prompts_are_read_and_not_learnt(name: str):
 @pytest.mark.parametrize("name", ["toy", "whisper-tiny"])
 def test_a_prompt_of_token_ids_is_cleaned(name: str):
     """The reference prepends `<|startofprev|>` twice and falls back to sequences with two starts."""
-    ids = tokenizer(name)("<|startofprev|>", add_special_tokens=False).input_ids
-    ids += tokenizer(name)(
-        "<|startoftranscript|><|en|><|transcribe|>" + TIMED + "<|endoftext|>", add_special_tokens=False
-    )["input_ids"]
+    whole = "<|startofprev|><|startoftranscript|><|en|><|transcribe|>" + TIMED + "<|endoftext|>"
+    ids = tokenizer(name)(whole, add_special_tokens=False).input_ids
     for timestamps, prompt in ((True, TIMED), (False, " Hello there. Again?")):
         read, learnt = read_and_learnt(name, TIMED, timestamps=timestamps, previous=ids)
         assert read.count("<|startofprev|>") == read.count("<|startoftranscript|>") == 1
         assert read.startswith("<|startofprev|>" + prompt + "<|startoftranscript|>")
         assert learnt.startswith("<|0.00|>" if timestamps else "<|notimestamps|>")
-    assert read_and_learnt(name, TIMED, previous="<|startoftranscript|>" + TIMED)[0].startswith(
-        "<|startofprev|> Hello there. Again?<|startoftranscript|>"
-    )
+    read, _ = read_and_learnt(name, TIMED, previous="<|startoftranscript|>" + TIMED)
+    assert read.startswith("<|startofprev|> Hello there. Again?<|startoftranscript|>")
 
 
 @pytest.mark.parametrize("previous", ["", "  ", "<|0.00|><|1.00|>", []])
@@ -219,13 +210,11 @@ def test_a_prompt_gives_way_to_a_long_label():
 
 def test_a_label_as_long_as_the_decoder_fits_and_a_longer_one_costs_the_row():
     """Position 449 does not exist: on a GPU that is an assertion of the device without a row to it."""
-    length = len(make_labels(tokenizer("toy"), "x" * 100, timestamps=False).labels)
-    assert (
-        make_labels(tokenizer("toy"), "x" * 100, timestamps=False, max_length=length, previous="a").labels[0]
-        != IGNORE_INDEX
-    )
+    make = partial(make_labels, tokenizer("toy"), "x" * 100, timestamps=False)
+    length = len(make().labels)
+    assert make(max_length=length, previous="a").labels[0] != IGNORE_INDEX
     with pytest.raises(LabelError, match=rf"{length} tokens, more than the {length - 1} positions .*xxx"):
-        make_labels(tokenizer("toy"), "x" * 100, timestamps=False, max_length=length - 1)
+        make(max_length=length - 1)
 
 
 def test_no_end_is_taught_after_a_transcript_that_was_cut_off():
@@ -233,10 +222,8 @@ def test_no_end_is_taught_after_a_transcript_that_was_cut_off():
     labels = make_labels(tokenizer("toy"), " and then the", timestamps=False, truncated=True)
     assert first_special("toy") not in labels.labels
     assert tokens("toy", labels.labels) == "<|notimestamps|> and then the"
-    assert (
-        tokens("toy", labels.decoder_input_ids + labels.labels[-1:])
-        == "<|startoftranscript|><|notimestamps|> and then the"
-    )
+    assert labels.decoder_input_ids[1:] == labels.labels[:-1]
+    assert tokens("toy", labels.decoder_input_ids[:1]) == "<|startoftranscript|>"
 
 
 def test_a_teacher_that_reads_the_same_prompt_agrees_with_itself():
@@ -268,25 +255,3 @@ def test_unknown_languages_tasks_and_tokenizers_are_refused():
     with pytest.raises(ValueError, match="expected the tokenizer of a Whisper, got GPT2Tokenizer"):
         make_labels(other, "a", timestamps=False)
     assert language_token("Chinese") == "<|zh|>"
-
-
-def test_draws_have_their_probabilities_and_differ_between_epochs():
-    """Drawn inside `Dataset.map`, the flips are frozen in the cache for all epochs."""
-    draws = np.array([[draw_variant(42, epoch, index) for index in range(2000)] for epoch in range(2)])
-    assert draws[..., 0].mean() == pytest.approx(0.5, abs=0.03)
-    assert draws[..., 1].mean() == pytest.approx(0.2, abs=0.03)
-    assert (draws[0] != draws[1]).mean() > 0.3
-    # The two flips of a sample do not go together.
-    assert abs(np.corrcoef(draws[0, :, 0], draws[0, :, 1])[0, 1]) < 0.06
-    assert not any(draw_variant(0, 0, index, timestamp_probability=0.0).timestamps for index in range(50))
-    assert all(draw_variant(0, 0, index, condition_on_prev_probability=1.0).use_prompt for index in range(50))
-
-
-def test_draws_depend_on_seed_epoch_and_index_alone():
-    """With global random state, each worker of `num_proc` inherits the same flips."""
-    drawn = [draw_variant(1, 2, index) for index in range(20)]
-    np.random.default_rng(0).random()
-    torch.rand(3)
-    assert [draw_variant(1, 2, index) for index in reversed(range(20))] == drawn[::-1]
-    assert [draw_variant(2, 1, index) for index in range(20)] != drawn
-    assert [draw_variant(3, 2, index) for index in range(20)] != drawn

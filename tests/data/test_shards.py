@@ -17,40 +17,37 @@ IDENTITY = {"teacher": "toy", "num_beams": 1}
 
 @pytest.fixture(params=["local", "memory"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ShardStore:
-    """A store on the local disk and one on a file system without renaming."""
-    return ShardStore(tmp_path / "store" if request.param == "local" else f"memory://{tmp_path.name}/store")
+    """An open store on the local disk and one on a file system without renaming."""
+    store = ShardStore(tmp_path / "store" if request.param == "local" else f"memory://{tmp_path.name}/store")
+    store.open_run(IDENTITY)
+    return store
 
 
 def write(text: str):
     return lambda folder: (folder / "rows.txt").write_text(text)
 
 
-def test_a_shard_is_read_back_with_its_info(store: ShardStore) -> None:
-    store.open_run(IDENTITY)
+def test_a_shard_is_written_once_and_read_back_with_its_info(store: ShardStore) -> None:
     store.commit("00001", write("b"), info={"rows": 1})
     store.commit("00000", write("a"), info={"rows": 2})
     assert [(shard.name, shard.info) for shard in store.shards()] == [("00000", {"rows": 2}), ("00001", {"rows": 1})]
     assert store.fs.cat_file(store.path("00000", "rows.txt")) == b"a"
     assert store.shards()[1].files["rows.txt"]["size"] == 1
     assert store.damaged() == {}
-
-
-def test_a_shard_is_written_once(store: ShardStore) -> None:
-    store.open_run(IDENTITY)
-    store.commit("00000", write("a"))
     with pytest.raises(FileExistsError, match="a shard is written once"):
         store.commit("00000", write("b"))
     assert store.fs.cat_file(store.path("00000", "rows.txt")) == b"a"
 
 
 def test_a_run_continues_with_the_same_settings_only(store: ShardStore) -> None:
-    store.open_run(IDENTITY)
     store.commit("00000", write("a"))
     store.open_run(dict(reversed(IDENTITY.items())))
-    with pytest.raises(StaleRunError, match="num_beams: 1 there, 5 asked for"):
-        store.open_run(IDENTITY | {"num_beams": 5})
-    with pytest.raises(StaleRunError, match="language: None there, 'de' asked for"):
-        store.open_run(IDENTITY | {"language": "de"})
+    for change, message in (
+        ({"num_beams": 5}, "num_beams: 1 there, 5"),
+        ({"language": "de"}, "language: None there, 'de'"),
+    ):
+        with pytest.raises(StaleRunError, match=f"{message} asked for"):
+            store.open_run(IDENTITY | change)
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
@@ -65,7 +62,6 @@ def test_a_shard_that_fails_leaves_nothing_behind(store: ShardStore) -> None:
         (folder / "rows.txt").write_text("half")
         raise OSError(28, "No space left on device")
 
-    store.open_run(IDENTITY)
     with pytest.raises(OSError, match="No space left"):
         store.commit("00000", full)
     assert store.shards() == []
@@ -74,7 +70,6 @@ def test_a_shard_that_fails_leaves_nothing_behind(store: ShardStore) -> None:
 
 @pytest.mark.parametrize(("content", "reason"), [("cut", "3 bytes, 5 were written"), (None, "is missing")])
 def test_a_shard_cut_short_is_left_out(store: ShardStore, content, reason, caplog) -> None:
-    store.open_run(IDENTITY)
     store.commit("00000", write("whole"))
     store.fs.rm_file(store.path("00000", "rows.txt"))
     if content:
@@ -86,18 +81,12 @@ def test_a_shard_cut_short_is_left_out(store: ShardStore, content, reason, caplo
     assert len(store.shards()) == 1
 
 
-def test_a_changed_byte_is_detected(store: ShardStore) -> None:
+def test_a_changed_byte_is_detected_and_files_without_a_manifest_are_no_shard(store: ShardStore) -> None:
     """Of the same size, so that only the checksum tells."""
-    store.open_run(IDENTITY)
     store.commit("00000", write("whole"))
     store.fs.pipe_file(store.path("00000", "rows.txt"), b"whale")
     assert len(store.shards()) == 1
     assert "SHA-256" in store.damaged()["00000"]
-
-
-def test_files_without_a_manifest_are_no_shard(store: ShardStore) -> None:
-    store.open_run(IDENTITY)
-    store.commit("00000", write("a"))
     store.fs.rm_file(store.path("00000", MANIFEST))
     assert store.shards() == []
 

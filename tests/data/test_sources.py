@@ -1,6 +1,5 @@
 """Every kind of source gives the same columns, as rows and as stream; what is missing is named."""
 
-import csv
 import json
 import os
 from pathlib import Path
@@ -66,19 +65,16 @@ def write_metadata(folder: Path, rows: list[dict], kind: str = "jsonl") -> None:
         file.write_bytes(recording())
     if kind == "jsonl":
         write_lines(folder / "metadata.jsonl", rows)
-        return
-    with (folder / "metadata.csv").open("w", newline="", encoding="utf-8") as handle:
-        writer = csv.DictWriter(handle, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    else:
+        Dataset.from_list(rows).to_csv(folder / "metadata.csv")
 
 
-def write_parquet(folder: Path, files: int = 3, rows: int = 4) -> Path:
+def write_parquet(folder: Path) -> Path:
+    """Three files of four rows."""
     folder.mkdir()
-    whole = dataset(files * rows)
-    for number in range(files):
-        part = whole.select(range(number * rows, (number + 1) * rows)).cast_column("audio", Audio(decode=False))
-        part.to_parquet(folder / f"train-{number:05d}-of-{files:05d}.parquet")
+    for number in range(3):
+        part = dataset(12).shard(3, number).cast_column("audio", Audio(decode=False))
+        part.to_parquet(folder / f"train-{number:05d}-of-00003.parquet")
     return folder
 
 
@@ -186,19 +182,19 @@ def test_shards_and_configurations_of_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
 def test_a_folder_with_metadata_gives_absolute_paths_and_all_columns(tmp_path: Path, kind: str) -> None:
     """Paths relative to the metadata fail as soon as another working directory reads the rows."""
+    names = ["clips/a.flac", "clips/b.flac"]
+    # pandas would take the spoken word "null" for a missing text.
+    texts = ["null", "a, b"]
     rows = [
-        {"file_name": "clips/a.flac", "text": "null", "speaker": "s1", "locale": "en"},
-        {"file_name": "clips/b.flac", "text": "a, b", "speaker": "s1", "locale": "en"},
+        {"file_name": name, "text": text, "speaker": "s1", "locale": "en"}
+        for name, text in zip(names, texts, strict=True)
     ]
     write_metadata(tmp_path, rows, kind)
     loaded = load_source(tmp_path)
-    # pandas would take the spoken word "null" for a missing text.
-    assert_rows(loaded, ["null", "a, b"])
-    assert list(loaded["speaker"]) == ["s1", "s1"]
-    assert list(loaded["locale"]) == ["en", "en"]
-    assert list(loaded["file_name"]) == ["clips/a.flac", "clips/b.flac"]
-    assert [audio["path"] for audio in loaded["audio"]] == [str(tmp_path / row["file_name"]) for row in rows]
-    assert list(load_source(tmp_path, id_column="file_name")["id"]) == ["clips/a.flac", "clips/b.flac"]
+    assert_rows(loaded, texts)
+    assert loaded.select_columns(list(rows[0])).to_list() == rows
+    assert [audio["path"] for audio in loaded["audio"]] == [str(tmp_path / name) for name in names]
+    assert list(load_source(tmp_path, id_column="file_name")["id"]) == names
 
 
 def test_a_manifest_with_other_column_names_is_read(tmp_path: Path) -> None:
@@ -411,16 +407,12 @@ def test_streams_of_every_kind_hold_the_rows_of_the_data_set(tmp_path: Path, kin
     assert len({row["id"] for row in streamed}) == len(streamed)
 
 
-def test_workers_share_the_files_and_each_row_comes_once(tmp_path: Path) -> None:
+def test_workers_share_the_files_and_a_stream_continues_from_its_state(tmp_path: Path) -> None:
     """A loader whose workers do not share a stream gives every row as often as there are workers."""
     stream = load_source(write_parquet(tmp_path / "parquet"), streaming=True)
     assert stream.num_shards == 3
     texts = [row["text"][0] for row in DataLoader(stream.select_columns(["text"]), num_workers=2)]
     assert sorted(texts) == sorted(f"text {row}" for row in range(12))
-
-
-def test_a_stream_continues_where_its_state_was_taken(tmp_path: Path) -> None:
-    stream = load_source(write_parquet(tmp_path / "parquet"), streaming=True)
     whole = [row["id"] for row in stream]
     rows = iter(stream)
     for _ in range(5):
@@ -457,17 +449,14 @@ def test_samples_of_an_archive_become_rows_with_the_fields_of_their_json(tmp_pat
     assert features == Features({**strings, "audio": PLAIN_AUDIO, "words": features["words"]})
 
 
-def test_a_text_file_wins_over_the_field_of_that_name(tmp_path: Path) -> None:
+def test_a_key_ends_at_the_first_dot_and_a_text_file_wins_over_the_field_of_that_name(tmp_path: Path) -> None:
     """Whichever file comes later would decide otherwise."""
     first = tar_sample("1", "file", {"text": "field"})
     turned = dict(reversed(tar_sample("2", "file", {"text": "field"}).items()))
-    assert [row["text"] for row in tar_rows([write_tar(tmp_path / "a.tar", first | turned)])] == ["file", "file"]
-
-
-def test_a_key_ends_at_the_first_dot(tmp_path: Path) -> None:
-    files = {"a.b/1.16k.flac": tar_sample("1")["1.flac"], "a.b/1.txt": b"yes"}
-    (row,) = tar_rows([write_tar(tmp_path / "a.tar", files)])
-    assert (row["id"], row["text"], row["audio"]["path"]) == ("a.b/1", "yes", "a.b/1.16k.flac")
+    dotted = {"a.b/1.16k.flac": tar_sample("1")["1.flac"], "a.b/1.txt": b"yes"}
+    rows = list(tar_rows([write_tar(tmp_path / "a.tar", first | turned | dotted)]))
+    assert [row["text"] for row in rows] == ["file", "file", "yes"]
+    assert (rows[2]["id"], rows[2]["audio"]["path"]) == ("a.b/1", "a.b/1.16k.flac")
 
 
 def test_an_archive_that_was_cut_short_is_refused_by_name(tmp_path: Path) -> None:
@@ -498,12 +487,17 @@ def test_a_cut_within_a_header_and_an_archive_behind_another_are_noticed(tmp_pat
             list(tar_rows([str(tmp_path / f"{name}.tar")]))
 
 
-def test_archives_without_audio_or_with_other_json_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="expected samples with audio"):
-        tar_features([write_tar(tmp_path / "a.tar", {"1.txt": b"text"})])
-    for content, message in ((b"[]", r"1.json: expected a JSON object"), (b"{", r"1.json: expected JSON, got")):
-        with pytest.raises(ValueError, match=message):
-            list(tar_rows([write_tar(tmp_path / "b.tar", {"1.json": content})]))
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"1.txt": b"text"}, "expected samples with audio"),
+        ({"1.json": b"[]"}, "1.json: expected a JSON object"),
+        ({"1.json": b"{"}, "1.json: expected JSON, got"),
+    ],
+)
+def test_archives_without_audio_or_with_other_json_are_refused(tmp_path: Path, files: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tar_features([write_tar(tmp_path / "a.tar", files)])
 
 
 def test_a_folder_of_archives_is_a_source_with_splits(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def trainer_on_streams(folder: Path, sources: dict[str, str], **changes: object)
 
 @pytest.fixture
 def sources(tmp_path: Path) -> dict[str, str]:
-    return {name: write_source(tmp_path / name, 2, rows, name) for name, rows in {"read": 4, "spoken": 3}.items()}
+    return {name: write_source(tmp_path / name, 2, rows) for name, rows in {"read": 4, "spoken": 3}.items()}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -46,6 +46,11 @@ class _Block(NamedTuple):
     def arrays(self) -> dict[str, np.ndarray]:
         return _map_arrays(self.content) if isinstance(self.content, str) else self.content
 
+    def write(self, folder: Path) -> None:
+        arrays = {f"{_ARRAY}{name}": array for name, array in self.arrays().items()}
+        for name, array in {"keys": self.keys, "offsets": self.offsets, **arrays}.items():
+            np.save(folder / f"{name}.npy", array, allow_pickle=False)
+
 
 class ArrayStore:
     """A mapping from content keys to named arrays that survives the run and is shared by processes.
@@ -104,12 +109,7 @@ class ArrayStore:
         }
 
     def add(self, key: bytes, arrays: Mapping[str, np.ndarray]) -> None:
-        """Adds an entry; commits a shard when `SHARD_BYTES` are pending.
-
-        Args:
-            key (`bytes`): from [`content_key`].
-            arrays (`Mapping[str, np.ndarray]`): the same names, types and trailing dimensions for all entries.
-        """
+        """Adds an entry, of the same names, types and trailing dimensions as all others."""
         self._pending[key] = dict(sorted(arrays.items()))
         self._pending_bytes += sum(array.nbytes for array in arrays.values())
         if self._pending_bytes >= SHARD_BYTES:
@@ -130,7 +130,7 @@ class ArrayStore:
         else:
             name = uuid.uuid4().hex  # processes that write at once need not agree on numbers
             try:
-                self._shards.commit(name, lambda folder: _write(block, folder), info={"entries": len(block.keys)})
+                self._shards.commit(name, block.write, info={"entries": len(block.keys)})
             except OSError as error:
                 raise OSError(
                     f"{self._shards.root}: a shard could not be written ({error}). What was written before is kept, "
@@ -174,6 +174,7 @@ class ArrayStore:
     def _find(self, key: bytes) -> tuple[int, int] | None:
         """Block and entry of a key."""
         first, second = np.frombuffer(key, np.uint64)
+        # Binary search for the first half; of 2⁶⁴ values it hardly ever has more than one entry.
         position = int(np.searchsorted(self._sorted_keys[:, 0], first))
         while position < len(self._sorted_keys) and self._sorted_keys[position, 0] == first:
             if self._sorted_keys[position, 1] == second:
@@ -185,20 +186,11 @@ class ArrayStore:
 
 
 def _join(entries: Mapping[bytes, Mapping[str, np.ndarray]]) -> _Block:
-    names = next(iter(entries.values())).keys()
     keys = np.frombuffer(b"".join(entries), np.uint64).reshape(-1, 2)
+    names = next(iter(entries.values())).keys()
     columns = {name: [entry[name] for entry in entries.values()] for name in names}
-    return _Block(
-        keys,
-        np.stack([np.cumsum([0, *map(len, column)]) for column in columns.values()]),
-        {name: np.concatenate(column) for name, column in columns.items()},
-    )
-
-
-def _write(block: _Block, folder: Path) -> None:
-    arrays = {f"{_ARRAY}{name}": array for name, array in block.arrays().items()}
-    for name, array in {"keys": block.keys, "offsets": block.offsets, **arrays}.items():
-        np.save(folder / f"{name}.npy", array, allow_pickle=False)
+    offsets = np.stack([np.cumsum([0, *map(len, column)]) for column in columns.values()])
+    return _Block(keys, offsets, {name: np.concatenate(column) for name, column in columns.items()})
 
 
 def _open(folder: str) -> _Block:

@@ -40,12 +40,10 @@ def load_audio(audio: Any, *, name: str | None = None) -> np.ndarray:
         name (`str`, *optional*): name of this audio in messages; by default its path.
 
     Returns:
-        `np.ndarray` of shape `(samples,)`: float32, 16 kHz, in the loudness of the recording: nothing is normalised or
-        clipped.
+        `np.ndarray` of shape `(samples,)`: float32, 16 kHz, neither normalised nor clipped.
 
     Raises:
-        AudioError: for a missing, empty, unreadable or truncated file, for samples that are not finite and for none at
-            all.
+        AudioError: for a missing, empty, unreadable or truncated file, for NaN or infinite samples, or none at all.
 
     Example:
         ```python
@@ -60,8 +58,7 @@ def load_audio(audio: Any, *, name: str | None = None) -> np.ndarray:
 def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | None = 30.0) -> Iterator[np.ndarray]:
     """The samples of [`load_audio`], to the last bit, block by block: hours of audio in the memory of a minute.
 
-    An encoded file is read, mixed down and resampled as the blocks are asked for. A file that only torchcodec reads
-    (M4A, WebM) is decoded at once, and an array comes as one block.
+    A file that only torchcodec reads (M4A, WebM) is decoded at once, and an array comes as one block.
 
     Args:
         audio (`str`, `Path`, `bytes`, `dict`, `tuple` or `np.ndarray`): as for [`load_audio`].
@@ -73,8 +70,7 @@ def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | 
 
     Raises:
         AudioError: as [`load_audio`], as early as possible: for a header, and the cut end of a WAV or Ogg file, before
-            the first block; for samples that are not finite with their block, of which alone they are counted; for all
-            else with the last block.
+            the first block; for samples that are not finite with their block; for all else with the last block.
 
     Example:
         ```python
@@ -83,13 +79,26 @@ def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | 
         ```
     """
     source, name = _source(audio, name)
-    pieces = _array_piece(*_array(audio, name)) if source is None else _decode(source, name, block_seconds)
+    if source is None:
+        array, array_rate = _array(audio, name)
+        pieces = iter([(array, array_rate)] if array.size else [])
+    else:
+        pieces = _decode(source, name, block_seconds)
     resampler, num_decoded, num_resampled = None, 0, 0
     piece = next(pieces, None)
     while piece is not None:
         samples, rate = piece
         piece = next(pieces, None)  # one ahead: the resampler must know its last piece
-        samples = _to_mono(samples, name)
+        if samples.ndim == 2:  # (frames, channels) -> (frames,)
+            samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        # One NaN makes the whole log-mel NaN, since the loudest value of a recording scales all of it.
+        finite = np.isfinite(samples)
+        if not finite.all():
+            raise AudioError(
+                f"{name}: {int((~finite).sum())} of {len(samples)} samples are NaN or infinite; expected finite "
+                "numbers. The recording or the step that made it is broken."
+            )
+        samples = np.ascontiguousarray(samples, dtype=np.float32)
         num_decoded += len(samples)
         if rate != SAMPLING_RATE:
             # One resampler for all pieces: started anew at every border, it would click there.
@@ -195,24 +204,6 @@ def _array(audio: Any, name: str) -> tuple[np.ndarray, int]:
     return samples.astype(np.float32, copy=False), int(rate)
 
 
-def _array_piece(samples: np.ndarray, rate: int) -> Iterator[tuple[np.ndarray, int]]:
-    if samples.size:
-        yield samples, rate
-
-
-def _to_mono(samples: np.ndarray, name: str) -> np.ndarray:
-    """Checks that samples are finite and averages (frames, channels) to contiguous (frames,)."""
-    if samples.ndim == 2:
-        samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
-    finite = np.isfinite(samples)
-    if not finite.all():
-        raise AudioError(
-            f"{name}: {int((~finite).sum())} of {len(samples)} samples are NaN or infinite; expected finite numbers. "
-            "The recording or the step that made it is broken."
-        )
-    return np.ascontiguousarray(samples, dtype=np.float32)
-
-
 # Decoding
 
 
@@ -263,7 +254,9 @@ def _read(sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float 
             "and libsndfile cannot read on from there. Encode it again, into a file."
         )
     position = file.tell()
-    fault = _container_fault(file, kind)
+    # WAV and Ogg show a cut end in their container, before anything is decoded.
+    is_riff = kind in ("WAV", "WAVEX") and _bytes_at(file, 0, 4) == b"RIFF"
+    fault = _ogg_fault(file) if kind == "OGG" else _wav_fault(file) if is_riff else None
     file.seek(position)
     frames = promised if seconds is None else max(1, round(seconds * rate))
     num_decoded, is_last = 0, False
@@ -272,7 +265,7 @@ def _read(sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float 
         samples = sound.read(wanted, dtype="float32", always_2d=True)
         num_decoded += len(samples)
         is_last = len(samples) < wanted or num_decoded == promised
-        if is_last:
+        if is_last and kind != "OGG" and not is_riff:
             fault = _decoding_fault(file, kind, promised, num_decoded)
         if len(samples) and not fault:
             yield samples
@@ -303,20 +296,11 @@ def _unreadable(data: bytes, name: str, reason: Exception) -> AudioError:
 # Truncated files: libsndfile decodes cut WAV, MP3 and Ogg files without an error
 
 
-def _container_fault(file: BinaryIO, kind: str) -> str | None:
-    """Truncation that shows before anything is decoded; moves the position of the file."""
-    if kind == "OGG":
-        return _ogg_fault(file)
-    return _wav_fault(file) if _is_riff(file, kind) else None
-
-
 def _decoding_fault(file: BinaryIO, kind: str, promised: int, num_decoded: int) -> str | None:
     """Truncation that shows when `num_decoded` of the `promised` samples have been read."""
-    position = file.tell()
-    if kind == "OGG" or _is_riff(file, kind):
-        return None  # see `_container_fault`
     if kind == "MP3":
         # Without a Xing header libsndfile guesses the length from the first frame's bit rate, and stops there.
+        position = file.tell()
         if not _has_xing_header(file):
             size = _size(file)
             unread = size - position
@@ -324,13 +308,9 @@ def _decoding_fault(file: BinaryIO, kind: str, promised: int, num_decoded: int) 
                 return f"it has no header with its length, and {unread} of {size} bytes would stay unread"
             return None
         promised -= 2 * 1152  # padding of the encoder: two frames
-    return (
-        f"its header promises {promised} samples, {num_decoded} could be decoded" if num_decoded < promised else None
-    )
-
-
-def _is_riff(file: BinaryIO, kind: str) -> bool:
-    return kind in ("WAV", "WAVEX") and _bytes_at(file, 0, 4) == b"RIFF"
+    if num_decoded >= promised:
+        return None
+    return f"its header promises {promised} samples, {num_decoded} could be decoded"
 
 
 def _has_xing_header(file: BinaryIO) -> bool:

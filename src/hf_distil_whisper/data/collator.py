@@ -71,6 +71,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         tokenizer = self.processor.tokenizer
         batch = {
             source: torch.stack([torch.as_tensor(item[source]) for item in features]),
+            # (batch, length) each: labels[:, i] are the targets of the decoder that has read inputs[:, : i + 1].
             # Right padding needs no attention mask: the decoder is causal, and labels are -100 there.
             "decoder_input_ids": _pad([ids for ids, _ in pairs], length, tokenizer.eos_token_id),
             "labels": _pad([labels for _, labels in pairs], length, IGNORE_INDEX),

@@ -4,10 +4,11 @@ Features are not cached: the log-mel of 30 s takes 1.5 MB and 10 ms, so that sto
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,14 +20,7 @@ from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.features import extractor_settings, log_mel, recording_key
-from hf_distil_whisper.data.labels import (
-    DrawnVariant,
-    LabelError,
-    draw_variant,
-    language_token,
-    make_labels,
-    plain_text,
-)
+from hf_distil_whisper.data.labels import LabelError, language_token, make_labels, plain_text
 from hf_distil_whisper.data.mixture import Mixture
 from hf_distil_whisper.data.sources import RowErrors, mean_duration, weighted_mean, without_decoder
 
@@ -35,6 +29,13 @@ logger = logging.get_logger(__name__)
 MANY_EPOCHS = 16
 """Within so many epochs nearly every variant of a row is drawn."""
 LABEL_COLUMNS = ("id", "text", "condition_on_prev", "previous_transcript", "truncated", "duration", "language")
+
+
+class DrawnVariant(NamedTuple):
+    """The variant of a sample to train on: with its timestamps, with the previous text as prompt."""
+
+    timestamps: bool
+    use_prompt: bool
 
 
 @dataclass(frozen=True)
@@ -72,31 +73,28 @@ class LabelSettings:
                 raise ValueError(f"`{name}`: expected a probability between 0 and 1, got {value}.")
 
     def draw_variant(self, seed: int, epoch: int, index: int) -> DrawnVariant:
-        """[`draw_variant`] with these probabilities."""
-        return draw_variant(
-            seed,
-            epoch,
-            index,
-            timestamp_probability=self.timestamp_probability,
-            condition_on_prev_probability=self.condition_on_prev_probability,
+        """Draws a sample's variant, anew in each epoch (paper, table 15: timestamps with p = 0.5)."""
+        # A generator for each sample: the result depends neither on the order of the samples nor on the number of
+        # workers or processes, and nothing else draws from it.
+        first, second = np.random.default_rng((seed, epoch, index)).random(2)
+        return DrawnVariant(
+            bool(first < self.timestamp_probability), bool(second < self.condition_on_prev_probability)
         )
 
     def possible_variants(self) -> list[DrawnVariant]:
         """Every variant with a probability above 0."""
-        timestamps, prompts = (
-            [value for value in (False, True) if (share if value else 1 - share) > 0]
-            for share in (self.timestamp_probability, self.condition_on_prev_probability)
+
+        def outcomes(probability: float) -> list[bool]:
+            return [False] * (probability < 1) + [True] * (probability > 0)
+
+        variants = itertools.product(
+            outcomes(self.timestamp_probability), outcomes(self.condition_on_prev_probability)
         )
-        return [DrawnVariant(timestamp, prompt) for timestamp in timestamps for prompt in prompts]
+        return [DrawnVariant(*variant) for variant in variants]
 
 
 class SampleMaker:
-    """Makes labels and features of rows with `audio` and a transcript.
-
-    Args:
-        processor (`WhisperProcessor`): of the student.
-        settings ([`LabelSettings`]): of the labels; a `ValueError` for an unknown language or task.
-    """
+    """Makes labels and features of rows with `audio` and a transcript."""
 
     def __init__(self, processor: WhisperProcessor, settings: LabelSettings):
         self.processor, self.settings = processor, settings
@@ -107,11 +105,7 @@ class SampleMaker:
         self._make_labels("", timestamps=False, language=settings.language)
 
     def labels(self, row: Mapping[str, Any], variant: DrawnVariant) -> dict[str, list[int]]:
-        """`decoder_input_ids` and `labels` of a row, lists of the same length.
-
-        Raises:
-            LabelError: where there is no transcript, or none that fits; it costs the row.
-        """
+        """`decoder_input_ids` and `labels` of a row, lists of the same length; a `LabelError` costs the row."""
         column = self.settings.transcript_column
         if row[column] is None:
             raise LabelError(f"no text in {column!r}; expected a transcript. Label the row or leave it out.")
@@ -124,16 +118,8 @@ class SampleMaker:
         )
         return {"decoder_input_ids": labels.decoder_input_ids, "labels": labels.labels}
 
-    def reference(self, row: Mapping[str, Any]) -> str:
-        """What a transcript of the row is compared with: its text, or else its label."""
-        return row["text"] if row.get("text") is not None else plain_text(row[self.settings.transcript_column])
-
     def features(self, audio: Any, name: str) -> torch.Tensor:
-        """Log-mel features of a recording, shape (mel_bins, frames), float32; `name` is that of the row in messages.
-
-        Raises:
-            AudioError: where it cannot be read or is longer than the window; it costs the row.
-        """
+        """Log-mel features of a recording, shape (mel_bins, frames), float32; an `AudioError` costs the row."""
         return log_mel(self.processor.feature_extractor, [self.recording(audio, name)])[0]
 
     def recording(self, audio: Any, name: str) -> np.ndarray:
@@ -221,6 +207,10 @@ class SpeechDataset(torch.utils.data.Dataset):
         **label_settings: Any,
     ):
         self.settings = dataclasses.replace(settings or LabelSettings(), **label_settings)
+        if not train:  # a draw would make two validations of one model differ
+            self.settings = dataclasses.replace(
+                self.settings, timestamp_probability=0.0, condition_on_prev_probability=0.0
+            )
         _check_columns(dataset, self.settings)
         if mixture is not None and sum(mixture.sizes) != len(dataset):
             raise ValueError(f"`mixture` is of {sum(mixture.sizes)} rows, the data set has {len(dataset)}.")
@@ -289,9 +279,7 @@ class SpeechDataset(torch.utils.data.Dataset):
             index (`int`): of the row.
             epochs (`int`, *optional*): only variants of the first `epochs`; by default, and above `MANY_EPOCHS`, all.
         """
-        if not self.train:
-            variants = [DrawnVariant(False, False)]
-        elif epochs is None or epochs > MANY_EPOCHS:
+        if epochs is None or epochs > MANY_EPOCHS:
             variants = self.settings.possible_variants()
         else:
             draws = (self.settings.draw_variant(self.seed, epoch, index) for epoch in range(epochs))
@@ -335,15 +323,15 @@ class SpeechDataset(torch.utils.data.Dataset):
         raise ValueError(f"none of {len(self)} rows can be used.\n{self.row_errors().summary()}")
 
     def _drawn_item(self, index: int) -> dict[str, Any]:
-        if not self.train:
-            return self._label_item(index, DrawnVariant(False, False))
         return self._label_item(index, self.settings.draw_variant(self.seed, self.epoch, index))
 
     def _label_item(self, index: int, variant: DrawnVariant) -> dict[str, Any]:
         row = self._texts[index]
         item: dict[str, Any] = {**self._samples.labels(row, variant), "index": index}
         if not self.train:
-            item["reference"] = self._samples.reference(row)
+            # What a transcript is compared with: the text of the row, or else its label.
+            text = row.get("text")
+            item["reference"] = plain_text(row[self.settings.transcript_column]) if text is None else text
         return item
 
     def _features(self, index: int) -> torch.Tensor | None:

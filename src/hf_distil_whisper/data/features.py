@@ -84,7 +84,10 @@ def recording_features(extractor: WhisperFeatureExtractor, blocks: Iterable[np.n
             frames, loudest = frames + powers.shape[1], max(loudest, float(powers.max()))
             file.write(powers.T.contiguous().numpy().tobytes())
         file.flush()
-        features = np.memmap(file, np.float32, "r+", shape=(frames, len(filters)))
+        features = np.memmap(
+            file, np.float32, "r+", shape=(frames, len(filters))
+        )  # stays mapped behind the closed file
+    # As the extractor: at least 8 powers of ten below the loudest value of all, then scaled by (x + 4) / 4.
     for start in range(0, frames, _BLOCK):
         block = features[start : start + _BLOCK]
         np.add(np.maximum(block, loudest - _DYNAMIC_RANGE), 4, out=block)

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 from transformers import WhisperTokenizer
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS, TO_LANGUAGE_CODE
 
@@ -38,18 +37,6 @@ class Labels(NamedTuple):
     labels: list[int]
 
 
-class DrawnVariant(NamedTuple):
-    """The variant of a sample to train on: with its timestamps, with the previous text as prompt."""
-
-    timestamps: bool
-    use_prompt: bool
-
-
-def has_timestamps(transcript: str) -> bool:
-    """Whether the text holds a timestamp token such as `<|1.20|>`."""
-    return _TIMESTAMP.search(transcript) is not None
-
-
 def strip_special_tokens(transcript: str) -> str:
     """Removes start, language, task and end tokens and a prompt; the text and its timestamp tokens stay.
 
@@ -59,9 +46,8 @@ def strip_special_tokens(transcript: str) -> str:
         "<|0.00|> Hello.<|1.20|>"
         ```
     """
-    transcript = transcript.rpartition("<|startoftranscript|>")[2]
-    transcript = transcript.partition("<|endoftext|>")[0]
-    return _SPECIAL.sub("", transcript)
+    text = transcript.rpartition("<|startoftranscript|>")[2].partition("<|endoftext|>")[0]
+    return _SPECIAL.sub("", text)
 
 
 def strip_timestamps(transcript: str) -> str:
@@ -74,12 +60,10 @@ def strip_timestamps(transcript: str) -> str:
         ```
     """
     joined = ""
-    for text in _TIMESTAMP.split(transcript)[::2]:
-        if (
-            joined
-            and text.strip()
-            and (joined[-1].isspace() or text[0].isspace() or _wants_space(joined[-1], text[0]))
-        ):
+    for text in _TIMESTAMP.split(transcript)[::2]:  # texts and times alternate, a text first
+        if not joined or not text.strip():
+            joined += text
+        elif joined[-1].isspace() or text[0].isspace() or _wants_space(joined[-1], text[0]):
             joined = joined.rstrip() + " " + text.lstrip()
         else:
             joined += text
@@ -136,20 +120,24 @@ def make_labels(
     """
     no_timestamps = _token_id(tokenizer, "<|notimestamps|>")
     body = strip_special_tokens(transcript)
-    timestamps = timestamps and has_timestamps(body)
+    timestamps = timestamps and _TIMESTAMP.search(body) is not None
+    # <|startoftranscript|>, and <|de|><|transcribe|> for a multilingual model
     sequence = [_token_id(tokenizer, token) for token in _prefix(transcript, language, task)]
     if timestamps:
+        # <|0.00|> Hello.<|1.20|>, without <|notimestamps|>
         sequence += _timed_ids(tokenizer, body, no_timestamps + 1)
     else:
         sequence += [no_timestamps, *_text_ids(tokenizer, strip_timestamps(body))]
     if not truncated:
         sequence.append(_token_id(tokenizer, "<|endoftext|>"))
-    length = len(sequence) - 1  # the last token is a label only
+    length = len(sequence) - 1  # the last token is a label only, and the first one an input only
     if length > max_length:
         raise LabelError(
             f"the label has {length} tokens, more than the {max_length} positions of the decoder (text: "
             f"{body[:40]!r}...). Cut the recording into shorter ones."
         )
+    # As much of the prompt's end as `generate` takes, half of the positions, and less beside a long label: an optional
+    # prompt must not make a row too long.
     prompt: list[int] = []
     prompt_length = min(max_length // 2 - 1, max_length - length - 1)
     if previous is not None and prompt_length > 0:
@@ -158,32 +146,9 @@ def make_labels(
         prompt = [_token_id(tokenizer, "<|startofprev|>"), *prompt]
     # decoder_input_ids  <|startofprev|> previous <|startoftranscript|> <|notimestamps|> text
     # labels             -100            -100     <|notimestamps|>      text             <|endoftext|>
-    # The token after each input; the one after the prompt, <|startoftranscript|>, is not learnt either.
+    # The token after each input; the one after the prompt, <|startoftranscript|>, is not learnt either. Given labels
+    # alone, transformers would make the inputs from them: with the masked prompt as padding, which no model reads.
     return Labels((prompt + sequence)[:-1], [IGNORE_INDEX] * len(prompt) + sequence[1:])
-
-
-def draw_variant(
-    seed: int,
-    epoch: int,
-    index: int,
-    *,
-    timestamp_probability: float = 0.5,
-    condition_on_prev_probability: float = 0.2,
-) -> DrawnVariant:
-    """Draws a sample's variant, anew in each epoch (paper, table 15: timestamps with p = 0.5).
-
-    Each (seed, epoch, index) has a separate generator: the result depends neither on the order of the samples nor on
-    the number of workers or processes, and nothing else draws from it.
-
-    Args:
-        seed (`int`): of the run.
-        epoch (`int`): from 0.
-        index (`int`): of the sample.
-        timestamp_probability (`float`, *optional*, defaults to 0.5): share of samples with timestamps.
-        condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share with the previous text as prompt.
-    """
-    first, second = np.random.default_rng((seed, epoch, index)).random(2)
-    return DrawnVariant(bool(first < timestamp_probability), bool(second < condition_on_prev_probability))
 
 
 def language_token(language: str) -> str:
@@ -201,7 +166,6 @@ def language_token(language: str) -> str:
 
 
 def _prefix(transcript: str, language: str | None, task: str) -> list[str]:
-    """Tokens before the text or its timestamps."""
     prefix = ["<|startoftranscript|>"]
     if task not in TASK_IDS:
         raise ValueError(f"`task`: expected one of {', '.join(TASK_IDS)}, got {task!r}.")

@@ -80,10 +80,6 @@ class Mixture:
             offset += size
         return np.concatenate(rows)[np.argsort(np.concatenate(times), kind="stable")]
 
-    def check_same(self, state: Mapping[str, Any]) -> None:
-        """Raises a `ValueError` that names what differs from the [`state`] of a stopped training's mixture."""
-        check_same_sources(self.state(), state)
-
     def state(self) -> dict[str, Any]:
         """All that decides the order, as JSON takes it."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
@@ -111,7 +107,7 @@ def join_sources(datasets: Mapping[str, Dataset], columns: Sequence[str]) -> Dat
     features = {}
     for name in columns:
         types = [rows.features[name] for rows in datasets.values() if name in rows.features]
-        if types:
+        if types:  # a column of nulls alone has no type yet
             features[name] = next((feature for feature in types if feature != Value("null")), types[0])
     schema = Features({**features, "source": Value("string")})
     parts = []
@@ -136,7 +132,12 @@ def weights_by(sizes: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_same_sources(now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Raises a `ValueError` that names the first difference between the sources of a training and of a stopped one."""
+    """Raises a `ValueError` that names what differs between the sources of a training and of the one that stopped.
+
+    Args:
+        now (`Mapping[str, Any]`): [`Mixture.state`] or [`SpeechStream.identity`].
+        before (`Mapping[str, Any]`): that of the training that was stopped.
+    """
     for name, value in now.items():
         if value != before.get(name):
             raise ValueError(

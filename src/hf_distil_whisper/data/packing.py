@@ -90,13 +90,13 @@ def split_recording(
     Args:
         samples (`np.ndarray` of shape `(samples,)`): mono at 16 kHz.
         max_duration (`float`, *optional*, defaults to 30.0): of a piece in seconds, inclusive.
-        max_words (`int`, *optional*): of a piece, where their times are known: cut behind the last punctuation up to
-            there, or behind the next one where a part of a sentence is longer.
+        max_words (`int`, *optional*): of a piece, where `timed` is given: cut behind the last punctuation up to there,
+            or behind the next one where a part of a sentence is longer.
         text (`str`, *optional*): of the whole recording; used where nothing has to be cut.
         timed (`Sequence[TimedText]`, *optional*): words or segments in order; become the text of their pieces.
 
     Returns:
-        `list[Piece]`: in order; concatenated, their samples are the recording. Without times, pieces have no text.
+        `list[Piece]`: concatenated, their samples are the recording. Without times, pieces have no text.
 
     Example:
         ```python
@@ -110,7 +110,9 @@ def split_recording(
     if len(samples) <= limit and not sentences:
         whole = " ".join(unit.text.strip() for unit in timed) if timed else None
         return [Piece(samples, text if text is not None else whole)]
-    levels = _frame_levels(samples)
+    frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)
+    # Root mean square of each frame, shape (frames,).
+    levels = np.sqrt(np.einsum("nf,nf->n", frames, frames, dtype=np.float64) / FRAME)
     cuts = _cuts_between(timed, len(samples)) if timed else _cuts_in_silence(levels)
     borders = [0]
     for start, end in itertools.pairwise([0, *sentences, len(samples)]):
@@ -136,16 +138,10 @@ def timed_text(row: Mapping[str, Any]) -> list[TimedText]:
     return []
 
 
-def _frame_levels(samples: np.ndarray) -> np.ndarray:
-    """Root mean square of each frame, shape (frames,)."""
-    frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME)
-    return np.sqrt(np.einsum("nf,nf->n", frames, frames, dtype=np.float64) / FRAME)
-
-
 def _cuts_in_silence(levels: np.ndarray) -> list[_Cut]:
     """The middle of every run of silent frames, weighted by its seconds."""
     silent = np.concatenate([[False], levels < QUIET * np.quantile(levels, 0.95), [False]])
-    edges = np.flatnonzero(np.diff(silent.astype(np.int8)))
+    edges = np.flatnonzero(np.diff(silent.astype(np.int8)))  # first silent and first loud frame in turn
     return [
         _Cut(int(first + last) // 2 * FRAME, float(last - first) * FRAME / SAMPLING_RATE)
         for first, last in zip(edges[::2], edges[1::2], strict=True)
@@ -231,19 +227,17 @@ def pack_utterances(
     ([`split_recording`]); its pieces have a text where the row has times (`words` or `segments`).
 
     Args:
-        rows (`Iterable[Mapping]`):
-            With `audio` as [`load_audio`] takes it, and where known `id`, `text`, `language` and the speaker.
+        rows (`Iterable[Mapping]`): with `audio` as [`load_audio`] takes it, and where known `id`, `text`, `language`
+            and the speaker.
         max_duration (`float`, *optional*, defaults to 30.0): of a window in seconds, inclusive.
         max_words (`int`, *optional*): of a row with the times of its words; one with more is split at its punctuation,
             whatever its length ([`split_recording`]). By default only the length counts.
-        speaker_column (`str`, *optional*, defaults to `"speaker"`):
-            Rows without a speaker are not joined: two unknown speakers are not the same one. `None` joins nothing.
-        recording_column (`str`, *optional*, defaults to `"recording"`):
-            The recording that utterances were cut from. Where rows have it, those of two recordings are not joined,
-            and the one does not continue the other: between two readings of a speaker lie days. `None` ignores it.
+        speaker_column (`str`, *optional*, defaults to `"speaker"`): rows without a speaker are not joined: two unknown
+            speakers are not the same one. `None` joins nothing.
+        recording_column (`str`, *optional*, defaults to `"recording"`): what utterances were cut from. Where rows have
+            it, those of two recordings are neither joined nor continue each other. `None` ignores it.
         gap (`float`, *optional*, defaults to 0.0): silence between two utterances in seconds.
-        errors ([`RowErrors`], *optional*):
-            Receives the rows that cannot be decoded. Without it they are logged at the end.
+        errors ([`RowErrors`], *optional*): receives the rows that cannot be decoded. Without it they are logged.
 
     Yields:
         `dict`: `id` (of the first utterance), `ids`, `audio` (`{"bytes": <FLAC at 16 kHz>, "path": None}`), `text`
@@ -275,6 +269,7 @@ def pack_utterances(
     row_errors = RowErrors() if errors is None else errors
     # In samples: 30 s are exactly 480,000 of them, while sums of seconds miss the limit by rounding.
     limit, silence = round(max_duration * SAMPLING_RATE), round(gap * SAMPLING_RATE)
+    # The window that is being filled, and the origin of the one before it.
     window, previous = _Window(silence), _UNKNOWN
     for row, name, decoding in _decoded_ahead(rows, max_duration, max_words):
         columns = (speaker_column, recording_column, "language")
@@ -289,7 +284,8 @@ def pack_utterances(
             window, previous = _Window(silence), _UNKNOWN
             continue
         for number, (samples, text) in enumerate(pieces):
-            if window.parts and not (origin.continues(window.origin) and window.fits(samples, limit)):
+            length = window.length + silence + len(samples)  # with this piece
+            if window.parts and not (origin.continues(window.origin) and length <= limit):
                 yield window.row(previous)
                 window, previous = _Window(silence), window.origin
             window.add(name if len(pieces) == 1 else f"{name}-{number}", samples, text, origin)
@@ -325,9 +321,6 @@ class _Window:
     parts: list[np.ndarray] = field(default_factory=list)
     length: int = 0
 
-    def fits(self, samples: np.ndarray, limit: int) -> bool:
-        return self.length + self.silence + len(samples) <= limit
-
     def add(self, row_id: str, samples: np.ndarray, text: str | None, origin: _Origin) -> None:
         if self.parts and self.silence:
             self.parts.append(np.zeros(self.silence, dtype=np.float32))
@@ -356,21 +349,16 @@ def _decoded_ahead(
     rows: Iterable[Mapping[str, Any]], max_duration: float, max_words: int | None
 ) -> Iterator[tuple[Mapping[str, Any], str, Future[list[Piece]]]]:
     """The rows in order with their names and future pieces; threads decode ahead, which releases the GIL."""
+
+    def pieces(row: Mapping[str, Any], name: str) -> list[Piece]:
+        samples, text, timed = load_audio(row.get("audio"), name=name), row.get("text"), timed_text(row)
+        return split_recording(samples, max_duration=max_duration, max_words=max_words, text=text, timed=timed)
+
     waiting: deque[tuple[Mapping[str, Any], str, Future[list[Piece]]]] = deque()
     with ThreadPoolExecutor() as pool:
         for number, row in enumerate(rows):
             name = row_id(row, number)
-            waiting.append((row, name, pool.submit(_pieces, row, name, max_duration, max_words)))
+            waiting.append((row, name, pool.submit(pieces, row, name)))
             if len(waiting) > DECODED_AHEAD:
                 yield waiting.popleft()
         yield from waiting
-
-
-def _pieces(row: Mapping[str, Any], row_id: str, max_duration: float, max_words: int | None) -> list[Piece]:
-    return split_recording(
-        load_audio(row.get("audio"), name=row_id),
-        max_duration=max_duration,
-        max_words=max_words,
-        text=row.get("text"),
-        timed=timed_text(row),
-    )

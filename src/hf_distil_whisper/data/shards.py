@@ -94,7 +94,7 @@ class ShardStore:
         expected = json.loads(json.dumps(identity))
         existing = self.identity()
         if existing is None:
-            self._write_atomically(RUN, json.dumps(expected, indent=2, sort_keys=True))
+            self._write_run(json.dumps(expected, indent=2, sort_keys=True))
             existing = self.identity() or {}  # of several processes that start at once, the last one has written it
         if existing != expected:
             names = sorted(name for name in {*existing, *expected} if existing.get(name) != expected.get(name))
@@ -105,11 +105,7 @@ class ShardStore:
             )
 
     def identity(self) -> dict[str, Any] | None:
-        """The identity given to [`open_run`]; None for a new or empty folder.
-
-        Raises:
-            StaleRunError: if the folder holds files, but no `run.json`.
-        """
+        """The identity given to [`open_run`], None for a new folder; a `StaleRunError` for one of other files."""
         others = [name for name in self._entries() if not name.startswith(_UNFINISHED)]
         if self.fs.exists(self.path(RUN)):  # after listing: another process may create it in between
             return json.loads(self.fs.cat_file(self.path(RUN)))
@@ -136,25 +132,32 @@ class ShardStore:
             raise FileExistsError(f"{self.path(name)}: there is such a shard already; a shard is written once.")
         with self._staging_folder(name) as folder:
             write(folder)
-            files = {path.name: _flush_and_hash(path) for path in sorted(folder.iterdir())}
+            files = {}
+            for path in sorted(folder.iterdir()):
+                _flush(path)
+                files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path.open("rb"))}
             shard = Shard(name, files, dict(info or {}))
             (folder / MANIFEST).write_text(json.dumps(asdict(shard)))
             _flush(folder / MANIFEST)
             if self.local:
+                # The rename commits the files together with their manifest. Both folders are flushed as well, or a
+                # machine that loses power could keep the new name and lose what is behind it.
                 _flush(folder)
-                self._rename(folder, name)
+                try:
+                    os.rename(folder, self.path(name))
+                except OSError as error:
+                    if self._is_committed(name):  # by another process, since the look above
+                        raise FileExistsError(f"{self.path(name)}: there is such a shard already.") from error
+                    raise
                 _flush(Path(self.root))
             else:
+                # Without an atomic rename the manifest comes last: a shard counts from then on.
                 for file in [*files, MANIFEST]:
                     self.fs.put_file(str(folder / file), self.path(name, file))
         return shard
 
     def shards(self) -> list[Shard]:
-        """The committed shards, sorted by name.
-
-        A shard with a file that is missing or of another size is left out with a warning; [`damaged`] reads the
-        contents too.
-        """
+        """The committed shards, sorted by name; one with a file missing or cut short is left out with a warning."""
         shards = []
         for name in sorted(self.names()):
             shard = self._manifest(name)
@@ -175,7 +178,7 @@ class ShardStore:
             shard = self._manifest(name)
             fault = self._wrong_size(shard)
             for file, expected in shard.files.items():
-                if not fault and self._sha256(self.path(name, file)) != expected["sha256"]:
+                if not fault and _sha256(self.fs.open(self.path(name, file), "rb")) != expected["sha256"]:
                     fault = f"{file} is not what was written (its SHA-256 differs)"
             if fault:
                 faults[name] = fault
@@ -198,14 +201,6 @@ class ShardStore:
     def _manifest(self, name: str) -> Shard:
         return Shard(**json.loads(self.fs.cat_file(self.path(name, MANIFEST))))
 
-    def _rename(self, folder: Path, name: str) -> None:
-        try:
-            os.rename(folder, self.path(name))
-        except OSError as error:
-            if self._is_committed(name):  # by another process, since `commit` looked
-                raise FileExistsError(f"{self.path(name)}: there is such a shard already.") from error
-            raise
-
     def _entries(self) -> list[str]:
         if not self.fs.isdir(self.root):
             return []
@@ -225,15 +220,15 @@ class ShardStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _write_atomically(self, name: str, text: str) -> None:
+    def _write_run(self, text: str) -> None:
         if not self.local:
-            self.fs.pipe_file(self.path(name), text.encode())
+            self.fs.pipe_file(self.path(RUN), text.encode())
             return
         os.makedirs(self.root, exist_ok=True)
-        unfinished = Path(self.root, f"{_UNFINISHED}{name}-{uuid.uuid4().hex[:8]}")
+        unfinished = Path(self.root, f"{_UNFINISHED}{RUN}-{uuid.uuid4().hex[:8]}")
         unfinished.write_text(text)
         _flush(unfinished)
-        os.replace(unfinished, self.path(name))
+        os.replace(unfinished, self.path(RUN))
 
     def _wrong_size(self, shard: Shard) -> str | None:
         for file, expected in shard.files.items():
@@ -244,19 +239,13 @@ class ShardStore:
                 return f"{file} has {size} bytes, {expected['size']} were written"
         return None
 
-    def _sha256(self, path: str) -> str:
-        with self.fs.open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
 
-
-def _flush_and_hash(path: Path) -> dict[str, Any]:
-    _flush(path)
-    with open(path, "rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _sha256(file: Any) -> str:
+    with file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
-    """Without this, a machine that loses power can keep the new name of a file and lose its content."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -11,7 +11,8 @@ import os
 import posixpath
 import re
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -78,10 +79,9 @@ class RowErrors:
         if not self.rows:
             return ""
         lines = [f"{len(self)} row{'s' if len(self) > 1 else ''} left out:"]
-        # Messages that start with the row's id (as those about audio do) need it no second time.
-        lines += [
-            f"  {message}" if message.startswith(row) else f"  {row}: {message}" for row, message in self.rows[:limit]
-        ]
+        for row, message in self.rows[:limit]:
+            # Messages about audio start with the row's id and need it no second time.
+            lines.append(f"  {message}" if message.startswith(row) else f"  {row}: {message}")
         if len(self) > limit:
             lines.append(f"  ... and {len(self) - limit} more")
         return "\n".join(lines)
@@ -108,6 +108,11 @@ class Columns:
     recording: str | None = None
     language: str | None = None
     id: str | None = None
+
+    def renaming(self) -> dict[str, str | None]:
+        """For [`name_columns`]. The text comes last: another column may have been called `text` before."""
+        names = dataclasses.asdict(self)
+        return {name: names[name] for name in ("audio", "speaker", "recording", "language", "id", "text")}
 
 
 @overload
@@ -196,8 +201,13 @@ def load_source(
             raise ValueError(f"{where}: 0 rows; expected at least one. Check the path, the split and what made it.")
         if streaming:
             parts.append(_standard_stream(rows, columns, where))
-        else:
-            parts.append(_standard_rows(cast(Dataset, rows), columns, where, name))
+            continue
+        rows = _plain_audio(name_columns(cast(Dataset, rows), columns.renaming(), where))
+        if columns.text is not None:
+            rows = _as_strings(rows, "text")
+        if "language" in rows.column_names:
+            rows = _as_strings(rows, "language")
+        parts.append(_with_ids(rows, name))
     joined = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     if max_samples is None:
         return joined
@@ -208,9 +218,8 @@ def _merge_column_names(columns: Columns, names: Mapping[str, str | None]) -> Co
     options = {f"{column.name}_column": column.name for column in dataclasses.fields(Columns)}
     for name in names:
         if name not in options:
-            raise TypeError(
-                f"load_source() got an unexpected keyword argument {name!r}; the columns are {', '.join(options)}."
-            )
+            existing = ", ".join(options)
+            raise TypeError(f"load_source() got an unexpected keyword argument {name!r}; the columns are {existing}.")
     changes: dict[str, Any] = {options[name]: column for name, column in names.items()}
     return dataclasses.replace(columns, **changes)
 
@@ -253,13 +262,17 @@ def _open_split(
     if path.suffix in MANIFESTS:
         return _load_metadata(path, split, audio_column)
     files = _find_files(name_or_path if remote else path, split, config)
-    return _stream_files(files, split) if streaming else _read_files(files, split)
+    if streaming:
+        return _stream_files(files, split)
+    # Arrow files are memory-mapped, rows of the others copied into the cache of `datasets` once.
+    if files[0].endswith(".arrow"):
+        return concatenate_datasets([Dataset.from_file(file) for file in files])
+    return _read_parquet(files, split) if files[0].endswith(".parquet") else _read_tar(files, split)
 
 
 def _no_split(where: Path, split: str, names: Iterable[object]) -> ValueError:
-    return ValueError(
-        f"{where}: no split {split!r}; there is {', '.join(map(str, names))}. Set `split` to one of them."
-    )
+    existing = ", ".join(map(str, names))
+    return ValueError(f"{where}: no split {split!r}; there is {existing}. Set `split` to one of them.")
 
 
 def _load_from_hub(
@@ -340,19 +353,15 @@ def _rows_of_split(file: Path, rows: list[dict], split: str, path_column: str) -
 def _read_jsonl(file: Path) -> list[dict]:
     # Not `splitlines`, which also splits at the line separators (U+2028) that a transcript may hold.
     lines = enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1)
-    return [
-        _parse_json_object(line, f"{file}, line {number}", "one JSON object per line")
-        for number, line in lines
-        if line.strip()
-    ]
+    expected = "one JSON object per line"
+    return [_parse_json_object(line, f"{file}, line {number}", expected) for number, line in lines if line.strip()]
 
 
 def _read_csv(file: Path) -> list[dict]:
     # Not pandas, which takes a spoken "null" or "NA" for a missing text.
     with file.open(newline="", encoding="utf-8-sig") as handle:
-        return [
-            {key: value or None for key, value in row.items() if key is not None} for row in csv.DictReader(handle)
-        ]
+        rows = list(csv.DictReader(handle))
+    return [{key: value or None for key, value in row.items() if key is not None} for row in rows]
 
 
 def _parse_json_object(content: str | bytes, where: str, expected: str) -> dict[str, Any]:
@@ -428,14 +437,6 @@ def _split_of(file: Path) -> str:
     return name if name in SPLIT_FOLDERS else "train"
 
 
-def _read_files(files: list[str], split: str) -> Dataset:
-    """Rows of Parquet or tar files, copied into the cache of `datasets` once, or of Arrow files, memory-mapped."""
-    suffix = Path(files[0]).suffix
-    if suffix == ".arrow":
-        return concatenate_datasets([Dataset.from_file(file) for file in files])
-    return _read_parquet(files, split) if suffix == ".parquet" else _read_tar(files, split)
-
-
 def _read_parquet(files: list[str], split: str = "train", features: Features | None = None) -> Dataset:
     # Every record batch of the cache costs 5 KB of memory for as long as it is open: with 100 rows each, the default
     # for audio, ten million rows would take half a gigabyte.
@@ -477,9 +478,6 @@ def _stream_files(files: list[str], split: str) -> IterableDataset:
 def tar_rows(files: list[str], columns: tuple[str, ...] | None = None) -> Iterator[dict[str, Any]]:
     """Samples of archives in the layout of WebDataset, one after the other; only one is in memory at a time.
 
-    The `webdataset` builder of `datasets` refuses archives where one of the first samples has no text, and takes one
-    that is cut within a header for a complete one.
-
     Yields:
         `dict`: `id` (the common prefix of the names of its files), `audio` (`{"bytes", "path"}`), `text` (of a `.txt`
         file) and every field of a `.json` file, or `columns` alone, `None` where a sample lacks one.
@@ -487,6 +485,8 @@ def tar_rows(files: list[str], columns: tuple[str, ...] | None = None) -> Iterat
     Raises:
         ValueError: if an archive is damaged or truncated, or a `.json` file in it holds no JSON object.
     """
+    # Not the `webdataset` builder of `datasets`: it refuses archives where one of the first samples has no text, and
+    # takes one that is cut within a header for a complete one.
     for file in files:
         try:
             for row in _tar_samples(file):
@@ -496,11 +496,7 @@ def tar_rows(files: list[str], columns: tuple[str, ...] | None = None) -> Iterat
 
 
 def tar_features(files: list[str]) -> Features:
-    """Features of [`tar_rows`], inferred from the first 20 samples; fields that only later ones have are left out.
-
-    Raises:
-        ValueError: as [`tar_rows`], and if there is no audio in these samples.
-    """
+    """Features of [`tar_rows`], inferred from the first 20 samples; a `ValueError` if there is no audio in these."""
     rows = list(islice(tar_rows(files), 20))
     if not any("audio" in row for row in rows):
         raise ValueError(
@@ -528,25 +524,21 @@ def _tar_samples(file: str) -> Iterator[dict[str, Any]]:
                 # "train/0001.16k.flac" → "train/0001" and "16k.flac", as WebDataset has it
                 folder, base = posixpath.split(member.name)
                 key, _, suffix = base.partition(".")
-                key = posixpath.join(folder, key)
+                key, suffix = posixpath.join(folder, key), suffix.lower()
                 if row and row["id"] != key:
                     yield row
                     row = {}
                 row.setdefault("id", key)
-                _add_tar_member(row, suffix.lower(), content.read(), f"{file}, {member.name}")
+                if suffix.rpartition(".")[2] in AUDIO_SUFFIXES:
+                    row["audio"] = {"bytes": content.read(), "path": f"{key}.{suffix}"}
+                elif suffix == "txt":
+                    row["text"] = content.read().decode("utf-8", errors="replace").strip()
+                elif suffix == "json":
+                    fields = _parse_json_object(content.read(), f"{file}, {member.name}", "JSON")
+                    row |= {name: value for name, value in fields.items() if name not in row}
             if row:
                 yield row
         stream.check_end()
-
-
-def _add_tar_member(row: dict[str, Any], suffix: str, content: bytes, where: str) -> None:
-    if suffix.rpartition(".")[2] in AUDIO_SUFFIXES:
-        row["audio"] = {"bytes": content, "path": f"{row['id']}.{suffix}"}
-    elif suffix == "txt":
-        row["text"] = content.decode("utf-8", errors="replace").strip()
-    elif suffix == "json":
-        fields = _parse_json_object(content, where, "JSON")
-        row |= {name: value for name, value in fields.items() if name not in row}
 
 
 class _EndCheckingStream:
@@ -609,7 +601,7 @@ def write_row_index(
 
     Args:
         folder (`str` or `Path`): is created.
-        source (`Mapping`): arguments of [`load_source`] by name, `name_or_path` among them; a path is made absolute.
+        source (`Mapping`): arguments of [`load_source`] by name; a path is made absolute.
         num_rows (`int`): of the data set, to notice when it has changed.
         rows (`Sequence[int]`): indices of the selected rows.
     """
@@ -643,7 +635,7 @@ def select_rows(dataset: Dataset, rows: np.ndarray) -> Dataset:
     """`dataset.select(rows)` without the list of Python integers that it makes, 85 bytes a row.
 
     Args:
-        dataset (`Dataset`): any.
+        dataset (`Dataset`): with any columns.
         rows (`np.ndarray` of shape `(num_rows,)`): int64 indices; a memory-mapped file stays one.
     """
     if dataset._indices is not None or not len(rows):
@@ -691,19 +683,6 @@ def without_decoder(dataset: Rows, column: str = "audio") -> Rows:
     return dataset
 
 
-def _renaming(columns: Columns) -> dict[str, str | None]:
-    """The text comes last: another column may have been called `text` before."""
-    names = dataclasses.asdict(columns)
-    return {name: names[name] for name in ("audio", "speaker", "recording", "language", "id", "text")}
-
-
-def _standard_rows(rows: Dataset, columns: Columns, where: str, split: str) -> Dataset:
-    rows = _plain_audio(name_columns(rows, _renaming(columns), where))
-    for column in ("text",) * (columns.text is not None) + ("language",) * ("language" in rows.column_names):
-        rows = _as_strings(rows, column)
-    return _with_ids(rows, split)
-
-
 def _plain_audio(dataset: Dataset) -> Dataset:
     feature = dataset.features["audio"]
     if isinstance(feature, Audio):
@@ -722,9 +701,13 @@ def _as_strings(dataset: Dataset, column: str) -> Dataset:
     feature = dataset.features[column]
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         return dataset
-    to_string = feature.int2str if isinstance(feature, ClassLabel) else str
-    texts = [None if value is None else to_string(value) for value in dataset[column]]
+    convert = _to_string(feature)
+    texts = [None if value is None else convert(value) for value in dataset[column]]
     return dataset.remove_columns(column).add_column(column, texts, feature=Value("string"))
+
+
+def _to_string(feature: Any) -> Callable[[Any], str]:
+    return feature.int2str if isinstance(feature, ClassLabel) else str
 
 
 def _with_ids(dataset: Dataset, split: str) -> Dataset:
@@ -743,30 +726,23 @@ def _standard_stream(rows: Dataset | IterableDataset, columns: Columns, where: s
         rows = rows.to_iterable_dataset(num_shards=min(STREAM_SHARDS, len(rows)))
     elif rows.column_names is None:
         rows = rows._resolve_features()  # from the first row, where the source has no schema
-    stream = name_columns(without_decoder(rows, columns.audio), _renaming(columns), where)
+    stream = name_columns(without_decoder(rows, columns.audio), columns.renaming(), where)
     features = stream.features or {}
     texts = ["text"] * (columns.text is not None) + ["language"] * ("language" in features)
-    labels = {name: features[name] for name in texts if isinstance(features[name], ClassLabel)}
+    converters = {name: _to_string(features[name]) for name in texts}
     standard = {"id": Value("string"), "audio": PLAIN_AUDIO, **{name: Value("string") for name in texts}}
-    return stream.map(
-        _standard_row, fn_kwargs={"texts": texts, "labels": labels}, features=Features({**features, **standard})
-    )
+    return stream.map(_standard_row, fn_kwargs={"converters": converters}, features=Features({**features, **standard}))
 
 
-def _standard_row(row: dict[str, Any], texts: list[str], labels: dict[str, ClassLabel]) -> dict[str, Any]:
-    audio = row["audio"]
+def _standard_row(row: dict[str, Any], converters: dict[str, Callable[[Any], str]]) -> dict[str, Any]:
+    audio, name = row["audio"], row.get("id")
     if isinstance(audio, str):
         audio = {"bytes": None, "path": str(Path(audio).expanduser().absolute())}
-    standard = {"audio": audio, "id": _audio_id(audio) if row.get("id") is None else str(row["id"])}
-    for name in texts:
-        to_string = labels[name].int2str if name in labels else str
-        standard[name] = None if row[name] is None else to_string(row[name])
-    return standard
-
-
-def _audio_id(audio: dict[str, Any] | None) -> str:
-    audio = audio or {}
-    return hashlib.sha256(audio.get("bytes") or str(audio.get("path")).encode()).hexdigest()[:16]
+    if name is None:
+        content = (audio or {}).get("bytes") or str((audio or {}).get("path")).encode()
+        name = hashlib.sha256(content).hexdigest()[:16]
+    texts = {column: None if row[column] is None else convert(row[column]) for column, convert in converters.items()}
+    return {"audio": audio, "id": str(name), **texts}
 
 
 # Durations
@@ -805,8 +781,7 @@ def _mean_of(rows: Iterable[Mapping[str, Any]]) -> float | None:
     durations = []
     for row in rows:
         seconds = row.get("duration")
-        try:
+        # A row whose audio cannot be read will be counted and listed when it is needed.
+        with suppress(AudioError):
             durations.append(audio_duration(row["audio"]) if seconds is None else seconds)
-        except AudioError:
-            continue  # the row will be counted and listed when its audio is needed
     return sum(durations) / len(durations) if durations else None

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from hf_distil_whisper.data.audio import AudioError
 from hf_distil_whisper.data.dataset import LabelSettings, SampleMaker
 from hf_distil_whisper.data.labels import LabelError
-from hf_distil_whisper.data.mixture import check_same_sources, check_weights
+from hf_distil_whisper.data.mixture import check_weights
 from hf_distil_whisper.data.sources import mean_duration, weighted_mean
 
 logger = logging.get_logger(__name__)
@@ -110,13 +110,7 @@ class SpeechStream(torch.utils.data.IterableDataset):
         return weighted_mean((mean_duration(stream), self.weights[name]) for name, stream in self.streams.items())
 
     def assign(self, process: int, processes: int, workers: int) -> None:
-        """Sets which process this is, from 0; each worker of each process gets a separate part of every source.
-
-        Args:
-            process (`int`): of this process.
-            processes (`int`): of the training.
-            workers (`int`): of the data loader of each process, 0 for none.
-        """
+        """Sets which of the training's `processes` this is, from 0, and the number of its loader's `workers`."""
         self.process, self.processes, self.workers = process, processes, workers
 
     def identity(self) -> dict[str, Any]:
@@ -131,10 +125,6 @@ class SpeechStream(torch.utils.data.IterableDataset):
             "workers": self.workers,
         }
 
-    def check_same(self, state: Mapping[str, Any]) -> None:
-        """Raises a `ValueError` that names what differs from the [`identity`] of a stopped training's stream."""
-        check_same_sources(self.identity(), state)
-
     def state_dict(self) -> dict[str, Any]:
         """The position of this worker, between the last sample that it gave and the next one."""
         if self._loaded_state is not None:  # asked for before the first sample after loading
@@ -148,6 +138,7 @@ class SpeechStream(torch.utils.data.IterableDataset):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        # Each worker of each process reads a separate part of every source, and draws sources by itself.
         part, parts = self.process * workers + worker, self.processes * workers
         self._draws = 0
         self._readers = {
@@ -155,9 +146,10 @@ class SpeechStream(torch.utils.data.IterableDataset):
             for number, (name, stream) in enumerate(self.streams.items())
         }
         if self._loaded_state is not None:
+            # {"draws": number of draws so far, "sources": {name: state of its reader}}; no sources if this worker had
+            # not given a sample yet.
             state, self._loaded_state = self._loaded_state, None
             self._draws = state["draws"]
-            # No sources if this worker had not given a sample yet.
             for name, reader_state in state["sources"].items():
                 self._readers[name].load(reader_state)
         while True:
@@ -176,6 +168,7 @@ class SpeechStream(torch.utils.data.IterableDataset):
         left = [name for name, reader in self._readers.items() if not reader.is_exhausted]
         if len(left) == 1:
             return left[0]
+        # A generator for each draw: the count of draws is all the state that this needs.
         bounds = np.cumsum([self.weights[name] for name in left])
         random = np.random.default_rng((self.seed, part, self._draws)).random()
         return left[int(np.searchsorted(bounds, random * bounds[-1], side="right"))]
@@ -209,15 +202,10 @@ class SpeechStream(torch.utils.data.IterableDataset):
 
 
 class _SourceReader:
-    """Reads a worker's part of one source, pass by pass, in blocks whose rows are shuffled.
+    """Reads a worker's part of one source, pass by pass, in blocks of rows that are shuffled together.
 
     The state is the position of the block in the stream and the number of its rows that were given: to continue, the
     block is read again and shuffled in the same order. No audio goes into a checkpoint.
-
-    Args:
-        stream (`IterableDataset`): the part, which nothing else iterates.
-        seed (`tuple[int, int]`): of the order.
-        block_size (`int`): rows that are shuffled together.
     """
 
     def __init__(self, stream: IterableDataset, seed: tuple[int, int], block_size: int):
@@ -236,6 +224,7 @@ class _SourceReader:
         """The next row, or None at the end of the pass."""
         if self._num_given == len(self._block):
             if self._batches is not None:
+                # Behind the last row of the block before, since a batch is read only when it is asked for.
                 self._block_start = self.stream.state_dict()
             self._read_block()
             self._num_blocks, self._num_given = self._num_blocks + 1, 0

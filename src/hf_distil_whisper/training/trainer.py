@@ -32,7 +32,7 @@ from transformers.utils import logging
 from hf_distil_whisper.checkpoints import check_compatible, save_generation_config, save_processor
 from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.dataset import SpeechDataset
-from hf_distil_whisper.data.mixture import Mixture
+from hf_distil_whisper.data.mixture import Mixture, check_same_sources
 from hf_distil_whisper.data.streaming import SpeechStream
 from hf_distil_whisper.hub.push import PushingTrainer
 from hf_distil_whisper.inference.chunked import CHUNK_LENGTH_ENTRY, chunk_length_after
@@ -789,7 +789,7 @@ def check_mixture(dataset: Dataset | None, checkpoint: str) -> None:
     """Raises a `ValueError` if a checkpoint is of a training on other sources."""
     mixture, file = _mixture(dataset), Path(checkpoint, MIXTURE_FILE)
     if mixture is not None and file.is_file():
-        mixture.check_same(json.loads(file.read_text(encoding="utf-8")))
+        check_same_sources(mixture.state(), json.loads(file.read_text(encoding="utf-8")))
 
 
 class StreamReader(TrainerCallback):
@@ -826,7 +826,7 @@ class StreamReader(TrainerCallback):
                 f"--resume_from_checkpoint: {checkpoint} holds no {STREAMS_FILE}, so it is not of a training on "
                 "streams. Start a new training in another --output_dir."
             )
-        self.stream.check_same(json.loads(identity.read_text(encoding="utf-8")))
+        check_same_sources(self.stream.identity(), json.loads(identity.read_text(encoding="utf-8")))
         self._position = torch.load(self._file(checkpoint), weights_only=True)
         if self.loader is not None:
             self.loader.load_state_dict(self._position)
