@@ -1,19 +1,13 @@
 """Latency: the same work for every model, in turn, after a warm-up."""
 
 import pytest
-import torch
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.evaluation import latency
 from hf_distil_whisper.evaluation.latency import Latency, measure_latency
-from hf_distil_whisper.inference.encoder import window_features
 from hf_distil_whisper.inference.generation import generate_tokens
 from talking_models import count_encoder_windows, talking_whisper
-from toy_models import toy_audio, toy_processor
-
-
-def windows(model: WhisperForConditionalGeneration, count: int = 3) -> torch.Tensor:
-    return window_features(model, toy_processor(), [toy_audio(1 + index, seed=index) for index in range(count)])
+from talking_models import toy_windows as windows
 
 
 def test_every_model_generates_the_number_asked_for() -> None:
@@ -30,7 +24,7 @@ def test_every_model_generates_the_number_asked_for() -> None:
 def test_every_window_is_measured_once_per_repetition_after_the_warm_up(batch_size: int) -> None:
     """A dropped last batch, or the warm-up counted in, shifts the time per window."""
     model = talking_whisper()
-    inputs = windows(model)
+    inputs = windows(model, 3)
     count = count_encoder_windows(model)
     times = measure_latency({"model": model}, inputs, batch_size=batch_size, num_tokens=3, repeats=4)
     assert count() == batch_size + 4 * 3

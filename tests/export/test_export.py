@@ -59,10 +59,7 @@ def student(request: pytest.FixtureRequest, tmp_path: Path) -> WhisperForConditi
 
 
 def test_ctranslate2_runs_students_of_every_kind(student: WhisperForConditionalGeneration, tmp_path: Path) -> None:
-    """A cut encoder has other sizes in either half; heads of layers that a student lacks crash the runtime.
-
-    The crash comes with the first word timestamp, not when the model is loaded.
-    """
+    """Heads of layers that a student lacks crash the runtime, at the first word timestamp only."""
     features = toy_windows(student)
     folder = export_ctranslate2(student, toy_processor(), tmp_path / "export")
     result = Ctranslate2Generator(student, toy_processor(), folder=folder, max_new_tokens=12)(features)
@@ -129,14 +126,19 @@ EXPORTS = {"ctranslate2": export_ctranslate2, "ggml": export_ggml, "onnx": expor
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_nothing_is_mixed_with_what_a_folder_holds(name: str, tmp_path: Path) -> None:
-    """An old model's files beside a new one's are loaded together."""
+def test_folders_in_use_adapters_and_unknown_precisions_are_refused(name: str, tmp_path: Path) -> None:
+    """An old model's files are loaded beside a new one's; adapters do not exist in the other formats."""
     model, processor = official_whisper()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"`folder`: .* not an empty folder.*Choose a new folder, or empty"):
         EXPORTS[name](model, processor, tmp_path)
     with pytest.raises(FileExistsError, match="`folder`"):
         EXPORTS[name](model, processor, tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"`quantization`: expected one of .*float16.*, got 'int5'"):
+        EXPORTS[name](model, processor, tmp_path / "export", quantization="int5")
+    LoraStudent(model, LoraSettings(r=2))
+    with pytest.raises(ValueError, match=r"carries LoRA adapters.*save_merged"):
+        EXPORTS[name](model, processor, tmp_path / "export")
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -149,18 +151,6 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(ctranslate2.converters.TransformersConverter, "convert", fail)
     with pytest.raises(OSError, match="no space left"):
         export_ctranslate2(talking_whisper(4), toy_processor(), tmp_path / "export")
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name", EXPORTS)
-def test_adapters_and_unknown_precisions_are_refused(name: str, tmp_path: Path) -> None:
-    """The weights of adapters do not exist in the other formats: the export would be the untrained student."""
-    model, processor = official_whisper()
-    with pytest.raises(ValueError, match=r"`quantization`: expected one of .*float16.*, got 'int5'"):
-        EXPORTS[name](model, processor, tmp_path / "export", quantization="int5")
-    LoraStudent(model, LoraSettings(r=2))
-    with pytest.raises(ValueError, match=r"carries LoRA adapters.*save_merged"):
-        EXPORTS[name](model, processor, tmp_path / "export")
     assert list(tmp_path.iterdir()) == []
 
 
