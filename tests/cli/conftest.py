@@ -6,19 +6,8 @@ from pathlib import Path
 import pytest
 
 from hf_distil_whisper.cli.main import main
-from toy_files import write_toy_corpus, write_toy_model
 
 Command = Callable[..., str]
-
-
-@pytest.fixture(scope="session")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `teacher`, `student` (2 decoder layers) and `corpus`; tests read it only."""
-    folder = tmp_path_factory.mktemp("toys")
-    write_toy_model(folder / "teacher")
-    write_toy_model(folder / "student", decoder_layers=2)
-    write_toy_corpus(folder / "corpus")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -40,32 +40,28 @@ def alignment_heads(model: WhisperForConditionalGeneration) -> list[tuple[int, i
     if not heads:
         raise ValueError(
             "The model's generation_config has no `alignment_heads`, which word timestamps are read from. Take them "
-            "from the checkpoint that the model was made from, or set all heads of the last decoder layer with "
-            "`set_alignment_heads(model)`."
+            "from the checkpoint that the model was made from and store them with `set_alignment_heads(model, heads)`."
         )
     check_heads(model, heads)
     return [(layer, head) for layer, head in heads]
 
 
-def set_alignment_heads(model: WhisperForConditionalGeneration, heads: Sequence[Sequence[int]] | None = None) -> None:
+def set_alignment_heads(model: WhisperForConditionalGeneration, heads: Sequence[Sequence[int]]) -> None:
     """Stores alignment heads in a model's generation config, where transformers and converters read them.
 
     Args:
         model (`WhisperForConditionalGeneration`): its generation config is changed; [`save_checkpoint`] writes it.
-        heads (`Sequence[Sequence[int]]`, *optional*): (decoder layer, head), both counted from 0; by default all heads
-            of the last decoder layer.
+        heads (`Sequence[Sequence[int]]`): (decoder layer, head), both counted from 0.
 
     Raises:
         ValueError: for an empty list, or heads that the decoder does not have.
 
     Example:
         ```python
-        >>> set_alignment_heads(student)
+        >>> set_alignment_heads(student, [[1, 0], [1, 3]])
         >>> transcribe(student, processor, "talk.wav", return_timestamps="word")[0].words
         ```
     """
-    if heads is None:
-        heads = [[model.config.decoder_layers - 1, head] for head in range(model.config.decoder_attention_heads)]
     check_heads(model, heads)
     model.generation_config.alignment_heads = [[int(layer), int(head)] for layer, head in heads]
 
@@ -80,8 +76,8 @@ def check_heads(model: WhisperForConditionalGeneration, heads: Sequence[Sequence
         if len(pair) != 2 or not (0 <= pair[0] < layers and 0 <= pair[1] < width):
             raise ValueError(
                 f"`alignment_heads` holds {list(pair)}, expected [layer, head] with layers 0 to {layers - 1} and "
-                f"heads 0 to {width - 1} of the model's decoder: they belong to another model. Set its own, for "
-                "example with `set_alignment_heads(model)`."
+                f"heads 0 to {width - 1} of the model's decoder: they belong to another model. Set its own with "
+                "`set_alignment_heads(model, heads)`."
             )
 
 
