@@ -10,7 +10,7 @@ import soundfile
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, Value
 from torch.utils.data import DataLoader
 
-from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, encode_flac, load_audio
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, encode_flac, load_audio
 from hf_distil_whisper.data.sources import (
     PLAIN_AUDIO,
     Columns,
@@ -18,7 +18,6 @@ from hf_distil_whisper.data.sources import (
     load_source,
     tar_features,
     tar_rows,
-    without_decoder,
     write_row_index,
 )
 from toy_files import tar_sample, write_tar, write_toy_corpus
@@ -327,14 +326,6 @@ def test_texts_and_ids_that_are_numbers_become_strings_in_a_stream(tmp_path: Pat
     assert [(row["text"], len(row["id"])) for row in stream] == [("12", 1), ("3", 16)]
 
 
-def test_without_decoder_lets_rows_be_read_where_torchcodec_is_missing() -> None:
-    """Reading a row of an `Audio` feature would import torchcodec, which fails beside a CPU torch."""
-    decoding = dataset().cast_column("audio", Audio()).select([2, 0])
-    assert set(without_decoder(decoding)[0]["audio"]) == {"bytes", "path"}
-    plain = Dataset.from_dict({"text": ["a"]}, features=Features({"text": Value("string")}))
-    assert without_decoder(plain) is plain
-
-
 def test_row_errors_are_counted_and_listed() -> None:
     """A count alone cannot be acted on, and a list of a million rows cannot be read."""
     errors = RowErrors()
@@ -354,7 +345,8 @@ def test_real_recordings_load_with_their_columns(folder: str, split: str, count:
     assert len(rows) == count
     assert {"id", "audio", "text", "speaker", "duration", "licence"} <= set(rows.column_names)
     assert Path(rows[0]["audio"]["path"]).is_absolute()
-    assert len(load_audio(rows[0]["audio"])) / SAMPLING_RATE == pytest.approx(rows[0]["duration"], abs=2e-3)
+    for seconds in (len(load_audio(rows[0]["audio"])) / SAMPLING_RATE, audio_duration(rows[0]["audio"])):
+        assert seconds == pytest.approx(rows[0]["duration"], abs=2e-3)
     assert soundfile.info(rows[0]["audio"]["path"]).samplerate == (8_000 if folder == "fsdd" else 16_000)
 
 

@@ -9,7 +9,6 @@ from datasets import Audio, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hf_distil_whisper.data.audio import encode_flac
-from hf_distil_whisper.data.mixture import check_same_sources
 from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.data.streaming import SpeechStream
 from toy_models import toy_audio
@@ -157,11 +156,3 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, changes: d
     source = write_source(tmp_path / "source", 1, 1)
     with pytest.raises(ValueError, match=message):
         speech({"source": source}, **changes)
-
-
-def test_a_training_is_not_resumed_with_other_streams(tmp_path: Path) -> None:
-    sources = {"read": write_source(tmp_path / "read", 1, 1), "spoken": write_source(tmp_path / "spoken", 1, 1)}
-    identity = speech(sources).identity()
-    check_same_sources(identity, speech(sources).identity())
-    with pytest.raises(ValueError, match=r"names were \['spoken', 'read'\] when the training was stopped"):
-        check_same_sources(identity, speech(dict(reversed(sources.items()))).identity())
