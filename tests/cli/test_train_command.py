@@ -71,17 +71,6 @@ def test_a_student_of_another_family_is_refused(tmp_path, changes, message, refu
     assert message in text
 
 
-def test_student_and_layers_together_are_refused(toys, tmp_path, refused, training):
-    """One of the two would be ignored."""
-    argv = training(tmp_path / "run", "--model_name_or_path", str(toys / "student"), "--decoder_layers", "1")
-    assert "leave one out" in refused(*argv)
-
-
-def test_a_missing_column_is_named_with_those_that_exist(tmp_path, refused, training):
-    argv = training(tmp_path / "run", "--decoder_layers", "2", "--train_dataset.transcript_column", "label")
-    assert "has no column 'label'; it has: " in refused(*argv)
-
-
 def test_labels_of_a_multilingual_student_need_a_language(toys, tmp_path, printed, refused, training):
     """Without the language's token in its labels, the student does not learn to follow it."""
     model = tmp_path / "multilingual"
@@ -123,6 +112,14 @@ def test_several_sources_are_mixed_by_their_weights(toys, tmp_path, printed, ref
     assert (mixture["names"], mixture["sizes"], mixture["weights"]) == (["toy", "more"], [6, 2], [2, 1])
     message = refused(*argv, "--dry_run", "--train_dataset.more.weight", "none")
     assert "train_dataset.more.weight: expected a number above 0" in message
+
+
+def test_student_with_layers_and_a_missing_column_are_refused(toys, tmp_path, refused, training):
+    """One of student and layers would be ignored."""
+    both = ["--model_name_or_path", str(toys / "student"), "--decoder_layers", "1"]
+    assert "leave one out" in refused(*training(tmp_path / "run", *both))
+    column = ["--decoder_layers", "2", "--train_dataset.transcript_column", "label"]
+    assert "has no column 'label'; it has: " in refused(*training(tmp_path / "run", *column))
 
 
 def test_weights_of_only_some_sources_are_refused(toys, tmp_path, refused):

@@ -239,15 +239,6 @@ def test_a_teacher_with_another_encoder_runs_its_own(tmp_path):
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_labels_alone_can_be_learned_from_cached_states(tmp_path):
-    """The baseline needs no teacher to profit from a frozen encoder."""
-    student = small_whisper(decoder_layers=2)
-    settings = {"kl_weight": 0.0, "teacher_cache": "encoder", "max_steps": 3, "learning_rate": 1e-2}
-    trainer = small_trainer(tmp_path, student, None, **settings)
-    trainer.train()
-    assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
-
-
 def test_labels_that_are_not_in_the_cache_are_refused():
     """Another variant's distributions would be learned, position by position, one word off."""
     model, windows = small_whisper(), RandomWindows(2)
