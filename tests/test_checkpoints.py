@@ -28,19 +28,10 @@ from hf_distil_whisper.checkpoints import (
 )
 from toy_models import toy_processor, toy_whisper
 
-FILES = {
-    "added_tokens.json",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "model.safetensors",
-    "normalizer.json",
-    "preprocessor_config.json",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-}
+RUNTIMES_READ = (
+    "added_tokens.json config.json generation_config.json merges.txt model.safetensors normalizer.json "
+    "preprocessor_config.json special_tokens_map.json tokenizer.json tokenizer_config.json vocab.json"
+).split()
 OFFICIAL = Path(__file__).parents[2] / "shared" / "whisper-files"
 
 
@@ -53,7 +44,7 @@ def saved(tmp_path_factory) -> Path:
 
 def test_a_checkpoint_holds_every_file_that_other_runtimes_read(saved):
     """`WhisperProcessor.save_pretrained` leaves out what faster-whisper and whisper.cpp's converter open first."""
-    assert FILES <= {path.name for path in saved.iterdir()}
+    assert {path.name for path in saved.iterdir()}.issuperset(RUNTIMES_READ)
     assert not any(path.suffix in (".bin", ".pt", ".pkl") for path in saved.iterdir())
     preprocessor = json.loads((saved / "preprocessor_config.json").read_text())
     assert preprocessor["feature_size"] == 80
@@ -186,11 +177,7 @@ def test_models_with_other_tokens_mel_bins_or_windows_are_refused(changes, messa
         ({}, {"feature_size": 128}, "makes 128 mel bins, the model expects 80"),
         ({}, {"feature_size": 80, "chunk_length": 10}, "windows of 1000 frames, the model expects 3000"),
         ({"vocab_size": 1000}, {}, "The tokenizer has 1909 tokens, the model only 1000"),
-        (
-            {"decoder_start_token_id": 302},
-            {},
-            r"<\|startoftranscript\|> is token 301 of the tokenizer, but 302",
-        ),
+        ({"decoder_start_token_id": 302}, {}, "startoftranscript.* is token 301 of the tokenizer, but 302"),
     ],
 )
 def test_a_processor_of_another_model_is_refused(changes, extractor, message):

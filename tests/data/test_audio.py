@@ -22,9 +22,9 @@ from hf_distil_whisper.data.audio import (
 FORMATS = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("FLAC", "PCM_16"), ("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS")]
 
 
-def tone(rate: int = SAMPLING_RATE, seconds: float = 1.0, frequency: float = 440.0) -> np.ndarray:
+def tone(rate: int = SAMPLING_RATE, seconds: float = 1.0) -> np.ndarray:
     """A sine of 440 Hz and amplitude 0.3."""
-    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
+    return (0.3 * np.sin(2 * np.pi * 440 * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
 
 
 def speechlike(seconds: float = 3.0) -> np.ndarray:

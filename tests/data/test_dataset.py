@@ -343,8 +343,6 @@ def test_settings_are_an_object_or_keywords():
         {"settings": LabelSettings(transcript_column="text"), "timestamp_probability": 0.0},
     ):
         assert samples(labelled(2), **options).settings == settings
-    with pytest.raises(TypeError, match="unexpected keyword argument 'timestamps'"):
-        samples(timestamps=True)
 
 
 @pytest.mark.parametrize(

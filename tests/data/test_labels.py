@@ -146,10 +146,8 @@ def test_special_tokens_and_prompts_are_stripped_and_timestamps_are_not():
 )
 def test_a_text_starts_with_a_space_where_the_script_has_spaces(text: str, expected: str):
     """Whisper says ' Hello': a label without the space contradicts the teacher in the first token of each sample."""
-    _, learnt = read_and_learnt("toy", text)
     ids = make_labels(tokenizer("toy"), text, timestamps=False).labels[1:-1]
     assert tokenizer("toy").decode(ids) == expected
-    assert learnt.endswith("<|endoftext|>")
 
 
 @all_tokenizers

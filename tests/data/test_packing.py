@@ -1,7 +1,6 @@
 """Which utterances are joined, where long recordings are split, and which text and facts the windows have."""
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +8,8 @@ from datasets import Audio, Dataset
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac, load_audio
 from hf_distil_whisper.data.packing import TimedText, pack_utterances, split_recording, timed_text
-from hf_distil_whisper.data.sources import RowErrors, load_source
+from hf_distil_whisper.data.sources import RowErrors
 from toy_models import toy_rows
-
-SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
-needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="../shared/speech with real recordings is missing")
 
 
 def row(number: int, seconds: float, speaker: str | None = "a", text: str | None = "") -> dict:
@@ -144,25 +140,6 @@ def test_impossible_limits_are_refused(options: dict):
     """With a limit of 0 every row would be dropped as too long."""
     with pytest.raises(ValueError, match="expected max_duration > 0 and gap >= 0"):
         next(pack_utterances([], **options))
-
-
-@needs_speech
-def test_real_recordings_fill_windows_to_30_seconds():
-    """Digits at 8 kHz and read sentences, from the folder to rows that a labeller takes."""
-    errors = RowErrors()
-    for folder, split in (("fsdd", "test"), ("librispeech", "train"), ("ljspeech", "train")):
-        rows = load_source(SPEECH / folder, split=split, max_samples=40)
-        windows = list(pack_utterances(rows, errors=errors))
-        assert sum(len(window["ids"]) for window in windows) + len(errors) == len(rows)
-        assert sum(window["duration"] for window in windows) == pytest.approx(sum(rows["duration"]), abs=0.2)
-        assert max(window["duration"] for window in windows) <= 30.0
-        assert len(windows) < len(rows)
-        words = " ".join(window["text"] for window in windows).split()
-        assert words == " ".join(rows["text"]).split()
-        assert all(len({rows["speaker"][list(rows["id"]).index(part)] for part in w["ids"]}) == 1 for w in windows[:3])
-        window = windows[0]
-        assert len(load_audio(window["audio"])) == pytest.approx(window["duration"] * SAMPLING_RATE)
-    assert not errors
 
 
 # Splitting

@@ -453,10 +453,6 @@ def test_a_key_ends_at_the_first_dot_and_a_text_file_wins_over_the_field_of_that
 
 def test_an_archive_that_was_cut_short_is_refused_by_name(tmp_path: Path) -> None:
     """`datasets` says only that an error occurred while generating the dataset, `tarfile` nothing at all."""
-    file = write_tar(tmp_path / "a.tar", {**tar_sample("1"), **tar_sample("2")})
-    os.truncate(file, os.path.getsize(file) - 10_240 + 700)
-    with pytest.raises(ValueError, match=r"a\.tar: no sound tar archive"):
-        list(tar_rows([file]))
     samples = [tar_sample(f"{number:03d}") for number in range(40)]
     file = write_tar(tmp_path / "a.tar", {name: content for files in samples for name, content in files.items()})
     os.truncate(file, 30 * os.path.getsize(file) // 40 + 700)  # behind the samples that the features are read from
