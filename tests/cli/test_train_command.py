@@ -112,6 +112,8 @@ def test_several_sources_are_mixed_by_their_weights(toys, tmp_path, printed, ref
     assert (mixture["names"], mixture["sizes"], mixture["weights"]) == (["toy", "more"], [6, 2], [2, 1])
     message = refused(*argv, "--dry_run", "--train_dataset.more.weight", "none")
     assert "train_dataset.more.weight: expected a number above 0" in message
+    message = refused(*argv, "--dry_run", "--train_dataset.more.weight", "null")
+    assert "train_dataset.more.weight is missing: toy has one" in message
 
 
 def test_student_with_layers_and_a_missing_column_are_refused(toys, tmp_path, refused, training):
@@ -120,13 +122,6 @@ def test_student_with_layers_and_a_missing_column_are_refused(toys, tmp_path, re
     assert "leave one out" in refused(*training(tmp_path / "run", *both))
     column = ["--decoder_layers", "2", "--train_dataset.transcript_column", "label"]
     assert "has no column 'label'; it has: " in refused(*training(tmp_path / "run", *column))
-
-
-def test_weights_of_only_some_sources_are_refused(toys, tmp_path, refused):
-    corpus = str(toys / "corpus")
-    argv = ["--train_dataset", f"{{a: {{path: {corpus}, weight: 1}}, b: {{path: {corpus}}}}}"]
-    message = refused("train", *argv, "--output_dir", tmp_path / "run")
-    assert "train_dataset.b.weight is missing: a has one" in message
 
 
 def test_a_cache_is_filled_before_the_training_that_reads_it(tmp_path, printed, refused, training):

@@ -11,7 +11,6 @@ import yaml
 
 from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli import transcribe
-from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.evaluation import long_form
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
 from hf_distil_whisper.inference.transcribe import TemperatureFallback, transcribe_sequential
@@ -60,6 +59,7 @@ def test_without_a_folder_json_is_a_line_each_and_subtitles_are_of_one_recording
     lines = [json.loads(line) for line in text.splitlines()]
     assert [Path(line["audio"]).name for line in lines] == ["one.flac", "two.wav"]
     assert all(line["segments"] for line in lines)
+    assert printed(*command(toys)).startswith(f"{toys / 'one.flac'}: ")
     assert "--output_dir is missing" in refused(*command(toys, "--output_format", "srt"))
     assert printed(*command(toys, "--output_format", "srt", files=("one.flac",))).startswith("1\n")
 
@@ -70,7 +70,7 @@ def test_recordings_of_one_name_would_overwrite_each_other(tmp_path, toys, refus
     assert "is a file, expected a folder" in refused(*command(toys, "--output_dir", str(toys / "one.flac")))
 
 
-def test_a_recording_without_end_or_samples_is_left_out(tmp_path, monkeypatch, toys, refused):
+def test_a_recording_that_is_missing_or_without_end_or_samples_is_left_out(tmp_path, monkeypatch, toys, refused):
     """A model that does not move on in one file ended the command with a traceback."""
     soundfile.write(toys / "empty.wav", np.zeros(0), 16_000)
     whole = transcribe.transcribe_chunked
@@ -81,11 +81,12 @@ def test_a_recording_without_end_or_samples_is_left_out(tmp_path, monkeypatch, t
         return whole(model, processor, file, **options)
 
     monkeypatch.setattr(transcribe, "transcribe_chunked", stuck)
-    argv = command(toys, "--output_dir", str(tmp_path), files=("one.flac", "empty.wav", "two.wav"))
+    argv = command(toys, "--output_dir", str(tmp_path), files=("one.flac", "empty.wav", "none.wav", "two.wav"))
     message = refused(*argv)
-    assert "2 of 3 files could not be transcribed" in message
+    assert "3 of 4 files could not be transcribed" in message
     assert "one.flac: does not move on" in message
     assert "empty.wav: expected audio, got 0 samples" in message
+    assert "none.wav" in message
     assert [file.name for file in tmp_path.iterdir()] == ["two.txt"]
 
 
@@ -149,13 +150,3 @@ def test_settings_of_the_other_algorithm_are_refused(flags, message, toys, refus
     """They would have no effect, unnoticed."""
     flags = [str(toys / "model") if flag == "MODEL" else flag for flag in flags]
     assert message in refused("transcribe", toys / "one.flac", "--model_name_or_path", toys / "model", *flags)
-
-
-def test_missing_files_are_left_out_and_listed(toys, capsys):
-    """A missing file among many should not cost the others."""
-    good, bad = str(toys / "one.flac"), str(toys / "none.wav")
-    assert main(["transcribe", good, bad, "--model_name_or_path", str(toys / "model")]) == 2
-    output = capsys.readouterr()
-    assert output.out.startswith(f"{good}: ")
-    assert "1 of 2 files could not be transcribed" in output.err
-    assert bad in output.err

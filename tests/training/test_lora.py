@@ -72,21 +72,16 @@ def test_only_adapters_are_trained_and_the_saved_student_is_complete(tmp_path, c
     assert_same_logits(with_adapter, saved)
 
 
-def test_a_checkpoint_holds_what_is_trained_and_nothing_else(tmp_path):
-    trainer = trained_with(tmp_path, stop=2)
-    checkpoint = tmp_path / "checkpoint-2"
+def test_a_checkpoint_holds_the_adapters_alone_and_resumes_to_the_weights_of_an_undisturbed_run(tmp_path):
+    whole = trained_with(tmp_path / "whole")
+    trainer = trained_with(tmp_path / "broken", stop=4)
+    checkpoint = tmp_path / "broken" / "checkpoint-4"
     assert not list(checkpoint.glob("*.safetensors"))
     weights = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
     trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
     assert sum(weight.numel() for weight in weights.values()) == trained
     assert json.loads((checkpoint / "adapter" / "adapter_config.json").read_text())["r"] == 4
-
-
-def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
-    whole = trained_with(tmp_path / "whole")
-    trained_with(tmp_path / "broken", stop=4)
-    resumed = trained_with(tmp_path / "broken", resume=True)
-    assert_same_weights(resumed.model, whole.model)
+    assert_same_weights(trained_with(tmp_path / "broken", resume=True).model, whole.model)
 
 
 def test_the_best_model_comes_back(tmp_path):
