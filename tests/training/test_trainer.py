@@ -159,24 +159,17 @@ def test_frozen_modules_stay_in_eval_mode_and_the_teacher_too(tmp_path):
         ),
     ],
 )
-def test_each_freeze_flag_freezes_its_weights_and_no_others(tmp_path, flags, expected):
-    """A flag that is read and has no effect costs a training run to notice."""
+def test_each_freeze_flag_freezes_its_weights_and_no_others_and_the_teacher_is_frozen(tmp_path, flags, expected):
+    """A flag without effect costs a training run to notice; a teacher with gradients takes gigabytes, and drifts."""
     student, teacher = small_pair()
-    before = copy.deepcopy(student.state_dict())
-    trainer = trained(tmp_path, student, teacher, learning_rate=1e-2, **flags)
+    before, teachers = (copy.deepcopy(model.state_dict()) for model in (student, teacher))
+    trainer = trained(tmp_path, student, teacher, learning_rate=1e-2, mse_weight=1.0, **flags)
     changed = {name for name, weight in student.state_dict().items() if not torch.equal(weight, before[name])}
     modules = {".".join(name.removeprefix("model.").split(".")[:2]) for name in changed if name != "proj_out.weight"}
     assert modules == expected
     optimised = {id(weight) for group in trainer.optimizer.param_groups for weight in group["params"]}
     assert optimised == {id(weight) for weight in student.parameters() if weight.requires_grad}
-
-
-def test_the_teacher_learns_nothing_and_holds_no_gradients(tmp_path):
-    """A teacher in the optimiser or with gradients takes gigabytes, and drifts."""
-    teacher = small_whisper()
-    before = copy.deepcopy(teacher.state_dict())
-    trainer = trained(tmp_path, None, teacher, learning_rate=1e-2, mse_weight=1.0)
-    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+    assert all(torch.equal(weight, teachers[name]) for name, weight in teacher.state_dict().items())
     assert all(not weight.requires_grad and weight.grad is None for weight in teacher.parameters())
     assert all(model is not teacher for model in trainer.accelerator._models)
 
@@ -254,6 +247,10 @@ def test_models_and_settings_that_do_not_go_together_are_refused(tmp_path):
         (
             r"student's hidden states are 32 wide and the teacher's 16.*Set --mse_weight 0",
             small_whisper(d_model=32), teacher, {"mse_weight": 1.0},
+        ),
+        (
+            "--teacher_cache encoder.*the student's encoder is not the teacher's",
+            small_whisper(1), small_whisper(), {"teacher_cache": "encoder"},
         ),
         ("student has 80 mel bins, the teacher 128", small_whisper(), small_whisper(num_mel_bins=128), {}),
         ("teacher_model: expected a WhisperForConditionalGeneration, got WhisperModel", teacher, teacher.model, {}),

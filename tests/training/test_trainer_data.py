@@ -142,13 +142,15 @@ def test_a_resumed_training_on_a_mixture_ends_with_the_weights_of_an_undisturbed
         assert_same_weights(again.model, whole.model)
 
 
-def test_a_checkpoint_of_other_sources_is_refused(tmp_path):
+def test_a_checkpoint_of_other_sources_and_a_mixture_of_other_rows_are_refused(tmp_path):
     trainer_on(tmp_path, speech(mixture=two_sources()), save_strategy="epoch", num_train_epochs=1).train()
     checkpoint = tmp_path / "checkpoint-4"
     assert json.loads((checkpoint / MIXTURE_FILE).read_text())["names"] == ["read", "spoken"]
     turned = Mixture(("spoken", "read"), (8, 4), (1.0, 1.0), "first_exhausted")
     with pytest.raises(ValueError, match="Resume with the same sources in the same order"):
         trainer_on(tmp_path, speech(mixture=turned)).train(resume_from_checkpoint=str(checkpoint))
+    with pytest.raises(ValueError, match="`mixture` is of 12 rows, the data set has 11"):
+        speech(11, two_sources())
 
 
 def test_steps_of_a_grouped_training_hold_rows_of_similar_length(tmp_path):
@@ -174,11 +176,6 @@ def test_a_single_source_without_groups_is_left_to_the_trainer(tmp_path):
     assert epoch_sampler(torch.utils.data.TensorDataset(torch.zeros(3)), small_args(tmp_path)) is None
     sequential = small_args(tmp_path, train_sampling_strategy="sequential")
     assert epoch_sampler(speech(mixture=two_sources()), sequential) is None
-
-
-def test_a_mixture_of_other_rows_is_refused():
-    with pytest.raises(ValueError, match="`mixture` is of 12 rows, the data set has 11"):
-        speech(11, two_sources())
 
 
 # Streams
