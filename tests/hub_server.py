@@ -7,10 +7,14 @@ Everything is in memory; a test switches faults on. The client's environment is 
 import base64
 import hashlib
 import json
+import os
 import re
 import secrets
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -123,21 +127,11 @@ _LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "gpl-3
 _NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 
 
-def name_error(name: str) -> str | None:
-    """Why a repository may not be called so; None if it may."""
-    return None if _NAME.fullmatch(name) else f"Invalid repo name: {name}"
-
-
-def front_matter(content: str) -> dict[str, Any] | None:
-    """The metadata of a card; None where there are none. Raises `yaml.YAMLError`."""
-    block = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", content, re.DOTALL)
-    return yaml.safe_load(block[1]) if block else None
-
-
 def metadata_errors(content: str) -> list[str]:
     """What is wrong with the metadata of a card: of the Hub's rules those that a card of this package could break."""
+    block = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", content, re.DOTALL)
     try:
-        data = front_matter(content) or {}
+        data = yaml.safe_load(block[1]) if block else {}
     except yaml.YAMLError as error:
         return [f"YAML: {error}".splitlines()[0]]
     licences, languages = (data.get(key) or [] for key in ("license", "language"))
@@ -145,7 +139,7 @@ def metadata_errors(content: str) -> list[str]:
     errors += [f'"language": {name!r}' for name in _listed(languages) if not re.fullmatch("[a-z]{2,3}", name)]
     for key in ("base_model", "datasets"):
         names = [part for name in _listed(data.get(key, [])) for part in name.split("/")]
-        errors += [f'"{key}" with value {name!r} is not valid' for name in names if name_error(name)]
+        errors += [f'"{key}" with value {name!r} is not valid' for name in names if not _NAME.fullmatch(name)]
     errors += ['"model-index[].name" is required' for model in data.get("model-index", []) if not model.get("name")]
     errors += ['"configs[].config_name" is required' for one in data.get("configs", []) if "config_name" not in one]
     return errors
@@ -308,8 +302,6 @@ class HubHandler(BaseHTTPRequestHandler):
         allowed, asked = self._namespaces() or (), json.loads(self.body)
         namespace, kind = asked.get("organization") or "".join(allowed[:1]), asked.get("type") or "model"
         repo_id = f"{namespace}/{asked['name']}"
-        if error := name_error(asked["name"]):
-            raise Refused(400, error)
         if namespace not in allowed:
             raise Refused(403, f"You don't have the rights to create a {kind} under the namespace {namespace!r}")
         url = f"{self.hub.endpoint}/{'datasets/' * (kind == 'dataset')}{repo_id}"
@@ -386,16 +378,8 @@ class HubHandler(BaseHTTPRequestHandler):
     def _info(self, revision: str = "main", **parts: str) -> None:
         repo = self._repo(parts)
         commit = self._at(repo, revision)
-        siblings = [
-            {"rfilename": path, "size": len(blob.data), "blobId": blob.oid}
-            for path, blob in sorted(commit.files.items())
-        ]
-        self._answer(
-            {
-                **{"id": repo.id, "sha": commit.oid, "private": repo.private, "siblings": siblings, "tags": []},
-                **{"createdAt": DATE, "lastModified": DATE, "downloads": 0, "likes": 0},
-            }
-        )
+        siblings = [{"rfilename": path} for path in sorted(commit.files)]
+        self._answer({"id": repo.id, "sha": commit.oid, "private": repo.private, "siblings": siblings})
 
     def _tree(self, revision: str, path: str = "", **parts: str) -> None:
         commit = self._at(self._repo(parts), revision)
@@ -403,12 +387,12 @@ class HubHandler(BaseHTTPRequestHandler):
         if path and not inside:
             raise Refused(404, f"{path} does not exist on {revision}", "EntryNotFound")
         recursive = self.query.get("recursive", [""])[0].lower() in ("true", "1")
-        depth = len(PurePosixPath(path).parts)
-        entries = {
-            str(PurePosixPath(*name.parts[:level])): None
+        depth = len(PurePosixPath(path).parts) + 1
+        entries = dict.fromkeys(
+            str(PurePosixPath(*name.parts[:level]))
             for name in inside
-            for level in range(depth + 1, len(name.parts) + 1 if recursive else depth + 2)
-        }
+            for level in range(depth, len(name.parts) + 1 if recursive else depth + 1)
+        )
         self._answer([entry_of(commit, name) for name in entries])
 
     def _paths_info(self, revision: str, **parts: str) -> None:
@@ -462,19 +446,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
 
 class HubServer:
-    """The server; a context manager.
-
-    Attributes:
-        repos (`dict[tuple[str, str], Repo]`): by type ("model", "dataset") and id.
-        requests (`list[str]`): "METHOD /path" of every request, in order.
-
-    Example:
-        ```python
-        with HubServer() as hub:
-            hub.fail("PUT /lfs", cut=True)
-            HfApi(endpoint=hub.endpoint, token=ALICE).upload_file(...)
-        ```
-    """
+    """The server; a context manager. `repos` are by type and id, `requests` are "METHOD /path" in order."""
 
     def __init__(self) -> None:
         self.repos: dict[tuple[str, str], Repo] = {}
@@ -523,15 +495,30 @@ class HubServer:
         return self.faults[-1]
 
     @contextmanager
-    def hold(self, pattern: str) -> Iterator[threading.Event]:
-        """Requests that match wait until the block ends, or the event is set."""
+    def hold(self, pattern: str, status: int | None = None) -> Iterator[threading.Event]:
+        """Requests that match wait until the block ends, or the event is set, and fail then if there is a status."""
         released = threading.Event()
-        fault = self.fail(pattern, times=10**6, released=released)
+        fault = self.fail(pattern, status, times=10**6, released=released)
         try:
             yield released
         finally:
             released.set()
             self.faults.remove(fault)
+
+    def wait_for_commit(self, process: subprocess.Popen | None = None) -> None:
+        """Waits for a request to commit, of a process that must not end before."""
+        while not any("/commit/" in request for request in self.requests):
+            assert process is None or process.poll() is None, "the push has ended by itself"
+            time.sleep(0.01)
+
+    def kill_during_commit(self, code: str) -> None:
+        """Runs Python code in a process that is killed while its first commit is under way."""
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        with self.hold("POST .*/commit/", 500):
+            process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+            self.wait_for_commit(process)
+            process.kill()
+            process.wait()
 
     def repo(self, repo_id: str, repo_type: str = "model") -> Repo:
         return self.repos[repo_type, repo_id]

@@ -20,7 +20,14 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """An empty Hub, alice logged in, an empty cache. The client does not wait between its retries."""
     with HubServer() as server:
         home = tmp_path / "hf-home"
-        _set_environment(monkeypatch, server.endpoint, home)
+        # For processes that a test starts.
+        environment = {"HF_ENDPOINT": server.endpoint, "HF_TOKEN": ALICE, "HF_HOME": str(home)}
+        environment |= dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"), "1")
+        environment |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(settings, "ENDPOINT", server.endpoint)
         template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(settings, "HUGGINGFACE_CO_URL_TEMPLATE", template)
@@ -43,27 +50,6 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
         HfFileSystem.clear_instance_cache()
         close_session()  # the next test's server may listen on the same port
-
-
-def _set_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, home: Path) -> None:
-    """The same settings for processes that a test starts."""
-    for name, value in client_environment(endpoint, home).items():
-        monkeypatch.setenv(name, value)
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def client_environment(endpoint: str, home: Path) -> dict[str, str]:
-    return {
-        "HF_ENDPOINT": endpoint,
-        "HF_TOKEN": ALICE,
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "NO_PROXY": "127.0.0.1",
-        "no_proxy": "127.0.0.1",
-    }
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,6 @@
 
 import json
 import logging
-import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -36,7 +32,15 @@ from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.student import create_student
 from hub_server import ALICE, READER, Blob, HubServer
 from toy_models import toy_audio
-from toy_training import RandomWindows, collate, small_args, small_processor, small_whisper
+from toy_training import (
+    RandomWindows,
+    assert_same_weights,
+    collate,
+    logged,
+    small_args,
+    small_processor,
+    small_whisper,
+)
 
 TO_HUB = {"push_to_hub": True, "hub_model_id": "alice/toy"}
 
@@ -72,10 +76,10 @@ def test_every_push_of_the_trainer_is_a_complete_student_with_its_card(hub: HubS
         assert set(commit.files) - {".gitattributes", "loss_curves.png"} == STUDENT
         assert "mit" in commit.files["README.md"].data.decode()
         assert not [path for path, blob in commit.files.items() if ALICE.encode() in blob.data]
-    weights = load(commits[-1].files["model.safetensors"].data)
-    assert all(torch.equal(weight, trainer.model.state_dict()[name]) for name, weight in weights.items())
     assert not (tmp_path / "run" / "_push").exists()
-    assert load_model("alice/toy").config.use_cache
+    loaded = load_model("alice/toy")
+    assert loaded.config.use_cache
+    assert_same_weights(loaded, trainer.model)
     assert len(load_processor("alice/toy").tokenizer) == trainer.model.config.vocab_size
 
 
@@ -86,10 +90,10 @@ def test_the_card_is_that_of_the_step_by_whatever_callback(hub: HubServer, tmp_p
     trainer = pushing_trainer(tmp_path / "run", *callbacks, hub_always_push=True, **evaluation)
     trainer.train()
     commits = hub.repo("alice/toy").history()[::-1][1:]
-    logged = [entry["eval_toy_wer"] for entry in trainer.state.log_history if "eval_toy_wer" in entry]
-    assert len(logged) == 2
+    rates = logged(trainer, "eval_toy_wer")
+    assert len(rates) == 2
     assert "Training in progress, step 1" in commits[0].title
-    for commit, wer in zip(commits, [*logged, logged[-1]], strict=False):
+    for commit, wer in zip(commits, [*rates, rates[-1]], strict=False):
         data = ModelCard(commit.files["README.md"].data.decode()).data
         assert data.license == "mit"
         assert data.eval_results[0].metric_value == round(100 * wer, 2)
@@ -136,9 +140,8 @@ def test_the_best_model_is_tagged(hub: HubServer, tmp_path: Path) -> None:
         predict_with_generate=False, evaluation=RandomWindows(4, seed=1),
     )  # fmt: skip
     trainer.train()
-    best = load_model("alice/toy", revision="best").state_dict()
-    expected = load_model(trainer.state.best_model_checkpoint).state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in best.items())
+    best = load_model("alice/toy", revision="best")
+    assert_same_weights(best, load_model(trainer.state.best_model_checkpoint))
     assert hub.repo("alice/toy").tags.keys() == {"best"}
 
 
@@ -366,16 +369,13 @@ def test_steps_go_on_while_a_push_is_under_way_and_the_end_waits_for_it(
         pushing = PushCheckpointCallback("alice/toy")
         seen = []
 
-        def look() -> None:
-            seen.append(pushing.busy)
-
         def finish(args) -> bool:
             released.set()
             return PushCheckpointCallback.finish(pushing, args)
 
         # Not before the end: a step's student pushed by then is that of the end, and leaves nothing to commit.
         monkeypatch.setattr(pushing, "finish", finish)
-        pushing_trainer(tmp_path / "run", pushing, AtStep(5, look), max_steps=5).train()
+        pushing_trainer(tmp_path / "run", pushing, AtStep(5, lambda: seen.append(pushing.busy)), max_steps=5).train()
         assert seen == [True]
     assert pushing.error is None
     assert hub.repo("alice/toy").history()[0].title == "End of training"
@@ -392,32 +392,22 @@ def test_a_run_that_breaks_off_finishes_the_push_under_way(hub: HubServer, tmp_p
         trainer = pushing_trainer(tmp_path / "run", pushing, AtStep(2, fail))
         with pytest.raises(RuntimeError, match="out of memory"):
             trainer.train()
-        assert set(hub.repos) <= {("model", "alice/toy")}
     assert pushing.finish(trainer.args)
     assert "step 1" in hub.repo("alice/toy").history()[0].title
 
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_no_half_pushed_repository(hub: HubServer, tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.path[:0] = [{tests!r}, {here!r}]\n"
-        "from pathlib import Path\n"
+    run = tmp_path / "run"
+    hub.kill_during_commit(
         "from toy_pushes import pushing_trainer\n"
-        "pushing_trainer(Path({run!r}), push_to_hub=True, hub_model_id='alice/toy', max_steps=1000).train()\n"
-    ).format(tests=str(Path(__file__).parents[1]), here=str(Path(__file__).parent), run=str(tmp_path / "run"))
-    with hub.hold("POST .*/commit/"):
-        process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while not any("/commit/" in request for request in hub.requests):
-            assert process.poll() is None, "the run has ended by itself"
-            time.sleep(0.05)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        assert list((tmp_path / "run" / "_push").iterdir())
-        assert set(hub.repo("alice/toy").files()) == {".gitattributes"}
-    trainer = pushing_trainer(tmp_path / "run", **TO_HUB)
-    trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+        f"pushing_trainer({str(run)!r}, push_to_hub=True, hub_model_id='alice/toy', max_steps=1000).train()"
+    )
+    assert list((run / "_push").iterdir())
+    assert set(hub.repo("alice/toy").files()) == {".gitattributes"}
+    pushing_trainer(run, **TO_HUB).train(resume_from_checkpoint=str(run / "checkpoint-1"))
     assert is_complete(hub)
-    assert not (tmp_path / "run" / "_push").exists()
+    assert not (run / "_push").exists()
 
 
 def test_two_runs_that_push_to_one_repository_are_warned_and_mix_nothing(
@@ -427,11 +417,13 @@ def test_two_runs_that_push_to_one_repository_are_warned_and_mix_nothing(
     others = {name: Blob(b"other", lfs=False) for name in ("config.json", "a.txt")}
     pushing = PushCheckpointCallback("alice/toy")
 
-    def commit_between() -> None:
-        while not any("/commit/" in request for request in hub.requests):
-            time.sleep(0.01)
+    def commit_of_others() -> None:
         repo = hub.repo("alice/toy")
         repo.add("main", "another run", {**repo.commit("main").files, **others})
+
+    def commit_between() -> None:
+        hub.wait_for_commit()
+        commit_of_others()
         released.set()
 
     with hub.hold("POST .*/commit/") as released:
@@ -444,15 +436,13 @@ def test_two_runs_that_push_to_one_repository_are_warned_and_mix_nothing(
     assert history[0].files["config.json"].data != b"other"
     assert history[0].files["a.txt"].data == b"other"
     assert pushing.error is None
-    repo = hub.repo("alice/toy")
-    repo.add("main", "another run", {**repo.commit("main").files, **others})
-
+    commit_of_others()
     for _ in range(2):
         pushing.push_student(trainer.args, trainer.state, "again", tmp_path / "run", trainer.model, small_processor())
         trainer.save_model()
     assert pushing.finish(trainer.args)
     assert "somebody else has committed" in caplog.text
-    assert repo.files()["config.json"] != b"other"
+    assert hub.repo("alice/toy").files()["config.json"] != b"other"
 
 
 def test_offline_nothing_is_asked_of_the_network(
@@ -506,8 +496,7 @@ def test_a_newer_push_replaces_those_that_wait_but_not_the_best(hub: HubServer, 
             for name in STUDENT:
                 (folder / name).write_text(f"{step}")
             pushes.submit(Snapshot(folder, folder, Repository("alice/toy"), f"step {step}", best=step in (2, 3)))
-            while step == 0 and not any("/commit/" in request for request in hub.requests):
-                time.sleep(0.01)
+            hub.wait_for_commit()  # of the first, so that the others wait behind it
         assert sorted(path.name for path in tmp_path.iterdir() if path.name.isdigit()) == ["0", "3", "5"]
     assert pushes.finish(small_args(tmp_path))
     history = hub.repo("alice/toy").history()
@@ -522,9 +511,5 @@ def test_train_ends_with_an_error_that_names_what_is_not_on_the_hub(
     """A night's training is not lost to a network, and a script must not take it for published."""
     hub.stop()
     assert main(train_flags(toys, tmp_path / "run")) == 2
-    message = capsys.readouterr().err
-    assert f"push {tmp_path / 'run'} --repo_id alice/distil-toy" in message
+    assert f"push {tmp_path / 'run'} --repo_id alice/distil-toy" in capsys.readouterr().err
     assert load_model(tmp_path / "run").config.decoder_layers == 2
-    hub.start()
-    assert main(["push", str(tmp_path / "run"), "--repo_id", "alice/distil-toy"]) == 0
-    assert load_model("alice/distil-toy").config.decoder_layers == 2

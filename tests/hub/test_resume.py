@@ -5,13 +5,13 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
-from toy_pushes import StopAt, pushing_trainer, train_flags
+from toy_pushes import pushing_trainer, train_flags
 
 from hf_distil_whisper.checkpoints import load_model
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.hub.resume import fetch_checkpoint, find_checkpoint
 from hub_server import HubServer
+from toy_training import StopAt, assert_same_weights, logged
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -33,10 +33,8 @@ def test_a_training_resumes_from_the_hub_on_a_fresh_machine(hub: HubServer, tmp_
     checkpoint = fetch_checkpoint(on_hub, tmp_path / "second")
     resumed = pushing_trainer(tmp_path / "second", **pushed)
     resumed.train(resume_from_checkpoint=checkpoint)
-    losses = [[entry["loss"] for entry in run.state.log_history if "loss" in entry] for run in (whole, resumed)]
-    assert losses[0] == losses[1]
-    expected = whole.model.state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.state_dict().items())
+    assert logged(resumed, "loss") == logged(whole, "loss")
+    assert_same_weights(resumed.model, whole.model)
     with pytest.raises(ValueError, match=r"checkpoint-9 in alice/toy: it holds last-checkpoint"):
         find_checkpoint("checkpoint-9", "alice/toy")
     with pytest.raises(ValueError, match="alice/none cannot be read"):
@@ -57,7 +55,6 @@ def test_train_resumes_from_the_hub_on_a_fresh_machine(
     assert not second.exists()
     assert main(argv) == 0
     assert losses(second) == losses(tmp_path / "first")
-    expected = load_model(tmp_path / "first").state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in load_model(second).state_dict().items())
+    assert_same_weights(load_model(second), load_model(tmp_path / "first"))
     assert main(train_flags(toys, tmp_path / "third", "--resume_from_checkpoint", "alice/none")) == 2
     assert "--resume_from_checkpoint: alice/none is no local folder" in capsys.readouterr().err

@@ -35,16 +35,6 @@ LOG = [
 """Of a training of two steps, each followed by a validation."""
 
 
-class StopAt(TrainerCallback):
-    """Ends the run after a step, with the schedule of the whole run."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
-
-
 def pushing_trainer(folder: Path, *callbacks: TrainerCallback, **changes: Any) -> DistillationTrainer:
     """Two steps with a checkpoint after each, by default."""
     teacher = small_whisper()
