@@ -15,12 +15,8 @@ from toy_models import toy_rows
 def row(number: int, seconds: float, speaker: str | None = "a", text: str | None = "") -> dict:
     """A recording whose samples all hold its number."""
     samples = np.full(round(seconds * SAMPLING_RATE), number / 128, dtype=np.float32)
-    return {
-        "id": f"r{number}",
-        "audio": samples,
-        "text": f"Text {number}." if text == "" else text,
-        "speaker": speaker,
-    }
+    text = f"Text {number}." if text == "" else text
+    return {"id": f"r{number}", "audio": samples, "text": text, "speaker": speaker}
 
 
 def ids(rows: list[dict], **options: object) -> list[list[str]]:
@@ -40,6 +36,8 @@ def test_neighbours_of_one_speaker_are_joined_in_order_as_long_as_they_fit():
     samples = load_audio(windows[0]["audio"])
     assert len(samples) == 25 * SAMPLING_RATE
     np.testing.assert_array_equal(samples[[0, 159_999, 160_000, -1]] * 128, [1, 1, 2, 2])
+    many = [row(number, 0.1) for number in range(100)]  # more than are decoded ahead
+    assert ids(many) == [[f"r{number}" for number in range(100)]]
 
 
 def test_a_window_of_exactly_30_seconds_fits():
@@ -209,9 +207,7 @@ def test_many_words_are_split_at_their_punctuation_whatever_their_length() -> No
     (whole,) = split_recording(recording, max_words=100, text="w0 ... w99", timed=words)
     assert whole.text == "w0 ... w99"
     rows = [{"id": "a", "audio": recording, "speaker": "x", "words": [word._asdict() for word in words]}]
-    assert [window["ids"] for window in pack_utterances(rows, max_words=30, speaker_column=None)] == [
-        ["a-0"], ["a-1"], ["a-2"], ["a-3"],
-    ]  # fmt: skip
+    assert ids(rows, max_words=30, speaker_column=None) == [["a-0"], ["a-1"], ["a-2"], ["a-3"]]
 
 
 def test_a_segment_that_has_to_be_cut_leaves_both_pieces_without_text() -> None:
