@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import hf_distil_whisper
 from hf_distil_whisper.cli.main import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -88,7 +89,6 @@ def test_a_wheel_holds_the_licence_the_types_and_the_cards(installed: Path) -> N
     assert (packages / "hf_distil_whisper" / "py.typed").is_file()
     for card in ("model_card_template.md", "dataset_card_template.md"):
         assert (packages / "hf_distil_whisper" / "hub" / card).is_file()
-    assert (packages / "hf_distil_whisper" / "space" / "sample.ogg").is_file()
     assert list(packages.glob("hf_distil_whisper-*.dist-info/licenses/LICENSE"))
 
 
@@ -99,20 +99,16 @@ def test_the_page_is_found_in_a_wheel(installed: Path) -> None:
         "from hf_distil_whisper.cli.demo import load_app; app = load_app(); print(app.__file__, app.SAMPLE.is_file())"
     )
     done = call(installed, "python", "-c", code)
-    assert done.returncode == 0, done.stderr
-    file, sample = done.stdout.split()
-    assert file.startswith(str(installed))
-    assert sample == "True"
+    assert done.stdout.startswith(str(installed)), done.stderr
+    assert done.stdout.endswith(" True\n")
 
 
 def test_every_dependency_is_pinned_for_the_tests() -> None:
     """An unpinned one changes under the tests, and a newer torch would draw gigabytes of CUDA packages."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    specs = [
-        *project["dependencies"],
-        *(spec for extra in ("ct2", "ggml", "onnx", "demo", "dev") for spec in extras[extra]),
-    ]
+    tested = ("ct2", "ggml", "onnx", "demo", "dev")
+    specs = [*project["dependencies"], *(spec for extra in tested for spec in extras[extra])]
     names = [spec.split(">=")[0] for spec in specs if not spec.startswith("hf-distil-whisper[")]
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in lines}
@@ -122,8 +118,6 @@ def test_every_dependency_is_pinned_for_the_tests() -> None:
 
 
 def test_the_version_is_stated_once_and_the_same() -> None:
-    import hf_distil_whisper
-
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert hf_distil_whisper.__version__ == project["version"]
     assert f"## {project['version']}" in (ROOT / "CHANGELOG.md").read_text()
