@@ -15,6 +15,7 @@ from hf_distil_whisper.metrics import (
     paired_bootstrap_interval,
     paired_bootstrap_p_value,
     repeated_ngrams,
+    unify_typography,
     word_errors,
 )
 
@@ -101,6 +102,51 @@ def test_basic_normaliser_keeps_combining_marks(language: str, text: str, expect
     assert get_normalizer(language)(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("language", "text", "same", "other"),
+    [
+        ("en", "And then...", "and then", "and them"),
+        ("en", "Wait\u2026what", "wait what", "waitwhat"),
+        ("en", "isn\u2019t it", "isn't it", "isnt it"),
+        ("uk", "п\u02bcять", "п'ять", "пять"),
+        ("fr", "l\u2019\u0153uvre \u00ab\u00a0vue\u00a0\u00bb", "l'oeuvre vue", "loeuvre vue"),
+        ("en", "twenty\u2011one", "twenty-one", "twenty one one"),
+        ("en", "twenty\u200b one", "21", "20"),
+        ("en", "co\u00adoperate", "cooperate", "co operate"),
+        ("en", "\ufeffhello\u200e", "hello", "hallo"),
+        ("de", "u\u0308ber", "\u00fcber", "uber"),
+        ("ko", "\u1112\u1161\u11ab\u3164글", "한글", "한 글"),
+        ("fa", "می\u200cروم", "می روم", "میروم"),
+        ("fa", "كتاب علي", "کتاب علی", "کتاب علا"),
+        ("ar", "السَّلَامُ عَلَيْكُمْ", "السلام عليكم", "السلم عليكم"),
+        ("ar", "العـــربية ١٢", "العربية 12", "العربيه 12"),
+        ("he", "שָׁלוֹם עוֹלָם", "שלום עולם", "שלם עולם"),
+        ("yi", "אַ\u05b8", "אַ\u05b8", "א"),
+        ("hi", "क्\u200dष २०२४", "क्ष 2024", "कष 2024"),
+        ("hi", "पानी", "पानी", "पनी"),
+        ("th", "กา ๕", "กา5", "กำ5"),
+        ("tr", "İstanbul'a", "istanbul'a", "\u0131stanbul'a"),
+        ("tr", "ISPARTA i\u0307l", "\u0131sparta il", "isparta il"),
+        ("ru", "за́мок", "замок", "замак"),
+        ("ru", "мой", "мой", "мои"),
+        ("ro", "\u0219i \u021bara", "\u015fi \u0163ara", "si tara"),
+        ("ja", "\uff08笑\uff09ﾃｽﾄ", "テスト", "テスド"),
+        ("cs", "ťuk", "ťuk", "tuk"),
+    ],
+)
+def test_what_only_typography_or_encoding_tells_apart_is_equal(language: str, text: str, same: str, other: str):
+    """Equal words in two encodings would be errors, and good labels be dropped; letters have to stay letters."""
+    assert errors_in_language(text, same, language).wer == 0
+    assert errors_in_language(same, text, language).wer == 0
+    assert errors_in_language(text, other, language).wer > 0
+    assert unify_typography(unify_typography(text)) == unify_typography(text)
+
+
+def test_an_ellipsis_alone_is_no_word():
+    assert get_normalizer("en")("...") == get_normalizer("de")("\u2026") == get_normalizer("en")("\u200b") == ""
+    assert get_normalizer("en")("$3.50 or .5") == "$3.50 or .5"
+
+
 def test_digit_strings_are_one_word_per_digit_only_in_the_basic_normaliser():
     """The English one joins them: one wrong digit of six would be a WER of 100 %, and six right ones a single hit."""
     reference, hypothesis = ["one two three"], ["one two four"]
@@ -113,7 +159,9 @@ def test_normaliser_wants_a_language_and_goes_to_other_processes():
     """A default would score English with the basic normaliser, as the reference scripts do."""
     with pytest.raises(ValueError, match="expected a language"):
         get_normalizer(None)
-    assert pickle.loads(pickle.dumps(get_normalizer("en")))("Okay.") == get_normalizer("en")("Okay.")
+    for language, text in (("en", "Okay."), ("tr", "ISI")):
+        normalize = get_normalizer(language)
+        assert pickle.loads(pickle.dumps(normalize))(text) == normalize(text)
 
 
 def test_the_metric_loads_without_a_network_and_adds_batches_up():

@@ -4,9 +4,11 @@ Functions return counts, which add up over shards and processes; WER is a fracti
 sections 7.4 and 8.4, appendix B.2).
 """
 
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import datasets
 import evaluate
@@ -259,7 +261,7 @@ def get_normalizer(language: str) -> Normalizer:
         language (`str`): `"en"` (also `"english"`, `"en-GB"`) selects Whisper's published English one. `"basic"`
             and every other language select the basic one: lower case, without punctuation, symbols and text in
             brackets. It keeps combining marks, where Whisper's turns the vowel signs of Hindi or Thai into spaces,
-            and digits.
+            and digits. Both come behind [`unify_typography`].
 
     Returns:
         `Callable[[str], str]`: its output has no leading, trailing or double spaces.
@@ -280,7 +282,72 @@ def get_normalizer(language: str) -> Normalizer:
             f"get_normalizer: expected a language such as 'en' or 'hi', or 'basic', got {language!r}. English and "
             "basic normalisation give different rates: pass `language`."
         )
-    return _normalize_english if _language_code(language) == "en" else _normalize_basic
+    code = _language_code(language)
+    if code == "en":
+        return _normalize_english
+    return partial(_normalize_basic, language=code) if code in ("az", "tr", "yi") else _normalize_basic
+
+
+# Code points, since many of these characters look alike. U+02BC is a letter to Unicode, U+00B4 an accent.
+_APOSTROPHES = dict.fromkeys(
+    (0x60, 0xB4, *range(0x2B9, 0x2BE), 0x2C8, 0x2018, 0x2019, 0x201B, 0x2032, 0x2035, 0xA78B, 0xA78C, 0xFF07), "'"
+)
+# One letter with two code points: yeh, kaf and heh of Arabic and Persian or Urdu, comma and cedilla of Romanian.
+_LETTERS = {0x64A: "\u06cc", 0x643: "\u06a9", 0x6C1: "\u0647", 0x218: "Ş", 0x219: "ş", 0x21A: "Ţ", 0x21B: "ţ"}
+_LETTERS |= {ord("œ"): "oe", ord("Œ"): "OE"}  # a ligature that NFKC leaves
+_HALF_SPACE = re.compile("(?<=[\u0600-\u06ff])[\u200b\u200c](?=[\u0600-\u06ff])")
+# Fillers, variation selectors, tatweel and its like: invisible, but no format characters (Cf) to Unicode.
+_INVISIBLE = re.compile(
+    "[\u034f\u0640\u07fa\u115f\u1160\u17b4\u17b5\u180a-\u180d\u3164\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
+_ARABIC_VOWELS = re.compile(
+    "[\u0610-\u061a\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed]"
+)
+_HEBREW_POINTS = re.compile("[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7]")
+_STRESS = re.compile("(?<=[\u0400-\u04ff])\u0301")
+
+
+def unify_typography(text: str, language: str | None = None) -> str:
+    r"""Writes in one way what only typography or encoding tells apart, in every language.
+
+    Apostrophes of every kind, ellipses, ligatures, wide and composed characters (NFKC), digits of other scripts,
+    letters with two code points, the dotted capital I of Turkish. Invisible and joining characters go, and so do marks
+    that a script writes at will: Arabic vowel signs, Hebrew points, stress in Cyrillic. Vowel signs of Indic and Thai
+    script stay.
+
+    Args:
+        text (`str`): as written; case and punctuation stay for the normaliser behind.
+        language (`str`, *optional*): code. In Turkish and Azerbaijani ("tr", "az") the lower case of I has no dot; in
+            Yiddish ("yi") the points are letters and stay.
+
+    Example:
+        ```python
+        >>> unify_typography("Wait\u2026 isn\u2019t it २०२४?")
+        "Wait  isn't it 2024?"
+        ```
+    """
+    # The half space of Persian separates what readers take for two words; elsewhere these characters only join.
+    text = _HALF_SPACE.sub(" ", text.translate(_APOSTROPHES))
+    text = unicodedata.normalize("NFKC", text)
+    text = _INVISIBLE.sub("", text).translate(_LETTERS)
+    text = _STRESS.sub("", _ARABIC_VOWELS.sub("", text))
+    if language != "yi":
+        text = _HEBREW_POINTS.sub("", text)
+    if language in ("az", "tr"):
+        text = text.replace("I", "\u0131")
+    # Python's lower case of İ is i with a dot above, as corpora that were lower-cased hold it too.
+    text = text.replace("İ", "i").replace("i\u0307", "i")
+    text = re.sub(r"\.{2,}", " ", text)
+    if text.isascii():
+        return text
+    return "".join(_unified(character) for character in text)
+
+
+def _unified(character: str) -> str:
+    category = unicodedata.category(character)
+    if category == "Nd":
+        return str(unicodedata.decimal(character))
+    return "" if category == "Cf" or (category == "Cc" and not character.isspace()) else character
 
 
 class WordErrorRate(evaluate.Metric):
@@ -348,11 +415,11 @@ def _language_code(language: str) -> str:
 
 # Functions of the module rather than closures, so that a normaliser can be sent to another process.
 def _normalize_english(text: str) -> str:
-    return _published_normalizer(english=True)(text).strip()
+    return _published_normalizer(english=True)(unify_typography(text)).strip()
 
 
-def _normalize_basic(text: str) -> str:
-    return _published_normalizer(english=False)(text).strip()
+def _normalize_basic(text: str, language: str | None = None) -> str:
+    return _published_normalizer(english=False)(unify_typography(text, language)).strip()
 
 
 @lru_cache

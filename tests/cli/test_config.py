@@ -168,6 +168,7 @@ def test_a_saved_dataset_is_read_whole_where_it_is_evaluated_on(tmp_path):
         ("train_dataset: {path: x, max_samples: 0}", "train_dataset.max_samples: expected a whole number above 0"),
         ("train_dataset: {path: x, share: 2}", "train_dataset.share: expected a fraction of the rows"),
         ("train_dataset: {path: x, wer_threshold: ten}", "train_dataset.wer_threshold: expected a fraction"),
+        ("train_dataset: {path: x, wer_threshold: 10}", "train_dataset.wer_threshold: expected a fraction up to 1"),
         ("eval_datasets: [a]", "eval_datasets: expected a mapping of names to datasets"),
         ("eval_datasets: {test: null}", "eval_datasets.test: expected a path or a mapping with the key 'path'"),
     ],

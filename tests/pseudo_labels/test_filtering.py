@@ -139,6 +139,7 @@ def filter_stream(labelled: Dataset, **options: object) -> IterableDataset:
     [
         ({"reference_column": "sentence"}, r"no column 'sentence'.*text, whisper_transcript.*reference_column"),
         ({"threshold": -1}, "`threshold` is -1"),
+        ({"threshold": 10}, "`threshold` is 10, expected a fraction between 0 and 1 .*: for 10 % write 0.1"),
     ],
 )
 def test_columns_and_thresholds_that_cannot_be_are_named(filtered_by: object, options: dict, message: str) -> None:

@@ -226,7 +226,7 @@ class DataSource:
             ("max_samples", int, lambda value: value >= 1, "a whole number above 0"),
             ("share", number, lambda value: 0 < value <= 1, "a fraction of the rows, more than 0 and at most 1"),
             ("weight", number, lambda value: value > 0, "a number above 0"),
-            ("wer_threshold", number, lambda value: value >= 0, "a fraction such as 0.1 (10 % WER)"),
+            ("wer_threshold", number, lambda value: 0 <= value <= 1, "a fraction up to 1, such as 0.1 (10 % WER)"),
         ):
             value = getattr(self, name)
             is_left_out = value is None and name not in ("path", "split")

@@ -190,7 +190,7 @@ def filter_by_wer(
 
     Raises:
         EmptyFilterError: if no row passes.
-        ValueError: for a missing column, 0 rows or a threshold below 0.
+        ValueError: for a missing column, 0 rows or a threshold that is no fraction.
 
     Example:
         ```python
@@ -444,8 +444,11 @@ class _CorpusSums:
 
 
 def _check(rows: Dataset | IterableDataset, columns: _Columns, threshold: float) -> None:
-    if threshold < 0:
-        raise ValueError(f"`threshold` is {threshold}, expected a fraction of 0 or more (0.10 is the paper's 10 %).")
+    if not 0 <= threshold <= 1:  # the reference scripts take per cent: their 10 would keep every row
+        hint = f": for {threshold:g} % write {threshold / 100:g}" if 1 < threshold <= 100 else ""
+        raise ValueError(
+            f"`threshold` is {threshold}, expected a fraction between 0 and 1 (0.10 is the paper's 10 %){hint}."
+        )
     names = rows.column_names or []
     for column in (columns.reference, columns.prediction):
         if column not in names:
