@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
 from datasets import Audio, Dataset
 from transformers import WhisperForConditionalGeneration
@@ -20,7 +19,6 @@ from hf_distil_whisper.inference.output import timestamped_text
 from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.metrics import get_normalizer, word_errors
-from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError, filter_by_wer
 from hf_distil_whisper.pseudo_labels.labeller import Backend, Packing, pseudo_label_dataset
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
@@ -28,7 +26,6 @@ from talking_models import count_encoder_windows, multilingual_whisper, talking_
 from toy_models import toy_audio, toy_processor
 
 SECONDS = (2, 5, 1, 3)
-SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
 
 
 def flac(seconds: float, seed: int = 0) -> dict:
@@ -52,7 +49,8 @@ def label(
 def test_labels_are_the_teachers_transcripts_in_the_order_of_the_rows(tmp_path: Path) -> None:
     """Rows are labelled from long to short: a label beside the wrong recording trains hallucination."""
     dataset = recordings(source=[1, 2, 3, 4])
-    labelled = label(dataset, tmp_path, batch_size=3, return_timestamps=False)
+    # With CPU torch, the decoder that `datasets` would call for an Audio column does not even load.
+    labelled = label(dataset.cast_column("audio", Audio()), tmp_path, batch_size=3, return_timestamps=False)
     expected = [one.text for one in transcribe(talking_whisper(4), toy_processor(), list(dataset["audio"]))]
     assert labelled["whisper_transcript"] == expected
     assert len(set(expected)) == 4
@@ -222,19 +220,9 @@ def test_requests_that_cannot_be_met_are_refused(tmp_path: Path, rows: Dataset, 
 
 
 def test_a_folder_of_other_files_is_refused_before_any_work(tmp_path: Path) -> None:
-    """Labels of two teachers in one folder cannot be distinguished."""
     (tmp_path / "labels.arrow").write_text("of another run")
     with pytest.raises(FileExistsError, match=r"holds something already.*Name another folder"):
         label(recordings(), tmp_path, None)
-
-
-def test_audio_feature_of_datasets_is_read_by_our_own_decoder(tmp_path: Path) -> None:
-    """With CPU torch, the decoder that `datasets` would call does not even load."""
-    path = tmp_path / "speech.wav"
-    soundfile.write(path, toy_audio(1), 16_000)
-    rows = Dataset.from_dict({"audio": [str(path)]}).cast_column("audio", Audio(decode=False))
-    labelled = label(rows.cast_column("audio", Audio()), tmp_path / "labels")
-    assert labelled["duration"] == [1.0]
 
 
 @pytest.mark.parametrize("backend", ["transformers", "ctranslate2"])
@@ -256,18 +244,3 @@ def test_each_row_is_labelled_in_its_language(backend: str, tmp_path: Path) -> N
     assert labelled["previous_transcript"] == [None, None, None]  # the row before it was lost
     assert [row for row, _ in errors] == ["c"]
     assert "'klingon'" in next(iter(errors))[1]
-
-
-@pytest.mark.parametrize(("corpus", "hours"), [("librispeech", 0.128), ("ljspeech", 0.29)])
-@pytest.mark.skipif(not SPEECH.is_dir(), reason="the recordings are not at ../shared/speech")
-def test_labels_of_a_random_teacher_on_human_speech_are_all_dropped(tmp_path: Path, corpus: str, hours: float) -> None:
-    """Instead of an error, training on them would end with a random student."""
-    utterances, errors = load_source(SPEECH / corpus), RowErrors()
-    rows = Dataset.from_list(list(pack_utterances(utterances, errors=errors)))
-    labelled = label(rows, tmp_path, 2, max_new_tokens=20, errors=errors)
-    assert not errors
-    assert sum(len(ids) for ids in labelled["ids"]) == len(utterances)
-    assert sum(labelled["duration"]) / 3600 == pytest.approx(hours, abs=0.01)
-    with pytest.raises(EmptyFilterError, match=rf"None of {len(labelled)} rows") as error:
-        filter_by_wer(labelled)
-    assert "hours kept" in str(error.value)
