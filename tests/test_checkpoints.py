@@ -1,11 +1,16 @@
 """What lies in a saved checkpoint, what comes back from it, and which models go together."""
 
+import copy
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     BertConfig,
     GenerationConfig,
@@ -151,6 +156,54 @@ def test_a_missing_checkpoint_names_what_was_expected(tmp_path):
         load_model(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"preprocessor_config.json and tokenizer.json"):
         load_processor(tmp_path)
+
+
+def test_a_pickle_of_weights_is_not_read_and_the_way_to_convert_it_works(saved, tmp_path):
+    """ "Expected a folder with model.safetensors" sends people to look for a file that was never there."""
+    shutil.copytree(saved, tmp_path / "old")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    torch.save(toy_whisper().state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match=r"got pytorch_model\.bin, a pickle") as error:
+        load_model(tmp_path / "old")
+    code = str(error.value).partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    weights = load_model(tmp_path / "old").state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in toy_whisper().state_dict().items())
+
+
+def test_an_adapter_is_merged_into_its_base_model(saved, tmp_path):
+    """A config without a `model_type` is all that transformers has to say of such a folder."""
+    base = load_model(saved)
+    adapted = get_peft_model(copy.deepcopy(base), LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.save_pretrained(tmp_path / "adapter")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    settings = json.loads(config.read_text())
+    config.write_text(json.dumps(settings | {"base_model_name_or_path": str(saved)}))
+    expected = adapted.merge_and_unload().state_dict()
+    weights = load_model(tmp_path / "adapter").state_dict()
+    assert all(torch.allclose(weight, expected[name], atol=1e-7) for name, weight in weights.items())
+    name = "model.decoder.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(weights[name], base.state_dict()[name])
+    config.write_text(json.dumps(settings | {"base_model_name_or_path": None}))
+    with pytest.raises(ValueError, match="names no base model"):
+        load_model(tmp_path / "adapter")
+
+
+def test_what_old_versions_left_in_a_checkpoint_is_mended_as_it_is_loaded(saved, tmp_path):
+    """20 tokens cut a transcript; the clean-up warns at every start, in each student too."""
+    shutil.copytree(saved, tmp_path / "old")
+    for file, entry in (
+        ("generation_config", {"max_length": 20}),
+        ("tokenizer_config", {"clean_up_tokenization_spaces": True}),
+    ):
+        path = tmp_path / "old" / f"{file}.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | entry))
+    model, processor = load_model(tmp_path / "old"), load_processor(tmp_path / "old")
+    assert model.generation_config.max_length == 448
+    assert not processor.tokenizer.clean_up_tokenization_spaces
+    save_checkpoint(model, processor, tmp_path / "student")
+    written = json.loads((tmp_path / "student" / "tokenizer_config.json").read_text())
+    assert not written["clean_up_tokenization_spaces"]
 
 
 @pytest.mark.parametrize(

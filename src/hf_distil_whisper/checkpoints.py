@@ -32,8 +32,11 @@ def load_model(
 ) -> WhisperForConditionalGeneration:
     """Loads a Whisper with its language-model head, from safetensors only.
 
+    A folder of a LoRA adapter gives its base model with the adapter merged. A `max_length` of 20, which old versions
+    of transformers left in generation configs, becomes the decoder's length.
+
     Args:
-        name_or_path (`str` or `Path`): folder of a checkpoint, or name of a model on the Hub.
+        name_or_path (`str` or `Path`): folder of a checkpoint or an adapter, or name of a model on the Hub.
         dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): of the weights, whatever the file holds:
             otherwise a checkpoint in half precision would be trained in half precision.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
@@ -48,6 +51,9 @@ def load_model(
         FileNotFoundError: if there is no checkpoint.
         ValueError: if it is not a Whisper with a language-model head.
     """
+    folder = Path(name_or_path, subfolder)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        return _load_adapted(folder, dtype, attn_implementation)
     location = {"revision": revision, "subfolder": subfolder}
     try:
         config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), **location)
@@ -68,6 +74,13 @@ def load_model(
             **location,
         )
     except OSError as error:
+        if (folder / "pytorch_model.bin").is_file():
+            raise FileNotFoundError(
+                f"{name_or_path}: expected model.safetensors, got pytorch_model.bin, a pickle, which can run code when it "
+                'is read. If you trust it, convert it once: python -c "from transformers import '
+                f"WhisperForConditionalGeneration as Whisper; Whisper.from_pretrained('{folder}', use_safetensors=False)"
+                f".save_pretrained('{folder}')\""
+            ) from error
         raise _not_found(name_or_path, "model.safetensors", error) from error
     if report["missing_keys"]:
         raise ValueError(
@@ -75,7 +88,25 @@ def load_model(
             "for one; they would be random. Expected a complete WhisperForConditionalGeneration, the file holds "
             f"{', '.join(config.get('architectures') or ['an unnamed architecture'])}."
         )
+    if model.generation_config.max_length == _LIBRARY_MAX_LENGTH:  # transformers#27445: transcripts would be cut
+        model.generation_config.max_length = model.config.max_target_positions
     return model
+
+
+def _load_adapted(
+    folder: Path, dtype: torch.dtype, attn_implementation: str | None
+) -> WhisperForConditionalGeneration:
+    """The base model of an adapter with the adapter merged into its weights."""
+    from peft import PeftModel  # costs a second, and hardly anybody has an adapter
+
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(
+            f"{folder} is an adapter whose adapter_config.json names no base model (base_model_name_or_path). Write "
+            "its folder or Hub name there, or merge the adapter with peft's `merge_and_unload` and save the result."
+        )
+    model = load_model(base, dtype=dtype, attn_implementation=attn_implementation)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload().eval()
 
 
 def load_processor(name_or_path: str | Path, *, revision: str | None = None, subfolder: str = "") -> WhisperProcessor:
@@ -90,9 +121,14 @@ def load_processor(name_or_path: str | Path, *, revision: str | None = None, sub
         FileNotFoundError: if the files of a processor are missing.
     """
     try:
-        return WhisperProcessor.from_pretrained(str(name_or_path), revision=revision, subfolder=subfolder)
+        processor = WhisperProcessor.from_pretrained(str(name_or_path), revision=revision, subfolder=subfolder)
     except OSError as error:
         raise _not_found(name_or_path, "preprocessor_config.json and tokenizer.json", error) from error
+    # OpenAI's files ask for a clean-up that transformers 5 ignores for byte-level BPE, with a warning at each start.
+    # The second place is what `save_pretrained` writes: students must not inherit the warning.
+    processor.tokenizer.clean_up_tokenization_spaces = False
+    processor.tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
+    return processor
 
 
 def save_checkpoint(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: str | Path) -> None:
