@@ -176,11 +176,14 @@ def test_processes_share_the_files_of_a_stream(archives: Path, tmp_path: Path, m
     assert len(label(archives, tmp_path / "labels")) == 9
 
 
-def test_utterances_of_a_stream_are_joined(archives: Path, tmp_path: Path) -> None:
-    labelled = label(archives, tmp_path / "labels", max_duration=0.2, rows_per_shard=4)
-    ids = [["0-0", "0-1"], ["0-2", "0-3"], ["0-4"], ["2-0", "2-1"], ["2-2", "2-3"]]
-    assert [list(row) for row in labelled["ids"]] == ids
+def test_utterances_of_a_stream_are_joined_and_unreadable_ones_listed(archives: Path, tmp_path: Path) -> None:
+    samples = {**tar_sample("2-0"), "2-1.flac": b"no audio", "2-1.txt": b"the", **tar_sample("2-2")}
+    write_tar(archives / "train-2.tar", samples)
+    errors = RowErrors()
+    labelled = label(archives, tmp_path / "labels", max_duration=0.2, rows_per_shard=4, errors=errors)
+    assert [list(row) for row in labelled["ids"]] == [["0-0", "0-1"], ["0-2", "0-3"], ["0-4"], ["2-0"], ["2-2"]]
     assert labelled["text"][0] == "the the"
+    assert [row for row, _ in errors] == ["2-1"]
 
 
 def test_labels_before_a_truncated_archive_are_not_lost(archives: Path, tmp_path: Path) -> None:
@@ -192,15 +195,6 @@ def test_labels_before_a_truncated_archive_are_not_lost(archives: Path, tmp_path
     assert "000000-0000000004-end" in ShardStore(tmp_path / "labels").names()
     broken.write_bytes(content)
     assert len(label(archives, tmp_path / "labels")) == 9
-
-
-def test_unreadable_rows_of_a_stream_are_listed(archives: Path, tmp_path: Path) -> None:
-    samples = {**tar_sample("2-0"), "2-1.flac": b"no audio", "2-1.txt": b"the", **tar_sample("2-2")}
-    write_tar(archives / "train-2.tar", samples)
-    errors = RowErrors()
-    labelled = label(archives, tmp_path / "labels", errors=errors)
-    assert [row for row, _ in errors] == ["2-1"]
-    assert len(labelled) == 7
 
 
 LABEL = "import sys; from hf_distil_whisper.cli.main import main; sys.exit(main(sys.argv[1:]))"
