@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_scripts import MEGABYTE, Refused, fail, free, hold, read_mapped
+from toy_scripts import MEGABYTE, fail, free, hold, read_mapped
 
 import memory
 from hf_distil_whisper import run_script
@@ -59,15 +59,3 @@ def test_the_table_shows_the_memory_beyond_the_first_recording(
     assert "| 5 | 400 | +0 |\n| 180 | 412 | +12 |\n" in printed
     assert "sequential, stereo at 44100 Hz" in printed
     assert calls == [{"method": "sequential", "temperature_fallback": True, "batch_size": 4, "rate": 44_100}]
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ("", "--model_name_or_path is missing"),
-        ("--model_name_or_path toy --minutes 5 5", "--minutes: expected different lengths"),
-        ("--model_name_or_path toy --temperature_fallback", "belongs to --method sequential"),
-    ],
-)
-def test_wrong_flags_are_refused(flags: str, message: str, refused: Refused) -> None:
-    refused(memory.main, flags.split(), message)

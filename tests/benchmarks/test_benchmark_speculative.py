@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from toy_scripts import Refused
 
 import speculative
 from hf_distil_whisper import run_script
@@ -13,22 +12,17 @@ from speculative import MethodTimes, methods_table
 from toy_files import write_toy_model
 
 
-@pytest.fixture
-def flags(toys: Path) -> list[str]:
-    models = ["--model_name_or_path", str(toys / "teacher"), "--assistants", str(toys / "student")]
-    return [*models, "--dataset", str(toys / "corpus")]
-
-
 def test_every_method_is_timed_at_every_batch_size(
-    flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Tables 9 and 22; two assistants of one name must not be one column."""
-    flags.insert(flags.index("--assistants") + 2, write_toy_model(tmp_path / "student", decoder_layers=1))
+    corpus, other = str(toys / "corpus"), write_toy_model(tmp_path / "student", decoder_layers=1)
+    flags = ["--model_name_or_path", str(toys / "teacher"), "--assistants", str(toys / "student"), other]
+    flags += ["--dataset", corpus, "--long_form_dataset", corpus, "--output_dir", str(tmp_path / "out")]
     flags += ["--batch_sizes", "1", "2", "--repeats", "1", "--windows", "2", "--compute_types", "int8"]
-    flags += ["--long_form_dataset", flags[flags.index("--dataset") + 1], "--output_dir", str(tmp_path / "out")]
     assert run_script(speculative.main, flags) == 0
     printed = capsys.readouterr().out
-    first, second = f"{Path(flags[3]).parent.name}/student", f"{tmp_path.name}/student"
+    first, second = f"{toys.name}/student", f"{tmp_path.name}/student"
     assert "| batch size 1 | batch size 2 | same text | accepted | passes saved |" in printed
     for name in (f"with {first}", f"with {second}, pipeline's own", f"{first} alone, CTranslate2 int8"):
         assert f"| {name} |" in printed
@@ -54,18 +48,3 @@ def test_the_fastest_baseline_of_a_batch_size_is_one() -> None:
     lines = methods_table(times, {"alone": 3_000_000}, ["alone", "generate"]).splitlines()
     assert lines[2] == "| alone | 3.00 M | 0.75 | 3 of 3 |  |  |"
     assert lines[4].startswith("| with student |  | 1.50 | 2 of 3 | 62% |")
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ("--samples 0", "--samples: expected whole numbers above 0, got 0"),
-        ("--draft_lengths 2 0", "--draft_lengths: expected whole numbers above 0, got [2, 0]"),
-        ("--assistants nowhere", "nowhere"),
-        ("--assistants {other}", "4000 tokens"),  # its drafts would mean other words
-        ("--language de", "--language"),
-    ],
-)
-def test_wrong_flags_are_refused(flags: list[str], more: str, message: str, tmp_path: Path, refused: Refused) -> None:
-    other = write_toy_model(tmp_path / "other", vocab_size=4000)
-    refused(speculative.main, [*flags, *more.format(other=other).split(), "--dry_run"], message)

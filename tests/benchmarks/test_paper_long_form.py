@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from toy_scripts import Refused
 
 import algorithms
 import chunk_length
@@ -161,17 +160,3 @@ def test_the_scripts_write_rows_tables_and_figure(
     assert [(row["algorithm"], row["model"]) for row in rows] == [
         (method, name) for method in ("sequential", "chunked") for name in ("teacher", "model")
     ]
-
-
-@pytest.mark.parametrize(
-    ("script", "more", "message"),
-    [
-        # The last of 20 settings would fail after the night.
-        (chunk_length, "--chunk_lengths 10 40", "--chunk_lengths, --strides: `chunk_length` is 40"),
-        (chunk_length, "--chunk_lengths 30 4 --strides 0 2", "--chunk_lengths, --strides: `stride` is 2"),
-        (chunk_length, "--dataset.split gone", "no split 'gone'"),
-        (algorithms, "--repeats 0", "--repeats: expected whole numbers above 0, got 0"),
-    ],
-)
-def test_wrong_flags_are_refused(script: Any, more: str, message: str, pair: list[str], refused: Refused) -> None:
-    refused(script.main, [*pair, *more.split()], message)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from toy_scripts import Refused, without_texts
+from toy_scripts import without_texts
 
 import noise
 from hf_distil_whisper import WordErrors, run_script
@@ -58,23 +58,6 @@ def test_bad_rows_are_counted_and_rows_without_a_reference_have_no_rate(
     assert "| white | 10 | - | - |" in printed
     assert "in every noise: 1 without a reference" in printed
     assert row["student"]["wer"] is None
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ("--snrs 10 300", "`--snrs`: expected a ratio from -100 to 100 dB, got 300"),
-        ("--noises nowhere.wav", "--noises: nowhere.wav: no such file"),
-        ("--noises babble", "--babble_dataset: "),
-        ("--babble_dataset corpus", "--babble_dataset: "),
-        ("--batch_size 0", "--batch_size: expected whole numbers above 0, got 0"),
-        ("--model_name_or_path nowhere", "nowhere"),
-        ("--dataset=", "--dataset is missing"),
-        ("--output_dir {toys}", "holds another run already"),
-    ],
-)
-def test_wrong_flags_are_refused(pair: list[str], toys: Path, more: str, message: str, refused: Refused) -> None:
-    refused(noise.main, [*pair, *more.format(toys=toys).split()], message)
 
 
 def test_babble_is_the_sum_of_voices_of_one_power() -> None:
