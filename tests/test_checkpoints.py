@@ -159,7 +159,7 @@ def test_a_missing_checkpoint_names_what_was_expected(tmp_path):
 
 
 def test_a_pickle_of_weights_is_not_read_and_the_way_to_convert_it_works(saved, tmp_path):
-    """ "Expected a folder with model.safetensors" sends people to look for a file that was never there."""
+    """A message that asks for model.safetensors alone sends people to look for a file that was never there."""
     shutil.copytree(saved, tmp_path / "old")
     (tmp_path / "old" / "model.safetensors").unlink()
     torch.save(toy_whisper().state_dict(), tmp_path / "old" / "pytorch_model.bin")

@@ -76,8 +76,8 @@ def load_model(
     except OSError as error:
         if (folder / "pytorch_model.bin").is_file():
             raise FileNotFoundError(
-                f"{name_or_path}: expected model.safetensors, got pytorch_model.bin, a pickle, which can run code when "
-                'it is read. If you trust it, convert it once: python -c "from transformers import '
+                f"{name_or_path}: expected model.safetensors, got pytorch_model.bin, a pickle, which can run code "
+                'when it is read. If you trust it, convert it once: python -c "from transformers import '
                 "WhisperForConditionalGeneration as Whisper; "
                 f"Whisper.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
             ) from error
