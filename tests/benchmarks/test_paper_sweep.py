@@ -78,8 +78,8 @@ def write_texts(corpus: Path, text: str) -> None:
     (corpus / "metadata.jsonl").write_text("\n".join(json.dumps({**row, "text": text}) for row in rows))
 
 
-def test_a_sweep_writes_its_table_and_goes_on_where_it_was_stopped(
-    write_sweep: Any, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_sweep_scores_by_the_normaliser_of_its_recipe_and_goes_on_where_it_was_stopped(
+    write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hours of finished cells would be computed again, or a half one counted; the encoder runs for the first only."""
     windows, drawn, started = [], [], []
@@ -89,7 +89,11 @@ def test_a_sweep_writes_its_table_and_goes_on_where_it_was_stopped(
         Figure, "savefig", lambda figure, *args, **kw: drawn.append(figure) or save(figure, *args, **kw)
     )
     monkeypatch.setattr(sweep, "build_trainer", lambda plan: started.append(plan.training_args) or build(plan))
-    file, folder = write_sweep(snrs=[10.0]), tmp_path / "sweep"
+    # Digit strings would be one word in the English normaliser, and half of the errors gone.
+    write_texts(Path(write_toy_corpus(tmp_path / "digits", train=2)), "one two three")
+    seen = {"path": str(tmp_path / "digits"), "split": "train"}
+    sets = {"eval_datasets": {"seen": seen}, "ood_datasets": {"new": {**seen, "max_samples": 1}}}
+    file, folder = write_sweep({"normalizer": "basic"}, snrs=[10.0], **sets), tmp_path / "sweep"
     results = run(file)
     table = (folder / "table.md").read_text()
     rates = "ID Average WER / % | OOD Average WER / % | Average WER / % | WER at 10 dB / %"
@@ -99,10 +103,14 @@ def test_a_sweep_writes_its_table_and_goes_on_where_it_was_stopped(
     assert (folder / "wer.png").read_bytes().startswith(b"\x89PNG")
     # The report copies this picture alone: the noise must be in it.
     assert [axes.get_title() for axes in drawn[-1].axes] == ["", "white noise"]
-    rows = load_source(str(toys / "corpus"), split="train")
+    rows, options = load_source(seen["path"]), {"normalizer": get_normalizer("basic")}
     assert sum(windows) == 2 * len(rows)  # seen, of which new is one, and seen in noise
     assert not (folder / "states").exists()
-    assert results["PL"]["errors"]["seen"] == scored(folder / "PL-seed1", rows)
+    assert results["PL"]["errors"]["seen"] == scored(folder / "PL-seed1", rows, **options)
+    assert WordErrors(**results["PL"]["errors"]["seen"]).num_words == 6
+    student, processor = (load(folder / "PL-seed1" / "student") for load in (load_model, load_processor))
+    (noisy,) = evaluate_in_noise(student, rows, processor, snrs=[10.0], **options).values()
+    assert results["PL"]["noise"]["10"] == vars(noisy.errors)
     (folder / "PL-seed1" / "result.json").unlink()  # as if killed while it was scored
     started.clear()
     assert run(file) == results
@@ -122,38 +130,24 @@ def test_the_table_shows_how_much_of_the_sweep_is_in_it(write_sweep: Any, tmp_pa
         assert (tmp_path / "sweep" / "table.md").read_text().splitlines()[-1] == note
 
 
-def test_the_normaliser_of_the_recipe_scores(write_sweep: Any, tmp_path: Path) -> None:
-    """Digit strings would be one word in the English one, and half of the errors gone."""
-    write_texts(Path(write_toy_corpus(tmp_path / "digits", train=1, test=2)), "one two three")
-    sets = {"digits": {"path": str(tmp_path / "digits"), "split": "test"}}
-    one = run(write_sweep({"normalizer": "basic"}, eval_datasets=sets, ood_datasets={}, snrs=[10.0], cells={"PL": {}}))
-    folder, rows = tmp_path / "sweep" / "PL-seed1", load_source(str(tmp_path / "digits"), split="test")
-    options = {"normalizer": get_normalizer("basic")}
-    assert one["PL"]["errors"]["digits"] == scored(folder, rows, **options)
-    assert WordErrors(**one["PL"]["errors"]["digits"]).num_words == 6
-    student, processor = load_model(folder / "student"), load_processor(folder / "student")
-    (noisy,) = evaluate_in_noise(student, rows, processor, snrs=[10.0], **options).values()
-    assert one["PL"]["noise"]["10"] == vars(noisy.errors)
-
-
-def test_cells_of_every_kind_are_trained(write_sweep: Any, toys: Path, tmp_path: Path) -> None:
+def test_cells_of_every_kind_are_trained_for_an_equal_time(write_sweep: Any, toys: Path, tmp_path: Path) -> None:
     """LoRA leaves a whole student, a trained encoder is not scored with another's outputs, a stream has no size."""
     rows = load_source(str(toys / "corpus"), split="train")
     (tmp_path / "stream").mkdir()
     rows.to_parquet(str(tmp_path / "stream" / "train.parquet"))
-    cells = {"frozen": {}, "trained": {"freeze_encoder": False, "learning_rate": 0.01}, "LoRA": {"lora": {"r": 2}}}
+    cells = {
+        "frozen": {"train_dataset.share": 0.5},
+        "trained": {"freeze_encoder": False, "learning_rate": 0.01},
+        "LoRA": {"lora": {"r": 2}},
+    }
     cells["stream"] = {"streaming": True, "train_dataset.path": str(tmp_path / "stream")}
-    results = run(write_sweep(cells=cells, columns=["hours", "dropped", "parameters"]))
+    results = run(write_sweep(cells=cells, columns=["hours", "dropped", "parameters"], minutes=0.02))
+    assert all(one["steps"] > 2 for one in results.values())
+    assert results["frozen"]["rows"] < results["trained"]["rows"]
     assert results["trained"]["errors"]["seen"] == scored(tmp_path / "sweep" / "trained-seed1", rows)
     adapted = load_model(tmp_path / "sweep" / "LoRA-seed1" / "student")
     assert results["LoRA"]["parameters"] == adapted.num_parameters() == results["frozen"]["parameters"]
     assert "| stream | - | - |" in (tmp_path / "sweep" / "table.md").read_text()
-
-
-def test_cells_of_equal_time_train_for_it(write_sweep: Any) -> None:
-    results = run(write_sweep(minutes=0.02, grid={"train_dataset.share": [0.5, 1.0]}, cells={}))
-    assert all(one["steps"] > 2 for one in results.values())
-    assert results["0.5"]["rows"] < results["1.0"]["rows"]
 
 
 def test_a_grid_holds_every_combination_and_null_takes_a_setting_of_the_recipe_away(
