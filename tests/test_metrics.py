@@ -12,6 +12,7 @@ from hf_distil_whisper.metrics import (
     character_errors,
     errors_in_language,
     get_normalizer,
+    language_code,
     paired_bootstrap_interval,
     paired_bootstrap_p_value,
     repeated_ngrams,
@@ -153,6 +154,26 @@ def test_digit_strings_are_one_word_per_digit_only_in_the_basic_normaliser():
     assert get_normalizer("en")("one two three") == "123"
     assert word_errors(reference, hypothesis, get_normalizer("en")).wer == 1.0
     assert word_errors(reference, hypothesis, get_normalizer("basic")) == WordErrors(hits=2, substitutions=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "written"),
+    [
+        ("zh", "zh zh-CN zh-TW zh_HK cmn cmn-Hans-CN Chinese mandarin ZHO"),
+        ("yue", "yue yue-HK zh-yue cantonese"),
+        ("pt", "pt-BR pt_PT portuguese por"),
+        ("en", "en-US EN en_us eng English <|en|>"),
+        ("no", "no nb nb-NO nob norwegian"),
+        ("he", "he iw iw-IL heb"),
+        ("jw", "jw jv jv-ID javanese"),
+        ("es", "es-419 castilian spa"),
+        ("klingon", "klingon"),
+    ],
+)
+def test_a_language_is_understood_as_people_write_it(code: str, written: str):
+    """Labels of a corpus under "zh-CN" would all be left out, and Javanese under its own code be refused."""
+    for language in written.split(" "):
+        assert language_code(f" {language} ") == code
 
 
 def test_normaliser_wants_a_language_and_goes_to_other_processes():

@@ -133,7 +133,7 @@ def errors_in_language(references: str | Sequence[str], hypotheses: str | Sequen
 
 def is_written_without_spaces(language: str) -> bool:
     """Whether the errors of a language are counted in characters, since it has no spaces between words."""
-    return _language_code(language) in LANGUAGES_WITHOUT_SPACES
+    return language_code(language) in LANGUAGES_WITHOUT_SPACES
 
 
 def bootstrap_interval(
@@ -282,7 +282,7 @@ def get_normalizer(language: str) -> Normalizer:
             f"get_normalizer: expected a language such as 'en' or 'hi', or 'basic', got {language!r}. English and "
             "basic normalisation give different rates: pass `language`."
         )
-    code = _language_code(language)
+    code = language_code(language)
     if code == "en":
         return _normalize_english
     return partial(_normalize_basic, language=code) if code in ("az", "tr", "yi") else _normalize_basic
@@ -407,10 +407,33 @@ def _texts(
     return [normalizer(text) for text in references], [normalizer(text) for text in hypotheses]
 
 
-def _language_code(language: str) -> str:
-    name = language.strip().lower()
-    code = name.replace("_", "-").split("-")[0]
-    return TO_LANGUAGE_CODE.get(name, "en" if code == "eng" else code)
+# Codes of ISO 639 that people write for languages whose token is another: jw and no are Whisper's, iw and in are old.
+_OTHER_CODES = dict(
+    pair.split("=")
+    for pair in (
+        "iw=he jv=jw jav=jw nb=no nob=no cmn=zh ji=yi in=id fil=tl prs=fa bokmål=no farsi=fa eng=en deu=de "
+        "ger=de fra=fr fre=fr spa=es por=pt ita=it nld=nl dut=nl rus=ru ukr=uk pol=pl tur=tr ara=ar arb=ar "
+        "heb=he hin=hi zho=zh chi=zh jpn=ja kor=ko vie=vi tha=th ind=id swe=sv dan=da nor=no nno=nn fin=fi "
+        "ces=cs cze=cs ell=el gre=el hun=hu ron=ro rum=ro fas=fa per=fa urd=ur ben=bn tam=ta tel=te"
+    ).split()
+)
+
+
+def language_code(language: str) -> str:
+    """Whisper's code of a language as people write it: a code, a name, with a region, in any case; others unchanged.
+
+    Example:
+        ```python
+        >>> [language_code(one) for one in ("zh-CN", "pt_BR", "iw", "nb-NO", " German ", "<|fr|>")]
+        ['zh', 'pt', 'he', 'no', 'de', 'fr']
+        ```
+    """
+    name = language.strip().lower().removeprefix("<|").removesuffix("|>")
+    subtags = name.replace("_", "-").split("-")
+    if name in TO_LANGUAGE_CODE:
+        return TO_LANGUAGE_CODE[name]
+    code = "yue" if subtags[:2] == ["zh", "yue"] else subtags[0]
+    return TO_LANGUAGE_CODE.get(code, _OTHER_CODES.get(code, code))
 
 
 # Functions of the module rather than closures, so that a normaliser can be sent to another process.

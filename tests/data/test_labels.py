@@ -64,7 +64,7 @@ def test_english_only_sequences_have_neither_language_nor_task(name: str):
 
 def test_multilingual_sequences_name_language_and_task():
     """Without them the model detects the language while it trains, and `generate` then forces tokens it never saw."""
-    for language in ("de", "German", "DE"):
+    for language in ("de", "German", "DE", "de-AT"):
         read, learnt = read_and_learnt("whisper-tiny", " Hallo.", language=language, task="translate")
         assert read == "<|startoftranscript|><|de|><|translate|><|notimestamps|> Hallo."
         assert learnt == "<|de|><|translate|><|notimestamps|> Hallo.<|endoftext|>"

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from transformers import WhisperTokenizer
-from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS, TO_LANGUAGE_CODE
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TASK_IDS
+
+from hf_distil_whisper.metrics import language_code
 
 IGNORE_INDEX = -100
 """The label of positions without a loss, as in `torch.nn.CrossEntropyLoss`."""
@@ -152,12 +154,12 @@ def make_labels(
 
 
 def language_token(language: str) -> str:
-    """`"de"`, `"German"` → `"<|de|>"`.
+    """`"de"`, `"German"`, `"de-AT"` → `"<|de|>"`, see [`language_code`].
 
     Raises:
         ValueError: for a language that Whisper does not know.
     """
-    code = TO_LANGUAGE_CODE.get(language.lower(), language.lower())
+    code = language_code(language)
     if code not in LANGUAGES:
         raise ValueError(
             f"`language`: Whisper knows no {language!r}; expected a code or name such as 'en' or 'german'."

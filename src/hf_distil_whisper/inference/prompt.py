@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+from hf_distil_whisper.metrics import language_code
 
 
 def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
@@ -44,10 +45,7 @@ def resolve_language(
     """
     if task not in ("transcribe", "translate"):
         raise ValueError(f"`task` is {task!r}, expected 'transcribe' or 'translate'.")
-    code = None
-    if language is not None:
-        code = language.lower().strip("<|>")
-        code = TO_LANGUAGE_CODE.get(code, code)
+    code = None if language is None else language_code(language)
     if not is_multilingual(model):
         if code not in (None, "en") or task != "transcribe":
             raise ValueError(
