@@ -33,7 +33,7 @@ from hf_distil_whisper.inference.encoder import window_features, window_seconds
 from hf_distil_whisper.inference.prompt import max_generated_tokens
 from inputs import LoadedModel, check_flags, list_setting, load_models, load_sets, ready
 from memory import ProcessEndedError, pass_bytes
-from tables import machine, save_json, short_names, table
+from tables import Timed, machine, save_json, short_names, table
 
 # Below the package's logger, so that `run_script` shows its warnings.
 logger = logging.get_logger("hf_distil_whisper.benchmarks.latency")
@@ -42,7 +42,7 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2")
 
 
 @dataclass(frozen=True)
-class LatencyRow:
+class LatencyRow(Timed):
     """One model at one batch size with one attention implementation."""
 
     model: str  # its name
@@ -57,16 +57,6 @@ class LatencyRow:
     parameters: int  # of the model
     peak_bytes: int | None = None  # of weights and one pass, see pass_bytes
     relative_latency: float | None = None  # how many times faster than the teacher in the same setting
-
-    @property
-    def median(self) -> float:
-        """Seconds of work on all recordings, median over the repetitions."""
-        return statistics.median(self.seconds)
-
-    @property
-    def rtf(self) -> float:
-        """Real-time factor: seconds of work per second of audio; smaller is faster."""
-        return self.median / self.audio_seconds
 
     @property
     def inverse_rtf(self) -> float:

@@ -1,7 +1,8 @@
-"""Tables, result files and the names in them."""
+"""Tables, the rates and names in them, and result files."""
 
 import json
 import platform
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,23 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) ->
     """A Markdown table; all columns but the first `left` are aligned to the right."""
     rule = "---|" * left + "---:|" * (len(heads) - left)
     return "\n".join([f"| {' | '.join(heads)} |", f"|{rule}", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+class Timed:
+    """Rates of work that was timed several times; its rows name the two fields among their own."""
+
+    seconds: tuple[float, ...]  # of work on all recordings, one entry per repetition
+    audio_seconds: float  # length of the recordings, without padding and the overlap of chunks
+
+    @property
+    def median(self) -> float:
+        """Seconds of work on all recordings, median over the repetitions."""
+        return statistics.median(self.seconds)
+
+    @property
+    def rtf(self) -> float:
+        """Real-time factor: seconds of work per second of audio; smaller is faster."""
+        return self.median / self.audio_seconds
 
 
 def save_json(file: str | Path, content: Any) -> None:

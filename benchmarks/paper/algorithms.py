@@ -8,7 +8,6 @@ All models transcribe half a minute unmeasured, then take turns in every repetit
 "{name: path}"`, the rates of each follow (Table 18). Cost: five minutes on two CPU cores.
 """
 
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,14 +25,14 @@ from hf_distil_whisper.evaluation.significance import macro_average
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from inputs import LoadedModel, ScoringArguments, check_flags, load_scored_models, load_sets, ready
-from tables import save_json, table
+from tables import Timed, save_json, table
 
 ALGORITHMS = ("sequential", "chunked")
 """In the order of Table 7: latencies are relative to the first."""
 
 
 @dataclass(frozen=True)
-class AlgorithmRow:
+class AlgorithmRow(Timed):
     """A model on one set with one algorithm."""
 
     model: str  # its name in the table
@@ -42,16 +41,6 @@ class AlgorithmRow:
     seconds: tuple[float, ...]  # of work on all recordings, one entry per repetition
     audio_seconds: float  # length of the recordings
     unreadable_rows: int  # left out
-
-    @property
-    def median(self) -> float:
-        """Seconds of work, median over the repetitions."""
-        return statistics.median(self.seconds)
-
-    @property
-    def rtf(self) -> float:
-        """Real-time factor: seconds of work per second of audio."""
-        return self.median / self.audio_seconds
 
 
 def compare_algorithms(
