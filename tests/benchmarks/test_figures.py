@@ -13,14 +13,6 @@ CURVES = {
 }
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    figures, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
-    return figures
-
-
 def test_curves_over_noise_are_those_of_figure_2_and_a_model_looks_the_same_in_every_panel(
     drawn: list[Figure], tmp_path: Path
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_scripts import without_texts
+from toy_scripts import write_texts
 
 import early_exit
 from early_exit import EarlyExit, EarlyExitRow, confidence, early_exit_table
@@ -102,6 +102,6 @@ def test_the_script_prints_and_writes_every_threshold(
     assert half["relative_latency"] == half["full_depth_seconds"] / half["seconds"]
     words = half["hits"] + half["substitutions"] + half["deletions"]
     assert half["wer"] == (words - half["hits"] + half["insertions"]) / words
-    mute = without_texts(write_toy_corpus(tmp_path / "mute", train=1, test=1))
+    mute = write_texts(write_toy_corpus(tmp_path / "mute", train=1, test=1), "")
     assert run_script(early_exit.main, [*argv, mute, "--thresholds", "0", "--output_dir", str(tmp_path / "no")]) == 0
     assert json.loads((tmp_path / "no" / "results.json").read_text())["thresholds"][0]["wer"] is None

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from toy_scripts import without_texts
+from toy_scripts import write_texts
 
 import noise
 from hf_distil_whisper import WordErrors, run_script
@@ -54,7 +54,7 @@ def test_bad_rows_are_counted_and_rows_without_a_reference_have_no_rate(
     printed, row = run(f"{{path: {corpus}, split: train}}", tmp_path / "bad")
     assert "in every noise: 2 could not be read" in printed
     assert row["student"]["unreadable_rows"] == row["teacher"]["unreadable_rows"] == 2
-    printed, row = run(without_texts(write_toy_corpus(tmp_path / "mute", train=1, test=1)), tmp_path / "none")
+    printed, row = run(write_texts(write_toy_corpus(tmp_path / "mute", train=1, test=1), ""), tmp_path / "none")
     assert "| white | 10 | - | - |" in printed
     assert "in every noise: 1 without a reference" in printed
     assert row["student"]["wer"] is None

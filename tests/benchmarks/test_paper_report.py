@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from toy_scripts import Refused, without_texts
+from toy_scripts import Refused, write_texts
 
 import report
 from hf_distil_whisper import run_script
@@ -118,7 +118,7 @@ def test_rows_in_no_rate_are_named_and_a_set_without_references_is_refused(
     assert run_script(report.main, [write(tmp_path, models=student, ood_datasets=bad, long_form_datasets=bad)]) == 0
     page = (tmp_path / "report" / "report.md").read_text()
     assert page.count("  bad: 1 could not be read, 1 without a reference") == 2
-    mute = {"seen": {"path": without_texts(write_toy_corpus(tmp_path / "mute", train=2)), "split": "train"}}
+    mute = {"seen": {"path": write_texts(write_toy_corpus(tmp_path / "mute", train=2), ""), "split": "train"}}
     file = write(tmp_path, models=student, eval_datasets=mute)
     refused(report.main, [file], "seen: no row has a reference, so that there is no rate to draw")
 

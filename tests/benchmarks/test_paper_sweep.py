@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from matplotlib.figure import Figure
-from toy_scripts import Refused
+from toy_scripts import Refused, write_texts
 
 import latency
 import sweep
@@ -73,25 +73,17 @@ def result(cell: str, seed: int, errors: int, **changes: object) -> CellResult:
     return CellResult(cell, seed, counts, **(facts | changes))
 
 
-def write_texts(corpus: Path, text: str) -> None:
-    rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
-    (corpus / "metadata.jsonl").write_text("\n".join(json.dumps({**row, "text": text}) for row in rows))
-
-
 def test_a_sweep_scores_by_the_normaliser_of_its_recipe_and_goes_on_where_it_was_stopped(
-    write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_sweep: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[Figure]
 ) -> None:
     """Hours of finished cells would be computed again, or a half one counted; the encoder runs for the first only."""
-    windows, drawn, started = [], [], []
-    encode, save, build = encoder.encode, Figure.savefig, sweep.build_trainer
+    windows, started = [], []
+    encode, build = encoder.encode, sweep.build_trainer
     monkeypatch.setattr(encoder, "encode", lambda model, x: windows.append(len(x)) or encode(model, x))
-    monkeypatch.setattr(
-        Figure, "savefig", lambda figure, *args, **kw: drawn.append(figure) or save(figure, *args, **kw)
-    )
     monkeypatch.setattr(sweep, "build_trainer", lambda plan: started.append(plan.training_args) or build(plan))
     # Digit strings would be one word in the English normaliser, and half of the errors gone.
-    write_texts(Path(write_toy_corpus(tmp_path / "digits", train=2)), "one two three")
-    seen = {"path": str(tmp_path / "digits"), "split": "train"}
+    digits = write_texts(write_toy_corpus(tmp_path / "digits", train=2), "one two three")
+    seen = {"path": digits, "split": "train"}
     sets = {"eval_datasets": {"seen": seen}, "ood_datasets": {"new": {**seen, "max_samples": 1}}}
     file, folder = write_sweep({"normalizer": "basic"}, snrs=[10.0], **sets), tmp_path / "sweep"
     results = run(file)
@@ -191,7 +183,7 @@ def test_a_cell_of_other_settings_data_or_weights_is_refused(write_sweep: Any, t
     assert differing({}, eval_datasets=fewer) == "sets.seen.max_samples, sets.seen.rows"
     write_toy_model(tmp_path / "teacher", seed=1)
     assert differing({}) == "teacher_weights"
-    write_texts(tmp_path / "corpus", "Said by another teacher.")
+    write_texts(str(tmp_path / "corpus"), "Said by another teacher.")
     assert differing({}) == "sets.seen.rows, teacher_weights, training_rows"
     assert (tmp_path / "sweep" / "PL-seed1" / "result.json").is_file()
 
