@@ -19,6 +19,7 @@ from hf_distil_whisper.inference.output import timestamped_text
 from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.metrics import get_normalizer, word_errors
+from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError, filter_by_wer
 from hf_distil_whisper.pseudo_labels.labeller import Backend, Packing, pseudo_label_dataset
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
@@ -26,6 +27,7 @@ from talking_models import count_encoder_windows, multilingual_whisper, talking_
 from toy_models import toy_audio, toy_processor
 
 SECONDS = (2, 5, 1, 3)
+SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
 
 
 def flac(seconds: float, seed: int = 0) -> dict:
@@ -244,3 +246,18 @@ def test_each_row_is_labelled_in_its_language(backend: str, tmp_path: Path) -> N
     assert labelled["previous_transcript"] == [None, None, None]  # the row before it was lost
     assert [row for row, _ in errors] == ["c"]
     assert "'klingon'" in next(iter(errors))[1]
+
+
+@pytest.mark.parametrize(("corpus", "hours"), [("librispeech", 0.128), ("ljspeech", 0.29)])
+@pytest.mark.skipif(not SPEECH.is_dir(), reason="the recordings are not at ../shared/speech")
+def test_labels_of_a_random_teacher_on_human_speech_are_all_dropped(tmp_path: Path, corpus: str, hours: float) -> None:
+    """Instead of an error, training on them would end with a random student."""
+    utterances, errors = load_source(SPEECH / corpus), RowErrors()
+    rows = Dataset.from_list(list(pack_utterances(utterances, errors=errors)))
+    labelled = label(rows, tmp_path, 2, max_new_tokens=20, errors=errors)
+    assert not errors
+    assert sum(len(ids) for ids in labelled["ids"]) == len(utterances)
+    assert sum(labelled["duration"]) / 3600 == pytest.approx(hours, abs=0.01)
+    with pytest.raises(EmptyFilterError, match=rf"None of {len(labelled)} rows") as error:
+        filter_by_wer(labelled)
+    assert "hours kept" in str(error.value)
