@@ -199,7 +199,7 @@ def _pack(rows: int, seconds: float) -> float:
 def _filter(rows: int, labelled: str) -> float:
     dataset = load_source(labelled)
     start = time.perf_counter()
-    passed, report = passing_rows(dataset, 0.1)
+    passed, report = passing_rows(dataset, 0.1, language="en")
     if len(passed) + report.dropped != rows:
         raise RuntimeError(f"{rows} rows were judged, {len(passed)} passed and {report.dropped} were dropped.")
     return time.perf_counter() - start

@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="seeds of the students")
     args = parser.parse_args()
     teacher, processor = load_model(TEACHER), load_processor(TEACHER)
-    rows, _ = filter_by_wer(load_source(args.run / "labelled"), 0.10)
+    rows, _ = filter_by_wer(load_source(args.run / "labelled"), 0.10, language="en")
     if args.what == "curve":
         compare_curves(teacher, processor, rows, args.steps)
     else:

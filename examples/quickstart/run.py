@@ -153,7 +153,7 @@ def main() -> None:
         teacher_cache_dir=args.output_dir / "cache", num_beams=args.num_beams,
     )  # fmt: skip
     step("2. labels that differ from the reference by more than 10 % are dropped")
-    filtered, report = filter_by_wer(labelled, 0.10)
+    filtered, report = filter_by_wer(labelled, 0.10, language="en")
     print(report.table())
     step("3. a student with 2 of the 8 decoder layers learns from teacher and labels")
     student = create_student(teacher, decoder_layers=2)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from hf_distil_whisper.cli.main import main
+from hf_distil_whisper.data.sources import load_source
 
 Command = Callable[..., str]
 
@@ -16,6 +17,15 @@ def labelled(toys: Path) -> Path:
     argv = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(toys / "corpus")]
     assert main(["pseudo-label", *argv, "--output_dir", str(toys / "labelled")]) == 0
     return toys / "labelled"
+
+
+@pytest.fixture(scope="session")
+def right(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder of labelled rows whose labels are their texts: those of a random teacher are wrong, and never end."""
+    rows = load_source(labelled).remove_columns("truncated")
+    folder = str(tmp_path_factory.mktemp("right"))
+    rows.map(lambda row: {"whisper_transcript": row["text"]}).save_to_disk(folder)
+    return folder
 
 
 @pytest.fixture

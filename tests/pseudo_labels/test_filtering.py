@@ -28,6 +28,7 @@ LOOP = "and then we went on " * 12
 
 def rows(pairs: list[tuple[str | None, str | None]], **columns: list) -> Dataset:
     texts, labels = map(list, zip(*pairs, strict=True))
+    columns = {"language": ["en"] * len(pairs), **columns}
     return Dataset.from_dict({"text": texts, "whisper_transcript": labels, **columns})
 
 
@@ -124,8 +125,8 @@ def test_a_stream_keeps_the_rows_that_the_data_set_keeps() -> None:
     """Each row is judged as it comes: by its words, or by its own signs where there is nothing to compare with."""
     pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "thank you"), (None, "well"), (None, LOOP), (TEN_WORDS, None)]
     labelled = rows(pairs, language=["en", None, "de", None, "en"])
-    filtered, _ = filter_by_wer(labelled)
-    assert list(filter_stream_by_wer(labelled.to_iterable_dataset())) == list(filtered)
+    filtered, _ = filter_by_wer(labelled, language="en")
+    assert list(filter_stream_by_wer(labelled.to_iterable_dataset(), language="en")) == list(filtered)
     assert len(filtered) == 2
 
 
@@ -146,6 +147,19 @@ def test_columns_and_thresholds_that_cannot_be_are_named(filtered_by: object, op
     """A KeyError from inside a dataset names neither the columns nor a remedy."""
     with pytest.raises(ValueError, match=message):
         filtered_by(rows([("a", "a")]), **options)
+
+
+def test_the_language_is_that_of_the_row_or_of_its_label_or_has_to_be_given() -> None:
+    """English by default, a German "um" is a filler: the word that the label lacks would be no error."""
+    pair = ("Um zehn Uhr dreißig gehen wir um die Ecke", "Um zehn Uhr dreißig gehen wir die Ecke")
+    marked = (pair[0], f"<|startoftranscript|><|de|><|transcribe|><|notimestamps|>{pair[1]}")
+    for given in (rows([pair], language=["de"]), rows([marked], language=[None])):
+        with pytest.raises(EmptyFilterError):
+            filter_by_wer(given)
+    unknown = rows([(None, "well"), pair], language=[None, None], id=["a", "b"])
+    with pytest.raises(ValueError, match="`language` is missing: row b names none"):
+        filter_by_wer(unknown)
+    assert len(filter_by_wer(unknown, language="en")[0]) == 2
 
 
 def test_nothing_to_judge_is_named() -> None:
@@ -170,8 +184,8 @@ def test_each_rule_drops_what_the_error_rate_lets_pass(rules: RowRules, column: 
     """With references that repeat the same mistake, the error rate sees nothing."""
     columns = {"whisper_transcript": [TEN_WORDS] * 2} | column
     dataset = Dataset.from_dict({"text": columns["whisper_transcript"], **columns})
-    assert len(filter_by_wer(dataset)[0]) == 2
-    filtered, report = filter_by_wer(dataset, rules=rules)
+    assert len(filter_by_wer(dataset, language="en")[0]) == 2
+    filtered, report = filter_by_wer(dataset, language="en", rules=rules)
     assert filtered["text"] == [TEN_WORDS]
     assert report.by_reason[reason] == report.dropped == 1
     assert report.by_threshold[1.0].share_dropped == 0.5

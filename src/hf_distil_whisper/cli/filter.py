@@ -21,7 +21,9 @@ class FilterArguments:
     output_dir: str | None = setting(
         None, "Folder for the row indices that pass, to be given as a dataset, the report and a histogram."
     )
-    language: str | None = setting(None, 'Language of the text normaliser: "en", another code, or "basic".')
+    language: str | None = setting(
+        None, 'Language of the text normaliser for rows that name none: "en", another code, or "basic".'
+    )
     threshold: float = setting(0.1, "Highest word error rate that passes, as a fraction: 0.1 is 10 %.")
     drop_truncated: bool = setting(False, "Drop labels that were cut off at the maximum length.")
     max_compression_ratio: float | None = setting(
@@ -46,7 +48,8 @@ def run(argv: Sequence[str]) -> None:
     column = args.dataset.transcript_column if args.dataset else "whisper_transcript"
     rows = plan.source(args.dataset, "dataset", ("text", column))
     plan.output(args.output_dir)
-    plan.require(args.language, "language", '"en", another language\'s code, or "basic"')
+    if rows is not None and "language" not in rows.column_names:
+        plan.require(args.language, "language", '"en", another language\'s code, or "basic"')
     plan.steps.append(f"keep rows with a WER of at most {args.threshold:.1%} between text and {column}")
     if not plan.report() or rows is None:
         return

@@ -1,6 +1,7 @@
 """The word error rate filter for pseudo-labels (paper, section 4.2, eq. 7), further rules, and the filter's report."""
 
 import heapq
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, IterableDataset
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError, audio_duration
@@ -165,7 +167,7 @@ def filter_by_wer(
     *,
     reference_column: str = "text",
     prediction_column: str = "whisper_transcript",
-    language: str = "en",
+    language: str | None = None,
     rules: RowRules | None = None,
 ) -> tuple[Dataset, FilterReport]:
     """Keeps the rows whose pseudo-label agrees with the reference: WER(norm(y), norm(ŷ)) <= λ (eq. 7).
@@ -180,9 +182,9 @@ def filter_by_wer(
         reference_column (`str`, *optional*, defaults to `"text"`): column of the reference texts.
         prediction_column (`str`, *optional*, defaults to `"whisper_transcript"`): column of the pseudo-labels, plain
             or with Whisper's special and timestamp tokens, which are removed.
-        language (`str`, *optional*, defaults to `"en"`): language of rows whose column `language` is missing or null.
-            It selects the normaliser ([`get_normalizer`]), and characters in place of words for scripts without
-            spaces. `"basic"` for digit strings.
+        language (`str`, *optional*): language of rows that name none, in a column `language` or in their label
+            (`<|de|>`). It selects the normaliser ([`get_normalizer`]), and characters in place of words for scripts
+            without spaces. `"basic"` for digit strings.
         rules ([`RowRules`], *optional*): further reasons to drop a row, with or without a reference.
 
     Returns:
@@ -190,11 +192,11 @@ def filter_by_wer(
 
     Raises:
         EmptyFilterError: if no row passes.
-        ValueError: for a missing column, 0 rows or a threshold that is no fraction.
+        ValueError: for a missing column, 0 rows, a threshold that is no fraction, or a row of unknown language.
 
     Example:
         ```python
-        >>> filtered, report = filter_by_wer(labelled, threshold=0.10)
+        >>> filtered, report = filter_by_wer(labelled, threshold=0.10, language="en")
         >>> print(report.table())
         ```
     """
@@ -215,7 +217,7 @@ def passing_rows(
     *,
     reference_column: str = "text",
     prediction_column: str = "whisper_transcript",
-    language: str = "en",
+    language: str | None = None,
     rules: RowRules | None = None,
 ) -> tuple[np.ndarray, FilterReport]:
     """Indices (int64) of the rows that [`filter_by_wer`] keeps, and its report; same arguments and errors."""
@@ -247,7 +249,7 @@ def filter_stream_by_wer(
     *,
     reference_column: str = "text",
     prediction_column: str = "whisper_transcript",
-    language: str = "en",
+    language: str | None = None,
 ) -> IterableDataset:
     """The rows of a stream that [`filter_by_wer`] would keep, filtered on the fly and without a report."""
     columns = _Columns(reference_column, prediction_column, language)
@@ -260,7 +262,7 @@ class _Columns(NamedTuple):
 
     reference: str
     prediction: str
-    language: str
+    language: str | None
 
 
 def _row_passes(row: Mapping[str, Any], columns: _Columns, threshold: float) -> bool:
@@ -298,7 +300,14 @@ def _judge_row(
     row: Mapping[str, Any], columns: _Columns, rules: RowRules, index: int = 0, seconds: float = 0.0
 ) -> JudgedRow:
     reference, label = row[columns.reference], row[columns.prediction]
-    language = row.get("language") or columns.language
+    language = row.get("language") or _language_in(label) or columns.language
+    if language is None and reference is not None:
+        raise ValueError(
+            f"`language` is missing: row {row.get('id', index)} names none in a column 'language' or its label, and "
+            'the word error rate depends on it ("um" is no word in English, but one in German). Pass `language`, '
+            "'en' for example, or 'basic'."
+        )
+    language = language or "basic"  # nothing is compared
     text = "" if label is None else plain_text(label)
     wer = None if reference is None else errors_in_language(reference, text, language).wer
     truncated, log_prob = bool(row.get("truncated")) or label is None, row.get("mean_log_prob")
@@ -315,6 +324,12 @@ def _judge_row(
         seconds / 3600,
         row.get("speaker"),
     )
+
+
+def _language_in(label: str | None) -> str | None:
+    """The language token of a label as the reference scripts write them: <|startoftranscript|><|de|>..."""
+    tokens = re.findall(r"<\|([a-z]{2,3})\|>", label or "")
+    return next((token for token in tokens if token in LANGUAGES), None)
 
 
 def _durations(dataset: Dataset) -> Iterator[float]:

@@ -178,7 +178,7 @@ def pseudo_label_dataset(
         ```python
         >>> rows = load_source("recordings/", split="train")
         >>> labelled = pseudo_label_dataset(rows, teacher, processor, output_dir="labelled", num_beams=5)
-        >>> filtered, report = filter_by_wer(labelled)
+        >>> filtered, report = filter_by_wer(labelled, language="en")
         ```
     """
     runtime = Backend(backend) if isinstance(backend, str) else backend
