@@ -173,9 +173,18 @@ def _prefix(transcript: str, language: str | None, task: str) -> list[str]:
         raise ValueError(f"`task`: expected one of {', '.join(TASK_IDS)}, got {task!r}.")
     if language is not None:
         return [*prefix, language_token(language), f"<|{task}|>"]
-    # As labelled data of the reference scripts hold them: <|startoftranscript|><|de|><|transcribe|>...
+    return prefix + [f"<|{name}|>" for name in _names_in(transcript)]
+
+
+def language_in(transcript: str) -> str | None:
+    """The code of the language token that a transcript starts with; None if there is none."""
+    return next((name for name in _names_in(transcript) if name in LANGUAGES), None)
+
+
+def _names_in(transcript: str) -> list[str]:
+    """Language and task in labels of the reference scripts: <|startoftranscript|><|de|><|transcribe|>..."""
     tokens = _SPECIAL.findall(transcript.rpartition("<|startoftranscript|>")[2])
-    return prefix + [token for token in tokens[:2] if token[2:-2] in LANGUAGES or token[2:-2] in TASK_IDS]
+    return [token[2:-2] for token in tokens[:2] if token[2:-2] in LANGUAGES or token[2:-2] in TASK_IDS]
 
 
 def _timed_ids(tokenizer: WhisperTokenizer, body: str, first_timestamp: int) -> list[int]:

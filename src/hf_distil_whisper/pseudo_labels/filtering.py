@@ -1,7 +1,6 @@
 """The word error rate filter for pseudo-labels (paper, section 4.2, eq. 7), further rules, and the filter's report."""
 
 import heapq
-import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset, IterableDataset
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError, audio_duration
-from hf_distil_whisper.data.labels import plain_text
+from hf_distil_whisper.data.labels import language_in, plain_text
 from hf_distil_whisper.data.sources import select_rows, without_decoder
 from hf_distil_whisper.inference.output import compression_ratio
 from hf_distil_whisper.metrics import Normalizer, errors_in_language, get_normalizer, repeated_ngrams
@@ -300,7 +298,7 @@ def _judge_row(
     row: Mapping[str, Any], columns: _Columns, rules: RowRules, index: int = 0, seconds: float = 0.0
 ) -> JudgedRow:
     reference, label = row[columns.reference], row[columns.prediction]
-    language = row.get("language") or _language_in(label) or columns.language
+    language = row.get("language") or language_in(label or "") or columns.language
     if language is None and reference is not None:
         raise ValueError(
             f"`language` is missing: row {row.get('id', index)} names none in a column 'language' or its label, and "
@@ -324,12 +322,6 @@ def _judge_row(
         seconds / 3600,
         row.get("speaker"),
     )
-
-
-def _language_in(label: str | None) -> str | None:
-    """The language token of a label as the reference scripts write them: <|startoftranscript|><|de|>..."""
-    tokens = re.findall(r"<\|([a-z]{2,3})\|>", label or "")
-    return next((token for token in tokens if token in LANGUAGES), None)
 
 
 def _durations(dataset: Dataset) -> Iterator[float]:
