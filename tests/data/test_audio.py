@@ -239,3 +239,44 @@ def test_an_array_comes_as_one_block_and_a_block_counts_its_samples_that_are_not
     content = encoded(np.float32([*[0.1] * 20_000, np.nan]), subtype="FLOAT")
     with pytest.raises(AudioError, match="row-3: 1 of 5000 samples are NaN"):
         list(audio_blocks(content, name="row-3", block_seconds=15_001 / SAMPLING_RATE))
+
+
+@pytest.mark.parametrize(("kind", "subtype"), FORMATS)
+@pytest.mark.parametrize("form", ["file", "bytes", "array"])
+def test_a_part_of_a_recording_is_cut_to_the_sample(kind: str, subtype: str | None, form: str, tmp_path: Path):
+    """A manifest that picks minute 50 of an hour must neither get the whole hour nor decode it for each row."""
+    stereo = np.stack([speechlike(), 0.5 * speechlike()[::-1]], axis=1)
+    (tmp_path / "call").write_bytes(content := encoded(stereo, kind=kind, subtype=subtype))
+    whole = np.stack([load_audio(content, channel=channel) for channel in (0, 1)], axis=1)
+    audio = {
+        "file": {"path": str(tmp_path / "call"), "bytes": None},
+        "bytes": {"path": None, "bytes": content},
+        "array": {"array": whole, "sampling_rate": SAMPLING_RATE},
+    }[form]
+    assert np.abs(whole - stereo).mean() < 0.05
+    for offset, duration, channel in ((1.25, 0.5, 0), (None, 0.5, 1), (2.5, None, None), (2.5, 0.9, 1)):
+        part = audio | {"offset": offset, "duration": duration, "channel": channel}
+        start = round((offset or 0) * SAMPLING_RATE)
+        expected = whole[start : None if duration is None else start + round(duration * SAMPLING_RATE)]
+        expected = expected.mean(axis=1) if channel is None else expected[:, channel]
+        np.testing.assert_allclose(load_audio(part), expected, atol=1e-6)
+        np.testing.assert_array_equal(np.concatenate(list(audio_blocks(part, block_seconds=0.1))), load_audio(part))
+        assert audio_duration(part) == len(expected) / SAMPLING_RATE
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"offset": 3.0}, "the part from 3.00 s to 3.00 s is not there, the recording ends at 3.00 s"),
+        ({"offset": 2.0, "duration": 1.6}, "the part from 2.00 s to 3.60 s is not there"),
+        ({"offset": -1.0}, "seconds as `offset`, got -1.0"),
+        ({"duration": 0.0}, "seconds as `duration`, got 0.0"),
+        ({"duration": "4.2"}, "seconds as `duration`, got '4.2'"),
+        ({"channel": 1}, "no channel 1, the recording has 1 channel, counted from 0"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(part: dict, message: str):
+    """Python's slices would give something shorter, or something else, to a text that says more."""
+    for audio in ({"bytes": encoded(speechlike())}, {"array": speechlike(), "sampling_rate": SAMPLING_RATE}):
+        with pytest.raises(AudioError, match=f"row-4: .*{message}"):
+            load_audio(audio | part, name="row-4")

@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
+from hf_distil_whisper.data.array_store import content_key
 from hf_distil_whisper.data.audio import SAMPLING_RATE
-from hf_distil_whisper.data.features import log_mel, recording_features
+from hf_distil_whisper.data.features import log_mel, recording_features, recording_key
 from memory import in_new_process
 from toy_models import toy_audio
 
@@ -59,6 +60,15 @@ def test_features_of_a_recording_in_blocks_are_those_of_the_whole(samples: int, 
     assert counted == samples
     assert features.shape == expected.shape
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+def test_every_part_of_a_recording_has_its_key():
+    """Under one key all rows of a call would get the teacher's states of the first; a new key of whole ones, none."""
+    audio = {"bytes": b"RIFF", "path": None}
+    parts = [{}, {"offset": 1.0}, {"offset": 1.0, "duration": 2.0}, {"duration": 1.0}, {"channel": 0}, {"channel": 1}]
+    assert len({recording_key(audio | part, b"settings", "row 0") for part in parts}) == len(parts)
+    absent = dict.fromkeys(("offset", "duration", "channel"))
+    assert recording_key(audio | absent, b"settings", "row 0") == content_key(b"RIFF", b"settings")
 
 
 def noise(minutes: int) -> float:

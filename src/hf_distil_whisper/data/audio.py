@@ -4,8 +4,10 @@ The only place that decodes: WAV, FLAC, MP3, Ogg and all else that libsndfile re
 """
 
 import io
+import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,12 +25,15 @@ _UNKNOWN_LENGTH = 1 << 62
 
 _LARGEST_OGG_PAGE = 27 + 255 + 255 * 255
 
+_MAX_OVERSHOOT = 0.5
+"""Seconds by which a part may end behind its recording: times in manifests are rounded, and Kaldi allows as much."""
+
 
 class AudioError(ValueError):
     """Audio that cannot be used. The message names the file or row, what was expected and what came."""
 
 
-def load_audio(audio: Any, *, name: str | None = None) -> np.ndarray:
+def load_audio(audio: Any, *, name: str | None = None, channel: int | None = None) -> np.ndarray:
     """Decodes, mixes down to one channel and resamples to 16 kHz.
 
     Args:
@@ -37,13 +42,20 @@ def load_audio(audio: Any, *, name: str | None = None) -> np.ndarray:
             the bytes are `None`); a `{"array", "sampling_rate"}` dictionary; a pair of array and rate; or an array at
             16 kHz. Arrays of int16 and int32 are scaled to [-1, 1). In a two-dimensional array the shorter axis holds
             the channels.
+
+            A dictionary picks a part of the recording by `offset` and `duration` (seconds) and by `channel`, each
+            `None` or absent for all of it: `{"path": "call.flac", "offset": 61.5, "duration": 4.2, "channel": 1}`.
+            Only the part is decoded. It may end up to 0.5 s behind the recording, as rounded times do.
         name (`str`, *optional*): name of this audio in messages; by default its path.
+        channel (`int`, *optional*): the channel to return, counted from 0; by default that of the dictionary, else
+            the mean of all channels.
 
     Returns:
         `np.ndarray` of shape `(samples,)`: float32, 16 kHz, neither normalised nor clipped.
 
     Raises:
-        AudioError: for a missing, empty, unreadable or truncated file, for NaN or infinite samples, or none at all.
+        AudioError: for a missing, empty, unreadable or truncated file, for NaN or infinite samples, or none at all,
+            and for a part or channel that the recording does not have.
 
     Example:
         ```python
@@ -51,11 +63,13 @@ def load_audio(audio: Any, *, name: str | None = None) -> np.ndarray:
         (16000,)
         ```
     """
-    (samples,) = audio_blocks(audio, name=name, block_seconds=None)
+    (samples,) = audio_blocks(audio, name=name, block_seconds=None, channel=channel)
     return samples
 
 
-def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | None = 30.0) -> Iterator[np.ndarray]:
+def audio_blocks(
+    audio: Any, *, name: str | None = None, block_seconds: float | None = 30.0, channel: int | None = None
+) -> Iterator[np.ndarray]:
     """The samples of [`load_audio`], to the last bit, block by block: hours of audio in the memory of a minute.
 
     A file that only torchcodec reads (M4A, WebM) is decoded at once, and an array comes as one block.
@@ -64,6 +78,7 @@ def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | 
         audio (`str`, `Path`, `bytes`, `dict`, `tuple` or `np.ndarray`): as for [`load_audio`].
         name (`str`, *optional*): name of this audio in messages; by default its path.
         block_seconds (`float`, *optional*, defaults to 30.0): audio decoded at once; None: all of it.
+        channel (`int`, *optional*): as for [`load_audio`].
 
     Yields:
         `np.ndarray` of shape `(samples,)`: at least one sample, float32, 16 kHz.
@@ -79,18 +94,19 @@ def audio_blocks(audio: Any, *, name: str | None = None, block_seconds: float | 
         ```
     """
     source, name = _source(audio, name)
+    part = _part(audio, name, channel)
     if source is None:
         array, array_rate = _array(audio, name)
-        pieces = iter([(array, array_rate)] if array.size else [])
+        start, count = part.frames(len(array), array_rate, name)
+        pieces = iter([(array[start : start + count], array_rate)] if array.size else [])
     else:
-        pieces = _decode(source, name, block_seconds)
+        pieces = _decode(source, name, block_seconds, part)
     resampler, num_decoded, num_resampled = None, 0, 0
     piece = next(pieces, None)
     while piece is not None:
         samples, rate = piece
         piece = next(pieces, None)  # one ahead: the resampler must know its last piece
-        if samples.ndim == 2:  # (frames, channels) -> (frames,)
-            samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        samples = _one_channel(samples if samples.ndim == 2 else samples[:, None], part.channel, name)
         # One NaN makes the whole log-mel NaN, since the loudest value of a recording scales all of it.
         finite = np.isfinite(samples)
         if not finite.all():
@@ -127,17 +143,18 @@ def audio_duration(audio: Any, *, name: str | None = None) -> float:
         AudioError: for a missing or empty file, and for one that cannot be read.
     """
     source, name = _source(audio, name)
+    part = _part(audio, name)
     if source is None:
         samples, rate = _array(audio, name)
-        return len(samples) / rate
+        return part.frames(len(samples), rate, name)[1] / rate
     with _open(source, name) as file:
         try:
             header = soundfile.info(file)
         except soundfile.LibsndfileError:
-            return len(load_audio(source, name=name)) / SAMPLING_RATE
+            return len(load_audio(audio, name=name)) / SAMPLING_RATE
     if header.frames >= _UNKNOWN_LENGTH:
         load_audio(source, name=name)  # raises with the reason
-    return header.frames / header.samplerate
+    return part.frames(header.frames, header.samplerate, name)[1] / header.samplerate
 
 
 def encode_flac(array: np.ndarray) -> bytes:
@@ -157,6 +174,48 @@ def encode_flac(array: np.ndarray) -> bytes:
 
 
 # Kinds of audio
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What is asked of a recording: seconds from its start, seconds, a channel."""
+
+    offset: float = 0.0
+    duration: float | None = None
+    channel: int | None = None
+
+    def frames(self, total: int, rate: int, name: str) -> tuple[int, int]:
+        """First frame and number of frames in a recording of `total` frames."""
+        start = round(self.offset * rate)
+        count = total - start if self.duration is None else max(1, round(self.duration * rate))
+        if (self.offset and start >= total) or start + count > total + _MAX_OVERSHOOT * rate:
+            raise AudioError(
+                f"{name}: the part from {self.offset:.2f} s to {(start + count) / rate:.2f} s is not there, the "
+                f"recording ends at {total / rate:.2f} s. Correct `offset` and `duration`, or leave it out."
+            )
+        return start, min(count, total - start)
+
+
+def _part(audio: Any, name: str, channel: int | None = None) -> _Part:
+    fields = audio if isinstance(audio, dict) else {}
+    offset, duration = fields.get("offset"), fields.get("duration")
+    channel = fields.get("channel") if channel is None else channel
+    for key, value in (("offset", offset), ("duration", duration)):
+        is_number = isinstance(value, int | float | np.number) and math.isfinite(value)
+        if value is not None and not (is_number and value >= 0 and (value or key == "offset")):
+            raise AudioError(f"{name}: expected a number of seconds as `{key}`, got {value!r}.")
+    return _Part(float(offset or 0.0), duration, channel)
+
+
+def _one_channel(samples: np.ndarray, channel: int | None, name: str) -> np.ndarray:
+    """(frames, channels) -> (frames,): the channel asked for, else the mean."""
+    channels = samples.shape[1]
+    if channel is None:
+        return samples[:, 0] if channels == 1 else samples.mean(axis=1)
+    if not isinstance(channel, int | np.integer) or channel not in range(channels):
+        counted = "1 channel" if channels == 1 else f"{channels} channels"
+        raise AudioError(f"{name}: no channel {channel!r}, the recording has {counted}, counted from 0.")
+    return samples[:, channel]
 
 
 def _source(audio: Any, name: str | None) -> tuple[bytes | Path | None, str]:
@@ -229,13 +288,13 @@ class _SoundFile(soundfile.SoundFile):
         return False
 
 
-def _decode(source: bytes | Path, name: str, seconds: float | None) -> Iterator[tuple[np.ndarray, int]]:
-    """Pieces (frames, channels) of so many seconds in float32, or the whole file, and the sampling rate."""
+def _decode(source: bytes | Path, name: str, seconds: float | None, part: _Part) -> Iterator[tuple[np.ndarray, int]]:
+    """Pieces (frames, channels) of so many seconds in float32, or the whole part, and the sampling rate."""
     with _open(source, name) as file:
         num_decoded = 0
         try:
             with _SoundFile(file) as sound:
-                for samples in _read(sound, file, name, seconds):
+                for samples in _read(sound, file, name, seconds, part):
                     num_decoded += len(samples)
                     yield samples, sound.samplerate
         except soundfile.LibsndfileError as error:
@@ -243,10 +302,14 @@ def _decode(source: bytes | Path, name: str, seconds: float | None) -> Iterator[
             data = file.read()
             if num_decoded:  # another decoder would start from the beginning
                 raise _unreadable(data, name, error) from error
-            yield _decode_with_torchcodec(data, name, error)
+            samples, rate = _decode_with_torchcodec(data, name, error)
+            start, count = part.frames(len(samples), rate, name)
+            yield samples[start : start + count], rate
 
 
-def _read(sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float | None) -> Iterator[np.ndarray]:
+def _read(
+    sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float | None, part: _Part
+) -> Iterator[np.ndarray]:
     kind, promised, rate = sound.format, sound.frames, sound.samplerate
     if promised >= _UNKNOWN_LENGTH:
         raise AudioError(
@@ -258,15 +321,20 @@ def _read(sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float 
     is_riff = kind in ("WAV", "WAVEX") and _bytes_at(file, 0, 4) == b"RIFF"
     fault = _ogg_fault(file) if kind == "OGG" else _wav_fault(file) if is_riff else None
     file.seek(position)
+    start, end = 0, promised
+    if part.offset or part.duration is not None:
+        start, count = part.frames(promised, rate, name)
+        end = start + count
+        sound.seek(start)  # to the sample in all formats
     frames = promised if seconds is None else max(1, round(seconds * rate))
-    num_decoded, is_last = 0, False
+    position, is_last = start, False
     while not fault and not is_last:
-        wanted = min(frames, promised - num_decoded)
+        wanted = min(frames, end - position)
         samples = sound.read(wanted, dtype="float32", always_2d=True)
-        num_decoded += len(samples)
-        is_last = len(samples) < wanted or num_decoded == promised
-        if is_last and kind != "OGG" and not is_riff:
-            fault = _decoding_fault(file, kind, promised, num_decoded)
+        position += len(samples)
+        is_last = len(samples) < wanted or position == end
+        if is_last and kind != "OGG" and not is_riff and (position < end or end == promised):
+            fault = _decoding_fault(file, kind, promised, position)
         if len(samples) and not fault:
             yield samples
     if fault:

@@ -96,15 +96,20 @@ def recording_features(extractor: WhisperFeatureExtractor, blocks: Iterable[np.n
 
 
 def recording_key(audio: Any, settings: bytes, name: str) -> bytes:
-    """Key of the features of a recording, whose file is read but not decoded.
+    """Key of the features of a recording or part, whose file is read but not decoded.
 
     Args:
         audio (`dict`, `str` or `Path`): as [`load_source`] gives it.
         settings (`bytes`): from [`extractor_settings`].
         name (`str`): of the row; stands for the content of a file that cannot be read, which decoding will report.
     """
-    if isinstance(audio, dict) and audio.get("bytes") is not None:
-        return content_key(audio["bytes"], settings)
+    if isinstance(audio, dict):
+        part = {key: audio[key] for key in ("offset", "duration", "channel") if audio.get(key) is not None}
+        settings += (
+            json.dumps(part, default=float).encode() if part else b""
+        )  # keys of whole recordings stay as they were
+        if audio.get("bytes") is not None:
+            return content_key(audio["bytes"], settings)
     try:
         return content_key(Path(audio["path"] if isinstance(audio, dict) else audio).read_bytes(), settings)
     except (OSError, TypeError, KeyError):
