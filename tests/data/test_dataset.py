@@ -2,6 +2,7 @@
 
 import copy
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,11 @@ from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac, load_audio
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.dataset import LabelSettings, SpeechDataset, check_rows
 from hf_distil_whisper.data.labels import IGNORE_INDEX
-from hf_distil_whisper.data.packing import pack_utterances
-from hf_distil_whisper.data.sources import load_source
 from toy_models import toy_audio, toy_processor
 
-SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
-needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="../shared/speech with real recordings is missing")
+
+def embedded(samples: np.ndarray) -> dict:
+    return {"bytes": encode_flac(samples), "path": None}
 
 
 def labelled(count: int = 12, **columns: list) -> Dataset:
@@ -30,7 +30,7 @@ def labelled(count: int = 12, **columns: list) -> Dataset:
     return Dataset.from_dict(
         {
             "id": [f"id-{row}" for row in range(count)],
-            "audio": [{"bytes": encode_flac(toy_audio(0.2, seed=row)), "path": None} for row in range(count)],
+            "audio": [embedded(toy_audio(0.2, seed=row)) for row in range(count)],
             "text": [text.lower() for text in texts],
             "whisper_transcript": [f"<|0.00|> {text}<|0.20|>" for text in texts],
             "previous_transcript": previous,
@@ -58,35 +58,13 @@ collate = DataCollatorSpeechSeq2SeqWithPadding(toy_processor())
 
 def test_a_sample_holds_the_features_of_its_row_and_labels_of_one_length():
     """Features that are cached, padded or scaled otherwise than the extractor does it are not what Whisper learnt."""
-    item = samples()[3]
-    features = toy_processor().feature_extractor(
-        load_audio(labelled()[3]["audio"]), sampling_rate=SAMPLING_RATE, return_tensors="pt"
-    )
-    assert item["input_features"].dtype == torch.float32
-    torch.testing.assert_close(item["input_features"], features.input_features[0])
+    item, audio = samples()[3], load_audio(labelled()[3]["audio"])
+    features = item.pop("input_features")
+    extracted = toy_processor().feature_extractor(audio, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+    torch.testing.assert_close(features, extracted.input_features[0])  # of one type, too
     assert len(item["decoder_input_ids"]) == len(item["labels"])
-    assert item["index"] == 3
     assert "Row 3." in read(item)
-    # Runs with cached encoder outputs train on the same labels.
-    del item["input_features"]
-    assert samples().label_item(3) == item
-
-
-def test_variants_are_drawn_anew_in_each_epoch_and_again_from_the_same_seed():
-    """Frozen in a cache, half of the rows would never be trained with timestamps, however many epochs follow."""
-    data = samples(condition_on_prev_probability=0.5)
-
-    def epoch(number: int) -> list[str]:
-        data.set_epoch(number)
-        return read_all(data)
-
-    first, second = epoch(0), epoch(1)
-    assert first != second
-    assert epoch(0) == first
-    assert read_all(samples(condition_on_prev_probability=0.5)) == first
-    assert read_all(samples(seed=7, condition_on_prev_probability=0.5)) != first
-    for part in ("<|0.20|>", "<|notimestamps|>", "<|startofprev|> Row"):
-        assert part in "".join(first + second)
+    assert samples().label_item(3) == item  # runs with cached encoder outputs train on the same labels
 
 
 def test_draws_have_their_probabilities_and_differ_between_epochs():
@@ -104,24 +82,16 @@ def test_draws_have_their_probabilities_and_differ_between_epochs():
 
 def test_the_variants_of_a_row_are_all_that_can_be_drawn_and_nothing_else():
     """A cache that was asked about three of four variants fails in the middle of an epoch, or lies."""
-    data = samples()
-    drawn: dict[int, set[str]] = {0: set(), 1: set()}
-    for number in range(60):
-        data.set_epoch(number)
-        for row in drawn:
-            drawn[row].add(read(data.label_item(row)))
-    assert [len(texts) for texts in drawn.values()] == [2, 4]  # the first row has no text before it
-    for row, texts in drawn.items():
-        assert {read(item) for item in data.variants(row)} == texts
-        assert len(data.variants(row)) == len(texts)
-    epochs = []
-    for number in range(16):
-        data.set_epoch(number)
-        epochs.append(read_all(data))
-    for count in (1, 3, 16):
-        for row, texts in enumerate(zip(*epochs[:count], strict=True)):
-            assert [read(item) for item in data.variants(row, count)] == list(dict.fromkeys(texts))
-    assert all(data.variants(row, 17) == data.variants(row) for row in range(12))
+    data, drawn = samples(), []
+    for epoch in range(60):
+        data.set_epoch(epoch)
+        drawn.append(read_all(data))
+    for row, texts in enumerate(zip(*drawn, strict=True)):
+        assert sorted(read(item) for item in data.variants(row)) == sorted(set(texts))
+        assert len(set(texts)) == (4 if row % 2 else 2)  # with the text before it, where it has one
+        for count in (1, 3, 16):
+            assert [read(item) for item in data.variants(row, count)] == list(dict.fromkeys(texts[:count]))
+        assert data.variants(row, 17) == data.variants(row)
     always = samples(timestamp_probability=1.0, condition_on_prev_probability=0.0)
     for data in (always, samples(train=False)):
         assert [read(item) for item in data.variants(1)] == [read(data.label_item(1))]
@@ -145,18 +115,17 @@ def test_the_key_of_a_row_is_its_recording_wherever_it_is_stored_and_the_extract
 
 
 @pytest.mark.parametrize("persistent", [False, True])
-def test_draws_are_the_same_with_and_without_workers_in_every_epoch(persistent: bool):
+def test_draws_are_the_same_with_and_without_workers_and_others_in_every_epoch(persistent: bool):
     """A worker that outlives its epoch holds a copy of the data set, and would draw epoch 0 for ever."""
     data = samples(labelled(6), condition_on_prev_probability=0.5)
-    expected = []
-    for epoch in range(2):
-        data.set_epoch(epoch)
-        expected.append([data.label_item(row)["decoder_input_ids"] for row in range(len(data))])
-    assert expected[0] != expected[1]
     loader = DataLoader(data, batch_size=1, num_workers=2, persistent_workers=persistent, collate_fn=collate)
-    for epoch in range(2):
+    epochs = []
+    for epoch in (0, 1, 0):
         data.set_epoch(epoch)
-        assert [batch["decoder_input_ids"][0].tolist() for batch in loader] == expected[epoch]
+        epochs.append([data.label_item(row)["decoder_input_ids"] for row in range(len(data))])
+        assert [batch["decoder_input_ids"][0].tolist() for batch in loader] == epochs[-1]
+    assert epochs[0] == epochs[2] != epochs[1]
+    assert read_all(samples(labelled(6), seed=7, condition_on_prev_probability=0.5)) != read_all(data)
 
 
 def test_each_label_starts_with_the_language_of_its_row():
@@ -170,32 +139,21 @@ def test_each_label_starts_with_the_language_of_its_row():
     good, errors = check_rows(rows, toy_processor(), language="en", language_column="language")
     assert good["id"] == ["id-0", "id-1", "id-3"]
     assert "column 'language'" in next(iter(errors))[1]
-    with pytest.raises(ValueError, match="no column 'lang' \\(`language_column`\\)"):
-        samples(rows, language_column="lang")
 
 
 def test_prompts_come_from_the_row_itself_and_never_from_the_row_before():
-    """The reference takes the previous row, of whatever speaker, where there is no better."""
-    always = {"condition_on_prev_probability": 1.0, "timestamp_probability": 0.0}
-    data = samples(**always)
-    assert read(data.label_item(1)).startswith("<|startofprev|> Row 0.<|startoftranscript|>")
+    """The reference takes the row before, of whatever speaker, and ids with `<|startofprev|>` in them as a text."""
     # Integers instead of booleans, as some writers store flags, and a previous text whose flag says no.
     flags = labelled(4, condition_on_prev=[0, 1, 1, 0])
-    bare = labelled(4).remove_columns(["previous_transcript"])
-    for rows, expected in ((labelled(4), [1, 3]), (flags, [1]), (bare, [])):
-        texts = read_all(samples(rows, **always))
-        assert [row for row, text in enumerate(texts) if "<|startofprev|>" in text] == expected
-
-
-def test_prompts_as_token_ids_of_the_reference_scripts_are_used():
-    """They hold `<|startofprev|>` already: prepended again it stands there twice."""
-    ids = toy_processor().tokenizer("<|startofprev|> Before.", add_special_tokens=False).input_ids
-    rows = labelled(2).remove_columns(["previous_transcript", "condition_on_prev"])
-    rows = rows.add_column("condition_on_prev", [None, ids])
-    data = samples(rows, condition_on_prev_probability=1.0, timestamp_probability=0.0)
-    assert "<|startofprev|>" not in read(data.label_item(0))
-    assert read(data.label_item(1)).startswith("<|startofprev|> Before.<|startoftranscript|>")
-    assert data.label_item(1)["labels"][:2] == [IGNORE_INDEX, IGNORE_INDEX]
+    bare = labelled(4).remove_columns("previous_transcript")
+    ids = toy_processor().tokenizer("<|startofprev|> Row 0.", add_special_tokens=False).input_ids
+    with_ids = bare.remove_columns("condition_on_prev").add_column("condition_on_prev", [None, ids, None, None])
+    for rows, expected in ((labelled(4), [1, 3]), (flags, [1]), (bare, []), (with_ids, [1])):
+        data = samples(rows, condition_on_prev_probability=1.0, timestamp_probability=0.0)
+        assert [row for row, text in enumerate(read_all(data)) if "<|startofprev|>" in text] == expected
+        for row in expected[:1]:
+            assert read(data.label_item(row)).startswith("<|startofprev|> Row 0.<|startoftranscript|>")
+            assert data.label_item(row)["labels"][:2] == [IGNORE_INDEX, IGNORE_INDEX]
 
 
 def test_truncated_transcripts_are_not_taught_to_end():
@@ -221,19 +179,15 @@ def test_validation_has_plain_labels_and_the_reference_text():
 def broken(count: int = 8) -> Dataset:
     """Row 1 has no audio, 2 a truncated file, 3 NaN, 4 no transcript, 5 too long a label, 6 too long audio."""
     rows = labelled(count).to_list()
+    wav = io.BytesIO()
+    soundfile.write(wav, np.array([0.1, np.nan]), SAMPLING_RATE, format="WAV", subtype="FLOAT")
     rows[1]["audio"] = {"bytes": None, "path": None}
     rows[2]["audio"] = {"bytes": rows[2]["audio"]["bytes"][:-300], "path": None}
-    rows[3]["audio"] = {"bytes": wav([0.1, np.nan]), "path": None}
+    rows[3]["audio"] = {"bytes": wav.getvalue(), "path": None}
     rows[4]["whisper_transcript"] = None
     rows[5]["whisper_transcript"] = "abc " * 500
-    rows[6]["audio"] = {"bytes": encode_flac(np.zeros(30 * SAMPLING_RATE + 1, dtype=np.float32)), "path": None}
+    rows[6]["audio"] = embedded(np.zeros(30 * SAMPLING_RATE + 1, dtype=np.float32))
     return Dataset.from_list(rows, features=labelled(count).features)
-
-
-def wav(values: list[float]) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, np.array(values), SAMPLING_RATE, format="WAV", subtype="FLOAT")
-    return file.getvalue()
 
 
 def test_check_rows_leaves_out_rows_with_an_unusable_header_or_text():
@@ -246,14 +200,20 @@ def test_check_rows_leaves_out_rows_with_an_unusable_header_or_text():
         "id-5": "more than the 448 positions",
         "id-6": "longer than the window of 30 s",
     }
-    for (row, message), (name, part) in zip(errors, expected.items(), strict=True):
-        assert row == name
-        assert part in message
-    whole = labelled()
-    assert check_rows(whole, toy_processor())[0] is whole
-    # Exactly 30 s fit.
-    full = [{"bytes": encode_flac(np.zeros(30 * SAMPLING_RATE, dtype=np.float32)), "path": None}]
-    assert len(check_rows(labelled(1).remove_columns("audio").add_column("audio", full), toy_processor())[0]) == 1
+    assert [name for name, _ in errors] == list(expected)
+    assert all(part in message for (_, message), part in zip(errors, expected.values(), strict=True))
+    with pytest.raises(ValueError, match=r"(?s)none of 2 rows can be used\.\n2 rows left out:.*id-1.*id-4"):
+        check_rows(broken().select([1, 4]), toy_processor())  # it would save an untrained student
+
+
+def test_check_rows_keeps_every_script_and_case_and_exactly_30_seconds():
+    """The reference's filter for all-upper-case text drops every script that has no case at all."""
+    texts = ["你好", "नमस्ते", "สวัสดี", "مرحبا", "ALL UPPER CASE", "<|0.00|> 你好<|1.00|>", ""]
+    audio = [embedded(np.zeros(30 * SAMPLING_RATE, dtype=np.float32))] * len(texts)
+    rows = labelled(len(texts), whisper_transcript=texts, audio=audio)
+    good, errors = check_rows(rows, toy_processor())
+    assert good is rows
+    assert not errors
 
 
 def test_check_rows_detects_missing_files_and_trusts_measured_durations(tmp_path: Path):
@@ -261,37 +221,37 @@ def test_check_rows_detects_missing_files_and_trusts_measured_durations(tmp_path
     (tmp_path / "there.flac").write_bytes(encode_flac(toy_audio(0.2)))
     (tmp_path / "empty.flac").write_bytes(b"")
     paths = [str(tmp_path / name) for name in ("there.flac", "gone.flac", "empty.flac")]
-    rows = labelled(3, audio=[{"bytes": None, "path": path} for path in paths], duration=[0.2, 0.2, 0.2])
-    good, errors = check_rows(rows, toy_processor())
+    files = labelled(3, audio=[{"bytes": None, "path": path} for path in paths], duration=[0.2, 0.2, 0.2])
+    good, errors = check_rows(files, toy_processor())
     assert list(good["id"]) == ["id-0"]
     assert "no such audio file" in errors.rows[0][1]
     assert "empty (0 bytes)" in errors.rows[1][1]
-    embedded = labelled(3, duration=[0.2, 30.5, 30.0])
-    assert check_rows(embedded, toy_processor())[1].rows[0][0] == "id-1"
-    assert len(check_rows(embedded, toy_processor())[0]) == 2
+    assert list(check_rows(labelled(3, duration=[0.2, 30.5, 30.0]), toy_processor())[0]["id"]) == ["id-0", "id-2"]
 
 
-def test_check_rows_keeps_every_script_and_case():
-    """The reference's filter for all-upper-case text drops every script that has no case at all."""
-    texts = ["你好", "नमस्ते", "สวัสดี", "مرحبا", "ALL UPPER CASE", "<|0.00|> 你好<|1.00|>", ""]
-    good, errors = check_rows(labelled(len(texts), whisper_transcript=texts), toy_processor())
-    assert len(good) == len(texts)
-    assert not errors
+ROWS = labelled(2)
 
 
-def test_nothing_to_train_on_ends_with_the_reasons():
-    """A training on nothing would save an untrained student as a result."""
-    rows = broken().select([1, 4])
-    with pytest.raises(ValueError, match=r"(?s)none of 2 rows can be used\.\n2 rows left out:.*id-1.*id-4"):
-        check_rows(rows, toy_processor())
-    for make in (SpeechDataset, check_rows):
-        with pytest.raises(ValueError, match="0 rows"):
-            make(labelled().select([]), toy_processor())
-        message = r"no column 'whisper' \(`transcript_column`\); there are id, audio, text"
-        with pytest.raises(ValueError, match=message):
-            make(labelled(), toy_processor(), transcript_column="whisper")
-        with pytest.raises(ValueError, match=r"no column 'audio' \(`audio_column`\)"):
-            make(labelled().remove_columns("audio"), toy_processor())
+@pytest.mark.parametrize("make", [SpeechDataset, check_rows])
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        (ROWS.select([]), {}, "the data set has 0 rows"),
+        (ROWS, {"transcript_column": "x"}, r"no column 'x' \(`transcript_column`\); there are id, audio, text"),
+        (ROWS.remove_columns("audio"), {}, r"no column 'audio' \(`audio_column`\)"),
+        (ROWS, {"language_column": "lang"}, r"no column 'lang' \(`language_column`\)"),
+        (ROWS, {"timestamp_probability": 50}, "`timestamp_probability`: expected a probability .*, got 50"),
+        (ROWS, {"condition_on_prev_probability": -0.1}, "`condition_on_prev_probability`"),
+        (ROWS, {"language": "klingon"}, "Whisper knows no 'klingon'"),
+        (ROWS, {"task": "sing"}, "`task`: expected one of"),
+    ],
+)
+def test_missing_columns_and_impossible_options_fail_before_the_first_sample(
+    make: Callable, rows: Dataset, options: dict, message: str
+):
+    """In a worker they would fail for each row, and cost all rows one by one."""
+    with pytest.raises(ValueError, match=message):
+        make(rows, toy_processor(), **options)
 
 
 def test_a_row_that_fails_in_a_worker_is_replaced_counted_and_named(caplog: pytest.LogCaptureFixture):
@@ -311,21 +271,14 @@ def test_a_row_that_fails_in_a_worker_is_replaced_counted_and_named(caplog: pyte
     assert "row id-3 is replaced by the next one: id-3: 1 of 2 samples are NaN" in caplog.text
 
 
-def test_a_last_bad_row_is_replaced_by_the_first_good_one():
-    """The search for a good row must not run off the end, and must end where there is none."""
+def test_a_last_bad_row_is_replaced_by_the_first_good_one_and_indices_are_those_of_a_sequence():
+    """The search for a good row must end where there is none, and a plain `for` over the data set behind the last."""
     rows = broken().select([0, 1, 4])
     assert samples(rows)[2]["index"] == 0
+    data = samples(labelled(3))
+    assert [item["index"] for item in (*data, data[-1])] == [0, 1, 2, 2]
     with pytest.raises(ValueError, match=r"none of 2 rows can be used\.\n2 rows left out"):
         samples(rows.select([1, 2]))[0]
-
-
-def test_indices_are_those_of_a_sequence():
-    """Without an IndexError at the end, a plain `for` over the data set never ends."""
-    data = samples(labelled(3))
-    assert [item["index"] for item in data] == [0, 1, 2]
-    assert data[-1]["index"] == 2
-    with pytest.raises(IndexError):
-        data[3]
 
 
 def test_data_sets_with_audio_features_are_decoded_without_torchcodec():
@@ -343,34 +296,3 @@ def test_settings_are_an_object_or_keywords():
         {"settings": LabelSettings(transcript_column="text"), "timestamp_probability": 0.0},
     ):
         assert samples(labelled(2), **options).settings == settings
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"timestamp_probability": 50}, "`timestamp_probability`: expected a probability between 0 and 1, got 50"),
-        ({"condition_on_prev_probability": -0.1}, "`condition_on_prev_probability`"),
-        ({"language": "klingon"}, "Whisper knows no 'klingon'"),
-        ({"task": "sing"}, "`task`: expected one of"),
-    ],
-)
-def test_impossible_options_fail_before_the_first_sample(options: dict, message: str):
-    """In a worker they would fail for each row, and cost all rows one by one."""
-    with pytest.raises(ValueError, match=message):
-        samples(**options)
-
-
-@needs_speech
-def test_real_recordings_become_batches_from_folder_to_collator():
-    """Loading, packing, checking, features and padding on human speech, in the order in which a run does it."""
-    windows = list(pack_utterances(load_source(SPEECH / "librispeech", max_samples=12)))
-    settings = LabelSettings(transcript_column="text", max_label_length=2000)
-    good, errors = check_rows(Dataset.from_list(windows), toy_processor(), settings)
-    assert len(good) == len(windows)
-    assert not errors
-    data = samples(good, settings=settings)
-    batch = collate([data[row] for row in range(2)])
-    assert batch["input_features"].shape == (2, 80, 3000)
-    assert batch["input_features"].isfinite().all()
-    text = [token for token in batch["labels"][0].tolist() if token >= 0]
-    assert toy_processor().tokenizer.decode(text, skip_special_tokens=True).strip() == windows[0]["text"]

@@ -19,18 +19,15 @@ def test_features_are_those_of_the_extractor_for_any_length(seconds: list[float]
     extractor = WhisperFeatureExtractor(feature_size=mel_bins)
     recordings = [toy_audio(length, seed=number) for number, length in enumerate(seconds)]
     expected = extractor(recordings, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
-    features = log_mel(extractor, recordings)
-    assert features.shape == (len(seconds), mel_bins, 3000)
-    torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(log_mel(extractor, recordings), expected, rtol=0, atol=1e-5)
 
 
 def test_silence_is_silence_and_other_windows_have_their_frames():
     """Of nothing but zeros the largest value is that of silence itself; not all models take windows of 30 s."""
-    extractor = WhisperFeatureExtractor()
-    silence = [np.zeros(SAMPLING_RATE, np.float32)]
+    extractor, silence = WhisperFeatureExtractor(chunk_length=6), [np.zeros(SAMPLING_RATE, np.float32)]
     expected = extractor(silence, sampling_rate=SAMPLING_RATE, return_tensors="pt").input_features
+    assert expected.shape == (1, 80, 600)
     assert torch.equal(log_mel(extractor, silence), expected)
-    assert log_mel(WhisperFeatureExtractor(chunk_length=6), [toy_audio(1.0)]).shape == (1, 80, 600)
 
 
 def test_dither_differs_in_every_frame_and_block():
@@ -58,7 +55,6 @@ def test_features_of_a_recording_in_blocks_are_those_of_the_whole(samples: int, 
     blocks = (recording[start : start + block] for start in range(0, samples, block))
     features, counted = recording_features(extractor, blocks)
     assert counted == samples
-    assert features.shape == expected.shape
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
 
 

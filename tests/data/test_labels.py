@@ -1,7 +1,7 @@
 """Decoder inputs and labels, token by token."""
 
 from functools import lru_cache, partial
-from pathlib import Path
+from itertools import groupby
 
 import pytest
 from transformers import GPT2Tokenizer, WhisperTokenizer
@@ -9,17 +9,19 @@ from transformers import GPT2Tokenizer, WhisperTokenizer
 from hf_distil_whisper.data.labels import (
     IGNORE_INDEX,
     LabelError,
-    language_token,
+    Labels,
     make_labels,
     plain_text,
     strip_special_tokens,
     strip_timestamps,
 )
+from official_models import WHISPER_FILES
 from toy_models import toy_processor
 
-WHISPER_FILES = Path(__file__).parents[2].parent / "shared" / "whisper-files"
 TIMED = "<|0.00|> Hello there.<|1.20|><|1.40|> Again?<|2.00|>"
-PROMPT = "Well, he said"
+FRENCH = "<|startoftranscript|><|fr|><|transcribe|><|notimestamps|> Oui.<|endoftext|>"
+START, UNTIMED, END = "<|startoftranscript|>", "<|startoftranscript|><|notimestamps|>", "<|endoftext|>"
+ENGLISH, ALL = ("toy", "whisper-tiny.en"), ("toy", "whisper-tiny.en", "whisper-tiny")
 
 
 @lru_cache
@@ -32,78 +34,69 @@ def tokenizer(name: str) -> WhisperTokenizer:
     return WhisperTokenizer.from_pretrained(WHISPER_FILES / name)
 
 
-def tokens(name: str, ids: list[int]) -> str:
-    """The ids written out, special tokens and all."""
-    assert all(token >= 0 for token in ids)
-    special, words = tokenizer(name).convert_ids_to_tokens, tokenizer(name).decode
-    return "".join(special(token) if token >= first_special(name) else words([token]) for token in ids)
+def labelled(transcript: str, name: str = "toy", timestamps: bool = False, **options: object) -> Labels:
+    return make_labels(tokenizer(name), transcript, timestamps=timestamps, **options)
 
 
-def first_special(name: str) -> int:
-    return tokenizer(name).convert_tokens_to_ids("<|endoftext|>")
+def sequence(labels: Labels, name: str = "toy") -> str:
+    """What is read and the last label, written out; all behind `<|startoftranscript|>` is learnt, and nothing else."""
+    ids, words = labels.decoder_input_ids, tokenizer(name)
+    start, end = words.convert_tokens_to_ids([START, END])
+    assert labels.labels == [IGNORE_INDEX] * ids.index(start) + ids[ids.index(start) + 1 :] + labels.labels[-1:]
+    parts = [(is_special, list(part)) for is_special, part in groupby([*ids, labels.labels[-1]], lambda x: x >= end)]
+    return "".join(
+        "".join(words.convert_ids_to_tokens(part)) if is_special else words.decode(part) for is_special, part in parts
+    )
 
 
-def read_and_learnt(name: str, transcript: str, **options: object) -> tuple[str, str]:
-    """What the decoder reads, and of what it shall say the part with a loss."""
-    labels = make_labels(tokenizer(name), transcript, **{"timestamps": False, **options})
-    assert len(labels.decoder_input_ids) == len(labels.labels)
-    learnt = [token for token in labels.labels if token != IGNORE_INDEX]
-    return tokens(name, labels.decoder_input_ids), tokens(name, learnt)
+MULTILINGUAL = f"{START}<|de|><|translate|><|notimestamps|> Hallo.{END}"
+SEQUENCES = [
+    # An English-only model has never read language and task: each sample would start with noise. Without them, a
+    # multilingual one detects the language in training, and `generate` then forces tokens it never saw.
+    (ENGLISH, " Hello.", {}, f"{UNTIMED} Hello.{END}"),
+    (["whisper-tiny"], " Hallo.", {"language": "de-AT", "task": "translate"}, MULTILINGUAL),
+    # Dropped from transcripts of the reference scripts, a mixed data set would lose its languages.
+    (["whisper-tiny"], FRENCH, {}, FRENCH),
+    (["whisper-tiny"], FRENCH, {"language": "English"}, FRENCH.replace("fr", "en")),
+    # Timestamps behind <|notimestamps|>, or missing without it, teach the model to contradict the prefix.
+    (ALL, TIMED, {"timestamps": True}, f"{START}{TIMED}{END}"),
+    (ALL, TIMED, {}, f"{UNTIMED} Hello there. Again?{END}"),
+    (ALL, "At 1.20", {"timestamps": True}, f"{UNTIMED} At 1.20{END}"),
+    (["toy"], "", {"timestamps": True}, f"{UNTIMED}{END}"),
+    # A time between two tokens would be spelt in letters.
+    (["toy"], "<|0.013|> Hi.<|30.00|>", {"timestamps": True}, f"{START}<|0.02|> Hi.<|30.00|>{END}"),
+    # With an end behind it, a generation that hit its limit teaches to stop in mid-sentence.
+    (["toy"], " and then the", {"truncated": True}, f"{UNTIMED} and then the"),
+    (ALL, "Yes.", {"previous": "Well, he said"}, f"<|startofprev|> Well, he said{UNTIMED} Yes.{END}"),
+    (["toy"], "Yes.", {"previous": START + TIMED}, f"<|startofprev|> Hello there. Again?{UNTIMED} Yes.{END}"),
+    # Of a prompt of nothing the reference scripts mask nothing, and teach to say <|startoftranscript|>.
+    *((["toy"], "Yes.", {"previous": text}, f"{UNTIMED} Yes.{END}") for text in ("  ", "<|0.00|><|1.00|>", [])),
+    # Whisper says " Hello": without the space, the first token of each sample contradicts the teacher.
+    (["toy"], "  Hello ", {}, f"{UNTIMED} Hello{END}"),
+    (["toy"], "नमस्ते", {}, f"{UNTIMED} नमस्ते{END}"),
+    *((["toy"], text, {}, UNTIMED + text + END) for text in ("你好", "「はい」", "สวัสดี")),
+]
 
 
-all_tokenizers = pytest.mark.parametrize("name", ["toy", "whisper-tiny.en", "whisper-tiny"])
+@pytest.mark.parametrize(
+    ("name", "transcript", "options", "expected"), [(name, *case) for names, *case in SEQUENCES for name in names]
+)
+def test_sequences_hold_prompt_prefix_text_and_end_and_prompts_are_not_learnt(
+    name: str, transcript: str, options: dict, expected: str
+):
+    """A prompt that is not masked teaches the student to repeat the text before."""
+    assert sequence(labelled(transcript, name, **options), name) == expected
 
 
-@pytest.mark.parametrize("name", ["toy", "whisper-tiny.en"])
-def test_english_only_sequences_have_neither_language_nor_task(name: str):
-    """An English-only model has never read them: each sample would start with noise."""
-    read, learnt = read_and_learnt(name, " Hello.")
-    assert read == "<|startoftranscript|><|notimestamps|> Hello."
-    assert learnt == "<|notimestamps|> Hello.<|endoftext|>"
-
-
-def test_multilingual_sequences_name_language_and_task():
-    """Without them the model detects the language while it trains, and `generate` then forces tokens it never saw."""
-    for language in ("de", "German", "DE", "de-AT"):
-        read, learnt = read_and_learnt("whisper-tiny", " Hallo.", language=language, task="translate")
-        assert read == "<|startoftranscript|><|de|><|translate|><|notimestamps|> Hallo."
-        assert learnt == "<|de|><|translate|><|notimestamps|> Hallo.<|endoftext|>"
-
-
-def test_language_and_task_of_a_labelled_transcript_stay_unless_others_are_given():
-    """The reference scripts' transcripts hold them; dropped, a mixed data set would lose its languages."""
-    labelled = "<|startoftranscript|><|fr|><|transcribe|><|notimestamps|> Oui.<|endoftext|>"
-    read, _ = read_and_learnt("whisper-tiny", labelled)
-    assert read == "<|startoftranscript|><|fr|><|transcribe|><|notimestamps|> Oui."
-    read, _ = read_and_learnt("whisper-tiny", labelled, language="en")
-    assert read == "<|startoftranscript|><|en|><|transcribe|><|notimestamps|> Oui."
-
-
-@all_tokenizers
-def test_timestamps_are_included_or_dropped_as_drawn(name: str):
-    """Behind `<|notimestamps|>`, or missing without it, they teach the model to contradict the prefix."""
-    read, learnt = read_and_learnt(name, TIMED, timestamps=True)
-    assert read == "<|startoftranscript|>" + TIMED
-    assert learnt == TIMED + "<|endoftext|>"
-    read, learnt = read_and_learnt(name, TIMED, timestamps=False)
-    assert read == "<|startoftranscript|><|notimestamps|> Hello there. Again?"
-    assert learnt == "<|notimestamps|> Hello there. Again?<|endoftext|>"
-
-
-@all_tokenizers
-def test_plain_transcripts_never_claim_timestamps(name: str):
-    """Without `<|notimestamps|>` the model would learn to leave timestamps out when it is asked for them."""
-    assert read_and_learnt(name, "Hello.", timestamps=True) == read_and_learnt(name, "Hello.", timestamps=False)
-    assert "<|notimestamps|>" in read_and_learnt(name, "<|en|> 1.20", timestamps=True)[0]
-    assert read_and_learnt(name, "", timestamps=True)[0] == "<|startoftranscript|><|notimestamps|>"
-
-
-def test_timestamps_are_rounded_to_the_step_of_their_tokens_and_end_at_30_seconds():
-    """A time between two tokens would be spelt in letters, and one beyond them be an id outside the vocabulary."""
-    _, learnt = read_and_learnt("toy", "<|0.013|> Hi.<|30.00|>", timestamps=True)
-    assert learnt == "<|0.02|> Hi.<|30.00|><|endoftext|>"
-    with pytest.raises(LabelError, match=r"<\|30.02\|> lies beyond the 30 s"):
-        make_labels(tokenizer("toy"), "<|0.00|> Hi.<|30.02|>", timestamps=True)
+@pytest.mark.parametrize("name", ["toy", "whisper-tiny"])
+def test_a_prompt_of_token_ids_is_cleaned(name: str):
+    """The reference prepends `<|startofprev|>` twice and falls back to sequences with two starts."""
+    whole = f"<|startofprev|>{START}<|en|><|transcribe|>{TIMED}{END}"
+    ids = tokenizer(name)(whole, add_special_tokens=False).input_ids
+    timed, plain = (sequence(labelled(TIMED, name, timestamps, previous=ids), name) for timestamps in (True, False))
+    assert timed == f"<|startofprev|>{TIMED}{START}{TIMED}{END}"
+    assert plain == f"<|startofprev|> Hello there. Again?{UNTIMED} Hello there. Again?{END}"
+    assert sequence(labelled("Hi.", name, previous=ids[:2]), name) == f"{UNTIMED} Hi.{END}"
 
 
 @pytest.mark.parametrize(
@@ -127,79 +120,25 @@ def test_text_is_joined_without_double_or_missing_spaces(transcript: str, text: 
 
 def test_special_tokens_and_prompts_are_stripped_and_timestamps_are_not():
     """Special tokens inside the text would end it early, or start a second sequence in the middle of a label."""
-    whole = "<|startofprev|> Before<|startoftranscript|><|en|><|transcribe|>" + TIMED + "<|endoftext|><|endoftext|>"
+    whole = f"<|startofprev|> Before{START}<|en|><|transcribe|>{TIMED}{END}{END}"
     assert strip_special_tokens(whole) == TIMED
     assert strip_special_tokens(" a <|nospeech|>b") == " a b"
     assert plain_text(whole) == "Hello there. Again?"
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("Hello", " Hello"),
-        ("  Hello ", " Hello"),
-        ("你好", "你好"),
-        ("「はい」", "「はい」"),
-        ("สวัสดี", "สวัสดี"),
-        ("नमस्ते", " नमस्ते"),
-    ],
-)
-def test_a_text_starts_with_a_space_where_the_script_has_spaces(text: str, expected: str):
-    """Whisper says ' Hello': a label without the space contradicts the teacher in the first token of each sample."""
-    ids = make_labels(tokenizer("toy"), text, timestamps=False).labels[1:-1]
-    assert tokenizer("toy").decode(ids) == expected
-
-
-@all_tokenizers
-def test_prompts_are_read_and_not_learnt(name: str):
-    """A prompt that is not masked teaches the student to repeat the text before."""
-    labels = make_labels(tokenizer(name), " Yes.", timestamps=False, previous=PROMPT)
-    read = tokens(name, labels.decoder_input_ids)
-    assert read == "<|startofprev|> Well, he said<|startoftranscript|><|notimestamps|> Yes."
-    start = labels.decoder_input_ids.index(tokenizer(name).convert_tokens_to_ids("<|startoftranscript|>"))
-    assert labels.labels[:start] == [IGNORE_INDEX] * start
-    assert tokens(name, labels.labels[start:]) == "<|notimestamps|> Yes.<|endoftext|>"
-
-
-@pytest.mark.parametrize("name", ["toy", "whisper-tiny"])
-def test_a_prompt_of_token_ids_is_cleaned(name: str):
-    """The reference prepends `<|startofprev|>` twice and falls back to sequences with two starts."""
-    whole = "<|startofprev|><|startoftranscript|><|en|><|transcribe|>" + TIMED + "<|endoftext|>"
-    ids = tokenizer(name)(whole, add_special_tokens=False).input_ids
-    for timestamps, prompt in ((True, TIMED), (False, " Hello there. Again?")):
-        read, learnt = read_and_learnt(name, TIMED, timestamps=timestamps, previous=ids)
-        assert read.count("<|startofprev|>") == read.count("<|startoftranscript|>") == 1
-        assert read.startswith("<|startofprev|>" + prompt + "<|startoftranscript|>")
-        assert learnt.startswith("<|0.00|>" if timestamps else "<|notimestamps|>")
-    read, _ = read_and_learnt(name, TIMED, previous="<|startoftranscript|>" + TIMED)
-    assert read.startswith("<|startofprev|> Hello there. Again?<|startoftranscript|>")
-
-
-@pytest.mark.parametrize("previous", ["", "  ", "<|0.00|><|1.00|>", []])
-def test_a_prompt_of_nothing_is_no_prompt(previous: object):
-    """The reference then masks nothing and trains the model to say `<|startoftranscript|>`."""
-    assert read_and_learnt("toy", "Hi.", previous=previous) == read_and_learnt("toy", "Hi.")
-    ids = [first_special("toy"), first_special("toy") + 1]
-    assert read_and_learnt("toy", "Hi.", previous=ids) == read_and_learnt("toy", "Hi.")
-
-
-def test_a_long_prompt_keeps_its_tail():
+@pytest.mark.parametrize(("max_length", "expected"), [(448, 224), (40, 20), (8, 2)])
+def test_a_long_prompt_keeps_its_tail(max_length: int, expected: int):
     """The reference's slice from 0 keeps all of it where it is longest, and the sample is dropped as too long."""
     previous = list(range(250)) * 2
-    for max_length in (448, 40, 8):
-        labels = make_labels(tokenizer("toy"), "Hi.", timestamps=False, previous=previous, max_length=max_length)
-        start = labels.decoder_input_ids.index(first_special("toy") + 1)
-        assert len(labels.decoder_input_ids) <= max_length
-        assert start <= max_length // 2
-        assert labels.decoder_input_ids[1:start] == previous[-(start - 1) :]
-    assert len(make_labels(tokenizer("toy"), "", timestamps=False, previous=previous).decoder_input_ids) == 224 + 2
+    ids = labelled("Hi.", previous=previous, max_length=max_length).decoder_input_ids
+    start = ids.index(tokenizer("toy").convert_tokens_to_ids(START))
+    assert (start, len(ids) <= max_length) == (expected, True)
+    assert ids[1:start] == previous[1 - start :]
 
 
 def test_a_prompt_gives_way_to_a_long_label():
     """A sample whose label fits must not be dropped because its optional prompt does not."""
-    transcript = "x" * 400
-    alone = make_labels(tokenizer("toy"), transcript, timestamps=False)
-    prompted = make_labels(tokenizer("toy"), transcript, timestamps=False, previous=[1] * 300)
+    alone, prompted = labelled("x" * 400), labelled("x" * 400, previous=[1] * 300)
     assert len(alone.labels) < 448
     assert len(prompted.labels) == 448
     assert [token for token in prompted.labels if token != IGNORE_INDEX] == alone.labels
@@ -207,29 +146,26 @@ def test_a_prompt_gives_way_to_a_long_label():
 
 def test_a_label_as_long_as_the_decoder_fits_and_a_longer_one_costs_the_row():
     """Position 449 does not exist: on a GPU that is an assertion of the device without a row to it."""
-    make = partial(make_labels, tokenizer("toy"), "x" * 100, timestamps=False)
+    make = partial(labelled, "x" * 100)
     length = len(make().labels)
     assert make(max_length=length, previous="a").labels[0] != IGNORE_INDEX
     with pytest.raises(LabelError, match=rf"{length} tokens, more than the {length - 1} positions .*xxx"):
         make(max_length=length - 1)
 
 
-def test_no_end_is_taught_after_a_transcript_that_was_cut_off():
-    """With an end token behind it, a generation that hit its limit teaches to stop in mid-sentence."""
-    labels = make_labels(tokenizer("toy"), " and then the", timestamps=False, truncated=True)
-    assert first_special("toy") not in labels.labels
-    assert tokens("toy", labels.labels) == "<|notimestamps|> and then the"
-    assert labels.decoder_input_ids[1:] == labels.labels[:-1]
-    assert tokens("toy", labels.decoder_input_ids[:1]) == "<|startoftranscript|>"
-
-
-def test_unknown_languages_tasks_and_tokenizers_are_refused():
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"transcript": "<|0.00|> Hi.<|30.02|>", "timestamps": True}, r"<\|30.02\|> lies beyond the 30 s"),
+        ({"language": "klingon"}, "`language`: Whisper knows no 'klingon'"),
+        ({"task": "sing"}, "`task`: expected one of translate, transcribe, got 'sing'"),
+        (
+            {"tokenizer": GPT2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[])},
+            "expected the tokenizer of a Whisper, got GPT2Tokenizer",
+        ),
+    ],
+)
+def test_what_has_no_token_is_refused(options: dict, message: str):
     """The id of an unknown token is that of `<|endoftext|>`: the label would end before it starts."""
-    with pytest.raises(ValueError, match="`language`: Whisper knows no 'klingon'"):
-        make_labels(tokenizer("toy"), "a", timestamps=False, language="klingon")
-    with pytest.raises(ValueError, match="`task`: expected one of translate, transcribe, got 'sing'"):
-        make_labels(tokenizer("toy"), "a", timestamps=False, task="sing")
-    other = GPT2Tokenizer(vocab={"a": 0, "<|endoftext|>": 1}, merges=[])
-    with pytest.raises(ValueError, match="expected the tokenizer of a Whisper, got GPT2Tokenizer"):
-        make_labels(other, "a", timestamps=False)
-    assert language_token("Chinese") == "<|zh|>"
+    with pytest.raises(ValueError, match=message):
+        make_labels(**{"tokenizer": tokenizer("toy"), "transcript": "a", "timestamps": False, **options})
