@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult, TranscribedRow, score
+from hf_distil_whisper.metrics import WordErrors
 
 Pair = tuple[str | None, str | None]
 """Reference and transcript."""
@@ -24,3 +25,9 @@ def scored(
     """The score of the rows, in 1 s, beside so many rows that could not be read."""
     errors = RowErrors([(f"bad-{index}", "broken") for index in range(unread)])
     return score(transcribed(pairs), errors, 1.0, language=language, normalizer=normalizer)
+
+
+def counts(percent: float, words: int = 1_000) -> WordErrors:
+    """Errors that make such a rate."""
+    wrong = round(percent * words / 100)
+    return WordErrors(hits=words - wrong, substitutions=wrong)

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +15,16 @@ import numpy as np
 import pytest
 import soundfile
 from datasets import Dataset
-from pyarrow.parquet import write_table
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.data.audio import encode_flac
+from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.evaluation import evaluate as evaluation
 from hf_distil_whisper.evaluation.evaluate import (
     COUNTS,
     KINDS,
-    ROW_FEATURES,
     EvaluationResult,
     NothingReadError,
     TranscribedRow,
@@ -34,7 +34,7 @@ from hf_distil_whisper.evaluation.evaluate import (
     score,
 )
 from hf_distil_whisper.inference.transcribe import transcribe
-from hf_distil_whisper.metrics import WordErrors, get_normalizer, word_errors
+from hf_distil_whisper.metrics import WordErrors, get_normalizer
 from talking_models import multilingual_whisper, talking_whisper
 from toy_files import spoil, write_toy_corpus, write_toy_model
 from toy_models import toy_audio, toy_processor
@@ -118,10 +118,20 @@ def test_without_spaces_all_counts_are_of_characters() -> None:
     assert result.orthographic_errors == WordErrors(hits=5, substitutions=1, deletions=1)
 
 
-@pytest.mark.parametrize(("language", "expected"), [("zh", 20 - 6), ("en", 0)])
-def test_without_spaces_repeated_runs_are_of_characters(language: str, expected: int) -> None:
-    """Split at white space, a loop of a whole minute is one word. Of 20 runs of five characters, 6 are distinct."""
-    result = scored([("今天", "今天天气很好。" * 4), (None, "今天天气 很好")], language)
+@pytest.mark.parametrize(
+    ("language", "text", "expected"),
+    [
+        ("en", "The cat sat down here. " * 3, 6),
+        # Split at white space, a loop of a whole minute is one word. Of 20 runs of five characters, 6 are distinct.
+        ("zh", "今天天气很好。" * 4, 20 - 6),
+        ("en", "今天天气很好。" * 4, 0),
+    ],
+)
+def test_repeated_runs_are_of_normalised_words_or_of_characters_without_spaces(
+    language: str, text: str, expected: int
+) -> None:
+    """Table 8's measure of hallucination: one loop in an hour hardly moves the WER."""
+    result = scored([("今天", text), (None, "今天天气 很好")], language)
     assert [row["repeated_5grams"] for row in result.rows] == [expected, 0]
     assert result.repeated_5grams == expected
 
@@ -142,28 +152,6 @@ def test_parts_of_a_set_merge_into_its_result() -> None:
         merge_results([whole, scored([("今天", "今天")], "zh")])
 
 
-@pytest.mark.parametrize("pairs", [CASES, [(None, None), ("", "uh")]], ids=["scored", "silent"])
-def test_the_table_has_the_same_columns_and_types_for_every_set(tmp_path: Path, pairs: list) -> None:
-    """A set without references would give columns of nulls, which no reader joins with those of another set."""
-    result = scored(pairs)
-    write_table(result.table().data.table, tmp_path / "rows.parquet")
-    read = Dataset.from_parquet(str(tmp_path / "rows.parquet"), cache_dir=str(tmp_path / "cache"))
-    assert read.features == ROW_FEATURES
-    assert read.to_list() == result.rows
-
-
-def test_a_set_of_which_nothing_could_be_read_says_why() -> None:
-    with pytest.raises(NothingReadError, match=r"No row could be read[\s\S]*bad-0: broken") as caught:
-        scored([], unread=1)
-    assert list(caught.value.row_errors) == [("bad-0", "broken")]
-
-
-def test_a_result_needs_only_what_a_rate_needs() -> None:
-    """Reports and cards build results of their own from stored counts."""
-    result = EvaluationResult(WordErrors(hits=9, substitutions=1), [], seconds=1.0, audio_seconds=4.0)
-    assert (result.wer, result.cer, result.rtf, result.unit) == (0.1, 0.0, 0.25, "word")
-
-
 def test_normaliser_is_that_of_the_language_unless_given() -> None:
     """Digit strings are one word to the English normaliser."""
     digits = [("one two three", "one two four")]
@@ -172,6 +160,7 @@ def test_normaliser_is_that_of_the_language_unless_given() -> None:
 
 
 SECONDS = (2, 5, 1, 3)
+MODEL = talking_whisper(4)
 
 
 def rows(texts: list[str | None]) -> list[dict]:
@@ -183,9 +172,8 @@ def rows(texts: list[str | None]) -> list[dict]:
 
 def test_model_scored_on_its_own_transcripts_makes_no_error() -> None:
     """Predictions beside the wrong references look like a bad model; time over padding is no real-time factor."""
-    model, processor = talking_whisper(4), toy_processor()
-    texts = [one.text for one in transcribe(model, processor, [row["audio"] for row in rows(["", "", "", ""])])]
-    result = evaluate_model(model, rows(texts), processor, batch_size=3)
+    texts = [one.text for one in transcribe(MODEL, toy_processor(), [row["audio"] for row in rows([""] * 4)])]
+    result = evaluate_model(MODEL, rows(texts), toy_processor(), batch_size=3)
     assert len(set(texts)) == 4
     assert [row["prediction"] for row in result.rows] == texts
     assert [row["id"] for row in result.rows] == ["row-0", "row-1", "row-2", "row-3"]
@@ -193,30 +181,10 @@ def test_model_scored_on_its_own_transcripts_makes_no_error() -> None:
     assert result.errors.hits == sum(len(get_normalizer("en")(text).split()) for text in texts) > 4
     assert result.audio_seconds == sum(SECONDS)
     assert 0 < result.seconds == pytest.approx(result.rtf * 11)
-
-
-def test_unreadable_and_too_long_rows_are_listed_and_not_scored() -> None:
-    """A broken file scored as an empty transcript makes the model look worse, a cut one makes it look better."""
-    model, processor = talking_whisper(4), toy_processor()
-    data = [*rows(["the"] * 2), {"id": "gone", "audio": "nowhere.wav", "text": "the"}]
-    data.append({"id": "long", "audio": toy_audio(31), "text": "the"})
-    result = evaluate_model(model, data, processor)
-    assert {row for row, _ in result.row_errors} == {"gone", "long"}
-    assert len(result.rows) == 2
-    assert result.audio_seconds == 7.0
-    with pytest.raises(ValueError, match=r"No row could be read[\s\S]*nowhere\.wav"):
-        evaluate_model(model, data[2:3], processor)
-
-
-def test_dataset_and_list_of_rows_give_the_same() -> None:
-    """The command evaluates data sets, the library also plain rows."""
-    model, processor = talking_whisper(4), toy_processor()
-    plain = rows(["the fox", "jumps", "over", "the"])
-    stored = [{**row, "audio": {"bytes": encode_flac(row["audio"]), "path": None}} for row in plain]
-    from_list, from_dataset = (evaluate_model(model, data, processor) for data in (stored, Dataset.from_list(stored)))
-    assert from_list.rows == from_dataset.rows
-    pairs = [row["text"] for row in plain], [row["prediction"] for row in from_list.rows]
-    assert from_list.errors == from_dataset.errors == word_errors(*pairs, get_normalizer("en"))
+    # The command evaluates data sets, the library also plain rows.
+    stored = [{**row, "audio": {"bytes": encode_flac(row["audio"]), "path": None}} for row in rows(texts)]
+    results = [evaluate_model(MODEL, data, toy_processor()) for data in (stored, Dataset.from_list(stored))]
+    assert results[0].rows == results[1].rows
 
 
 def test_model_stays_as_it_is() -> None:
@@ -227,72 +195,99 @@ def test_model_stays_as_it_is() -> None:
     assert (model.generation_config.to_dict(), model.config.to_dict()) == before
 
 
-def test_missing_columns_and_rows_are_named() -> None:
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"audio": toy_audio(1), "sentence": "x"}, r"no column 'text'; it has audio, sentence.*text_column"),
+        ({"audio": "nowhere.wav", "text": "the"}, r"No row could be read[\s\S]*nowhere\.wav"),
+        (None, "0 rows"),
+    ],
+)
+def test_what_cannot_be_scored_is_named(row: dict | None, message: str) -> None:
     """With what is there, and the flag that renames it."""
-    model, processor = talking_whisper(), toy_processor()
-    with pytest.raises(ValueError, match=r"no column 'text'; it has id, audio, sentence.*text_column"):
-        evaluate_model(model, [{"id": "a", "audio": toy_audio(1), "sentence": "x"}], processor)
-    with pytest.raises(ValueError, match="0 rows"):
-        evaluate_model(model, [], processor)
+    with pytest.raises(ValueError, match=message):
+        evaluate_model(MODEL, [row] if row else [], toy_processor())
+
+
+def test_odd_recordings_have_a_text_and_their_duration_and_unreadable_ones_are_listed() -> None:
+    """A broken file scored as an empty transcript makes the model look worse, a cut one makes it look better."""
+    mono = np.interp(np.arange(44_100 * 2) / 44_100, np.arange(32_000) / 16_000, toy_audio(2)).astype(np.float32)
+    stereo = io.BytesIO()
+    soundfile.write(stereo, np.stack([mono, mono], axis=1), 44_100, format="WAV")
+    odd = {
+        "silence": (np.zeros(32_000, dtype=np.float32), "the fox"),
+        "click": (toy_audio(0.01), "the"),  # shorter than a frame
+        "stereo": ({"bytes": stereo.getvalue(), "path": None}, "the"),  # two channels, one after the other
+        "nothing said": (np.zeros(16_000, dtype=np.float32), ""),
+        "unknown": (toy_audio(1), None),
+        "empty": (np.zeros(0, dtype=np.float32), "the"),  # no sample at all is a broken recording, not silence
+        "gone": ("nowhere.wav", "the"),
+        "long": (toy_audio(31), "the"),
+    }
+    data = [{"id": name, "audio": audio, "text": text} for name, (audio, text) in odd.items()]
+    result = evaluate_model(MODEL, data, toy_processor())
+    assert sorted(row for row, _ in result.row_errors) == ["empty", "gone", "long"]
+    assert [row["id"] for row in result.rows] == list(odd)[:5]
+    assert [row["duration"] for row in result.rows] == pytest.approx([2.0, 0.01, 2.0, 1.0, 1.0], abs=1e-3)
+    assert all(isinstance(row["prediction"], str) for row in result.rows)
+    assert (result.errors.num_words, result.empty_references) == (4, 2)
+    assert np.isfinite([result.wer, result.rtf]).all()
 
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"rtf", "seconds", "wall_seconds"}
 
 
-def text_rows(texts: list[str]) -> Dataset:
-    return Dataset.from_dict({"text": texts})
-
-
 def evaluate_toy(dataset: Dataset) -> EvaluationResult:
     """Transcribes every row as "the"; "bad" cannot be read."""
-    texts = {row.get("id", str(index)): row["text"] for index, row in enumerate(dataset)}
+    texts = {row_id(row, index): row["text"] for index, row in enumerate(dataset)}
     rows = [TranscribedRow(name, text, "the", 1.1, False) for name, text in texts.items() if text != "bad"]
     errors = RowErrors([(name, "broken") for name, text in texts.items() if text == "bad"])
     return score(rows, errors, 1.0, language="en")
 
 
-@pytest.mark.parametrize(
-    "texts",
-    [
-        ["the", "a", "the fox", "bad", "the", "jumps"],
-        ["bad", "bad", "bad", "the"],
-        ["the"],
-        ["bad", "the", "", "over"],
-    ],
-    ids=["even", "a share unread", "fewer rows than processes", "a missing reference"],
-)
-def test_shares_together_are_the_whole(monkeypatch: pytest.MonkeyPatch, texts: list[str]) -> None:
-    """The processes in turn, their shares put together by hand, as `gather_object` does."""
-    whole = evaluate_shared(text_rows(texts), evaluate_toy)
+def in_three_processes(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> tuple[EvaluationResult, int]:
+    """What the last of three processes returns, whose shares are put together by hand, and how many had a result."""
     monkeypatch.setenv("WORLD_SIZE", "3")
     shares: list = []
+    monkeypatch.setattr(evaluation, "gather_object", lambda share: shares.extend(share) or list(shares))
     for rank in range(3):
         state = SimpleNamespace(process_index=rank, num_processes=3)
         monkeypatch.setattr(evaluation, "PartialState", lambda state=state, **_: state)
-        monkeypatch.setattr(evaluation, "gather_object", lambda share: shares.extend(share) or list(shares))
-        try:
-            joined = evaluate_shared(text_rows(texts), evaluate_toy)
-        except NothingReadError:
-            assert rank < 2  # no row was read so far
-    assert joined.rows == whole.rows
-    assert [row["id"] for row in joined.rows] == [str(n) for n, text in enumerate(texts) if text != "bad"]
-    assert list(joined.row_errors) == list(whole.row_errors)
-    for name in ("errors", "character_errors", "orthographic_errors", "audio_seconds", "empty_references", "unit"):
-        assert getattr(joined, name) == getattr(whole, name)
-    assert joined.seconds == sum(result is not None for result, _ in shares)
+        with nullcontext() if rank == 2 else suppress(NothingReadError):  # no row was read so far
+            joined = evaluate_shared(dataset, evaluate_toy)
+    return joined, sum(result is not None for result, _ in shares)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"text": ["the", "a", "the fox", "bad", "the", "jumps"]},
+        {"text": ["bad", "bad", "bad", "the"]},  # a share unread
+        {"text": ["the"]},  # fewer rows than processes
+        {"text": ["bad", "the", "", "over"]},  # a missing reference
+        # Named by its index in the part of a process, a row would get another noise than in a single process.
+        {"text": ["x", "y", "z"], "id": ["a", None, "c"]},
+    ],
+)
+def test_shares_together_are_the_whole(monkeypatch: pytest.MonkeyPatch, columns: dict) -> None:
+    dataset = Dataset.from_dict(columns)
+    whole = evaluate_shared(dataset, evaluate_toy)
+    joined, shares = in_three_processes(monkeypatch, dataset)
+    assert joined.seconds == shares
     assert joined.wall_seconds is not None
+    assert replace(joined, seconds=1.0, wall_seconds=whole.wall_seconds) == whole
+    names = columns.get("id") or [str(index) for index in range(len(dataset))]
+    expected = [name or "1" for name, text in zip(names, columns["text"], strict=True) if text != "bad"]
+    assert [row["id"] for row in joined.rows] == expected
 
 
 def test_an_unreadable_set_lists_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = Dataset.from_dict({"text": ["bad", "bad"]})
     with pytest.raises(NothingReadError, match=r"0: broken[\s\S]*1: broken"):
-        evaluate_shared(text_rows(["bad", "bad"]), evaluate_toy)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(evaluation, "PartialState", lambda **_: SimpleNamespace(process_index=0, num_processes=2))
-    other = (None, RowErrors([("1", "broken")]))
-    monkeypatch.setattr(evaluation, "gather_object", lambda share: [*share, other])
+        evaluate_shared(dataset, evaluate_toy)
     with pytest.raises(NothingReadError, match=r"0: broken[\s\S]*1: broken"):
-        evaluate_shared(text_rows(["bad", "bad"]), evaluate_toy)
+        in_three_processes(monkeypatch, dataset)
 
 
 def test_processes_that_do_not_know_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,22 +295,7 @@ def test_processes_that_do_not_know_each_other_are_refused(monkeypatch: pytest.M
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(evaluation, "PartialState", lambda **_: SimpleNamespace(process_index=0, num_processes=1))
     with pytest.raises(RuntimeError, match="2 processes were started"):
-        evaluate_shared(text_rows(["the", "a"]), evaluate_toy)
-
-
-def test_a_row_without_an_id_is_named_by_its_index_in_the_whole_set() -> None:
-    """Named by its index in the part of a process, it would get another noise than in a single process."""
-    named = evaluation._with_ids(Dataset.from_dict({"id": ["a", None, "c"], "text": ["x", "y", "z"]}))
-    assert list(named["id"]) == ["a", "1", "c"]
-    assert list(named["text"]) == ["x", "y", "z"]
-
-
-def start_two(argv: list[str]) -> subprocess.CompletedProcess[str]:
-    """The command in two processes."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
-    launch += ["--rdzv-endpoint", "localhost:0", "-m", "hf_distil_whisper.cli.main", *argv]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        evaluate_shared(Dataset.from_dict({"text": ["the", "a"]}), evaluate_toy)
 
 
 @pytest.mark.slow
@@ -328,7 +308,11 @@ def test_evaluate_in_two_processes_gives_what_it_gives_in_one(tmp_path: Path) ->
     argv += ["--teacher_model_name_or_path", write_toy_model(tmp_path / "teacher"), "--language", "en"]
     argv += ["--eval_datasets.read.path", corpus]
     argv += ["--ood_datasets.one.path", str(tmp_path / "one"), "--long_form_datasets.long.path", corpus]
-    done = start_two([*argv, "--output_dir", str(tmp_path / "two")])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", "localhost:0", "-m", "hf_distil_whisper.cli.main", *argv]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    launch += ["--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("\nin distribution:") == 1
     assert "In all processes together, 2 rows left out" in done.stderr
@@ -343,24 +327,3 @@ def test_evaluate_in_two_processes_gives_what_it_gives_in_one(tmp_path: Path) ->
             shared, alone = (Dataset.from_parquet(file, cache_dir=str(tmp_path / "cache")).to_list() for file in files)
             assert shared == alone
     assert two["read"]["model"]["rows"] == 5
-
-
-def test_silence_clicks_and_stereo_have_a_text_and_the_duration_of_the_recording() -> None:
-    """Silence divides by zero, a click is shorter than a frame, two channels would be read one after the other."""
-    mono = np.interp(np.arange(44_100 * 2) / 44_100, np.arange(32_000) / 16_000, toy_audio(2)).astype(np.float32)
-    file = io.BytesIO()
-    soundfile.write(file, np.stack([mono, mono], axis=1), 44_100, format="WAV")
-    rows = [
-        {"id": "silence", "audio": np.zeros(32_000, dtype=np.float32), "text": "the fox"},
-        {"id": "click", "audio": toy_audio(0.01), "text": "the"},
-        {"id": "stereo", "audio": {"bytes": file.getvalue(), "path": None}, "text": "the"},
-        {"id": "nothing said", "audio": np.zeros(16_000, dtype=np.float32), "text": ""},
-        {"id": "unknown", "audio": toy_audio(1), "text": None},
-        {"id": "empty", "audio": np.zeros(0, dtype=np.float32), "text": "the"},
-    ]
-    result = evaluate_model(talking_whisper(4), rows, toy_processor())
-    assert [row for row, _ in result.row_errors] == ["empty"]  # no sample at all is a broken recording, not silence
-    assert [row["duration"] for row in result.rows] == pytest.approx([2.0, 0.01, 2.0, 1.0, 1.0], abs=1e-3)
-    assert all(isinstance(row["prediction"], str) for row in result.rows)
-    assert (result.errors.num_words, result.empty_references) == (4, 2)
-    assert np.isfinite([result.wer, result.rtf]).all()

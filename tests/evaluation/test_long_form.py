@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from hf_distil_whisper.evaluation import long_form
-from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
-from hf_distil_whisper.evaluation.results import long_form_summary, long_form_table
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError, TemperatureFallback
 from hf_distil_whisper.inference.transcribe import transcribe_chunked, transcribe_sequential
-from hf_distil_whisper.metrics import WordErrors, get_normalizer, repeated_ngrams
+from hf_distil_whisper.metrics import WordErrors, get_normalizer
 from talking_models import talking_whisper
 from toy_models import toy_audio, toy_processor
 
@@ -35,18 +33,7 @@ def test_each_method_scores_its_own_text(method: str) -> None:
     result = evaluate_long_form(model, recordings(texts), processor, method=method, **options)
     assert [row["prediction"] for row in result.rows] == texts
     assert all(texts)
-    assert result.wer == 0.0
-    assert result.audio_seconds == 72.0
-
-
-def test_repetitions_are_counted_on_the_normalised_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Table 8's measure of hallucination: one loop in an hour hardly moves the WER."""
-    text = "The cat sat down here. " * 3
-    monkeypatch.setattr(long_form, "transcribe_chunked", lambda *_, **__: long_form.Transcription(text.strip()))
-    result = evaluate_long_form(talking_whisper(), recordings(["the cat sat down here"] * 2), toy_processor())
-    expected = repeated_ngrams(get_normalizer("en")(text))
-    assert [row["repeated_5grams"] for row in result.rows] == [expected, expected]
-    assert expected == 6
+    assert (result.wer, result.audio_seconds, result.seconds > 0) == (0.0, 72.0, True)
 
 
 def test_stuck_recording_counts_as_missed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -79,19 +66,15 @@ def test_what_a_row_samples_depends_on_its_id_alone() -> None:
 
 
 def test_rows_hold_counts_and_rates_that_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hallucinating recording hides in a mean; worked by hand: one word of each kind in 4."""
+    """A hallucinating recording hides in a mean; worked by hand: two of 4 words are others."""
     monkeypatch.setattr(long_form, "transcribe_chunked", lambda *_, **__: long_form.Transcription("a x c e"))
     rows = [*recordings(["a b c d", ""]), {**recordings(["", ""])[0], "text": None}]
     result = evaluate_long_form(talking_whisper(), rows, toy_processor(), normalizer=get_normalizer("basic"))
-    first, *others = result.rows
-    assert first["wer"] == 0.5
-    assert [first[name] for name in ("hits", "substitutions", "deletions", "insertions")] == [2, 2, 0, 0]
-    assert (first["ier"], first["ser"], first["der"]) == (0.0, 0.5, 0.0)
-    for row in others:
-        assert [row[name] for name in ("wer", "hits", "insertions", "ier", "ser", "der")] == [None] * 6
-    assert result.errors == WordErrors(hits=2, substitutions=2)
-    assert result.empty_references == 2
-    assert result.repeated_5grams == 0
+    names = ("wer", "hits", "substitutions", "deletions", "insertions", "ier", "ser", "der")
+    first, *others = [[row[name] for name in names] for row in result.rows]
+    assert first == [0.5, 2, 2, 0, 0, 0.0, 0.5, 0.0]
+    assert others == [[None] * 8] * 2
+    assert (result.errors, result.empty_references) == (WordErrors(hits=2, substitutions=2), 2)
 
 
 def test_silence_clips_stereo_and_empty_recordings_are_scored_or_listed() -> None:
@@ -110,11 +93,9 @@ def test_silence_clips_stereo_and_empty_recordings_are_scored_or_listed() -> Non
         assert [row["id"] for row in result.rows] == ["silence", "10 ms", "stereo"]
         assert [row["duration"] for row in result.rows] == pytest.approx([40.0, 0.01, 9 * 16_000 / 44_100], abs=1e-4)
         assert result.errors.num_words == 6
-        reasons = zip(("empty", "none", "gone"), ("0 samples", "got nothing", "nowhere.wav"), strict=True)
-        for (row, message), (name, reason) in zip(result.row_errors, reasons, strict=True):
-            assert row == name
+        assert [row for row, _ in result.row_errors] == ["empty", "none", "gone"]
+        for (_, message), reason in zip(result.row_errors, ("0 samples", "got nothing", "nowhere.wav"), strict=True):
             assert reason in message
-        assert result.seconds > 0
 
 
 def test_time_for_decoding_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,44 +115,8 @@ def test_time_for_decoding_is_not_the_models(monkeypatch: pytest.MonkeyPatch) ->
     assert result.seconds < 0.5
 
 
-def scored(*counts: int, repeated: int = 0) -> EvaluationResult:
-    return EvaluationResult(WordErrors(*counts), [{"repeated_5grams": repeated}], 1.0, 2.0)
-
-
-def test_tables_are_those_of_the_paper() -> None:
-    """Table 19 and Table 8; worked by hand."""
-    results = {
-        "talks": {"large": scored(90, 5, 3, 2, repeated=40), "small": scored(80, 12, 8, 10, repeated=1)},
-        "calls": {"large": scored(50, 25, 25, 50, repeated=2)},
-    }
-    assert long_form_table({"talks": results["talks"]}).splitlines() == [
-        "| Dataset | Metric | large | small |",
-        "|---|---|---:|---:|",
-        "| talks | 5-Dup. | 40 | 1 |",
-        "|  | IER | 2.0 | 10.0 |",
-        "|  | SER | 5.1 | 12.0 |",
-        "|  | DER | 3.1 | 8.0 |",
-        "|  | WER | 10.2 | 30.0 |",
-    ]
-    table = long_form_table(results)
-    assert "| calls | 5-Dup. | 2 | - |" in table
-    assert "| Average | 5-Dup. | 21 | - |" in table
-    assert table.endswith("|  | WER | 55.1 | - |")
-    assert long_form_summary(results).splitlines() == [
-        "| Model | 5-Dup. | IER | SER | DER | WER |",
-        "|---|---:|---:|---:|---:|---:|",
-        "| large | 21 | 26.0 | 15.1 | 14.0 | 55.1 |",
-        "| small | - | - | - | - | - |",
-    ]
-
-
 @pytest.mark.parametrize(
-    "options",
-    [
-        {"method": "parallel"},
-        {"method": "chunked", "temperature_fallback": True},
-        {"method": "sequential", "stride": 2.0},
-    ],
+    "options", [{"method": "parallel"}, {"temperature_fallback": True}, {"method": "sequential", "stride": 2.0}]
 )
 def test_options_without_effect_are_refused(options: dict) -> None:
     """A figure measured with an ignored option is attributed to the option."""

@@ -11,6 +11,8 @@ from hf_distil_whisper.evaluation.results import (
     averages,
     averages_text,
     left_out_text,
+    long_form_summary,
+    long_form_table,
     results_table,
     robustness,
     save_results,
@@ -18,7 +20,7 @@ from hf_distil_whisper.evaluation.results import (
     worst_utterances,
 )
 from hf_distil_whisper.metrics import WordErrors
-from toy_results import scored
+from toy_results import counts, scored
 
 RESULTS = {
     "read": {
@@ -34,22 +36,28 @@ RESULTS = {
 GROUPS = {"read": "in distribution", "silence": "out of distribution", "chinese": "out of distribution"}
 
 
+def measured(errors: WordErrors, repeated: int = 0) -> EvaluationResult:
+    return EvaluationResult(errors, [{"wer": None, "repeated_5grams": repeated}], 1.0, 2.0)
+
+
 def test_the_table_prints_percentages_and_the_paired_test() -> None:
     """A fraction printed as per cent is a hundred times too good."""
-    lines = results_table(RESULTS, GROUPS).splitlines()
+    text = results_table(RESULTS, GROUPS)
+    lines = text.splitlines()
     assert lines[0].split()[:4] == ["set", "model", "WER", "%"]
     assert lines[1] == "in distribution:"
     row = lines[2].split()
-    assert (row[0], row[1], row[2]) == ("read", "model", "33.33")
-    assert row[5:8] == ["16.67", "0.00", "16.67"]
+    assert (row[:3], row[5:8]) == (["read", "model", "33.33"], ["16.67", "0.00", "16.67"])
     assert lines.count("out of distribution:") == 1
-    text = "\n".join(lines)
-    assert "read: model +33.33 %" in text
-    assert "3 utterances, 1 left out that only one was scored on" in text
-    assert "silence: model cannot be compared" in text
-    assert "16.67*" in text
-    assert "(*) of characters" in text
     assert len({len(line) for line in lines if line.startswith("read ")}) == 1
+    for part in (
+        "read: model +33.33 %",
+        "3 utterances, 1 left out that only one was scored on",
+        "silence: model cannot be compared",
+        "16.67*",
+        "(*) of characters",
+    ):
+        assert part in text
 
 
 def test_no_reference_is_no_perfect_score() -> None:
@@ -83,8 +91,8 @@ def test_stored_counts_give_the_stored_rates_and_those_of_the_rows(tmp_path: Pat
             for prefix, field in COUNTS.items():
                 assert WordErrors(*(row[prefix + kind] for kind in KINDS)) == getattr(result, field)
             rows = Dataset.from_parquet(str(tmp_path / "out" / f"{name}.{model}.parquet"), cache_dir=str(tmp_path))
-            assert rows.features == ROW_FEATURES
-            assert sum(count or 0 for count in rows["substitutions"]) == row["substitutions"]
+            assert rows.features == ROW_FEATURES  # without references, too: columns of nulls join no others
+            assert rows.to_list() == result.rows
     assert stored["read"]["model"]["wer"] == 2 / 6
     assert (stored["read"]["model"]["rows"], stored["read"]["model"]["unreadable_rows"]) == (3, 1)
     assert stored["read"]["model"]["against_teacher"]["unpaired"] == 1
@@ -109,12 +117,12 @@ def test_averages_are_over_sets_with_those_over_words_in_brackets() -> None:
 
 def test_robustness_is_shown_beside_the_teacher() -> None:
     """Table 6: the reference first, then the sets out of distribution."""
+    rates = {"seen": (12, 10), "also seen": (1, 1), "new": (30, 20)}
     results = {
-        name: {"model": EvaluationResult(WordErrors(100 - ours, ours), [], 1.0, 1.0),
-               "teacher": EvaluationResult(WordErrors(100 - theirs, theirs), [], 1.0, 1.0)}
-        for name, ours, theirs in (("seen", 12, 10), ("also seen", 1, 1), ("new", 30, 20))
-    }  # fmt: skip
-    groups = {"seen": "in distribution", "also seen": "in distribution", "new": "out of distribution"}
+        name: {model: measured(counts(rate, 100)) for model, rate in zip(("model", "teacher"), pair, strict=True)}
+        for name, pair in rates.items()
+    }
+    groups = dict(zip(rates, (*["in distribution"] * 2, "out of distribution"), strict=True))
     text = results_table(results, groups, "seen")
     lines = text[text.index("| Dataset") :].splitlines()
     assert lines[0] == "| Dataset | teacher | model | RER |"
@@ -124,16 +132,14 @@ def test_robustness_is_shown_beside_the_teacher() -> None:
 
 def test_a_set_without_references_costs_no_other_its_robustness(tmp_path: Path) -> None:
     """Recordings of noise are scored beside sets with texts; hours of scoring would end in an error."""
-    groups = {"read": "in distribution", "silence": "out of distribution", "german": "out of distribution"}
     german = {"model": scored([("ja", "nein")], "de"), "teacher": scored([("ja", "ja"), ("gut", "nein")], "de")}
-    results = {**{name: RESULTS[name] for name in ("read", "silence")}, "german": german}
+    results = {"read": RESULTS["read"], "silence": RESULTS["silence"], "german": german}
+    groups = {"read": "in distribution", "silence": "out of distribution", "german": "out of distribution"}
     (table_6,) = robustness(results, groups, "read").values()
     assert list(table_6.model) == ["read", "german"]
-    alone = {name: RESULTS[name] for name in ("read", "silence")}
-    assert robustness(alone, groups | {"german": "long form"}, "read") == {}
-    assert "no effective robustness: read, or every set" in results_table(
-        alone, GROUPS | {"chinese": "long form"}, "read"
-    )
+    without = groups | {"german": "long form"}
+    assert robustness(results, without, "read") == {}
+    assert "no effective robustness: read, or every set" in results_table(results, without, "read")
     save_results(results, str(tmp_path), groups, "read")
     stored = json.loads((tmp_path / "averages.json").read_text())
     assert stored["robustness"]["model"]["effective_robustness"] == pytest.approx(table_6.effective_robustness)
@@ -158,9 +164,8 @@ def test_long_recordings_have_their_own_averages_and_tables(tmp_path: Path) -> N
     calls = {"model": scored([("a b", "a b")]), "teacher": scored([("a b", "a c")])}
     results = {"talks": RESULTS["read"], "calls": calls, "songs": RESULTS["silence"]}
     groups = {"talks": "long form", **dict.fromkeys(("calls", "songs"), "long form out of distribution")}
-    assert averages_text(results, groups).splitlines()[1:] == [
-        "  long form, all sets: model 16.67 (25.00), teacher 25.00 (11.11)",
-    ]
+    means = averages_text(results, groups).splitlines()[1:]
+    assert means == ["  long form, all sets: model 16.67 (25.00), teacher 25.00 (11.11)"]
     save_results(results, str(tmp_path), groups)
     table = (tmp_path / "long_form.md").read_text()
     assert "| model | 0 | - | - | - | - |" in table
@@ -168,15 +173,33 @@ def test_long_recordings_have_their_own_averages_and_tables(tmp_path: Path) -> N
     assert "|  | WER | 33.3 | 0.0 |" in table
 
 
+def test_tables_of_long_form_are_those_of_the_paper() -> None:
+    """Table 19 and Table 8; worked by hand."""
+    large, small = measured(WordErrors(90, 5, 3, 2), 40), measured(WordErrors(80, 12, 8, 10), 1)
+    talks = {"large": large, "small": small}
+    assert long_form_table({"talks": talks}).splitlines() == [
+        "| Dataset | Metric | large | small |",
+        "|---|---|---:|---:|",
+        "| talks | 5-Dup. | 40 | 1 |",
+        "|  | IER | 2.0 | 10.0 |",
+        "|  | SER | 5.1 | 12.0 |",
+        "|  | DER | 3.1 | 8.0 |",
+        "|  | WER | 10.2 | 30.0 |",
+    ]
+    results = {"talks": talks, "calls": {"large": measured(WordErrors(50, 25, 25, 50), 2)}}
+    table = long_form_table(results)
+    assert "| calls | 5-Dup. | 2 | - |" in table
+    assert "| Average | 5-Dup. | 21 | - |" in table
+    assert table.endswith("|  | WER | 55.1 | - |")
+    assert long_form_summary(results).splitlines()[::2] == [
+        "| Model | 5-Dup. | IER | SER | DER | WER |",
+        "| large | 21 | 26.0 | 15.1 | 14.0 | 55.1 |",
+    ]
+
+
 def test_worst_utterances_cost_the_most_errors() -> None:
     """By the rate alone, every "yes" transcribed as "yeah" would stand before a lost paragraph."""
-    pairs = [
-        ("yes", "yeah"),
-        ("the cat sat on the mat", "the"),
-        ("a b", "a b"),
-        (None, "uh"),
-        ("a b c d e f", "a x c"),
-    ]
+    pairs = [("yes", "yeah"), ("the cat sat on the mat", "the"), ("a b", "a b"), (None, "uh"), ("a b c d e", "a x")]
     worst = worst_utterances(scored(pairs))
     assert [text.split(",")[0] for text in worst] == ["row-1: 5 errors", "row-4: 4 errors", "row-0: 1 error"]
     assert worst[2].split() == "row-0: 1 error, WER 100.0% REF: yes HYP: yeah S".split()
