@@ -10,6 +10,7 @@ D.1). Batch size 1, greedy, without timestamps. Cost: a minute and a half on one
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,14 @@ from hf_distil_whisper.cli.config import DataSource, InputError, as_source, sett
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.inference.encoder import encode, window_features
 from hf_distil_whisper.inference.generation import TokenSequence
-from hf_distil_whisper.inference.prompt import max_generated_tokens, prefix_tokens, resolve_language, timestamp_begin
+from hf_distil_whisper.inference.prompt import (
+    decoder_prefix,
+    detect_languages,
+    max_generated_tokens,
+    resolve_language,
+    timestamp_begin,
+    window_languages,
+)
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 from inputs import ScoringArguments, check_flags, list_setting, load_scored_models, load_sets, ready
@@ -51,7 +59,9 @@ class EarlyExit:
         """Transcribes a batch of one window; [`evaluate_model`] takes it as `generate`."""
         model, end = self.model, self.model.generation_config.eos_token_id
         states = encode(model, input_features)
-        inputs = prefix_tokens(model, states, [resolve_language(model, self.language)], "transcribe", False)
+        codes = [resolve_language(model, self.language)]
+        (language,) = window_languages(model, codes, partial(detect_languages, model, states))
+        inputs = torch.tensor([decoder_prefix(model, language.code, "transcribe", False)], device=model.device)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         tokens: list[int] = []
         for _ in range(max_generated_tokens(model, return_timestamps=False)):

@@ -17,9 +17,9 @@ from hf_distil_whisper.export.ggml import (
     pack_q5_0,
     pack_q8_0,
 )
-from hf_distil_whisper.inference.encoder import window_features
+from hf_distil_whisper.inference.encoder import encode, window_features
 from hf_distil_whisper.inference.generation import generate_tokens
-from hf_distil_whisper.inference.prompt import decoder_prefix, is_multilingual, language_token
+from hf_distil_whisper.inference.prompt import decoder_prefix, detect_languages, is_multilingual
 from official_models import needs_files, official_whisper
 from toy_models import toy_audio, toy_whisper
 
@@ -52,10 +52,10 @@ def test_the_runtime_writes_the_tokens_of_transformers(
 
 def behind(model, features: torch.Tensor, tokens: list[list[int]], language: str | None) -> list[float]:
     """How far the logits of tokens lie behind the largest of their position, in transformers."""
-    languages = [language_token(model, language)] * len(tokens) if language else None
-    if languages is None and is_multilingual(model):
-        languages = model.detect_language(features).tolist()
-    prefixes = [decoder_prefix(model, one, "transcribe", False) for one in languages or [None] * len(tokens)]
+    codes = [language] * len(tokens)
+    if language is None and is_multilingual(model):
+        codes = [one.code for one in detect_languages(model, encode(model, features))]
+    prefixes = [decoder_prefix(model, code, "transcribe", False) for code in codes]
     inputs = torch.tensor([prefix + row for prefix, row in zip(prefixes, tokens, strict=True)])
     with torch.no_grad():
         logits = model(input_features=features, decoder_input_ids=inputs).logits[:, len(prefixes[0]) - 1 : -1]

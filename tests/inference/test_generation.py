@@ -7,6 +7,7 @@ import torch
 
 from hf_distil_whisper.inference.generation import GenerationSettings, generate_tokens
 from hf_distil_whisper.inference.prompt import max_generated_tokens, timestamp_begin
+from hf_distil_whisper.metrics import language_code
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
 from talking_models import toy_windows as windows
 from toy_models import toy_processor, toy_whisper
@@ -22,9 +23,16 @@ def test_windows_of_one_batch_may_differ_in_language(languages: list[str | None]
     assert len(set(ids.tolist())) > 1
     together = generate_tokens(model, features, languages=languages, max_new_tokens=50)
     for row, (language, sequence) in enumerate(zip(languages, together, strict=True)):
-        code = language or detected[int(ids[row])]
+        code = language_code(language) if language else detected[int(ids[row])]
+        assert sequence.language == code
+        assert (sequence.language_prob is None) == (language is not None)
         alone = generate_tokens(model, features[row : row + 1], language=code, max_new_tokens=50)
         assert alone[0].tokens == sequence.tokens
+    start = torch.full((4, 1), model.generation_config.decoder_start_token_id)
+    scores = model(features, decoder_input_ids=start).logits[:, -1, list(model.generation_config.lang_to_id.values())]
+    likeliest = scores.double().softmax(dim=1).max(dim=1).values
+    for sequence, probability in zip(together, likeliest.tolist(), strict=True):
+        assert sequence.language_prob is None or sequence.language_prob == pytest.approx(probability, rel=1e-5)
     with pytest.raises(ValueError, match="one for each of 4 windows, got 2"):
         generate_tokens(model, features, languages=["de", "en"])
 

@@ -19,7 +19,14 @@ from hf_distil_whisper.checkpoints import save_generation_config, save_processor
 from hf_distil_whisper.export import check_exportable, new_folder
 from hf_distil_whisper.inference.ctranslate2 import import_runtime
 from hf_distil_whisper.inference.generation import TokenSequence, logits_rules, strip_end
-from hf_distil_whisper.inference.prompt import decoder_prefix, language_tokens, max_generated_tokens, resolve_languages
+from hf_distil_whisper.inference.prompt import (
+    WindowLanguage,
+    decoder_prefix,
+    likeliest_languages,
+    max_generated_tokens,
+    resolve_languages,
+    window_languages,
+)
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -127,11 +134,13 @@ class OnnxGenerator:
         # One window at a time, as `encode` does on a CPU: faster than the batch.
         windows = input_features.float().cpu().numpy()[:, None]
         hidden = np.concatenate([self._encoder.run(None, {"input_features": window})[0] for window in windows])
-        language_ids = language_tokens(self._model, codes, lambda: self._detect(hidden))
-        prefix = torch.tensor([decoder_prefix(self._model, token, "transcribe", False) for token in language_ids])
+        decoded_in = window_languages(self._model, codes, lambda: self._detect(hidden))
+        prefix = torch.tensor([decoder_prefix(self._model, one.code, "transcribe", False) for one in decoded_in])
         end = self._model.generation_config.eos_token_id
         rows = self._search(hidden, prefix, end)[:, prefix.shape[1] :].tolist()
-        return [TokenSequence(*strip_end(row, end)) for row in rows]
+        return [
+            TokenSequence(*strip_end(row, end), language=one.code) for row, one in zip(rows, decoded_in, strict=True)
+        ]
 
     def _search(self, hidden: np.ndarray, prefix: Tensor, end: int) -> Tensor:
         """Greedy search; `hidden` are the encoder's states of shape (batch, frames, width)."""
@@ -149,13 +158,10 @@ class OnnxGenerator:
             past |= grown
         return sequences
 
-    def _detect(self, hidden: np.ndarray) -> list[int]:
-        """The most likely language token of each window behind `<|startoftranscript|>`."""
-        config = self._model.generation_config
-        start = np.full((len(hidden), 1), config.decoder_start_token_id, dtype=np.int64)
-        languages = np.array(list(config.lang_to_id.values()))
+    def _detect(self, hidden: np.ndarray) -> list[WindowLanguage]:
+        start = np.full((len(hidden), 1), self._model.generation_config.decoder_start_token_id, dtype=np.int64)
         logits, _ = self._run(self._decoder, input_ids=start, encoder_hidden_states=hidden)
-        return languages[logits[:, -1, languages].argmax(axis=-1)].tolist()
+        return likeliest_languages(self._model, torch.from_numpy(logits[:, -1]))
 
     def _session(self, folder: Path, name: str) -> Any:
         files = [file for file in folder.glob(f"{name}*.onnx") if file.stem.removeprefix(name) in SUFFIXES.values()]

@@ -21,7 +21,7 @@ from hf_distil_whisper.inference.output import (
     segments_of,
     timed_tokens,
 )
-from hf_distil_whisper.inference.prompt import prefix_tokens, resolve_languages, timestamp_begin
+from hf_distil_whisper.inference.prompt import decoder_prefix, timestamp_begin
 from hf_distil_whisper.inference.speculative import DraftCounts
 from hf_distil_whisper.inference.word_timestamps import (
     TimedToken,
@@ -162,10 +162,9 @@ def transcribe_windows(
     )
     if settings.return_timestamps != "word":
         return [WindowTokens(sequence, []) for sequence in sequences]
-    codes = resolve_languages(model, settings.language, settings.task, len(recordings))
-    prefixes = prefix_tokens(model, hidden, codes, settings.task, True).tolist()
     windows = []
-    for states, prefix, sequence, samples in zip(hidden, prefixes, sequences, recordings, strict=True):
+    for states, sequence, samples in zip(hidden, sequences, recordings, strict=True):
+        prefix = decoder_prefix(model, sequence.language, settings.task, True)
         positions = num_positions(processor, len(samples))
         timed = time_tokens(model, states.unsqueeze(0), prefix, sequence.tokens, positions)
         windows.append(WindowTokens(sequence, timed, prefix_language(model, prefix)))

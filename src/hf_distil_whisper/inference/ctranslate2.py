@@ -4,7 +4,7 @@ import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,18 +15,19 @@ import torch
 from huggingface_hub.constants import HF_HOME
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
-from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import save_checkpoint, weights_fingerprint
+from hf_distil_whisper.inference.encoder import encode
 from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence
 from hf_distil_whisper.inference.prompt import (
+    WindowLanguage,
     decoder_prefix,
-    language_token,
-    language_tokens,
+    detect_languages,
     max_generated_tokens,
     resolve_languages,
     timestamp_begin,
+    window_languages,
 )
 
 logger = logging.get_logger(__name__)
@@ -157,10 +158,14 @@ class Ctranslate2Generator:
         array = np.ascontiguousarray(windows.float().cpu().numpy())
         task = self._settings.task
         codes = resolve_languages(self._model, languages or self._settings.language, task, len(array))
-        language_ids = language_tokens(
-            self._model, codes, lambda: self._detect(self._to_storage(array), input_features, encoder_hidden_states)
+        decoded_in = window_languages(
+            self._model,
+            codes,
+            lambda: self._detect(
+                array, lambda: encode(self._model, windows) if encoder_hidden_states is None else windows
+            ),
         )
-        prompts = [decoder_prefix(self._model, language, task, self._timestamps) for language in language_ids]
+        prompts = [decoder_prefix(self._model, one.code, task, self._timestamps) for one in decoded_in]
         part_size = -(-len(prompts) // self._num_parts)
         # All parts are submitted before the first result is awaited.
         results = [
@@ -173,21 +178,20 @@ class Ctranslate2Generator:
                 **self._options,
             )
         ]
-        return [self._sequence(result.result()) for result in results]
+        return [
+            self._sequence(result.result(), language) for result, language in zip(results, decoded_in, strict=True)
+        ]
 
-    def _detect(self, storage: Any, input_features: Tensor | None, encoder_hidden_states: Tensor | None) -> list[int]:
+    def _detect(self, array: np.ndarray, hidden_states: Callable[[], Tensor]) -> list[WindowLanguage]:
         # CTranslate2 takes a model for multilingual by the size of its vocabulary: 51,865 tokens or more.
         if not self._runtime.is_multilingual:
-            encoder_outputs = None
-            if encoder_hidden_states is not None:
-                encoder_outputs = BaseModelOutput(last_hidden_state=encoder_hidden_states)
-            return self._model.detect_language(input_features, encoder_outputs=encoder_outputs).tolist()
-        detected = self._runtime.detect_language(storage)  # per window: (token, probability), the likeliest first
-        return [language_token(self._model, ranked[0][0].strip("<|>")) for ranked in detected]
+            return detect_languages(self._model, hidden_states())
+        detected = self._runtime.detect_language(self._to_storage(array))  # per window, the likeliest first
+        return [WindowLanguage(ranked[0][0].strip("<|>"), ranked[0][1]) for ranked in detected]
 
-    def _sequence(self, result: Any) -> TokenSequence:
+    def _sequence(self, result: Any, language: WindowLanguage) -> TokenSequence:
         tokens, score = result.sequences_ids[0], result.scores[0]
         truncated = len(tokens) >= self._max_new_tokens
         # CTranslate2 averages over the tokens without `<|endoftext|>`, this package over those with it.
         mean_log_prob = score * max(len(tokens), 1) / (len(tokens) + (not truncated))
-        return TokenSequence(tokens, truncated, mean_log_prob, result.no_speech_prob)
+        return TokenSequence(tokens, truncated, mean_log_prob, result.no_speech_prob, *language)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,11 +15,13 @@ from transformers.modeling_outputs import BaseModelOutput
 from hf_distil_whisper.inference.decoder import Assistant, TimestampRules, WhisperLogitsRules, greedy_decode
 from hf_distil_whisper.inference.encoder import EncoderCache, encode, encode_cached
 from hf_distil_whisper.inference.prompt import (
+    decoder_prefix,
+    detect_languages,
     generation_entry,
     max_generated_tokens,
-    prefix_tokens,
     resolve_languages,
     timestamp_begin,
+    window_languages,
 )
 from hf_distil_whisper.inference.speculative import DraftCounts, speculative_decode
 
@@ -82,6 +85,8 @@ class TokenSequence:
     truncated: bool  # `max_new_tokens` was reached before <|endoftext|>: the transcript stops mid-sentence
     mean_log_prob: float | None = None  # as `no_speech_prob` from `score_tokens`
     no_speech_prob: float | None = None
+    language: str | None = None  # code that the window was decoded in; None for English-only models
+    language_prob: float | None = None  # of a detected language
     drafts: DraftCounts | None = None  # with an assistant
 
 
@@ -132,7 +137,9 @@ def generate_tokens(
     codes = resolve_languages(model, languages or settings.language, settings.task, len(windows))
     if encoder_hidden_states is None:
         encoder_hidden_states = encode(model, windows)  # (batch, frames, d_model)
-    prefix = prefix_tokens(model, encoder_hidden_states, codes, settings.task, return_timestamps)  # (batch, prefix)
+    decoded_in = window_languages(model, codes, partial(detect_languages, model, encoder_hidden_states))
+    rows = [decoder_prefix(model, one.code, settings.task, return_timestamps) for one in decoded_in]
+    prefix = torch.tensor(rows, device=encoder_hidden_states.device)  # (batch, prefix)
     rules = logits_rules(model, prefix.shape[1], return_timestamps)
     eos_token_id = generation_entry(model, "eos_token_id")
     min_new_tokens = settings.min_new_tokens or 0
@@ -156,11 +163,14 @@ def generate_tokens(
             generation_config=_beam_search_config(model, settings, prefix.shape[1] + max_new_tokens),
             logits_processor=LogitsProcessorList([rules]),
         )
-    rows = [strip_end(row, eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
-    generated = [TokenSequence(*row, drafts=counts) for row, counts in zip(rows, drafts, strict=True)]
+    ended = [strip_end(row, eos_token_id) for row in sequences[:, prefix.shape[1] :].tolist()]
+    generated = [
+        TokenSequence(*row, language=language.code, language_prob=language.probability, drafts=counts)
+        for row, language, counts in zip(ended, decoded_in, drafts, strict=True)
+    ]
     if not statistics:
         return generated
-    scores = score_tokens(model, encoder_hidden_states, prefix, [row for row, _ in rows], [cut for _, cut in rows])
+    scores = score_tokens(model, encoder_hidden_states, prefix, [row for row, _ in ended], [cut for _, cut in ended])
     return [
         replace(sequence, mean_log_prob=mean_log_prob, no_speech_prob=no_speech_prob)
         for sequence, (mean_log_prob, no_speech_prob) in zip(generated, scores, strict=True)

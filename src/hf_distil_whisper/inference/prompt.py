@@ -1,12 +1,11 @@
 """Decoder prompts: the language, task and timestamp tokens that precede a transcript."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
-from transformers.modeling_outputs import BaseModelOutput
 
 from hf_distil_whisper.metrics import language_code
 
@@ -103,44 +102,49 @@ def max_generated_tokens(model: WhisperForConditionalGeneration, return_timestam
 
 
 def decoder_prefix(
-    model: WhisperForConditionalGeneration, language_id: int | None, task: str, return_timestamps: bool
+    model: WhisperForConditionalGeneration, language: str | None, task: str, return_timestamps: bool
 ) -> list[int]:
-    """The decoder's first [`prefix_length`] tokens; `language_id` is None for English-only models."""
+    """The decoder's first [`prefix_length`] tokens; `language` is a code, None for English-only models."""
     prefix = [generation_entry(model, "decoder_start_token_id")]
-    if language_id is not None:
+    if language is not None:
+        language_id = generation_entry(model, "lang_to_id")[f"<|{language}|>"]
         prefix += [language_id, generation_entry(model, "task_to_id")[task]]
     if not return_timestamps:
         prefix.append(generation_entry(model, "no_timestamps_token_id"))
     return prefix
 
 
-def language_token(model: WhisperForConditionalGeneration, code: str) -> int:
-    """The token of a language code from [`resolve_language`]."""
-    return generation_entry(model, "lang_to_id")[f"<|{code}|>"]
+class WindowLanguage(NamedTuple):
+    """The language of one window: its code, None for English-only models, and how probable it is if detected."""
+
+    code: str | None
+    probability: float | None = None
 
 
-def language_tokens(
-    model: WhisperForConditionalGeneration, codes: Sequence[str | None], detect: Callable[[], list[int]]
-) -> list[int | None]:
-    """The language tokens of a batch of windows; None for English-only models.
-
-    `detect` returns the language token of every window and is called if a code of [`resolve_languages`] is missing.
-    """
-    tokens = [None if code is None else language_token(model, code) for code in codes]
-    if not is_multilingual(model) or None not in tokens:
-        return tokens
-    return [detected if token is None else token for token, detected in zip(tokens, detect(), strict=True)]
-
-
-def prefix_tokens(
+def window_languages(
     model: WhisperForConditionalGeneration,
-    encoder_hidden_states: Tensor,
     codes: Sequence[str | None],
-    task: str,
-    return_timestamps: bool,
-) -> Tensor:
-    """The decoder's first tokens, (batch, prefix), for windows of known or (None) to be detected languages."""
-    encoder_outputs = BaseModelOutput(encoder_hidden_states)
-    languages = language_tokens(model, codes, lambda: model.detect_language(encoder_outputs=encoder_outputs).tolist())
-    rows = [decoder_prefix(model, language, task, return_timestamps) for language in languages]
-    return torch.tensor(rows, device=encoder_hidden_states.device)
+    detect: Callable[[], list[WindowLanguage]],
+) -> list[WindowLanguage]:
+    """The languages of a batch of windows; `detect` is called if a code of [`resolve_languages`] is missing."""
+    if not is_multilingual(model) or None not in codes:
+        return [WindowLanguage(code) for code in codes]
+    return [detected if code is None else WindowLanguage(code) for code, detected in zip(codes, detect(), strict=True)]
+
+
+def detect_languages(model: WhisperForConditionalGeneration, encoder_hidden_states: Tensor) -> list[WindowLanguage]:
+    """The likeliest language of each window, given its encoder hidden states (batch, frames, d_model)."""
+    start = generation_entry(model, "decoder_start_token_id")
+    inputs = torch.full((len(encoder_hidden_states), 1), start, device=encoder_hidden_states.device)
+    hidden = model.get_decoder()(
+        input_ids=inputs, encoder_hidden_states=encoder_hidden_states, use_cache=False
+    ).last_hidden_state
+    return likeliest_languages(model, model.proj_out(hidden[:, -1]))
+
+
+def likeliest_languages(model: WhisperForConditionalGeneration, logits: Tensor) -> list[WindowLanguage]:
+    """The likeliest language of each window, by its logits (batch, vocab) behind `<|startoftranscript|>`."""
+    tokens = generation_entry(model, "lang_to_id")
+    names = [name.strip("<|>") for name in tokens]
+    best = logits[:, list(tokens.values())].float().softmax(dim=1).max(dim=1)
+    return [WindowLanguage(names[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
