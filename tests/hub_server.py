@@ -10,92 +10,65 @@ import json
 import os
 import re
 import secrets
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 ALICE = "hf_aliceTokenToRecogniseInLogs0123456789"
 READER = "hf_readerTokenToRecogniseInLogs012345678"
-NAMESPACES = {ALICE: ("alice", "team"), READER: ()}
-"""Where a token may write; the first one is the account's."""
-DATE = "2025-01-01T00:00:00.000Z"
+NAMESPACES = {ALICE: "alice", READER: "reader"}
+"""Where a token may write."""
+
+Files = dict[str, bytes]
 
 
 # State
 
 
-@dataclass(frozen=True)
-class Blob:
-    """One file: its content, and whether it is in large file storage."""
-
-    data: bytes
-    lfs: bool
-
-    @property
-    def oid(self) -> str:
-        return hashlib.sha1(b"blob %d\0" % len(self.data) + self.data).hexdigest()
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
-
-    @property
-    def etag(self) -> str:
-        return self.sha256 if self.lfs else self.oid
-
-
-@dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """One state of a repository."""
 
     oid: str
-    parent: str | None
     title: str
-    files: dict[str, Blob]
+    files: Files
 
 
 @dataclass
 class Repo:
-    """A repository of a model or a data set."""
+    """A repository of a model or a data set; branches are lists of commits, tags name one."""
 
     type: str
     id: str
     private: bool = False
-    commits: dict[str, Commit] = field(default_factory=dict)
-    branches: dict[str, str] = field(default_factory=dict)
+    branches: dict[str, list[Commit]] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
-    def add(self, branch: str, title: str, files: dict[str, Blob]) -> Commit:
-        commit = Commit(secrets.token_hex(20), self.branches.get(branch), title, files)
-        self.commits[commit.oid] = commit
-        self.branches[branch] = commit.oid
-        return commit
+    def add(self, title: str, files: Files, branch: str = "main") -> Commit:
+        self.branches.setdefault(branch, []).append(Commit(secrets.token_hex(20), title, files))
+        return self.branches[branch][-1]
 
     def commit(self, revision: str) -> Commit | None:
-        return self.commits.get(self.branches.get(revision) or self.tags.get(revision) or revision)
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        oid = self.tags.get(revision, revision)
+        return next((commit for branch in self.branches.values() for commit in branch if commit.oid == oid), None)
 
-    def history(self, revision: str = "main") -> list[Commit]:
-        """Newest first."""
-        commit, commits = self.commit(revision), []
-        while commit is not None:
-            commits.append(commit)
-            commit = self.commits.get(commit.parent or "")
-        return commits
+    def history(self) -> list[Commit]:
+        """Of `main`, newest first."""
+        return self.branches["main"][::-1]
 
-    def files(self, revision: str = "main") -> dict[str, bytes]:
-        commit = self.commit(revision)
-        return {} if commit is None else {path: blob.data for path, blob in commit.files.items()}
+    def files(self, revision: str = "main") -> Files:
+        return self.commit(revision).files
 
 
 @dataclass
@@ -110,137 +83,104 @@ class Fault:
     released: threading.Event | None = None
 
 
-def entry_of(commit: Commit, path: str) -> dict[str, Any]:
-    blob, last = commit.files.get(path), {"id": commit.oid, "title": commit.title, "date": DATE}
-    if blob is None:
-        oid = hashlib.sha1(path.encode()).hexdigest()
-        return {"type": "directory", "path": path, "size": 0, "oid": oid, "lastCommit": last}
-    entry = {"type": "file", "path": path, "size": len(blob.data), "oid": blob.oid, "lastCommit": last}
-    lfs = {"lfs": {"oid": blob.sha256, "size": len(blob.data), "pointerSize": 130}} if blob.lfs else {}
-    return entry | lfs
+def is_large(path: str) -> bool:
+    """Whether the Hub puts a file into large file storage."""
+    return path.endswith((".safetensors", ".bin", ".pt", ".parquet"))
 
 
-# What the Hub refuses in metadata and names
+def etag(path: str, data: bytes) -> str:
+    header = b"" if is_large(path) else b"blob %d\0" % len(data)
+    return (hashlib.sha256 if is_large(path) else hashlib.sha1)(header + data).hexdigest()
 
 
-_LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "gpl-3.0", "unknown", "other")
-_NAME = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+def entries(files: Files) -> dict[str, dict[str, Any]]:
+    """Folders and files of a commit, by their path."""
+    listed = {}
+    for path, data in sorted(files.items()):
+        for folder in map(str, list(PurePosixPath(path).parents)[:-1]):
+            listed[folder] = {"type": "directory", "path": folder, "size": 0, "oid": etag("", folder.encode())}
+        listed[path] = {"type": "file", "path": path, "size": len(data), "oid": etag(path, data)}
+    return listed
 
 
 def metadata_errors(content: str) -> list[str]:
     """What is wrong with the metadata of a card: of the Hub's rules those that a card of this package could break."""
-    block = re.match(r"\ufeff?---\s*\n(.*?)\n---\s*(\n|$)", content, re.DOTALL)
-    try:
-        data = yaml.safe_load(block[1]) if block else {}
-    except yaml.YAMLError as error:
-        return [f"YAML: {error}".splitlines()[0]]
-    licences, languages = (data.get(key) or [] for key in ("license", "language"))
-    errors = [f'"license" must be one of {_LICENCES}' for name in _listed(licences) if name not in _LICENCES]
-    errors += [f'"language": {name!r}' for name in _listed(languages) if not re.fullmatch("[a-z]{2,3}", name)]
-    for key in ("base_model", "datasets"):
-        names = [part for name in _listed(data.get(key, [])) for part in name.split("/")]
-        errors += [f'"{key}" with value {name!r} is not valid' for name in names if not _NAME.fullmatch(name)]
-    errors += ['"model-index[].name" is required' for model in data.get("model-index", []) if not model.get("name")]
-    errors += ['"configs[].config_name" is required' for one in data.get("configs", []) if "config_name" not in one]
+    block = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
+    data = yaml.safe_load(block[1]) if block else {}
+    rules = {
+        "license": "apache-2.0|mit|cc-by-4.0|cc-by-sa-4.0|cc0-1.0|gpl-3.0|unknown|other",
+        "language": "[a-z]{2,3}",
+        "base_model": r"(\w[\w.-]*/)?\w[\w.-]*",
+        "datasets": r"(\w[\w.-]*/)?\w[\w.-]*",
+    }
+    errors = []
+    for key, rule in rules.items():
+        values = data.get(key) or []
+        for value in values if isinstance(values, list) else [values]:
+            errors += [] if re.fullmatch(rule, value, re.ASCII) else [f'"{key}" with value {value!r} is not valid']
     return errors
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-# Routes
-
-
-_LFS_ENDINGS = (".safetensors", ".bin", ".pt", ".parquet")
-_REPO = r"/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+?)"
-_PLAIN = r"(?P<prefix>/datasets)?/(?P<id>[^/]+/[^/]+?)"
-_ROUTES: list[tuple[str, str, str]] = [
-    ("POST", r"/api/validate-yaml", "validate_yaml"),
-    ("POST", r"/api/repos/create", "create_repo"),
-    ("POST", rf"/api{_REPO}/preupload/(?P<revision>.+)", "preupload"),
-    ("POST", rf"/api{_REPO}/commit/(?P<revision>.+)", "commit"),
-    ("POST", rf"/api{_REPO}/paths-info/(?P<revision>.+)", "paths_info"),
-    ("GET", rf"/api{_REPO}/tree/(?P<revision>[^/]+)(/(?P<path>.+))?", "tree"),
-    ("GET", rf"/api{_REPO}/refs", "refs"),
-    ("POST", rf"/api{_REPO}/tag/(?P<revision>.+)", "add_tag"),
-    ("DELETE", rf"/api{_REPO}/tag/(?P<revision>.+)", "delete_tag"),
-    ("POST", rf"/api{_REPO}/branch/(?P<revision>.+)", "add_branch"),
-    ("GET", rf"/api{_REPO}(/revision/(?P<revision>.+))?", "info"),
-    ("POST", rf"{_PLAIN}\.git/info/lfs/objects/batch", "lfs_batch"),
-    ("PUT", r"/lfs/(?P<oid>\w+)/(?P<key>.+)", "lfs_put"),
-    ("GET", rf"{_PLAIN}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", "resolve"),
-]
+# Requests
 
 
 class Refused(Exception):
     """An answer that is no success."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, body: dict[str, Any] | None = None):
+    def __init__(self, status: int, message: str, code: str = "", **body: str):
         super().__init__(message)
-        self.status, self.code, self.body = status, code, body or {"error": message}
+        self.status, self.body = status, {"error": message, **body}
+        self.headers = {"X-Error-Message": message, "X-Error-Code": code}
 
 
 class HubHandler(BaseHTTPRequestHandler):
     """One request."""
 
     hub: "HubServer"
-    protocol_version = "HTTP/1.1"
-
-    def setup(self) -> None:
-        super().setup()
-        self.hub.connections.add(self.connection)
-
-    def finish(self) -> None:
-        self.hub.connections.discard(self.connection)
-        with suppress(OSError, ValueError):
-            super().finish()
 
     def log_message(self, *_: Any) -> None:
         pass
 
     def _serve(self) -> None:
-        self.url = urlsplit(self.path)
-        self.query = parse_qs(self.url.query)
-        self.hub.requests.append(f"{self.command} {unquote(self.url.path)}")
+        url = urlsplit(self.path)
+        path, self.query = unquote(url.path), parse_qs(url.query)
+        self.hub.requests.append(f"{self.command} {path}")
+        fault = self.hub.take_fault(self.hub.requests[-1])
+        if fault is not None and fault.cut:
+            self.rfile.read(int(self.headers.get("Content-Length") or 2) // 2)
+            return
+        if fault is not None and fault.released is not None:
+            fault.released.wait(60)
+        self.body = self._read_body()
+        if fault is not None and fault.status is not None:
+            headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
+            self._answer({"error": f"fault {fault.status}"}, fault.status, headers)
+            return
         try:
-            fault = self.hub.take_fault(self.hub.requests[-1])
-            if fault is not None and self._suffer(fault):
-                return
-            self.body = self._read_body()
-            method = "GET" if self.command == "HEAD" else self.command
-            for wanted, pattern, name in _ROUTES:
-                match = re.fullmatch(pattern, self.url.path)
-                if wanted == method and match:
-                    parts = {key: unquote(value) for key, value in match.groupdict().items() if value is not None}
-                    handle: Callable[..., None] = getattr(self, f"_{name}")
-                    handle(**parts)
-                    return
-            raise Refused(404, f"no route {self.command} {self.url.path}")
+            with self.hub.lock:
+                self._route("get" if self.command == "HEAD" else self.command.lower(), path)
         except Refused as refused:
-            headers = {"X-Error-Message": str(refused)}
-            if refused.code:
-                headers["X-Error-Code"] = refused.code
-            self._answer(refused.body, refused.status, headers)
-        except (ConnectionError, TimeoutError):
-            self.close_connection = True
+            self._answer(refused.body, refused.status, refused.headers)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
-    def _suffer(self, fault: Fault) -> bool:
-        if fault.cut:
-            self.rfile.read(int(self.headers.get("Content-Length") or 2) // 2)
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return True
-        if fault.released is not None:
-            fault.released.wait(60)
-        if fault.status is None:
-            return False
-        self._read_body()
-        headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
-        self._answer({"error": f"fault {fault.status}"}, fault.status, headers)
-        return True
+    def _route(self, method: str, path: str) -> None:
+        name = r"([^/]+/[^/]+)"
+        if path in ("/api/validate-yaml", "/api/repos/create"):
+            self._validate_yaml() if "yaml" in path else self._create_repo()
+        elif match := re.fullmatch(r"/lfs/(\w+)/(\d+)/(\w+)/(.+)", path):
+            self._lfs_put(*match.groups())
+        elif match := (
+            re.fullmatch(rf"/api/(models|datasets)/{name}(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?", path)
+            or re.fullmatch(rf"/(?:(datasets)/)?{name}\.git/info/lfs/objects/(batch)", path)
+            or re.fullmatch(rf"/(?:(datasets)/)?{name}/(resolve)/([^/]+)/(.+)", path)
+        ):
+            kind, repo_id, verb, *where = match.groups()
+            verb = "info" if verb in (None, "revision") else verb.replace("-", "_")
+            repo = self._repo(kind, repo_id, write=method != "get" and verb != "paths_info")
+            getattr(self, f"_{method}_{verb}")(repo, *(part for part in where if part is not None))
+        else:
+            raise Refused(404, f"no route {method} {path}")
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
@@ -250,39 +190,34 @@ class HubHandler(BaseHTTPRequestHandler):
                 self.rfile.readline()
             self.rfile.readline()
             return b"".join(chunks)
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
-        if len(body) < length:
-            raise ConnectionError("the client went away")
-        return body
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         kind = "application/octet-stream" if isinstance(content, bytes) else "application/json"
         self.send_response(status)
         for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}.items():
-            self.send_header(name, value.encode("ascii", "replace").decode().replace("\n", " "))
+            self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
 
     # Who, and where
 
-    def _namespaces(self) -> tuple[str, ...] | None:
+    def _namespace(self) -> str | None:
         """Where the request may write; None without a token."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token and token not in NAMESPACES:
             raise Refused(401, "Invalid credentials in Authorization header")
-        return NAMESPACES[token] if token else None
+        return NAMESPACES.get(token)
 
-    def _repo(self, parts: dict[str, str], write: bool = False) -> Repo:
-        kind = "dataset" if parts.get("kind") == "datasets" or parts.get("prefix") else "model"
-        allowed, repo = self._namespaces(), self.hub.repos.get((kind, parts["id"]))
-        writable = parts["id"].split("/")[0] in (allowed or ())
+    def _repo(self, kind: str | None, repo_id: str, write: bool) -> Repo:
+        repo = self.hub.repos.get(("dataset" if kind == "datasets" else "model", repo_id))
+        writable = self._namespace() == repo_id.split("/")[0]
         if repo is None or (repo.private and not writable):
-            raise Refused(401 if allowed is None else 404, "Repository not found", "RepoNotFound")
+            raise Refused(404 if self._namespace() else 401, "Repository not found", "RepoNotFound")
         if write and not writable:
-            raise Refused(403, f"You don't have the rights to write to {parts['id']}")
+            raise Refused(403, f"You don't have the rights to write to {repo_id}")
         return repo
 
     def _at(self, repo: Repo, revision: str) -> Commit:
@@ -291,155 +226,120 @@ class HubHandler(BaseHTTPRequestHandler):
             raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
-    # Accounts and repositories
-
     def _validate_yaml(self) -> None:
         errors = metadata_errors(json.loads(self.body)["content"])
         body = {"errors": [{"message": text} for text in errors], "warnings": []}
         self._answer(body, 400 if errors else 200)
 
     def _create_repo(self) -> None:
-        allowed, asked = self._namespaces() or (), json.loads(self.body)
-        namespace, kind = asked.get("organization") or "".join(allowed[:1]), asked.get("type") or "model"
+        asked = json.loads(self.body)
+        namespace, kind = asked.get("organization") or self._namespace(), asked.get("type") or "model"
         repo_id = f"{namespace}/{asked['name']}"
-        if namespace not in allowed:
+        if namespace != self._namespace():
             raise Refused(403, f"You don't have the rights to create a {kind} under the namespace {namespace!r}")
-        url = f"{self.hub.endpoint}/{'datasets/' * (kind == 'dataset')}{repo_id}"
-        with self.hub.lock:
-            if (kind, repo_id) in self.hub.repos:
-                message = f"You already created this {kind} repo: {repo_id}"
-                raise Refused(409, message, body={"error": message, "url": url})
-            self.hub.create(repo_id, kind, private=asked.get("visibility") == "private" or bool(asked.get("private")))
+        url = self.hub.url(kind, repo_id)
+        if (kind, repo_id) in self.hub.repos:
+            raise Refused(409, f"You already created this {kind} repo: {repo_id}", url=url)
+        self.hub.create(repo_id, kind, private=asked.get("visibility") == "private" or bool(asked.get("private")))
         self._answer({"url": url, "id": repo_id, "name": repo_id})
 
     # Uploads
 
-    def _preupload(self, revision: str, **parts: str) -> None:
-        commit = self._at(self._repo(parts, write=True), revision)
-        files = []
-        for asked in json.loads(self.body)["files"]:
-            path, known = asked["path"], commit.files.get(asked["path"])
-            mode = "lfs" if path.endswith(_LFS_ENDINGS) else "regular"
-            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": known and known.etag})
+    def _post_preupload(self, repo: Repo, revision: str) -> None:
+        commit, files = self._at(repo, revision), []
+        for path in (asked["path"] for asked in json.loads(self.body)["files"]):
+            known = etag(path, commit.files[path]) if path in commit.files else None
+            mode = "lfs" if is_large(path) else "regular"
+            files.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": known})
         self._answer({"files": files, "commitOid": commit.oid})
 
-    def _lfs_batch(self, **parts: str) -> None:
-        repo, answers = self._repo(parts, write=True), []
+    def _post_batch(self, repo: Repo) -> None:
+        answers = []
         for asked in json.loads(self.body)["objects"]:
             oid, size = asked["oid"], asked["size"]
-            key, answer = f"{size}/{repo.type}/{repo.id}", {"oid": oid, "size": size}
+            answers.append({"oid": oid, "size": size})
             if (repo.type, repo.id, oid) not in self.hub.objects:
-                answer["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{oid}/{key}"}}
-            answers.append(answer)
+                href = f"{self.hub.endpoint}/lfs/{oid}/{size}/{repo.type}/{repo.id}"
+                answers[-1]["actions"] = {"upload": {"href": href}}
         self._answer({"transfer": "basic", "objects": answers})
 
-    def _lfs_put(self, oid: str, key: str) -> None:
-        size, kind, repo_id = key.split("/", 2)
+    def _lfs_put(self, oid: str, size: str, kind: str, repo_id: str) -> None:
         if len(self.body) != int(size) or hashlib.sha256(self.body).hexdigest() != oid:
             raise Refused(400, f"The content does not match sha256 {oid} and size {size}")
         self.hub.objects[kind, repo_id, oid] = self.body
         self._answer({})
 
-    def _commit(self, revision: str, **parts: str) -> None:
-        repo = self._repo(parts, write=True)
-        lines = [json.loads(line) for line in self.body.splitlines() if line]
-        header = lines[0]["value"]
-        with self.hub.lock:
-            head = self._at(repo, revision)
-            if header.get("parentCommit") not in (None, head.oid):
-                raise Refused(412, "A commit has happened since. Please refresh and try again.")
-            files = dict(head.files)
-            for line in lines[1:]:
-                self._apply(line["key"], line["value"], repo, files)
-            if "README.md" in files:
-                errors = metadata_errors(files["README.md"].data.decode())
-                if errors:
-                    raise Refused(400, f"Invalid metadata in README.md: {'; '.join(errors)}")
-            commit = repo.add(revision, header["summary"], files)
-        url = f"{self.hub.endpoint}/{'datasets/' * (repo.type == 'dataset')}{repo.id}/commit/{commit.oid}"
+    def _post_commit(self, repo: Repo, branch: str) -> None:
+        header, *operations = [json.loads(line) for line in self.body.splitlines() if line]
+        head = self._at(repo, branch)
+        if header["value"].get("parentCommit") not in (None, head.oid):
+            raise Refused(412, "A commit has happened since. Please refresh and try again.")
+        files = dict(head.files)
+        for operation in operations:
+            name, value = operation["key"], operation["value"]
+            if name == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif name == "lfsFile":
+                files[value["path"]] = self.hub.objects[repo.type, repo.id, value["oid"]]
+            else:
+                assert name == "deletedFile"
+                del files[value["path"]]
+        commit = repo.add(header["value"]["summary"], files, branch)
+        url = f"{self.hub.url(repo.type, repo.id)}/commit/{commit.oid}"
         self._answer({"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""})
 
-    def _apply(self, operation: str, value: dict[str, Any], repo: Repo, files: dict[str, Blob]) -> None:
-        path = value["path"]
-        if operation == "file":
-            files[path] = Blob(base64.b64decode(value["content"]), lfs=False)
-        elif operation == "lfsFile":
-            data = self.hub.objects.get((repo.type, repo.id, value["oid"]))
-            if data is None:
-                raise Refused(400, f"LFS pointer of {path} points to a file that does not exist: {value['oid']}")
-            files[path] = Blob(data, lfs=True)
-        elif operation == "deletedFile" and path in files:
-            del files[path]
-        else:
-            raise Refused(404, f"{operation}: a file with this name doesn't exist: {path}", "EntryNotFound")
+    def _post_tag(self, repo: Repo, revision: str) -> None:
+        tag = json.loads(self.body)["tag"]
+        if tag in repo.tags:
+            raise Refused(409, f"Tag {tag} already exists")
+        repo.tags[tag] = self._at(repo, revision).oid
+        self._answer({})
+
+    def _delete_tag(self, repo: Repo, tag: str) -> None:
+        del repo.tags[tag]
+        self._answer({})
+
+    def _post_branch(self, repo: Repo, branch: str) -> None:
+        repo.branches[branch] = repo.branches["main"][-1:]
+        self._answer({})
 
     # Reading
 
-    def _info(self, revision: str = "main", **parts: str) -> None:
-        repo = self._repo(parts)
+    def _get_info(self, repo: Repo, revision: str = "main") -> None:
         commit = self._at(repo, revision)
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
         self._answer({"id": repo.id, "sha": commit.oid, "private": repo.private, "siblings": siblings})
 
-    def _tree(self, revision: str, path: str = "", **parts: str) -> None:
-        commit = self._at(self._repo(parts), revision)
-        inside = [PurePosixPath(name) for name in sorted(commit.files) if not path or name.startswith(f"{path}/")]
-        if path and not inside:
-            raise Refused(404, f"{path} does not exist on {revision}", "EntryNotFound")
+    def _get_tree(self, repo: Repo, revision: str, folder: str = ".") -> None:
+        listed = entries(self._at(repo, revision).files)
+        if folder not in (".", *listed):
+            raise Refused(404, f"{folder} does not exist on {revision}", "EntryNotFound")
         recursive = self.query.get("recursive", [""])[0].lower() in ("true", "1")
-        depth = len(PurePosixPath(path).parts) + 1
-        entries = dict.fromkeys(
-            str(PurePosixPath(*name.parts[:level]))
-            for name in inside
-            for level in range(depth, len(name.parts) + 1 if recursive else depth + 1)
-        )
-        self._answer([entry_of(commit, name) for name in entries])
+        parents = {path: list(map(str, PurePosixPath(path).parents)) for path in listed}
+        self._answer([listed[path] for path in listed if folder in parents[path][: None if recursive else 1]])
 
-    def _paths_info(self, revision: str, **parts: str) -> None:
-        commit = self._at(self._repo(parts), revision)
-        names = [path.strip("/") for path in parse_qs(self.body.decode()).get("paths", [])]
-        names = [name for name in names if any(f"{path}/".startswith(f"{name}/") for path in commit.files)]
-        self._answer([entry_of(commit, name) for name in names])
+    def _post_paths_info(self, repo: Repo, revision: str) -> None:
+        listed = entries(self._at(repo, revision).files)
+        paths = [path.strip("/") for path in parse_qs(self.body.decode()).get("paths", [])]
+        self._answer([listed[path] for path in paths if path in listed])
 
-    def _refs(self, **parts: str) -> None:
-        tags = self._repo(parts).tags.items()
-        listed = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in tags]
-        self._answer({"branches": [], "tags": listed, "converts": [], "pullRequests": []})
+    def _get_refs(self, repo: Repo) -> None:
+        tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in repo.tags.items()]
+        self._answer({"branches": [], "tags": tags, "converts": [], "pullRequests": []})
 
-    def _add_tag(self, revision: str, **parts: str) -> None:
-        repo, tag = self._repo(parts, write=True), json.loads(self.body)["tag"]
+    def _get_resolve(self, repo: Repo, revision: str, path: str) -> None:
         commit = self._at(repo, revision)
-        if tag in repo.tags:
-            raise Refused(409, f"Tag {tag} already exists")
-        repo.tags[tag] = commit.oid
-        self._answer({})
-
-    def _delete_tag(self, revision: str, **parts: str) -> None:
-        del self._repo(parts, write=True).tags[revision]
-        self._answer({})
-
-    def _add_branch(self, revision: str, **parts: str) -> None:
-        repo = self._repo(parts, write=True)
-        repo.branches[revision] = self._at(repo, "main").oid
-        self._answer({})
-
-    def _resolve(self, revision: str, path: str, **parts: str) -> None:
-        commit = self._at(self._repo(parts), revision)
-        blob = commit.files.get(path)
-        headers = {"X-Repo-Commit": commit.oid}
-        if blob is None:
-            self._answer({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound", **headers})
-            return
-        headers |= {"ETag": f'"{blob.etag}"', "Accept-Ranges": "bytes"}
-        if blob.lfs:
-            headers |= {"X-Linked-Etag": f'"{blob.etag}"', "X-Linked-Size": str(len(blob.data))}
+        if path not in commit.files:
+            raise Refused(404, "Entry not found", "EntryNotFound")
+        data = commit.files[path]
+        headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{etag(path, data)}"', "Accept-Ranges": "bytes"}
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         if asked is None:
-            self._answer(blob.data, 200, headers)
+            self._answer(data, 200, headers)
             return
-        first, last = int(asked[1]), min(int(asked[2] or len(blob.data) - 1), len(blob.data) - 1)
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(blob.data)}"
-        self._answer(blob.data[first : last + 1], 206, headers)
+        first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        self._answer(data[first : last + 1], 206, headers)
 
 
 # The server
@@ -454,13 +354,14 @@ class HubServer:
         self.requests: list[str] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
-        self.connections: set[socket.socket] = set()
         self.port = 0
-        self._server: ThreadingHTTPServer | None = None
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    def url(self, kind: str, repo_id: str) -> str:
+        return f"{self.endpoint}/{'datasets/' * (kind == 'dataset')}{repo_id}"
 
     def start(self) -> None:
         """Listens, on the same port again after a `stop`."""
@@ -471,22 +372,14 @@ class HubServer:
 
     def stop(self) -> None:
         """From here on connections are refused; what was stored stays."""
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
-        for connection in list(self.connections):  # a client would go on over a connection that is kept alive
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        self._server.shutdown()
+        self._server.server_close()
 
     def __enter__(self) -> "HubServer":
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fault in self.faults:
-            if fault.released is not None:
-                fault.released.set()
         self.stop()
 
     def fail(self, pattern: str, status: int | None = None, times: int = 1, **how: Any) -> Fault:
@@ -525,7 +418,7 @@ class HubServer:
 
     def create(self, repo_id: str, repo_type: str = "model", private: bool = False) -> Repo:
         repo = Repo(repo_type, repo_id, private)
-        repo.add("main", "initial commit", {".gitattributes": Blob(b"*.safetensors filter=lfs\n", lfs=False)})
+        repo.add("initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self.repos[repo_type, repo_id] = repo
         return repo
 

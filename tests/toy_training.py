@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.data.array_store import content_key
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
@@ -33,18 +33,10 @@ def small_processor() -> WhisperProcessor:
 
 
 class RandomWindows(torch.utils.data.Dataset):
-    """Random features with labels of different lengths; every third row is prompted.
+    """Random features with labels of different lengths; every third row is prompted."""
 
-    Args:
-        count (`int`): rows.
-        seed (`int`, *optional*, defaults to 0): of the features.
-        prompts (`bool`, *optional*, defaults to `True`): whether there are prompted rows.
-    """
-
-    def __init__(self, count: int, seed: int = 0, prompts: bool = True):
-        generator = torch.Generator().manual_seed(seed)
-        self.features = torch.randn(count, 80, 100, generator=generator)
-        self.prompts = prompts
+    def __init__(self, count: int, seed: int = 0):
+        self.features = torch.randn(count, 80, 100, generator=torch.Generator().manual_seed(seed))
         self.decoded: list[int] = []
         self.epochs: list[int] = []
 
@@ -57,17 +49,13 @@ class RandomWindows(torch.utils.data.Dataset):
 
     def label_item(self, index: int) -> dict[str, Any]:
         tokenizer = toy_processor().tokenizer
-        start, previous, end = tokenizer.convert_tokens_to_ids(
-            ["<|startoftranscript|>", "<|startofprev|>", "<|endoftext|>"]
-        )
+        names = ["<|startofprev|>", "<|startoftranscript|>", "<|notimestamps|>", "<|endoftext|>"]
+        previous, start, no_times, end = tokenizer.convert_tokens_to_ids(names)
         text = tokenizer(SENTENCES[index % 3], add_special_tokens=False).input_ids[: 4 + 3 * (index % 4)]
-        sequence = [start, tokenizer.convert_tokens_to_ids("<|notimestamps|>"), *text, end]
-        prompt = [previous, *text[:3]] if self.prompts and index % 3 == 0 else []
-        return {
-            "decoder_input_ids": prompt + sequence[:-1],
-            "labels": [-100] * len(prompt) + sequence[1:],
-            "index": index,
-        }
+        sequence = [start, no_times, *text, end]
+        prompt = [previous, *text[:3]] if index % 3 == 0 else []
+        labels = [-100] * len(prompt) + sequence[1:]
+        return {"decoder_input_ids": prompt + sequence[:-1], "labels": labels, "index": index}
 
     def variants(self, index: int, epochs: int | None = None) -> list[dict[str, Any]]:
         return [self.label_item(index)]
@@ -85,17 +73,9 @@ def collate(items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 def small_args(folder: Path | str, **changes: Any) -> DistillationTrainingArguments:
     """On the CPU, logging every step, saving nothing by default."""
-    settings = {
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "per_device_train_batch_size": 4,
-        "per_device_eval_batch_size": 4,
-        "max_steps": 2,
-        "generation_max_length": 12,
-    }
+    settings = {"use_cpu": True, "disable_tqdm": True, "report_to": "none", "logging_steps": 1, "save_strategy": "no"}
+    settings |= {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "max_steps": 2}
+    settings |= {"generation_max_length": 12}
     return DistillationTrainingArguments(str(folder), **(settings | changes))
 
 
@@ -127,37 +107,21 @@ def trained(
     folder: Path | str,
     student: WhisperForConditionalGeneration | None = None,
     teacher: WhisperForConditionalGeneration | None = None,
-    *,
-    resume: str | Path | bool | None = None,
     **settings: Any,
 ) -> DistillationTrainer:
     """A trainer after its training; by default of a new teacher and the student created from it."""
     if teacher is None:
         teacher = small_whisper()
     trainer = small_trainer(folder, create_student(teacher) if student is None else student, teacher, **settings)
-    trainer.train(resume_from_checkpoint=resume if resume is None or isinstance(resume, bool) else str(resume))
+    trainer.train()
     return trainer
-
-
-class StopAt(TrainerCallback):
-    """Ends a run after a step, as a crash would, with the schedule of the whole run."""
-
-    def __init__(self, step: int):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        control.should_training_stop = state.global_step >= self.step
 
 
 def assert_same_weights(
     model: WhisperForConditionalGeneration, other: WhisperForConditionalGeneration, rtol: float = 0, atol: float = 0
 ) -> None:
     """Weight by weight, to the last bit unless tolerances are given."""
-    expected = other.state_dict()
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(
-            weight, expected[name], rtol=rtol, atol=atol, msg=lambda text, n=name: f"{n}: {text}"
-        )
+    torch.testing.assert_close(dict(model.state_dict()), dict(other.state_dict()), rtol=rtol, atol=atol)
 
 
 def logged(trainer: DistillationTrainer, name: str) -> list[float]:

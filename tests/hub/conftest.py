@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets.config
-import huggingface_hub.constants as settings
+import huggingface_hub.constants
 import pytest
 import transformers.utils.hub
 from huggingface_hub import HfFileSystem, close_session, hf_api
 from huggingface_hub.utils import _http
 
 from hub_server import ALICE, HubServer
-from toy_files import write_toy_corpus, write_toy_model
 
 
 @pytest.fixture
@@ -20,29 +19,24 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """An empty Hub, alice logged in, an empty cache. The client does not wait between its retries."""
     with HubServer() as server:
         home = tmp_path / "hf-home"
-        # For processes that a test starts.
         environment = {"HF_ENDPOINT": server.endpoint, "HF_TOKEN": ALICE, "HF_HOME": str(home)}
         environment |= dict.fromkeys(("HF_HUB_DISABLE_XET", "HF_HUB_DISABLE_TELEMETRY"), "1")
         environment |= dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1")
-        for name, value in environment.items():
+        for name, value in environment.items():  # for processes that a test starts
             monkeypatch.setenv(name, value)
         for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
             monkeypatch.delenv(name, raising=False)
-        monkeypatch.setattr(settings, "ENDPOINT", server.endpoint)
-        template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(settings, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(settings, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(settings, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setattr(settings, "HF_HOME", str(home))
-        monkeypatch.setattr(settings, "HF_TOKEN_PATH", str(home / "token"))
-        monkeypatch.setattr(settings, "HF_HUB_CACHE", str(home / "hub"))
+        of_client = {"ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False, "HF_HOME": str(home)}
+        of_client |= {"HF_HUB_DISABLE_XET": True, "HF_HUB_DISABLE_TELEMETRY": True}
+        of_client |= {"HF_TOKEN_PATH": str(home / "token"), "HF_HUB_CACHE": str(home / "hub")}
+        of_client["HUGGINGFACE_CO_URL_TEMPLATE"] = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        of_datasets = {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": False, "HF_UPDATE_DOWNLOAD_COUNTS": False}
+        of_datasets["HF_DATASETS_CACHE"] = home / "datasets"
+        for module, values in ((huggingface_hub.constants, of_client), (datasets.config, of_datasets)):
+            for name, value in values.items():
+                monkeypatch.setattr(module, name, value)
         monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
         monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.endpoint)
-        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
-        monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
         impatient = types.SimpleNamespace(**{**vars(_http.time), "sleep": lambda seconds: None})
         monkeypatch.setattr(_http, "time", impatient)
         HfFileSystem.clear_instance_cache()
@@ -50,12 +44,3 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
         HfFileSystem.clear_instance_cache()
         close_session()  # the next test's server may listen on the same port
-
-
-@pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a teacher and a corpus."""
-    folder = tmp_path_factory.mktemp("toys")
-    write_toy_model(folder / "teacher")
-    write_toy_corpus(folder / "corpus")
-    return folder

@@ -9,8 +9,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from huggingface_hub import ModelCard
-from toy_pushes import LOG
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
 
@@ -21,44 +20,11 @@ from hf_distil_whisper.hub.callbacks import (
     SamplePredictionsCallback,
     compare,
     log_table,
-    run_url,
     samples_table,
 )
-from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.trainer import DistillationTrainer
-from hf_distil_whisper.training.validation import WordErrorMetrics
 from toy_models import toy_whisper
-from toy_training import RandomWindows, small_processor, small_trainer, small_whisper
-
-# The card
-
-
-def test_the_callback_writes_the_card_as_of_each_step(tmp_path: Path) -> None:
-    """A checkpoint whose card shows the scores of the last one cannot be compared with others."""
-    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
-    callback = ModelCardCallback(teacher="openai/whisper-toy.en", license="mit")
-    state = TrainerState(global_step=1, max_steps=2, log_history=LOG[:2])
-    callback.on_evaluate(args, state, TrainerControl(), metrics={"eval_test_loss": 1.0}, model=toy_whisper())
-    assert not (tmp_path / "run").exists()  # one set of several: the average is still to come
-    callback.on_evaluate(args, state, TrainerControl(), metrics={"eval_macro_wer": 0.4}, model=toy_whisper())
-    assert "| WER %, test | 40.00 |" in (tmp_path / "run/README.md").read_text()
-    callback.on_save(args, state, TrainerControl(), model=toy_whisper())
-    state = TrainerState(global_step=2, max_steps=2, log_history=LOG)
-    callback.on_train_end(args, state, TrainerControl(), model=toy_whisper())
-    first, last = (ModelCard.load(tmp_path / "run" / path) for path in ("checkpoint-1/README.md", "README.md"))
-    for card, wer in ((first, 40.0), (last, 20.0)):
-        assert (card.data.model_name, card.data.license) == ("run", "mit")
-        assert card.data.eval_results[0].metric_value == wer
-        assert f"| WER %, test | {wer:.2f} |" in card.text
-    assert "as of training step 1" in first.text
-    assert "as of training step" not in last.text
-
-
-def test_only_the_main_process_writes_the_card(tmp_path: Path) -> None:
-    state = TrainerState(is_world_process_zero=False)
-    args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True)
-    ModelCardCallback().on_train_end(args, state, TrainerControl(), model=toy_whisper())
-    assert not (tmp_path / "run" / "README.md").exists()
+from toy_training import RandomWindows, logged, small_pair, small_processor, small_trainer
 
 
 def test_a_card_that_cannot_be_written_does_not_end_the_training(
@@ -70,22 +36,11 @@ def test_a_card_that_cannot_be_written_does_not_end_the_training(
     assert "could not be written: OSError: no space left on device" in caplog.text
 
 
-# Samples and trackers
-
-
 def validating_trainer(folder: Path, **changes: Any) -> DistillationTrainer:
     """Two steps, each followed by the validation of two sets."""
-    teacher = small_whisper()
-    return small_trainer(
-        folder,
-        create_student(teacher),
-        teacher,
-        train=RandomWindows(8),
-        evaluation={"one": RandomWindows(5), "two": RandomWindows(3, seed=1)},
-        processor=small_processor(),
-        **{"eval_strategy": "steps", "eval_steps": 1, "max_steps": 2, "logging_steps": 1, "report_to": "none"}
-        | changes,
-    )
+    settings = {"evaluation": {"one": RandomWindows(5), "two": RandomWindows(3, seed=1)}, "eval_strategy": "steps"}
+    settings |= {"processor": small_processor(), "eval_steps": 1}
+    return small_trainer(folder, *small_pair(), **(settings | changes))
 
 
 class FakeTracker(SimpleNamespace):
@@ -126,21 +81,34 @@ def test_a_transcript_cannot_break_the_table() -> None:
     assert "<b>" not in table
 
 
-def test_the_same_rows_are_shown_at_every_validation(tmp_path: Path) -> None:
-    """Other rows each time could not be compared; a second run of the model would cost its time."""
-    trainer = validating_trainer(tmp_path)
-    original = trainer.compute_metrics
-    callback = SamplePredictionsCallback(trainer, 3)
-    trainer.add_callback(callback)
-    assert isinstance(original, WordErrorMetrics)
+def test_the_same_rows_are_shown_at_every_validation_and_sent_to_the_named_tracker_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other rows could not be compared; a tracker that is merely installed must not get the transcripts."""
+    trackers = {name: fake_wandb("https://wandb.example/run") for name in ("wandb", "trackio")}
+    for name, fake in trackers.items():
+        monkeypatch.setitem(sys.modules, name, fake)
+    connect = Mock(side_effect=AssertionError("something connects"))
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "create_connection", connect)
+    trainer = validating_trainer(tmp_path, report_to="tensorboard")
+    trainer.add_callback(SamplePredictionsCallback(trainer, 3))
+    trainer.add_callback(ModelCardCallback(teacher="openai/whisper-toy.en"))
     trainer.train()
     text = (tmp_path / SAMPLES_FILE).read_text(encoding="utf-8")
     for name, rows in (("one", [0, 1, 3]), ("two", [0, 1, 2])):
         section = text.partition(f"## {name}, step 2\n")[2].partition("##")[0]
         seen = [int(line.split("|")[1]) for line in section.splitlines() if line[:3].strip("| ").isdigit()]
         assert seen == rows
-    rates = [entry for entry in trainer.state.log_history if "eval_one_wer" in entry]
-    assert len(rates) == 2  # the metrics come out as without the callback
+    assert len(logged(trainer, "eval_one_wer")) == 2  # the metrics come out as without the callback
+    assert not connect.called
+    assert not any(fake.logged for fake in trackers.values())
+    assert "wandb.example" not in (tmp_path / "README.md").read_text()
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out*")}
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert {"samples/one/text_summary", "samples/two/text_summary"} <= set(events.Tags()["tensors"])
+    assert "eval/one_wer" in events.Tags()["scalars"]
 
 
 def test_samples_need_transcripts(tmp_path: Path) -> None:
@@ -151,78 +119,52 @@ def test_samples_need_transcripts(tmp_path: Path) -> None:
         SamplePredictionsCallback(validating_trainer(tmp_path), 0)
 
 
-def test_each_tracker_gets_the_table_in_its_own_form(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_tracker_gets_the_table_in_its_own_form_and_one_that_fails_costs_its_table_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A tracker's server that is down is no reason to lose a day of training."""
     wandb, trackio, texts = fake_wandb(None), fake_trackio(None), []
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "trackio", trackio)
     board = active(TensorBoardCallback)
     board.tb_writer = SimpleNamespace(add_text=lambda *values: texts.append(values))
-    active_callbacks = [active(WandbCallback), active(TrackioCallback), board, ModelCardCallback()]
-    sent = log_table(active_callbacks, "samples/one", ["row", "text"], [(0, "a"), (1, None)], "| table |", 7)
-    assert sent == ["wandb", "trackio", "tensorboard"]
+    trackers = [active(WandbCallback), active(TrackioCallback), board, ModelCardCallback()]
+    table = ("samples/one", ["row", "text"], [(0, "a"), (1, None)], "| table |", 7)
+    assert log_table(trackers, *table) == ["wandb", "trackio", "tensorboard"]
     assert wandb.logged == [{"samples/one": (["row", "text"], [[0, "a"], [1, None]]), "train/global_step": 7}]
-    frame = trackio.logged[0]["samples/one"]
-    assert frame["row"].tolist() == ["0", "1"]
+    assert trackio.logged[0]["samples/one"]["row"].tolist() == ["0", "1"]
     assert texts == [("samples/one", "| table |", 7)]
-
-
-def test_a_tracker_that_fails_costs_its_table_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tracker's server that is down is no reason to lose a day of training."""
-    wandb = fake_wandb(None)
     wandb.Table = lambda columns, data: 1 / 0
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    assert log_table([active(WandbCallback)], "samples/one", ["row"], [(0,)], "", 7) == []
+    assert log_table(trackers, *table) == ["trackio", "tensorboard"]
     wandb.run = None
-    assert log_table([active(WandbCallback)], "samples/one", ["row"], [(0,)], "", 7) == []
+    assert log_table(trackers, *table) == ["trackio", "tensorboard"]
 
 
-def test_the_run_url_is_that_of_the_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With user and key left out: self-hosted servers may have them in their addresses."""
-    args = validating_trainer(tmp_path).args
-    monkeypatch.setitem(sys.modules, "wandb", fake_wandb("https://me:key@wandb.example/me/runs/1?apiKey=secret"))
+@pytest.mark.parametrize(
+    ("report_to", "address", "expected"),
+    [
+        ([], "https://wandb.example/me/runs/1", None),  # imported by something else, not asked for
+        (["wandb"], "https://me:key@wandb.example/me/runs/1?apiKey=secret", "https://wandb.example/me/runs/1"),
+        (["wandb"], None, None),
+        (["trackio"], None, "https://huggingface.co/spaces/me/space"),
+        (["tensorboard"], None, None),
+    ],
+)
+def test_the_run_url_is_that_of_the_tracker_and_on_the_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, report_to: list[str], address: str | None, expected: str | None
+) -> None:
+    """Without user and key, which servers have in their addresses; after training nobody could ask for it."""
+    wandb = fake_wandb(address)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "trackio", fake_trackio("me/space"))
-    assert run_url(args) is None  # imported by something else, not asked for
-    args.report_to = ["wandb"]
-    assert run_url(args) == "https://wandb.example/me/runs/1"
-    args.report_to = ["trackio"]
-    assert run_url(args) == "https://huggingface.co/spaces/me/space"
-    args.report_to = ["tensorboard"]
-    assert run_url(args) is None
-    monkeypatch.setitem(sys.modules, "wandb", fake_wandb(None))
-    args.report_to = ["wandb"]
-    assert run_url(args) is None
-
-
-def test_the_run_url_is_on_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After training the run is closed, and nobody could ask for it any more."""
     trainer = validating_trainer(tmp_path)
     trainer.add_callback(ModelCardCallback())
-    fake = fake_wandb("https://wandb.example/me/runs/1")
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    trainer.args.report_to = ["wandb"]
+    trainer.args.report_to = report_to
     trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
-    fake.run = None
+    wandb.run = None
     trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
-    assert "The training's run: <https://wandb.example/me/runs/1>" in (tmp_path / "README.md").read_text()
-
-
-def test_nothing_is_sent_unless_it_was_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tracker that is merely installed must not get the transcripts of a training."""
-    trackers = {name: fake_wandb("https://wandb.example/run") for name in ("wandb", "trackio")}
-    for name, fake in trackers.items():
-        monkeypatch.setitem(sys.modules, name, fake)
-
-    def refuse(*address: object) -> None:
-        raise AssertionError(f"something connects to {address}")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    trainer = validating_trainer(tmp_path)
-    trainer.add_callback(ModelCardCallback(teacher="openai/whisper-toy.en"))
-    trainer.add_callback(SamplePredictionsCallback(trainer, 2))
-    trainer.train()
-    assert not any(fake.logged for fake in trackers.values())
-    assert "wandb.example" not in (tmp_path / "README.md").read_text()
+    line = f"The training's run: <{expected or ''}"
+    assert (line in (tmp_path / "README.md").read_text()) == (expected is not None)
 
 
 def test_no_tracker_is_imported() -> None:
@@ -233,17 +175,3 @@ def test_no_tracker_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_the_trainers_own_tensorboard_gets_texts(tmp_path: Path) -> None:
-    """What the real package reads back, where it is installed."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    trainer = validating_trainer(tmp_path, report_to="tensorboard")
-    trainer.add_callback(SamplePredictionsCallback(trainer, 2))
-    trainer.train()
-    (folder,) = {path.parent for path in tmp_path.rglob("events.out*")}
-    events = EventAccumulator(str(folder))
-    events.Reload()
-    assert {"samples/one/text_summary", "samples/two/text_summary"} <= set(events.Tags()["tensors"])
-    assert "eval/one_wer" in events.Tags()["scalars"]

@@ -30,32 +30,27 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(push, "RETRY_WAITS", (0.0, 0.0))
 
 
-def write_labels(folder: Path, count: int = 10, per_shard: int = 2, paths: Path | None = None, silent: int = 0) -> str:
-    """Shards as labelling writes them, their audio inside, or as files at `paths`; every third label is wrong.
+def write_labels(folder: Path, count: int = 10, paths: Path | None = None, silent: int = 0) -> str:
+    """Shards of two rows as labelling writes them, their audio inside, or at `paths`; every third label is wrong.
 
     The first `silent` rows have no speaker.
     """
-    store = ShardStore(folder)
+    store, rows = ShardStore(folder), []
     store.open_run({"teacher": "0123456789abcdef", "rows": count, "ids": "x", "num_beams": 1, "language": None})
-    for start in range(0, count, per_shard):
-        rows = []
-        for number in range(start, min(start + per_shard, count)):
-            sound = {"bytes": encode_flac(toy_audio(0.1, seed=number)), "path": None}
-            if paths is not None:
-                paths.mkdir(exist_ok=True)
-                soundfile.write(paths / f"{number}.wav", toy_audio(0.1, seed=number), 16_000)
-                sound = {"bytes": None, "path": str(paths / f"{number}.wav")}
-            text = SENTENCES[number % 3]
-            label = "<|0.00|> Nothing of it.<|0.10|>" if number % 3 == 2 else f"<|0.00|> {text}<|0.10|>"
-            row = {"id": f"row-{number}", "audio": sound, "text": text, "whisper_transcript": label, "duration": 36.0}
-            rows.append(row | {"speaker": None if start < silent else "one"})
-
-        def write(folder: Path, rows: list[dict] = rows) -> None:
-            Dataset.from_list(rows).to_parquet(folder / "rows.parquet")
-
-        store.commit(
-            f"{start:05d}", write, {"rows": len(rows), "source_rows": len(rows), "hours": 0.01 * len(rows), "lost": []}
-        )
+    for number in range(count):
+        sound = {"bytes": encode_flac(toy_audio(0.1, seed=number)), "path": None}
+        if paths is not None:
+            paths.mkdir(exist_ok=True)
+            soundfile.write(paths / f"{number}.wav", toy_audio(0.1, seed=number), 16_000)
+            sound = {"bytes": None, "path": str(paths / f"{number}.wav")}
+        text, speaker = SENTENCES[number % 3], None if number < silent else "one"
+        label = "<|0.00|> Nothing of it.<|0.10|>" if number % 3 == 2 else f"<|0.00|> {text}<|0.10|>"
+        row = {"id": f"row-{number}", "audio": sound, "text": text, "whisper_transcript": label, "duration": 36.0}
+        rows.append(row | {"speaker": speaker})
+    for start in range(0, count, 2):
+        shard = Dataset.from_list(rows[start : start + 2])
+        info = {"rows": len(shard), "source_rows": len(shard), "hours": 0.01 * len(shard), "lost": []}
+        store.commit(f"{start:05d}", lambda folder, shard=shard: shard.to_parquet(folder / "rows.parquet"), info)
     return str(folder)
 
 
@@ -77,22 +72,16 @@ def streamed(repo_id: str, config: str | None = None) -> list[dict]:
 
 @pytest.mark.usefixtures("small_files")
 def test_a_pushed_data_set_is_streamed_back_as_it_was(hub: HubServer, tmp_path: Path) -> None:
-    """Labels that only their maker can read are no data set."""
-    labelled = write_labels(tmp_path / "labelled")
-    push_dataset(labelled, "alice/labels")
-    rows, there = streamed("alice/labels"), load_source(labelled)
+    """Labels that only their maker can read are no data set; a reader takes its types from the first file."""
+    push_dataset(write_labels(tmp_path / "labelled", silent=2), "alice/labels")
+    rows, there = streamed("alice/labels"), load_source(write_labels(tmp_path / "same"))
     assert [row["whisper_transcript"] for row in rows] == there["whisper_transcript"]
+    assert [row["speaker"] for row in rows] == [None, None, *["one"] * 8]
     for row, ours in zip(rows, there, strict=True):
         np.testing.assert_array_equal(load_audio(row["audio"]), load_audio(ours["audio"]))
     again = list(load_source("alice/labels", streaming=True))
     assert [row["id"] for row in again] == [f"row-{number}" for number in range(10)]
     assert again[0]["audio"]["bytes"] == there[0]["audio"]["bytes"]
-
-
-def test_a_column_that_is_empty_in_the_first_file_is_read(hub: HubServer, tmp_path: Path) -> None:
-    """A reader takes its types from the first file, and fails on a text where it has seen nothing."""
-    push_dataset(write_labels(tmp_path / "labelled", 6, silent=2), "alice/labels")
-    assert [row["speaker"] for row in streamed("alice/labels")] == [None, None, *["one"] * 4]
 
 
 def test_labels_of_a_real_labelling_are_pushed(hub: HubServer, tmp_path: Path) -> None:
@@ -133,15 +122,22 @@ def test_without_recordings_there_is_no_column_that_looks_like_some(hub: HubServ
 
 
 @pytest.mark.usefixtures("small_files")
+@pytest.mark.parametrize("how", ["refused", "killed"])
 def test_a_push_that_failed_shows_nothing_and_is_resumed_by_the_same_command(
-    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
 ) -> None:
-    """A data set of which a part is missing looks like a smaller one, and nobody notices."""
+    """A part looks like a smaller data set; no machine but the Hub remembers which files were uploaded."""
     argv = [write_labels(tmp_path / "labelled"), "--repo_id", "alice/labels"]
-    hub.fail("/commit/", 403)
-    with pytest.raises(PushError, match="start the same command again") as error:
-        command.run(argv)
-    assert ALICE not in str(error.value)
+    if how == "refused":
+        hub.fail("/commit/", 403)
+        with pytest.raises(PushError, match="start the same command again") as error:
+            command.run(argv)
+        assert ALICE not in str(error.value)
+    else:
+        hub.kill_during_commit(
+            "import datasets; datasets.config.MAX_SHARD_SIZE = '5KB'\n"
+            f"from hf_distil_whisper.cli import push_dataset; push_dataset.run({argv!r})"
+        )
     before = uploads(hub)
     assert before > 2
     assert set(hub.repo("alice/labels", "dataset").files()) == {".gitattributes"}
@@ -153,27 +149,16 @@ def test_a_push_that_failed_shows_nothing_and_is_resumed_by_the_same_command(
 
 
 @pytest.mark.usefixtures("small_files")
-def test_a_push_that_was_killed_is_resumed(hub: HubServer, tmp_path: Path) -> None:
-    """Nothing on this machine remembers which files were uploaded: the hashes on the Hub do."""
-    labelled = write_labels(tmp_path / "labelled", 6, 1)
-    hub.kill_during_commit(
-        "import datasets; datasets.config.MAX_SHARD_SIZE = '5KB'\n"
-        f"from hf_distil_whisper import push_dataset; push_dataset({labelled!r}, 'alice/labels')"
-    )
-    before = uploads(hub)
-    assert before > 2
-    assert set(hub.repo("alice/labels", "dataset").files()) == {".gitattributes"}
-    push_dataset(labelled, "alice/labels")
-    assert uploads(hub) == before
-    assert len(streamed("alice/labels")) == 6
-
-
-@pytest.mark.usefixtures("small_files")
-def test_files_of_another_push_are_gone_with_the_last_commit(hub: HubServer, tmp_path: Path) -> None:
+def test_several_sources_are_configurations_which_are_gone_after_another_push(hub: HubServer, tmp_path: Path) -> None:
     """Old files beside new ones would double rows under names that fit both."""
-    push_dataset({name: write_labels(tmp_path / name, 2) for name in ("read", "spoken")}, "alice/labels")
+    folders = {"read": write_labels(tmp_path / "read", 4), "spoken": write_labels(tmp_path / "spoken", 2)}
+    push_dataset(folders, "alice/labels", licenses={"read": "cc-by-4.0", "spoken": "cc0-1.0"})
+    assert len(streamed("alice/labels", "spoken")) == 2
+    text = DatasetCard.load("alice/labels").text
+    assert "| read | 4 | 0.040 | 4 | 0.040 | 0 | 0.000 | cc-by-4.0 |" in text
+    assert "| spoken | 2 | 0.020 | 2 | 0.020 | 0 | 0.000 | cc0-1.0 |" in text
     push_dataset(write_labels(tmp_path / "first"), "alice/labels")
-    push_dataset(write_labels(tmp_path / "second", 4), "alice/labels")
+    push_dataset(folders["read"], "alice/labels")
     assert [row["id"] for row in streamed("alice/labels")] == [f"row-{number}" for number in range(4)]
     assert {name.split("/")[0] for name in hub.repo("alice/labels", "dataset").files() if "/" in name} == {"data"}
 
@@ -206,44 +191,28 @@ def test_what_the_filter_chose_is_what_is_pushed_and_told(
     assert capsys.readouterr().out == f"<|0.00|> {SENTENCES[0]}<|0.10|>\n"
 
 
-def test_several_sources_are_configurations_with_hours_of_their_own(hub: HubServer, tmp_path: Path) -> None:
-    folders = {"read": write_labels(tmp_path / "read", 4), "spoken": write_labels(tmp_path / "spoken", 2)}
-    push_dataset(folders, "alice/labels", licenses={"read": "cc-by-4.0", "spoken": "cc0-1.0"})
-    assert len(streamed("alice/labels", "spoken")) == 2
-    text = DatasetCard.load("alice/labels").text
-    assert "| read | 4 | 0.040 | 4 | 0.040 | 0 | 0.000 | cc-by-4.0 |" in text
-    assert "| spoken | 2 | 0.020 | 2 | 0.020 | 0 | 0.000 | cc0-1.0 |" in text
-
-
 def test_nothing_goes_up_where_something_is_wrong(hub: HubServer, tmp_path: Path) -> None:
     """Each of these would otherwise be noticed after hours of uploading."""
-    labelled = write_labels(tmp_path / "labelled")
+    labelled, part, empty = write_labels(tmp_path / "labelled"), write_labels(tmp_path / "part"), tmp_path / "empty"
+    ShardStore(part).remove("00004")
+    empty.mkdir()
     HfApi().create_repo("alice/open", repo_type="dataset")
-    with pytest.raises(ValueError, match="public"):
-        push_dataset(labelled, "alice/open", private=True)
-    with pytest.raises(ValueError, match="licenses"):
-        push_dataset(labelled, "alice/labels", licenses="my own")
-    with pytest.raises(ValueError, match="no source is called 'other'"):
-        push_dataset(labelled, "alice/labels", licenses={"other": "mit"})
-    with pytest.raises(FileNotFoundError, match="pseudo-label"):
-        push_dataset(tmp_path / "nowhere", "alice/labels")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="this is neither"):
-        push_dataset(tmp_path / "empty", "alice/labels")
-    ShardStore(labelled).remove("00004")
-    with pytest.raises(ValueError, match="labels of 8 rows are there, 10"):
-        push_dataset(labelled, "alice/labels")
-    assert ("dataset", "alice/labels") not in hub.repos
-
-
-def test_the_command_says_what_is_wrong(hub: HubServer, tmp_path: Path) -> None:
-    labelled = write_labels(tmp_path / "labelled")
-    for wrong, message in (
-        ([labelled], "--repo_id is missing"),
-        (["--repo_id", "alice/labels"], "expected one folder"),
-        ([labelled, "--repo_id", "a/b/c"], "--repo_id"),
-        ([str(tmp_path / "none"), "--repo_id", "alice/labels"], "no such folder"),
-        (["--folders", "labelled", "--repo_id", "alice/labels"], "expected {name: folder}"),
+    for message, folder, repo_id, settings in (
+        ("public", labelled, "alice/open", {"private": True}),
+        ("licenses", labelled, "alice/labels", {"licenses": "my own"}),
+        ("no source is called 'other'", labelled, "alice/labels", {"licenses": {"other": "mit"}}),
+        ("this is neither", empty, "alice/labels", {}),
+        ("labels of 8 rows are there, 10", part, "alice/labels", {}),
     ):
         with pytest.raises(ValueError, match=message):
-            command.run(wrong)
+            push_dataset(folder, repo_id, **settings)
+    for message, *argv in (
+        ("--repo_id is missing", labelled),
+        ("expected one folder", "--repo_id", "alice/labels"),
+        ("--repo_id", labelled, "--repo_id", "a/b/c"),
+        ("no such folder.*pseudo-label", str(tmp_path / "none"), "--repo_id", "alice/labels"),
+        ("expected {name: folder}", "--folders", "labelled", "--repo_id", "alice/labels"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command.run(argv)
+    assert ("dataset", "alice/labels") not in hub.repos

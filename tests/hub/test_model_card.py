@@ -3,18 +3,16 @@
 import json
 import re
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
 import yaml
 from huggingface_hub import HfApi, ModelCard, parse_eval_result_entries
 from matplotlib.figure import Figure
-from toy_pushes import LOG
 from transformers import TrainingArguments
 
-from hf_distil_whisper.evaluation.evaluate import evaluate_model
 from hf_distil_whisper.evaluation.results import save_results
 from hf_distil_whisper.hub.callbacks import ModelCardCallback
 from hf_distil_whisper.hub.model_card import (
@@ -36,13 +34,27 @@ from hf_distil_whisper.hub.model_card import (
     versions,
     word_error_curves,
 )
-from hf_distil_whisper.hub.push import student_files
+from hf_distil_whisper.hub.push import folder_files, student_files
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hub_server import ALICE, HubServer
 from toy_files import write_toy_model
-from toy_models import toy_audio, toy_processor, toy_rows, toy_whisper
+from toy_models import toy_audio, toy_whisper
+from toy_results import scored
 
 GOLDEN = Path(__file__).with_name("expected_model_card.md")
+LOG = [
+    {"loss": 3.0, "kl": 1.0, "pl": 2.0, "step": 1},
+    {"eval_test_loss": 2.5, "eval_test_wer": 0.4, "eval_macro_wer": 0.4, "step": 1},
+    {"loss": 2.0, "kl": 0.5, "pl": 1.5, "step": 2},
+    {"eval_test_loss": 2.0, "eval_test_wer": 0.2, "eval_macro_wer": 0.2, "step": 2},
+]
+"""Of a training of two steps, each followed by a validation."""
+LIBRISPEECH = {"path": "openslr/librispeech_asr", "config": "clean", "split": "test"}
+
+
+def card_of(**facts: Any) -> ModelCard:
+    """The card of a toy."""
+    return generate_model_card(toy_whisper(), **{"name": "me/toy", **facts})
 
 
 def test_the_whole_card(tmp_path: Path) -> None:
@@ -65,7 +77,7 @@ def test_the_whole_card(tmp_path: Path) -> None:
             rtf=(0.01, 0.02),
             speed=1.9,
         ),
-        result_sources={"test": {"path": "openslr/librispeech_asr", "config": "clean", "split": "test"}},
+        result_sources={"test": LIBRISPEECH},
         figures={"Word error rate over training steps": "wer_curves.png"},
         step=50,
         run_url="https://wandb.ai/someone/distil/runs/1",
@@ -79,12 +91,10 @@ def test_the_whole_card(tmp_path: Path) -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     """A card with a made-up licence, teacher or score is worse than a short one."""
-    card = generate_model_card(toy_whisper(), name="student")
+    card = card_of()
     assert "Not measured yet." in card.text
-    assert "assistant" not in card.text
-    assert "licence" not in card.text
-    assert card.data.license is None
-    assert card.data.eval_results is None
+    assert not [word for word in ("assistant", "licence") if word in card.text]
+    assert (card.data.license, card.data.eval_results) == (None, None)
 
 
 def test_a_multilingual_model_gets_its_language() -> None:
@@ -94,6 +104,15 @@ def test_a_multilingual_model_gets_its_language() -> None:
     assert '"language": "hi", "task": "transcribe"' in card.text
     assert "distilled for the language `hi`" in card.text
     assert card.data.language == "hi"
+
+
+def test_a_given_optimizer_is_named(tmp_path: Path) -> None:
+    """The training arguments hold a learning rate that was never used: a card with it misleads who repeats the run."""
+    args = DistillationTrainingArguments(output_dir=str(tmp_path), learning_rate=5e-5)
+    named = card_of(training_args=args, optimizer="Muon (2e-3)").text
+    assert "| optim | Muon (2e-3) |" in named
+    assert "5e-05" not in named
+    assert "| learning_rate | 5e-05 |" in card_of(training_args=args).text
 
 
 def test_the_code_in_the_card_runs(
@@ -114,34 +133,21 @@ def test_the_code_in_the_card_runs(
     assert capsys.readouterr().out.count("\n") == 4
 
 
-def test_a_given_optimizer_is_named(tmp_path: Path) -> None:
-    """The training arguments hold a learning rate that was never used: a card with it misleads who repeats the run."""
-    args = DistillationTrainingArguments(output_dir=str(tmp_path), learning_rate=5e-5)
-    named = generate_model_card(toy_whisper(), name="me/toy", training_args=args, optimizer="Muon (2e-3)").content
-    assert "| optim | Muon (2e-3) |" in named
-    assert "5e-05" not in named
-    assert "| learning_rate | 5e-05 |" in generate_model_card(toy_whisper(), name="me/toy", training_args=args).content
-
-
 # Scores
 
 
 def test_results_of_an_evaluation_are_read(tmp_path: Path) -> None:
     """A card that is filled in by hand holds the scores of the model before."""
-    models = {"model": toy_whisper(1, decoder_layers=2), "teacher": toy_whisper()}
-    for model in models.values():
-        model.generation_config.max_length = 10
-    rows = [{"id": row["id"], "audio": row["audio"], "text": row["text"]} for row in toy_rows(2, 0.2)]
-    by_model = {name: evaluate_model(model, rows, toy_processor()) for name, model in models.items()}
+    by_model = {"model": scored([("a cat", "a dog")]), "teacher": scored([("a cat", "a cat")])}
     results = {"test": by_model, "talks": by_model}
     save_results(results, str(tmp_path), {"test": "out of distribution", "talks": "long form"})
     scores = read_evaluation(tmp_path)
-    assert scores.results == {"test": by_model["model"].wer, "talks": by_model["model"].wer}
-    assert scores.teacher_results["test"] == by_model["teacher"].wer
+    assert scores.results == {"test": 0.5, "talks": 0.5}
+    assert scores.teacher_results["test"] == 0.0
     assert scores.groups == {"test": "out of distribution", "talks": "long form"}
     assert scores.rtf[0] == pytest.approx(by_model["model"].rtf)  # of the short form alone
-    card = generate_model_card(models["model"], name="me/toy", teacher="openai/whisper-toy.en", evaluation=tmp_path)
-    assert f"| WER %, test (out of distribution) | {100 * by_model['model'].wer:.2f} |" in card.text
+    card = card_of(teacher="openai/whisper-toy.en", evaluation=tmp_path)
+    assert "| WER %, test (out of distribution) | 50.00 |" in card.text
     assert len(card.data.eval_results) == 2
 
 
@@ -161,12 +167,12 @@ def test_a_set_without_references_has_no_rate(tmp_path: Path) -> None:
 
 def test_facts_and_their_fields_give_the_same_card() -> None:
     """A misspelt field that is ignored is missing on the card, which nobody notices."""
-    facts = CardFacts("me/toy", teacher="openai/whisper-toy.en", license="mit")
-    fields = {"name": "me/toy", "teacher": "openai/whisper-toy.en", "license": "mit"}
-    cards = [generate_model_card(toy_whisper(), **fields), generate_model_card(toy_whisper(), facts)]
+    fields = {"teacher": "openai/whisper-toy.en", "license": "mit"}
+    facts = CardFacts("me/toy", **fields)
+    cards = [card_of(**fields), generate_model_card(toy_whisper(), facts)]
     cards.append(generate_model_card(toy_whisper(), replace(facts, license=None), license="mit"))
     assert len(set(map(str, cards))) == 1
-    for refuses in (ModelCardCallback, partial(generate_model_card, toy_whisper(), facts)):
+    for refuses in (ModelCardCallback, card_of):
         with pytest.raises(TypeError, match="licence"):
             refuses(licence="mit")
     facts = CardFacts("me/toy", evaluation=Evaluation(results={"a": 0.1, "b": 0.2}), results={"a": 0.3})
@@ -177,24 +183,17 @@ def test_facts_and_their_fields_give_the_same_card() -> None:
 def test_eval_results_name_data_sets_of_the_hub_only(tmp_path: Path) -> None:
     """The Hub puts these on the leaderboard of the data set: a folder's name would land on somebody else's."""
     sources = {
-        "clean": {"path": "openslr/librispeech_asr", "config": "clean", "split": "test", "revision": "abc"},
-        "other": {"path": "openslr/librispeech_asr", "config": "other", "split": "test", "revision": None},
+        "clean": LIBRISPEECH | {"revision": "abc"},
+        "other": LIBRISPEECH | {"config": "other", "revision": None},
         "mine": {"path": str(tmp_path), "config": None, "split": "test"},
     }
-    files = eval_result_files(
-        {"clean": 0.0312, "other": 0.07, "mine": 0.5, "unknown": 0.6}, sources, date="2026-01-01"
-    )
+    rates = {"clean": 0.0312, "other": 0.07, "mine": 0.5, "unknown": 0.6}
+    files = eval_result_files(rates, sources, date="2026-01-01")
     assert list(files) == ["openslr--librispeech_asr.yaml"]
     entries = parse_eval_result_entries(yaml.safe_load(yaml.safe_dump(files["openslr--librispeech_asr.yaml"])))
-    assert [(entry.task_id, entry.value, entry.dataset_revision) for entry in entries] == [
-        ("clean", 3.12, "abc"),
-        ("other", 7.0, None),
-    ]
-    assert entries[0].date == "2026-01-01"
-    card = generate_model_card(
-        toy_whisper(), name="me/toy", results={"clean": 0.0312, "mine": 0.5}, result_sources=sources
-    )
-    assert isinstance(card, ModelCard)
+    known = [(entry.task_id, entry.value, entry.dataset_revision, entry.date) for entry in entries]
+    assert known == [("clean", 3.12, "abc", "2026-01-01"), ("other", 7.0, None, "2026-01-01")]
+    card = card_of(results={"clean": 0.0312, "mine": 0.5}, result_sources=sources)
     assert [result.dataset_type for result in card.data.eval_results] == ["openslr/librispeech_asr", "mine"]
     assert str(tmp_path) not in str(card)
 
@@ -213,29 +212,36 @@ def test_curves_are_those_of_the_log() -> None:
     assert latest_word_errors(log) == {"a": 0.4, "b": 0.2}
 
 
-def test_a_saved_card_has_its_pictures_and_results_beside_it(tmp_path: Path) -> None:
-    """A picture that was not uploaded is a hole in the page."""
-    sources = {"test": {"path": "openslr/librispeech_asr", "config": "clean", "split": "test"}}
+def test_the_hub_takes_a_saved_card_with_its_pictures_and_results(hub: HubServer, tmp_path: Path) -> None:
+    """Metadata that it refuses stop a push at its very end; a picture that is not uploaded is a hole in the page."""
+    sources = {"test": LIBRISPEECH}
     card = save_model_card(tmp_path, toy_whisper(), name="me/toy", log_history=LOG, result_sources=sources)
-    written = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    written = {path for path in folder_files(tmp_path) if not path.startswith("hf-home")}
     assert written == {"README.md", "loss_curves.png", "wer_curves.png", ".eval_results/openslr--librispeech_asr.yaml"}
     assert set(student_files(tmp_path, only_card=True)) == written
     assert "![Word error rate over training steps](wer_curves.png)" in card.text
     assert "![Loss per token over training steps](loss_curves.png)" in card.text
+    assert "| WER %, test | 20.00 |" in card.text
     (entry,) = yaml.safe_load((tmp_path / ".eval_results/openslr--librispeech_asr.yaml").read_text())
     assert entry["value"] == 20.0
-    assert "| WER %, test | 20.00 |" in card.text
+    assert check_card(card) is None
     save_model_card(tmp_path, toy_whisper(), name="me/toy")  # nothing of an earlier card stays
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["README.md"]
+    assert student_files(tmp_path) == ["README.md"]
+
+
+def test_a_card_is_checked_without_ever_failing(hub: HubServer) -> None:
+    """The check is a help: a Hub that is down must not end what it belongs to."""
+    wrong = card_of(license="my own licence")
+    assert "license" in str(check_card(wrong))
+    hub.stop()
+    assert check_card(wrong) is None
 
 
 def test_names_with_markup_are_shown_and_do_nothing(tmp_path: Path) -> None:
     """Set names and folders come from users and file names: one `|` shifts every column behind it."""
     name = 'a|b\n# c <script> "d" [x](http://y)'
-    card = generate_model_card(toy_whisper(), name="me/toy", teacher=name, results={name: 0.5}, datasets=[name])
-    assert "<script>" not in card.text
-    assert "\n# c" not in card.text
-    assert "[x](" not in card.text
+    card = card_of(teacher=name, results={name: 0.5}, datasets=[name])
+    assert not [markup for markup in ("<script>", "\n# c", "[x](") if markup in card.text]
     rows = [line for line in card.text.splitlines() if line.startswith("| WER")]
     assert len(rows) == 1
     assert rows[0].replace("\\|", "").count("|") == 3
@@ -246,19 +252,13 @@ def test_names_with_markup_are_shown_and_do_nothing(tmp_path: Path) -> None:
 def test_no_secret_and_no_folder_reaches_a_card(tmp_path: Path) -> None:
     """A card is public: it is the first place where somebody looks for a token."""
     args = TrainingArguments(output_dir=str(tmp_path / "run"), use_cpu=True, hub_token=ALICE)
-    corpus = tmp_path / "corpus"
-    corpus.mkdir()
-    card = generate_model_card(
-        toy_whisper(),
+    (tmp_path / "corpus").mkdir()
+    address = f"https://me:{ALICE}@host.example/rows.parquet?token={ALICE}"
+    card = card_of(
         name=str(tmp_path / "my-student"),
         teacher="/data/elsewhere/my-teacher",
         base_model=f"{tmp_path}/gone/base",
-        datasets=[
-            f"https://me:{ALICE}@host.example/rows.parquet?token={ALICE}",
-            "~/speech",
-            f"a{ALICE}",
-            str(corpus),
-        ],
+        datasets=[address, "~/speech", f"a{ALICE}", str(tmp_path / "corpus")],
         run_url=f"https://me:{ALICE}@wandb.example/run?key={ALICE}",
         training_args=args,
     )
@@ -267,12 +267,11 @@ def test_no_secret_and_no_folder_reaches_a_card(tmp_path: Path) -> None:
         assert secret not in text
     assert card.data.base_model is None
     assert card.data.datasets is None
-    assert 'model="my-student"' in text
-    assert "distilled from my-teacher" in text
-    assert "It began as base." in text
-    assert "https://host.example/rows.parquet, speech" in text
-    assert ", corpus." in text
-    assert "<https://wandb.example/run>" in text
+    for public in (
+        'model="my-student"', "distilled from my-teacher", "It began as base.", ", corpus.",
+        "https://host.example/rows.parquet, speech", "<https://wandb.example/run>",
+    ):  # fmt: skip
+        assert public in text
 
 
 def test_public_forms_of_names_and_addresses() -> None:
@@ -280,51 +279,22 @@ def test_public_forms_of_names_and_addresses() -> None:
     assert public_name("../runs/teacher/") == "teacher"
     assert public_name("C:\\models\\teacher") == "teacher"
     assert public_name("s3://key:secret@bucket/labels?x=1") == "s3://bucket/labels"
-    assert public_url("javascript:alert(1)") == ""
-    assert public_url("https://a.example/x y") == ""
+    assert public_url("javascript:alert(1)") == public_url("https://a.example/x y") == ""
 
 
 def test_licence_and_revision_are_those_of_the_teachers_card(hub: HubServer, tmp_path: Path) -> None:
     """A licence that is guessed, or left behind, is worse than a missing one."""
-    write_toy_model(tmp_path / "toy")
+    folder = write_toy_model(tmp_path / "toy")
     (tmp_path / "toy" / "README.md").write_text("---\nlicense: cc-by-sa-4.0\n---\n# Toy\n")
-    assert teacher_facts(str(tmp_path / "toy")).license == "cc-by-sa-4.0"
-    assert teacher_facts(str(tmp_path / "toy")).teacher_revision is None
-    api = HfApi()
-    api.create_repo("alice/toy")
-    commit = api.upload_folder(repo_id="alice/toy", folder_path=tmp_path / "toy")
+    HfApi().create_repo("alice/toy")
+    commit = HfApi().upload_folder(repo_id="alice/toy", folder_path=folder)
     teacher_facts("alice/toy")  # loads the config, as a training has loaded the whole model
-    facts = teacher_facts("alice/toy")
-    assert facts.license == "cc-by-sa-4.0"
-    assert facts.teacher_revision == commit.oid
-    assert facts.teacher_config.decoder_layers == 4
+    for name, revision in ((folder, None), ("alice/toy", commit.oid)):
+        facts = teacher_facts(name)
+        assert (facts.license, facts.teacher_revision) == ("cc-by-sa-4.0", revision)
+        assert facts.teacher_config.decoder_layers == 4
     hub.stop()
     assert find_license("alice/other") is None  # nobody answers
-
-
-def test_the_hub_takes_the_card_and_reads_it_back(hub: HubServer, tmp_path: Path) -> None:
-    """Metadata that it refuses stop a push at its very end; those that do not parse make a model no search finds."""
-    sources = {"test": {"path": "openslr/librispeech_asr", "config": "clean", "split": "test"}}
-    details = {"name": "alice/toy", "teacher": "openai/whisper-toy.en", "license": "mit", "result_sources": sources}
-    assert check_card(save_model_card(tmp_path, toy_whisper(), log_history=LOG, **details)) is None
-    api = HfApi()
-    api.create_repo("alice/toy")
-    api.upload_folder(repo_id="alice/toy", folder_path=tmp_path)
-    data = ModelCard.load("alice/toy").data
-    assert (data.base_model, data.base_model_relation) == ("openai/whisper-toy.en", "finetune")
-    assert (data.library_name, data.language, data.license) == ("transformers", "en", "mit")
-    assert data.pipeline_tag == "automatic-speech-recognition"
-    (result,) = data.eval_results
-    assert (result.metric_type, result.metric_value) == ("wer", 20.0)
-    assert ".eval_results/openslr--librispeech_asr.yaml" in api.list_repo_files("alice/toy")
-
-
-def test_a_card_is_checked_without_ever_failing(hub: HubServer) -> None:
-    """The check is a help: a Hub that is down must not end what it belongs to."""
-    wrong = generate_model_card(toy_whisper(), name="alice/toy", license="my own licence")
-    assert "license" in str(check_card(wrong))
-    hub.stop()
-    assert check_card(wrong) is None
 
 
 def test_curves_of_a_training_stand_over_whole_steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,17 +1,16 @@
 """Trainings that resume from a checkpoint on the Hub, on a machine that has nothing else of them."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
-from toy_pushes import pushing_trainer, train_flags
+from toy_pushes import TO_HUB, pushing_trainer, train_flags
 
 from hf_distil_whisper.checkpoints import load_model
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.hub.resume import fetch_checkpoint, find_checkpoint
 from hub_server import HubServer
-from toy_training import StopAt, assert_same_weights, logged
+from toy_training import assert_same_weights
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -19,22 +18,16 @@ def losses(folder: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
 
 
-def test_a_training_resumes_from_the_hub_on_a_fresh_machine(hub: HubServer, tmp_path: Path) -> None:
-    """Another order of rows, or an optimizer that starts anew, shows nowhere but in a worse student."""
-    whole = pushing_trainer(tmp_path / "whole", max_steps=6)
-    whole.train()
-    pushed = {"push_to_hub": True, "hub_model_id": "alice/toy", "hub_strategy": "checkpoint", "max_steps": 6}
-    pushing_trainer(tmp_path / "first", StopAt(3), **pushed).train()
-    shutil.rmtree(tmp_path / "first")
+def test_a_checkpoint_is_found_by_its_name_or_that_of_its_repository(hub: HubServer, tmp_path: Path) -> None:
+    pushing_trainer(tmp_path / "first", **TO_HUB, hub_strategy="checkpoint").train()
     for name in ("last-checkpoint", "alice/toy"):
         on_hub = find_checkpoint(name, "alice/toy")
         assert on_hub is not None
-        assert (on_hub.step, on_hub.folder) == (3, "last-checkpoint")
+        assert (on_hub.step, on_hub.folder) == (2, "last-checkpoint")
     checkpoint = fetch_checkpoint(on_hub, tmp_path / "second")
-    resumed = pushing_trainer(tmp_path / "second", **pushed)
+    resumed = pushing_trainer(tmp_path / "second", max_steps=3)
     resumed.train(resume_from_checkpoint=checkpoint)
-    assert logged(resumed, "loss") == logged(whole, "loss")
-    assert_same_weights(resumed.model, whole.model)
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2, 3]
     with pytest.raises(ValueError, match=r"checkpoint-9 in alice/toy: it holds last-checkpoint"):
         find_checkpoint("checkpoint-9", "alice/toy")
     with pytest.raises(ValueError, match="alice/none cannot be read"):
@@ -45,7 +38,7 @@ def test_a_training_resumes_from_the_hub_on_a_fresh_machine(hub: HubServer, tmp_
 def test_train_resumes_from_the_hub_on_a_fresh_machine(
     hub: HubServer, toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same losses as if the first machine had not been lost."""
+    """Another order of rows, or an optimizer that starts anew, shows nowhere but in a worse student."""
     pushes = ("--hub_strategy", "all_checkpoints", "--hub_always_push")
     assert main(train_flags(toys, tmp_path / "first", *pushes)) == 0
     second = tmp_path / "second"

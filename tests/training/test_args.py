@@ -77,31 +77,24 @@ def test_settings_without_meaning_name_their_flag(tmp_path, changes, message):
         arguments(tmp_path, **changes)
 
 
-def test_only_a_folder_without_another_run_is_written_to(tmp_path):
-    """Two runs in one folder leave checkpoints of both, and the newest is taken for the one to resume."""
+def test_a_run_neither_overwrites_another_one_nor_resumes_from_nothing(tmp_path):
+    """Two runs in one folder leave checkpoints of both; one that starts anew overwrites days of work."""
+    run, notes = tmp_path / "run", tmp_path / "notes.txt"
     assert check_output_dir(tmp_path) is None
-    assert check_output_dir(tmp_path / "new") is None
-    (tmp_path / "checkpoint-10").mkdir()
-    with pytest.raises(
-        ValueError, match=r"--output_dir: .* holds another run \(checkpoint-10\).*resume_from_checkpoint"
-    ):
-        check_output_dir(tmp_path)
-    other = tmp_path / "checkpoint-10"
-    (other / "notes.txt").touch()
+    assert check_output_dir(run) is None
+    notes.touch()
     with pytest.raises(ValueError, match=r"holds files \(notes.txt\), which would be overwritten"):
-        check_output_dir(other)
-    with pytest.raises(ValueError, match="is a file"):
-        check_output_dir(other / "notes.txt")
-
-
-def test_resuming_takes_the_last_checkpoint_or_raises_if_there_is_none(tmp_path):
-    """A run that should be resumed and starts anew overwrites days of work."""
-    with pytest.raises(ValueError, match="--resume_from_checkpoint: expected a folder checkpoint-<step>"):
-        check_output_dir(tmp_path, True)
+        check_output_dir(tmp_path)
     for step in (5, 10):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    assert check_output_dir(tmp_path, True) == str(tmp_path / "checkpoint-10")
-    assert check_output_dir(tmp_path, str(tmp_path / "checkpoint-5")) == str(tmp_path / "checkpoint-5")
-    with pytest.raises(ValueError, match="there is none"):
-        check_output_dir(tmp_path, str(tmp_path / "checkpoint-7"))
+        (run / f"checkpoint-{step}").mkdir(parents=True)
+        (run / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert check_output_dir(run, True) == str(run / "checkpoint-10")
+    assert check_output_dir(run, str(run / "checkpoint-5")) == str(run / "checkpoint-5")
+    for message, folder, checkpoint in (
+        (r"--output_dir: .* holds another run \(checkpoint-10, .*resume_from_checkpoint", run, None),
+        ("is a file", notes, None),
+        ("--resume_from_checkpoint: expected a folder checkpoint-<step>", tmp_path, True),
+        ("there is none", run, str(run / "checkpoint-7")),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_output_dir(folder, checkpoint)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from hf_distil_whisper.training.trainer import DistillationTrainer
 from toy_training import RandomWindows, logged, small_pair, small_processor, small_trainer
 
 TESTS = Path(__file__).parents[1]
@@ -17,27 +16,20 @@ TESTS = Path(__file__).parents[1]
 def train(folder: Path, **changes) -> dict:
     """Two steps of 8 rows, and a validation of 5 rows, which no two processes share evenly."""
     student, teacher = small_pair()
-    trainer: DistillationTrainer = small_trainer(
-        folder,
-        student,
-        teacher,
-        train=RandomWindows(16),
-        evaluation={"one": RandomWindows(5), "two": RandomWindows(3, seed=9)},
-        processor=small_processor(),
-        learning_rate=1e-2,
-        per_device_eval_batch_size=2,
-        **({"mse_weight": 0.1} | changes),
-    )
+    evaluation = {"one": RandomWindows(5), "two": RandomWindows(3, seed=9)}
+    settings = {"learning_rate": 1e-2, "per_device_eval_batch_size": 2, "mse_weight": 0.1, "evaluation": evaluation}
+    settings |= {"train": RandomWindows(16), "processor": small_processor(), **changes}
+    trainer = small_trainer(folder, student, teacher, **settings)
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model()
-    weights = {name: weight.double().sum().item() for name, weight in student.state_dict().items()}
-    names = ("loss", "grad_norm", "kl", "pl", "mse")
-    timeless = {name: value for name, value in metrics.items() if not name.endswith(("runtime", "second", "time"))}
-    processes = trainer.accelerator.num_processes
-    rows = len(trainer.predict(RandomWindows(5)).predictions)
-    logs = {name: logged(trainer, name) for name in names}
-    return {"processes": processes, "rows": rows, "logs": logs, "metrics": timeless, "weights": weights}
+    return {
+        "processes": trainer.accelerator.num_processes,
+        "rows": len(trainer.predict(RandomWindows(5)).predictions),
+        "logs": {name: logged(trainer, name) for name in ("loss", "grad_norm", "kl", "pl", "mse")},
+        "metrics": {name: metrics[name] for name in metrics if not name.endswith(("runtime", "second", "time"))},
+        "weights": {name: weight.double().sum().item() for name, weight in student.state_dict().items()},
+    }
 
 
 @pytest.mark.slow
@@ -51,33 +43,30 @@ def train(folder: Path, **changes) -> dict:
     ],
     ids=str,
 )
-def test_two_processes_give_the_losses_gradients_and_wer_of_one(tmp_path, settings):
+def test_two_processes_give_the_losses_gradients_and_wer_of_one(tmp_path, monkeypatch, settings):
     """Upstream scales the loss by the number of processes, and counts some validation rows twice."""
-    code = (
+    monkeypatch.chdir(tmp_path)  # the processes fill a part of the cache each; the single one reads all of it
+    Path("script.py").write_text(
         "import json, os, pathlib, sys\n"
         "from accelerate import PartialState\n"
         "from test_distributed import train\n"
-        "results = train(pathlib.Path(sys.argv[1]), **json.loads(sys.argv[2]))\n"
-        "pathlib.Path(sys.argv[1], f'rank{os.environ[\"RANK\"]}.json').write_text(json.dumps(results))\n"
+        "results = train(pathlib.Path('two'), **json.loads(sys.argv[1]))\n"
+        "pathlib.Path(f'rank{os.environ[\"RANK\"]}.json').write_text(json.dumps(results))\n"
         "PartialState().destroy_process_group()\n"
     )
-    if "teacher_cache_dir" in settings:  # each process fills its part; the single process reads all of it
-        settings = settings | {"teacher_cache_dir": str(tmp_path / settings["teacher_cache_dir"])}
-    script = tmp_path / "script.py"
-    script.write_text(code)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
     settings_of_two = settings | {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
-    launch += ["--rdzv-endpoint", "localhost:0", str(script), str(tmp_path), json.dumps(settings_of_two)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]
+    launch += ["--rdzv-endpoint", "localhost:0", "script.py", json.dumps(settings_of_two)]
     path = os.pathsep.join(map(str, (TESTS.parent / "src", TESTS, Path(__file__).parent)))
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    expected = train(tmp_path / "one", per_device_train_batch_size=8, **settings)
+    expected = train(Path("one"), per_device_train_batch_size=8, **settings)
     for rank in (0, 1):
-        results = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        results = json.loads(Path(f"rank{rank}.json").read_text())
         assert (results["processes"], results["rows"], expected["rows"]) == (2, 5, 5)
         for name, values in expected["logs"].items():
             assert results["logs"][name] == pytest.approx(values, rel=1e-3), name
         assert results["metrics"] == pytest.approx(expected["metrics"], rel=1e-3)
         assert results["weights"] == pytest.approx(expected["weights"], rel=1e-2, abs=1e-2)
-    assert (tmp_path / "model.safetensors").is_file()
+    assert Path("two", "model.safetensors").is_file()

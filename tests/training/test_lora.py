@@ -1,6 +1,5 @@
 """LoRA trains and saves the adapters alone, resumes from them, and saves complete students."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -9,36 +8,29 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from hf_distil_whisper.checkpoints import load_model
-from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.lora import lora_settings
+from hf_distil_whisper.training.trainer import DistillationTrainer
 from toy_training import (
     RandomWindows,
-    StopAt,
     assert_same_weights,
     collate,
     logged,
+    small_pair,
     small_processor,
     small_trainer,
-    small_whisper,
 )
 
 
-def trainer_with(folder, lora=None, *, stop: int | None = None, **changes):
-    teacher = small_whisper()
-    settings = {
-        "max_steps": 6, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2,
-        "lora": {"r": 4, "alpha": 8} if lora is None else lora, **changes,
-    }  # fmt: skip
-    return small_trainer(
-        folder, create_student(teacher), teacher, train=RandomWindows(12), processor=small_processor(),
-        callbacks=[StopAt(stop)] if stop else None, **settings,
-    )  # fmt: skip
+def trainer_with(folder: Path, **changes: object) -> DistillationTrainer:
+    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    settings |= {"lora": {"r": 4, "alpha": 8}, "train": RandomWindows(12), "processor": small_processor()}
+    return small_trainer(folder, *small_pair(), **(settings | changes))
 
 
-def trained_with(folder, lora=None, *, resume: bool = False, **changes):
-    trainer = trainer_with(folder, lora, **changes)
-    trainer.train(resume_from_checkpoint=resume or None)
+def trained_with(folder: Path, **changes: object) -> DistillationTrainer:
+    trainer = trainer_with(folder, **changes)
+    trainer.train()
     return trainer
 
 
@@ -51,42 +43,46 @@ def assert_same_logits(model, other) -> None:
 
 
 @pytest.mark.parametrize("cache", ["none", "both"])
-def test_only_adapters_are_trained_and_the_saved_student_is_complete(tmp_path, cache):
-    trainer = trainer_with(tmp_path, teacher_cache=cache)
-    before = {name: weight.clone() for name, weight in trainer.model.state_dict().items()}
-    trained = {name for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+def test_adapters_alone_are_trained_saved_and_resumed_from_and_the_student_at_the_end_is_complete(tmp_path, cache):
+    trainer = trainer_with(tmp_path / "whole", teacher_cache=cache)
+    model, checkpoint = trainer.model, tmp_path / "whole" / "checkpoint-4"
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained
     assert all("lora_" in name and ".decoder.layers." in name for name in trained)
     trainer.train()
     losses = logged(trainer, "loss")
     assert losses[-1] < losses[0]
-    for name, weight in trainer.model.state_dict().items():
+    for name, weight in model.state_dict().items():
         assert torch.equal(weight, before[name]) == (name not in trained), name
-    trainer.save_model()
-    saved = load_model(tmp_path)
-    assert not [name for name in saved.state_dict() if "lora" in name]
-    assert_same_logits(saved, trainer.model)
-    assert not (tmp_path / "adapter_config.json").exists()  # with it transformers would load an adapter on top
-    base = create_student(small_whisper())
-    with_adapter = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
-    assert_same_logits(with_adapter, saved)
 
-
-def test_a_checkpoint_holds_the_adapters_alone_and_resumes_to_the_weights_of_an_undisturbed_run(tmp_path):
-    whole = trained_with(tmp_path / "whole")
-    trainer = trained_with(tmp_path / "broken", stop=4)
-    checkpoint = tmp_path / "broken" / "checkpoint-4"
     assert not list(checkpoint.glob("*.safetensors"))
     weights = load_file(checkpoint / "adapter" / "adapter_model.safetensors")
-    trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-    assert sum(weight.numel() for weight in weights.values()) == trained
-    assert json.loads((checkpoint / "adapter" / "adapter_config.json").read_text())["r"] == 4
-    assert_same_weights(trained_with(tmp_path / "broken", resume=True).model, whole.model)
+    assert sum(map(torch.numel, weights.values())) == sum(before[name].numel() for name in trained)
+    resumed = trainer_with(tmp_path / "resumed", teacher_cache=cache)
+    resumed.train(resume_from_checkpoint=str(checkpoint))
+    assert_same_weights(resumed.model, model)
+
+    trainer.save_model(str(tmp_path))
+    saved = load_model(tmp_path)
+    assert not [name for name in saved.state_dict() if "lora" in name]
+    assert_same_logits(saved, model)
+    assert not (tmp_path / "adapter_config.json").exists()  # with it transformers would load an adapter on top
+    assert_same_logits(PeftModel.from_pretrained(small_pair()[0], str(tmp_path / "adapter")), saved)
+
+
+def test_adapters_of_other_sizes_are_not_resumed_from(tmp_path):
+    trained_with(tmp_path, max_steps=2)
+    with pytest.raises(ValueError, match="adapters on other modules or of another rank"):
+        trainer_with(tmp_path, lora={"r": 8}).train(resume_from_checkpoint=True)
+    (tmp_path / "checkpoint-2" / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(ValueError, match="expected adapter/adapter_model"):
+        trainer_with(tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_the_best_model_comes_back(tmp_path):
     trainer = trained_with(
-        tmp_path, evaluation=RandomWindows(4, seed=1, prompts=False), eval_strategy="steps", eval_steps=2,
+        tmp_path, evaluation=RandomWindows(4, seed=1), eval_strategy="steps", eval_steps=2,
         load_best_model_at_end=True, metric_for_best_model="loss", predict_with_generate=False,
         lr_scheduler_type="constant", learning_rate=0.5,
     )  # fmt: skip
@@ -97,7 +93,8 @@ def test_the_best_model_comes_back(tmp_path):
 
 
 def test_a_cut_encoder_can_have_adapters_too(tmp_path):
-    trainer = trained_with(tmp_path, {"r": 2, "encoder": True, "target_modules": ["q_proj"]}, freeze_encoder=False)
+    lora = {"r": 2, "encoder": True, "target_modules": ["q_proj"]}
+    trainer = trained_with(tmp_path, lora=lora, freeze_encoder=False)
     trained = [name for name, weight in trainer.model.named_parameters() if weight.requires_grad]
     assert {name.split(".")[1] for name in trained} == {"encoder", "decoder"}
     assert all("q_proj.lora_" in name for name in trained)
@@ -106,22 +103,11 @@ def test_a_cut_encoder_can_have_adapters_too(tmp_path):
 
 
 def test_gradient_checkpointing_changes_no_gradient(tmp_path):
-    gradients = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        trainer = trained_with(tmp_path / str(checkpointing), stop=1, gradient_checkpointing=checkpointing)
-        gradients.append(logged(trainer, "grad_norm"))
+    gradients = [
+        logged(trained_with(tmp_path, max_steps=1, gradient_checkpointing=on), "grad_norm") for on in (False, True)
+    ]
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-5)
     assert gradients[0][0] > 0
-
-
-def test_adapters_of_other_sizes_are_not_resumed_from(tmp_path):
-    trained_with(tmp_path / "run", stop=2)
-    with pytest.raises(ValueError, match="adapters on other modules or of another rank"):
-        trained_with(tmp_path / "run", {"r": 8}, resume=True)
-    (tmp_path / "run" / "checkpoint-2" / "adapter" / "adapter_model.safetensors").unlink()
-    with pytest.raises(ValueError, match="expected adapter/adapter_model"):
-        trained_with(tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(

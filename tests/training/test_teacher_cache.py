@@ -16,28 +16,20 @@ from hf_distil_whisper.training.teacher_cache import (
     logits_cache_bytes,
 )
 from talking_models import count_encoder_windows
-from toy_training import RandomWindows, collate, logged, small_pair, small_trainer, small_whisper, trained
-
-KINDS = ("encoder", "logits", "both")
+from toy_training import RandomWindows, collate, logged, small_pair, small_whisper, trained
 
 
 class TwoVariants(RandomWindows):
     """Every other epoch, labels lose their last word."""
 
-    epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        self.epoch = epoch
-
-    def _cut(self, item: dict[str, Any], cut: bool) -> dict[str, Any]:
-        return item if not cut else {**item, **{name: item[name][:-1] for name in ("decoder_input_ids", "labels")}}
-
     def label_item(self, index: int) -> dict[str, Any]:
-        return self._cut(super().label_item(index), self.epoch % 2 == 1)
+        epoch = self.epochs[-1] if self.epochs else 0
+        return TwoVariants.variants(self, index)[epoch % 2]
 
     def variants(self, index: int, epochs: int | None = None) -> list[dict[str, Any]]:
-        return [self._cut(super(TwoVariants, self).label_item(index), cut) for cut in (False, True)[:epochs]]
+        item = super().label_item(index)
+        cut = {**item, **{name: item[name][:-1] for name in ("decoder_input_ids", "labels")}}
+        return [item, cut][:epochs]
 
 
 def cached(windows, model, teacher=None, *, kind="encoder", dtype=torch.float32, folder=None, top_k=8, **process):
@@ -77,11 +69,12 @@ def test_the_expected_size_is_what_the_cache_takes():
 
 def test_a_replaced_row_keeps_label_and_states_together():
     """A row that fails to decode is replaced by the next one, whose audio does not match its label."""
-    windows = RandomWindows(4)
-    decode = windows.__class__.__getitem__
-    windows.__class__ = type(
-        "Broken", (RandomWindows,), {"__getitem__": lambda self, i: decode(self, 2 if i == 1 else i)}
-    )
+
+    class Broken(RandomWindows):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return super().__getitem__(2 if index == 1 else index)
+
+    windows = Broken(4)
     model = small_whisper()
     dataset = cached(windows, model, model, kind="both")
     assert dataset[1]["index"] == 2
@@ -92,38 +85,43 @@ def test_a_replaced_row_keeps_label_and_states_together():
     assert torch.equal(dataset[2]["encoder_states"], dataset[3]["encoder_states"])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_path, kind):
+def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_path):
     """A cache that changes the result, or that is computed and not used."""
-    losses, runs = [], []
-    for cache in ("none", kind):
+    losses = {}
+    # Steps of 4 rows, 8 rows: each passes the encoder once to fill the cache, and the teacher in 4 batches for two
+    # variants of each row.
+    expected = {"none": (24, 6, 24), "encoder": (8, 6, 8), "logits": (32, 4, 32), "both": (8, 4, 8)}
+    for cache, runs in expected.items():
         student, teacher = small_pair()
         encoded, decoder_runs = count_encoder_windows(student), []
         teacher.model.decoder.register_forward_hook(lambda *_, calls=decoder_runs: calls.append(True))
         windows = TwoVariants(8)
-        settings = {"num_train_epochs": 3, "max_steps": 6, "learning_rate": 1e-2, "teacher_cache": cache}
-        settings["teacher_cache_top_k"] = teacher.config.vocab_size
-        trainer = trained(tmp_path, student, teacher, train=windows, **settings)
-        losses.append(logged(trainer, "loss"))
-        runs.append((encoded(), len(decoder_runs), len(windows.decoded)))
+        settings = {"teacher_cache": cache, "teacher_cache_top_k": teacher.config.vocab_size}
+        settings |= {"num_train_epochs": 3, "max_steps": 6, "learning_rate": 1e-2}
+        losses[cache] = logged(trained(tmp_path, student, teacher, train=windows, **settings), "loss")
+        assert losses[cache] == pytest.approx(losses["none"], rel=1e-3)
+        assert (encoded(), len(decoder_runs), len(windows.decoded)) == runs
         assert sorted(set(windows.epochs)) == [0, 1, 2]
+
+
+def test_a_teacher_with_another_encoder_runs_its_own(tmp_path):
+    """Its distributions given the student's hidden states would be noise."""
+    losses = []
+    for cache in ("none", "both"):
+        student, teacher = small_whisper(seed=1, decoder_layers=2), small_whisper()
+        settings = {"teacher_cache": cache, "teacher_cache_top_k": teacher.config.vocab_size}
+        losses.append(logged(trained(tmp_path, student, teacher, **settings), "loss"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
-    # Steps of 4 rows, 8 rows: each passes the encoder once to fill the cache, and the teacher in 4 batches for two
-    # variants of each row.
-    assert runs[0] == (24, 6, 24)
-    assert runs[1] == {"encoder": (8, 6, 8), "logits": (32, 4, 32), "both": (8, 4, 8)}[kind]
 
 
 def test_with_a_small_k_the_logged_kl_is_a_lower_bound(tmp_path):
     """A KL above the exact one would mean that mass is counted twice."""
     logs = []
-    for settings in ({}, {"teacher_cache": "both", "teacher_cache_top_k": 4}):
-        teacher = small_whisper()
-        trainer = small_trainer(tmp_path, small_whisper(seed=1, decoder_layers=2), teacher, **settings)
-        trainer.model.model.encoder.load_state_dict(teacher.model.encoder.state_dict())
-        trainer._prepare_teacher()
-        trainer.train()
-        logs.append((logged(trainer, "kl")[0], logged(trainer, "pl")[0]))
+    for cache in ("none", "both"):
+        teacher, student = small_whisper(), small_whisper(seed=1, decoder_layers=2)
+        student.model.encoder.load_state_dict(teacher.model.encoder.state_dict())
+        settings = {"teacher_cache": cache, "teacher_cache_top_k": 4, "max_steps": 1}
+        logs.append([logged(trained(tmp_path, student, teacher, **settings), name)[0] for name in ("kl", "pl")])
     assert 0 < logs[1][0] < logs[0][0]
     assert logs[1][1] == pytest.approx(logs[0][1], rel=1e-4)
 
@@ -164,16 +162,20 @@ def test_the_cache_is_filled_once_for_several_runs_of_one_trainer(tmp_path):
     assert len(windows.decoded) == 8
 
 
-def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new(tmp_path):
-    """The second run would pay for the teacher again; a row with a new text would be trained on the old one."""
+def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new_or_damaged(tmp_path):
+    """The second run would pay for the teacher again; a new text, or a flipped bit, would be trained on unseen."""
     student, teacher = small_pair()
-    for count, decoded in ((6, 6), (6, 0), (8, 2)):
+    in_memory = cached(TwoVariants(8), student, teacher, kind="both")
+    for count, decoded, damaged in ((6, 6, False), (6, 0, False), (8, 2, False), (8, 6, True)):
+        if damaged:
+            path = max(tmp_path.glob("states/*/array-states.npy"), key=lambda path: path.stat().st_size)
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
         windows = TwoVariants(8)
         windows.features = windows.features[:count]
         dataset = cached(windows, student, teacher, kind="both", folder=tmp_path)
         assert len(windows.decoded) == decoded
-        in_memory = cached(TwoVariants(count), student, teacher, kind="both")
-        in_memory.dataset.features = windows.features
         for index in range(count):
             for name in ("encoder_states", "teacher_ids"):
                 assert torch.equal(dataset[index][name], in_memory[index][name]), (count, index, name)
@@ -191,45 +193,21 @@ def test_each_process_fills_its_part_of_a_folder(tmp_path):
     assert [item["index"] for item in (parts[0][index] for index in range(5))] == list(range(5))
 
 
-def test_a_damaged_shard_is_computed_anew(tmp_path):
-    """A flipped bit in the hidden states shows in no loss curve."""
-    student, teacher = small_pair()
-    before = cached(RandomWindows(4), student, teacher, kind="encoder", folder=tmp_path)[0]["encoder_states"]
-    (path,) = tmp_path.glob("states/*/array-states.npy")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    windows = RandomWindows(4)
-    again = cached(windows, student, teacher, kind="encoder", folder=tmp_path)
-    assert len(windows.decoded) == 4
-    assert torch.equal(again[0]["encoder_states"], before)
-
-
 def test_a_folder_of_another_teacher_or_setting_is_refused(tmp_path):
     """Another teacher's distributions fit every shape."""
     student, teacher = small_pair()
     cached(RandomWindows(2), student, teacher, kind="both", folder=tmp_path)
-    other = copy.deepcopy(teacher)
+    other_student, other_teacher = copy.deepcopy(student), copy.deepcopy(teacher)
     with torch.no_grad():
-        other.model.decoder.layers[0].fc1.weight.mul_(1.01)
-    with pytest.raises(StaleRunError, match=r"teacher: '\w+' there, '\w+' asked for"):
-        cached(RandomWindows(2), student, other, kind="both", folder=tmp_path)
-    with pytest.raises(StaleRunError, match="top_k: 8 there, 4 asked for"):
-        cached(RandomWindows(2), student, teacher, kind="both", folder=tmp_path, top_k=4)
-    with torch.no_grad():
-        student.model.encoder.conv1.weight.mul_(1.01)
-    with pytest.raises(StaleRunError, match=r"encoder: '\w+' there, '\w+' asked for"):
-        cached(RandomWindows(2), student, teacher, kind="encoder", folder=tmp_path)
-
-
-def test_a_teacher_with_another_encoder_runs_its_own(tmp_path):
-    """Its distributions given the student's hidden states would be noise."""
-    losses = []
-    for cache in ("none", "both"):
-        student, teacher = small_whisper(seed=1, decoder_layers=2), small_whisper()
-        settings = {"teacher_cache": cache, "teacher_cache_top_k": teacher.config.vocab_size}
-        losses.append(logged(trained(tmp_path, student, teacher, **settings), "loss"))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+        other_student.model.encoder.conv1.weight.mul_(1.01)
+        other_teacher.model.decoder.layers[0].fc1.weight.mul_(1.01)
+    for message, models, top_k in (
+        (r"encoder: '\w+' there, '\w+' asked for", (other_student, teacher), 8),
+        (r"teacher: '\w+' there, '\w+' asked for", (student, other_teacher), 8),
+        ("top_k: 8 there, 4 asked for", (student, teacher), 4),
+    ):
+        with pytest.raises(StaleRunError, match=message):
+            cached(RandomWindows(2), *models, kind="both", folder=tmp_path, top_k=top_k)
 
 
 def test_labels_that_are_not_in_the_cache_are_refused():

@@ -83,13 +83,11 @@ def test_no_split_into_micro_batches_changes_loss_gradient_norm_or_weights(tmp_p
 
 
 @pytest.mark.parametrize("freeze_encoder", [True, False])
-@pytest.mark.parametrize("prompts", [True, False])
-def test_a_student_that_equals_its_teacher_has_no_divergence(tmp_path, freeze_encoder, prompts):
+def test_a_student_that_equals_its_teacher_has_no_divergence(tmp_path, freeze_encoder):
     """The reference script gives prompts to the student only: 0.5 nats between two equal models."""
-    student = small_whisper()
+    student, windows = small_whisper(), RandomWindows(8)
     teacher = copy.deepcopy(student)
-    windows = RandomWindows(8, prompts=prompts)
-    assert any(-100 in windows.label_item(index)["labels"] for index in range(8)) == prompts
+    assert any(-100 in windows.label_item(index)["labels"] for index in range(8))
     settings = {"train": windows, "evaluation": windows, "freeze_encoder": freeze_encoder, "max_steps": 1}
     trainer = trained(tmp_path, student, teacher, **settings)
     assert logged(trainer, "kl")[0] == pytest.approx(0.0, abs=1e-5)
@@ -97,40 +95,28 @@ def test_a_student_that_equals_its_teacher_has_no_divergence(tmp_path, freeze_en
     assert trainer.evaluate()["eval_kl"] == pytest.approx(0.0, abs=1e-5)
 
 
-def test_each_window_passes_a_frozen_equal_encoder_once_without_gradient(tmp_path):
-    """Run twice, or with gradient, the encoder of a large model doubles time and memory of a step."""
-    student, teacher = small_pair()
+@pytest.mark.parametrize("case", ["equal", "wider", "trained"])
+def test_a_window_passes_an_equal_frozen_encoder_once_and_others_in_each_model(tmp_path, case):
+    """A second run, or a gradient, doubles time and memory; a teacher fed by another encoder teaches noise."""
+    teacher = small_whisper()
+    student = small_whisper(d_model=32, decoder_layers=2) if case == "wider" else create_student(teacher)
     ours, theirs = count_runs(student.model.encoder), count_runs(teacher.model.encoder)
     grads = []
     student.model.encoder.register_forward_hook(lambda _, __, out: grads.append(out.last_hidden_state.requires_grad))
-    trainer = trained(tmp_path, student, teacher, gradient_accumulation_steps=2)
-    assert trainer.shares_encoder
-    assert (len(ours), len(theirs), set(grads)) == (16, 0, {False})
+    trainer = trained(tmp_path, student, teacher, gradient_accumulation_steps=2, freeze_encoder=case != "trained")
+    assert trainer.shares_encoder == (case == "equal")
+    assert (len(ours), len(theirs), set(grads)) == (16, 0 if case == "equal" else 16, {case == "trained"})
 
 
-@pytest.mark.parametrize("case", ["other weights", "fewer layers", "other width", "other heads", "trained"])
-def test_an_encoder_that_differs_is_run_by_each_model_itself(tmp_path, case):
-    """The reference script compares widths only, and feeds a teacher with the hidden states of another encoder."""
-    teacher = small_whisper()
-    changes = {"fewer layers": {"encoder_layers": 1}, "other width": {"d_model": 32}}
-    student = small_whisper(decoder_layers=2, **changes.get(case, {}))
-    student.model.encoder.load_state_dict(teacher.model.encoder.state_dict()) if case == "trained" else None
-    if case == "other heads":
-        student = create_student(small_whisper(encoder_attention_heads=4))
-    if case == "other weights":
-        student = create_student(teacher)
-        with torch.no_grad():
-            student.model.encoder.layers[1].fc2.bias[3] += 1e-3
-    ours, theirs = count_runs(student.model.encoder), count_runs(teacher.model.encoder)
-    trainer = trained(tmp_path, student, teacher, max_steps=1, freeze_encoder=case != "trained")
-    assert not trainer.shares_encoder
-    assert (len(ours), len(theirs)) == (4, 4)
-
-
-def test_encoders_are_compared_in_the_lower_of_two_precisions():
-    """A teacher in half precision is the usual case; its encoder would run a second time for nothing."""
+def test_encoders_are_equal_by_shape_and_by_weights_in_the_lower_of_two_precisions():
+    """The reference script compares widths only; a teacher in half precision would run its encoder for nothing."""
     student, teacher = small_pair()
-    assert same_encoder(student, teacher.to(torch.bfloat16))
+    for changes in ({"encoder_layers": 1}, {"d_model": 32}, {"encoder_attention_heads": 4}):
+        assert not same_encoder(create_student(small_whisper(**changes)), teacher)
+    with torch.no_grad():
+        student.model.encoder.layers[1].fc2.bias[3] += 1e-3
+    assert not same_encoder(student, teacher)
+    assert same_encoder(create_student(teacher), teacher.to(torch.bfloat16))
     with torch.no_grad():
         student.model.encoder.conv1.weight[0, 0, 0] += 0.1
     assert not same_encoder(student, teacher)
@@ -298,13 +284,12 @@ def test_data_wait_counts_from_the_first_batch_and_starts_anew_at_every_log(monk
         assert log.pop(accelerator) == means | {"data_wait": pytest.approx(share)}
 
 
-@pytest.mark.parametrize(("delay", "least", "most"), [(0.4, 0.5, 1.0), (0.0, 0.0, 0.5)])
-def test_a_training_logs_how_long_it_waited(delay, least, most, tmp_path):
+def test_a_training_logs_how_long_it_waited(tmp_path):
     class SlowWindows(RandomWindows):
         def __getitem__(self, index):
-            time.sleep(delay)
+            time.sleep(0.4)
             return super().__getitem__(index)
 
     waits = logged(trained(tmp_path, train=SlowWindows(4)), "data_wait")
-    assert waits
-    assert all(least <= wait <= most for wait in waits)
+    assert len(waits) == 2
+    assert all(0.5 <= wait <= 1.0 for wait in waits)

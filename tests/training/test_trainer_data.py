@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import pipeline
 
@@ -23,7 +23,6 @@ from hf_distil_whisper.training.trainer import MIXTURE_FILE, DistillationTrainer
 from toy_models import SENTENCES, toy_audio, toy_processor, toy_whisper
 from toy_training import (
     RandomWindows,
-    StopAt,
     assert_same_weights,
     small_args,
     small_pair,
@@ -33,30 +32,61 @@ from toy_training import (
     trained,
 )
 
-
-def run(folder: Path, *, stop: int | None = None, resume: bool = False, **changes) -> DistillationTrainer:
-    """Nine steps in three epochs."""
-    settings = {"max_steps": -1, "num_train_epochs": 3, "save_strategy": "steps", "save_steps": 2, "warmup_steps": 2}
-    settings |= {"learning_rate": 1e-2, "callbacks": [StopAt(stop)] if stop else None, "resume": resume or None}
-    return trained(folder, train=RandomWindows(12), processor=small_processor(), **settings, **changes)
+SAVING = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, "warmup_steps": 2}
+READ_AND_SPOKEN = Mixture(("read", "spoken"), (8, 4), (1.0, 1.0), "first_exhausted")
 
 
-@pytest.mark.parametrize("stop", [2, 4, 6])
-@pytest.mark.parametrize("cache", ["none", "encoder", "both"])
-def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, stop, cache):
+def speech(count: int = 12, mixture: Mixture | None = None) -> SpeechDataset:
+    """Rows whose texts have 3, 6, 9, ... characters."""
+    audio = [{"bytes": encode_flac(toy_audio(0.2, seed=row)), "path": None} for row in range(count)]
+    texts = ["abc" * (row % 12 + 1) for row in range(count)]
+    rows = Dataset.from_dict({"audio": audio, "whisper_transcript": texts})
+    return SpeechDataset(rows, small_processor(), mixture=mixture)
+
+
+def trainer_on(folder: Path, rows: torch.utils.data.Dataset, **changes: object) -> DistillationTrainer:
+    settings = {"train": rows, "processor": small_processor(), "per_device_train_batch_size": 2, "max_steps": 9}
+    return small_trainer(folder, *small_pair(), **(settings | changes))
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> dict[str, str]:
+    """Of streams."""
+    return {name: write_source(tmp_path / name, 2, rows) for name, rows in {"read": 4, "spoken": 3}.items()}
+
+
+@pytest.mark.parametrize(
+    ("rows", "settings", "workers"),
+    [
+        *(("windows", {"teacher_cache": cache}, 0) for cache in ("none", "encoder", "both")),
+        *(("mixture", {}, workers) for workers in (0, 2)),
+        ("streams", {"gradient_accumulation_steps": 2}, 0),
+        ("streams", {"gradient_accumulation_steps": 2, "dataloader_num_workers": 2}, 2),
+    ],
+    ids=str,
+)
+def test_a_resumed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path, sources, rows, settings, workers):
     """Another order of rows, or a schedule that starts anew, shows nowhere but in a worse student."""
-    whole = run(tmp_path / "whole", teacher_cache=cache)
-    run(tmp_path / "broken", stop=stop, teacher_cache=cache)
-    resumed = run(tmp_path / "broken", resume=True, teacher_cache=cache)
-    assert whole.state.global_step == resumed.state.global_step == 9
-    assert_same_weights(resumed.model, whole.model)
+    make = {"windows": lambda: RandomWindows(12), "mixture": lambda: speech(mixture=READ_AND_SPOKEN)}
+    make["streams"] = lambda: speech_stream(sources)
+    whole = trainer_on(tmp_path / "whole", make[rows](), **SAVING, **settings)
+    whole.train()
+    for step in (2, 4, 6):
+        changes = settings | {"dataloader_num_workers": workers}
+        resumed = trainer_on(tmp_path / "resumed", make[rows](), **SAVING, **changes)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert whole.state.global_step == resumed.state.global_step == 9
+        assert_same_weights(resumed.model, whole.model)
 
 
-def test_every_checkpoint_is_a_complete_student_without_its_teacher(tmp_path):
-    """The reference script saves and uploads the teacher with every checkpoint, 3 GB a time."""
-    trainer = run(tmp_path, stop=2)
-    trainer.save_model()
-    student = trainer.model
+def test_every_checkpoint_is_a_complete_student_without_traces_of_its_teacher_and_training(tmp_path):
+    """Upstream saves use_cache=False and a max_length of 20, the reference script 3 GB of teacher each time."""
+    student, teacher = small_pair()
+    config, generation = student.config.to_dict(), student.generation_config.to_dict()
+    validation = {"evaluation": RandomWindows(4), "eval_strategy": "steps", "eval_steps": 1}
+    trained(tmp_path, student, teacher, processor=small_processor(), **SAVING, **validation).save_model()
+    assert student.config.to_dict() | {"architectures": None} == config
+    assert student.generation_config.to_dict() == generation
     for folder in (tmp_path / "checkpoint-2", tmp_path):
         weights = load_file(folder / "model.safetensors")
         assert weights.keys() <= student.state_dict().keys()
@@ -66,22 +96,11 @@ def test_every_checkpoint_is_a_complete_student_without_its_teacher(tmp_path):
         assert not [name for name in present if name.startswith(("model_1", "pytorch_model"))]
         assert_same_weights(load_model(folder), student)
         assert len(load_processor(folder).tokenizer) == student.config.vocab_size
+        assert json.loads((folder / "config.json").read_text())["use_cache"] is True
+        saved = json.loads((folder / "generation_config.json").read_text())
+        assert {name for name in saved if saved[name] != generation.get(name)} <= {"transformers_version"}
     states = torch.load(tmp_path / "checkpoint-2" / "optimizer.pt", weights_only=True)["state"]
     assert len(states) == sum(weight.requires_grad for weight in student.parameters())
-
-
-def test_training_and_evaluation_leave_no_trace_in_the_saved_configs(tmp_path):
-    """Upstream saves use_cache=False, which makes generation many times slower, and a max_length of 20."""
-    student, teacher = small_pair()
-    config, generation = student.config.to_dict(), student.generation_config.to_dict()
-    evaluation = {"evaluation": RandomWindows(4), "eval_strategy": "epoch"}
-    trained(tmp_path, student, teacher, processor=small_processor(), **evaluation).save_model()
-    written = json.loads((tmp_path / "config.json").read_text())
-    assert written["use_cache"] is True
-    assert student.config.to_dict() | {"architectures": None} == config
-    assert student.generation_config.to_dict() == generation
-    saved = json.loads((tmp_path / "generation_config.json").read_text())
-    assert {name for name in saved if saved[name] != generation.get(name)} <= {"transformers_version"}
 
 
 def test_resuming_with_another_encoder_does_not_share_it_with_the_teacher(tmp_path):
@@ -94,70 +113,56 @@ def test_resuming_with_another_encoder_does_not_share_it_with_the_teacher(tmp_pa
     assert not resumed.shares_encoder
 
 
-# Mixtures and groups of similar length
-
-
-def speech(count: int = 12, mixture: Mixture | None = None) -> SpeechDataset:
-    """Rows whose texts have 3, 6, 9, ... characters."""
-    audio = [{"bytes": encode_flac(toy_audio(0.2, seed=row)), "path": None} for row in range(count)]
-    texts = ["abc" * (row % 12 + 1) for row in range(count)]
-    rows = Dataset.from_dict({"audio": audio, "whisper_transcript": texts})
-    return SpeechDataset(rows, small_processor(), mixture=mixture)
-
-
-def two_sources(strategy: str = "first_exhausted") -> Mixture:
-    return Mixture(("read", "spoken"), (8, 4), (1.0, 1.0), strategy)
-
-
-def trainer_on(folder: Path, dataset: torch.utils.data.Dataset, **changes: object) -> DistillationTrainer:
-    args = small_args(folder, **({"per_device_train_batch_size": 2, "max_steps": -1} | changes))
-    student, teacher = create_student(small_whisper()), small_whisper()
-    return DistillationTrainer(student, teacher, args, train_dataset=dataset, processing_class=small_processor())
+# Mixtures, groups of similar length, and streams
 
 
 @pytest.mark.parametrize("cache", ["none", "both"])
 def test_a_training_draws_the_rows_of_the_mixture(tmp_path, cache):
     """With the teacher cache around it the mixture would be lost, and every row drawn once."""
-    dataset = speech(mixture=two_sources())
+    rows = speech(mixture=READ_AND_SPOKEN)
     drawn: list[int] = []
-    label_items = dataset._label_items
-    loader = trainer_on(tmp_path, dataset, num_train_epochs=2, teacher_cache=cache).get_train_dataloader()
-    dataset._label_items = lambda index: (drawn.append(index), label_items(index))[1]  # type: ignore[method-assign]
+    label_items = rows._label_items
+    loader = trainer_on(tmp_path, rows, teacher_cache=cache).get_train_dataloader()
+    rows._label_items = lambda index: (drawn.append(index), label_items(index))[1]  # type: ignore[method-assign]
     for epoch in range(2):
         loader.set_epoch(epoch)
         for _ in loader:
             pass
-    assert drawn == [*two_sources().rows(0), *two_sources().rows(1)]
+    assert drawn == [*READ_AND_SPOKEN.rows(0), *READ_AND_SPOKEN.rows(1)]
     assert len(loader) == 4
 
 
-def test_a_resumed_training_on_a_mixture_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
-    settings = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "learning_rate": 1e-2}
-    whole = trainer_on(tmp_path / "whole", speech(mixture=two_sources()), **settings)
-    whole.train()
-    for workers in (0, 2):
-        settings["dataloader_num_workers"] = workers
-        again = trainer_on(tmp_path / "again", speech(mixture=two_sources()), **settings)
-        again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
-        assert_same_weights(again.model, whole.model)
+def test_a_checkpoint_of_other_rows_is_not_resumed_from(tmp_path, sources):
+    """The steps that are left would draw rows that the training has had, or leave some out for ever."""
+    for folder, rows in (("mixed", speech(mixture=READ_AND_SPOKEN)), ("streamed", speech_stream(sources))):
+        trainer_on(tmp_path / folder, rows, save_strategy="steps", save_steps=2, max_steps=2).train()
+    mixed, streamed = tmp_path / "mixed" / "checkpoint-2", tmp_path / "streamed" / "checkpoint-2"
+    assert json.loads((mixed / MIXTURE_FILE).read_text())["names"] == ["read", "spoken"]
+    turned = speech(mixture=Mixture(("spoken", "read"), (8, 4), (1.0, 1.0), "first_exhausted"))
+    for message, checkpoint, rows, workers in (
+        ("Resume with the same sources in the same order", mixed, turned, 0),
+        ("names were", streamed, speech_stream(dict(reversed(sources.items()))), 0),
+        ("workers were 0 when the training was stopped and are 1 now", streamed, speech_stream(sources), 1),
+        (r"holds no streams\.json", mixed, speech_stream(sources), 0),
+    ):
+        trainer = trainer_on(tmp_path / "other", rows, dataloader_num_workers=workers)
+        with pytest.raises(ValueError, match=message):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
 
 
-def test_a_checkpoint_of_other_sources_and_a_mixture_of_other_rows_are_refused(tmp_path):
-    trainer_on(tmp_path, speech(mixture=two_sources()), save_strategy="epoch", num_train_epochs=1).train()
-    checkpoint = tmp_path / "checkpoint-4"
-    assert json.loads((checkpoint / MIXTURE_FILE).read_text())["names"] == ["read", "spoken"]
-    turned = Mixture(("spoken", "read"), (8, 4), (1.0, 1.0), "first_exhausted")
-    with pytest.raises(ValueError, match="Resume with the same sources in the same order"):
-        trainer_on(tmp_path, speech(mixture=turned)).train(resume_from_checkpoint=str(checkpoint))
+def test_settings_that_need_countable_rows_and_a_mixture_of_other_rows_are_refused(tmp_path, sources):
+    with pytest.raises(ValueError, match=r"--teacher_cache both stores .* Set it to none, or load the rows"):
+        trainer_on(tmp_path, speech_stream(sources), teacher_cache="both")
+    with pytest.raises(ValueError, match="--max_steps: a stream has no end"):
+        trainer_on(tmp_path, speech_stream(sources), max_steps=-1)
     with pytest.raises(ValueError, match="`mixture` is of 12 rows, the data set has 11"):
-        speech(11, two_sources())
+        speech(11, READ_AND_SPOKEN)
 
 
 def test_steps_of_a_grouped_training_hold_rows_of_similar_length(tmp_path):
     """Upstream groups by the length of the features, which is 30 s for every row, after computing them all."""
     dataset = speech(96)
-    args = small_args(tmp_path, per_device_train_batch_size=4, train_sampling_strategy="group_by_length")
-    sampler = epoch_sampler(dataset, args)
+    sampler = epoch_sampler(dataset, small_args(tmp_path, train_sampling_strategy="group_by_length"))
     assert isinstance(sampler, EpochSampler)
     rows = list(sampler)
     lengths = dataset.text_lengths()[rows].reshape(-1, 4)
@@ -173,54 +178,9 @@ def test_steps_of_a_grouped_training_hold_rows_of_similar_length(tmp_path):
 
 def test_a_single_source_without_groups_is_left_to_the_trainer(tmp_path):
     assert epoch_sampler(speech(), small_args(tmp_path)) is None
-    assert epoch_sampler(torch.utils.data.TensorDataset(torch.zeros(3)), small_args(tmp_path)) is None
+    assert epoch_sampler(RandomWindows(3), small_args(tmp_path)) is None
     sequential = small_args(tmp_path, train_sampling_strategy="sequential")
-    assert epoch_sampler(speech(mixture=two_sources()), sequential) is None
-
-
-# Streams
-
-
-def trainer_on_streams(folder: Path, sources: dict[str, str], **changes: object) -> DistillationTrainer:
-    settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2, **changes}
-    return trainer_on(folder, speech_stream(sources), **settings)
-
-
-@pytest.fixture
-def sources(tmp_path: Path) -> dict[str, str]:
-    return {name: write_source(tmp_path / name, 2, rows) for name, rows in {"read": 4, "spoken": 3}.items()}
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_training_on_streams_ends_with_the_weights_of_an_undisturbed_one(tmp_path, sources, workers):
-    settings = {"dataloader_num_workers": workers, "gradient_accumulation_steps": 2}
-    whole = trainer_on_streams(tmp_path / "whole", sources, **settings)
-    whole.train()
-    resumed = trainer_on_streams(tmp_path / "resumed", sources, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
-    assert whole.state.global_step == resumed.state.global_step == 6
-    assert_same_weights(resumed.model, whole.model)
-
-
-def test_other_streams_or_workers_are_not_resumed_with(tmp_path, sources):
-    trainer_on_streams(tmp_path / "run", sources, max_steps=2).train()
-    checkpoint = str(tmp_path / "run" / "checkpoint-2")
-    other = trainer_on_streams(tmp_path / "other", dict(reversed(sources.items())))
-    with pytest.raises(ValueError, match="names were"):
-        other.train(resume_from_checkpoint=checkpoint)
-    more = trainer_on_streams(tmp_path / "more", sources, dataloader_num_workers=1)
-    with pytest.raises(ValueError, match="workers were 0 when the training was stopped and are 1 now"):
-        more.train(resume_from_checkpoint=checkpoint)
-    Path(checkpoint, "streams.json").unlink()
-    with pytest.raises(ValueError, match=r"holds no streams\.json"):
-        trainer_on_streams(tmp_path / "lost", sources).train(resume_from_checkpoint=checkpoint)
-
-
-def test_settings_that_need_countable_rows_are_refused_on_streams(tmp_path, sources):
-    with pytest.raises(ValueError, match=r"--teacher_cache both stores .* Set it to none, or load the rows"):
-        trainer_on_streams(tmp_path, sources, teacher_cache="both")
-    with pytest.raises(ValueError, match="--max_steps: a stream has no end"):
-        trainer_on_streams(tmp_path, sources, max_steps=-1)
+    assert epoch_sampler(speech(mixture=READ_AND_SPOKEN), sequential) is None
 
 
 # The chunk length that follows the data
@@ -245,21 +205,14 @@ def test_mean_duration_comes_from_the_column_the_headers_or_the_first_rows():
     streams = {name: timed_rows([length] * 2).to_iterable_dataset() for name, length in {"a": 10.0, "b": 30.0}.items()}
     stream = SpeechStream(streams, toy_processor(), weights={"a": 1.0, "b": 3.0}, transcript_column="text")
     assert stream.mean_duration() == 25.0
-    assert all(isinstance(one, IterableDataset) for one in streams.values())
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(7.0, 15.0), (28.0, 30.0)])
 def test_a_trained_student_carries_its_chunk_length(tmp_path, seconds, expected):
     """An entry lost on the way leaves every student at 30 s, where Table 23 has 7.4 % WER instead of 4.2 %."""
-    teacher = toy_whisper()
-    trainer = DistillationTrainer(
-        create_student(teacher, decoder_layers=1),
-        teacher,
-        small_args(tmp_path, max_steps=1, per_device_train_batch_size=1, save_strategy="steps", save_steps=1),
-        train_dataset=timed_speech(timed_rows([seconds])),
-        processing_class=toy_processor(),
-    )
-    trainer.train()
+    teacher, rows = toy_whisper(), timed_speech(timed_rows([seconds]))
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1, "per_device_train_batch_size": 1}
+    trainer = trained(tmp_path, None, teacher, train=rows, processor=toy_processor(), **settings)
     trainer.save_model()
     for folder in (tmp_path, tmp_path / "checkpoint-1"):
         model = load_model(folder)
