@@ -11,6 +11,7 @@ from hf_distil_whisper.data.array_store import content_key
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.args import DistillationTrainingArguments
+from hf_distil_whisper.training.losses import hidden_state_mse_loss, kl_divergence_loss, pseudo_label_loss
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from toy_models import SENTENCES, toy_processor, toy_whisper
 
@@ -122,6 +123,22 @@ def assert_same_weights(
 ) -> None:
     """Weight by weight, to the last bit unless tolerances are given."""
     torch.testing.assert_close(dict(model.state_dict()), dict(other.state_dict()), rtol=rtol, atol=atol)
+
+
+def plain_losses(
+    student: WhisperForConditionalGeneration,
+    teacher: WhisperForConditionalGeneration,
+    windows: RandomWindows,
+    temperature: float,
+) -> dict[str, float]:
+    """`kl`, `pl` and `mse` of all windows by the plain formulas on the full logits."""
+    batch = collate([windows[index] for index in range(len(windows))])
+    labels = batch.pop("labels")
+    with torch.no_grad():
+        ours, theirs = (model(**batch, output_hidden_states=True) for model in (student, teacher))
+    kl = kl_divergence_loss(ours.logits, theirs.logits, labels, temperature=temperature)
+    mse = hidden_state_mse_loss(ours.decoder_hidden_states, theirs.decoder_hidden_states, labels)
+    return {"kl": kl.item(), "pl": pseudo_label_loss(ours.logits, labels).item(), "mse": mse.item()}
 
 
 def logged(trainer: DistillationTrainer, name: str) -> list[float]:

@@ -8,15 +8,14 @@ from transformers import EvalPrediction
 
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.metrics import errors_in_language
-from hf_distil_whisper.training.losses import kl_divergence_loss, pseudo_label_loss
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from hf_distil_whisper.training.validation import WordErrorMetrics
 from talking_models import count_encoder_windows
 from toy_training import (
     RandomWindows,
     assert_same_weights,
-    collate,
     logged,
+    plain_losses,
     small_args,
     small_pair,
     small_processor,
@@ -25,10 +24,6 @@ from toy_training import (
 )
 
 TWO_SETS = {"one": RandomWindows(4), "two": RandomWindows(6)}
-EVERY_STEP = {
-    "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1,
-    "load_best_model_at_end": True, "metric_for_best_model": "macro_wer",
-}  # fmt: skip
 
 
 def validated(folder: Path, **settings) -> DistillationTrainer:
@@ -36,34 +31,16 @@ def validated(folder: Path, **settings) -> DistillationTrainer:
     return small_trainer(folder, *small_pair(), **{"processor": small_processor(), **settings})
 
 
-def fix_rates(trainer: DistillationTrainer, rates: list[float]) -> None:
-    """Replaces the WER of each evaluation of a set by a given one."""
-    loop, values = trainer.evaluation_loop, iter(rates)
-
-    def patched(*args, metric_key_prefix, **kwargs):
-        output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        output.metrics[f"{metric_key_prefix}_wer"] = next(values)
-        return output
-
-    trainer.evaluation_loop = patched
-
-
 @pytest.mark.parametrize("batch_size", [1, 3, 8])
 def test_losses_are_means_over_tokens_at_temperature_1(tmp_path, batch_size):
     """Upstream averages over batches: the loss then depends on the batch size, and short rows weigh more."""
     student, teacher = small_pair()
-    windows = RandomWindows(7)
-    batch = collate([windows[index] for index in range(7)])
-    with torch.no_grad():
-        inputs = {name: batch[name] for name in ("input_features", "decoder_input_ids")}
-        ours, theirs = student(**inputs).logits, teacher(**inputs).logits
-    kl = kl_divergence_loss(ours, theirs, batch["labels"], temperature=1.0).item()
-    pl = pseudo_label_loss(ours, batch["labels"]).item()
+    expected = plain_losses(student, teacher, RandomWindows(7), temperature=1.0)
     trainer = small_trainer(tmp_path, student, teacher, per_device_eval_batch_size=batch_size)
-    metrics = trainer.evaluate(windows)
-    assert metrics["eval_kl"] == pytest.approx(kl, rel=1e-4)
-    assert metrics["eval_pl"] == pytest.approx(pl, rel=1e-4)
-    assert metrics["eval_loss"] == pytest.approx(0.8 * kl + pl, rel=1e-4)
+    metrics = trainer.evaluate(RandomWindows(7))
+    assert metrics["eval_kl"] == pytest.approx(expected["kl"], rel=1e-4)
+    assert metrics["eval_pl"] == pytest.approx(expected["pl"], rel=1e-4)
+    assert metrics["eval_loss"] == pytest.approx(0.8 * expected["kl"] + expected["pl"], rel=1e-4)
 
 
 def test_wer_is_that_of_generated_transcripts_at_no_second_run_of_the_encoder(tmp_path):
@@ -85,26 +62,30 @@ def test_wer_is_that_of_generated_transcripts_at_no_second_run_of_the_encoder(tm
     assert any(hypotheses)
 
 
-def test_several_sets_get_a_macro_average_whose_best_model_is_loaded_at_the_end(tmp_path):
-    """An average over rows would let the largest set decide; transformers takes the larger rate for the better one."""
-    trainer = validated(tmp_path, evaluation=TWO_SETS, max_steps=3, learning_rate=1e-2, **EVERY_STEP)
-    fix_rates(trainer, [0.8, 1.0, 0.2, 0.4, 0.5, 0.5])
+def test_the_macro_average_of_several_sets_chooses_the_best_model_and_stops_early(tmp_path, caplog):
+    """Over rows the largest set would decide; upstream's callback never sees the average, and trains to the end."""
+    settings = {
+        "eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 10,
+        "load_best_model_at_end": True, "metric_for_best_model": "macro_wer", "early_stopping_patience": 2,
+    }  # fmt: skip
+    trainer = validated(tmp_path, evaluation=TWO_SETS, learning_rate=1e-2, **settings)
+    loop, rates = trainer.evaluation_loop, iter([0.8, 1.0, 0.2, 0.4, 0.5, 0.5, 0.4, 0.4])
+
+    def with_rate(*args, metric_key_prefix, **kwargs):
+        output = loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        output.metrics[f"{metric_key_prefix}_wer"] = next(rates)
+        return output
+
+    trainer.evaluation_loop = with_rate
     trainer.train()
     for name in TWO_SETS:
-        assert all(len(logged(trainer, f"eval_{name}_{metric}")) == 3 for metric in ("loss", "kl", "pl", "wer"))
-    assert logged(trainer, "eval_macro_wer") == pytest.approx([0.9, 0.3, 0.5])
+        assert all(len(logged(trainer, f"eval_{name}_{metric}")) == 4 for metric in ("loss", "kl", "pl", "wer"))
+    assert logged(trainer, "eval_macro_wer") == pytest.approx([0.9, 0.3, 0.5, 0.4])
+    assert trainer.state.global_step == 4
+    assert "early stopping required" not in caplog.text
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-2")
     assert trainer.state.best_metric == pytest.approx(0.3)
     assert_same_weights(type(trainer.model).from_pretrained(tmp_path / "checkpoint-2"), trainer.model)
-
-
-def test_early_stopping_counts_evaluations_of_the_macro_average(tmp_path, caplog):
-    """Upstream's callback never sees the average, logs that it is disabled, and trains to the end."""
-    trainer = validated(tmp_path, evaluation=TWO_SETS, max_steps=10, early_stopping_patience=2, **EVERY_STEP)
-    fix_rates(trainer, [0.5, 0.5, 0.4, 0.4, 0.6, 0.6, 0.4, 0.4, 0.1, 0.1])
-    trainer.train()
-    assert trainer.state.global_step == 4
-    assert "early stopping required" not in caplog.text
 
 
 def test_an_evaluation_returns_no_logits_and_leaves_the_configs_alone(tmp_path):
