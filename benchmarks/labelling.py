@@ -1,15 +1,18 @@
-"""Speed of labelling beside plain `generate`, and of packing, filter and row index.
+"""Speed of labelling beside plain `generate`; how much of the speech labels hold; packing, filter and row index.
 
     python benchmarks/labelling.py --teacher_model_name_or_path examples/quickstart/teacher \
         --dataset examples/quickstart/corpus --compute_types float32 int8
+    python benchmarks/labelling.py windows --teacher_model_name_or_path openai/whisper-base --dataset utterances/
     python benchmarks/labelling.py data
 
 The first labels the same 600 recordings of 1 to 30 s with every method, in turn: 15 minutes on two CPU cores. The
-second sends a million synthetic rows through the steps before and after, each in a new process: 20 minutes and 250 MB
+second labels utterances packed to windows of several lengths: half an hour for one of speech and whisper-base. The
+third sends a million synthetic rows through the steps before and after, each in a new process: 20 minutes and 250 MB
 of disk.
 """
 
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -34,10 +37,12 @@ from hf_distil_whisper import (
     load_source,
     pack_utterances,
     parse_arguments,
+    pseudo_label_dataset,
     run_script,
 )
 from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
 from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
+from hf_distil_whisper.data.labels import plain_text as plain_transcript
 from hf_distil_whisper.data.sources import write_row_index
 from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
 from hf_distil_whisper.inference.dataset import generate_rows
@@ -162,6 +167,59 @@ def labelling_table(speeds: Mapping[str, LabellingSpeed]) -> str:
     return table(["", "seconds", "times as fast", "same text", "WER"], lines, left=5)
 
 
+@dataclass(frozen=True)
+class WindowLabels:
+    """Labels of the same utterances, packed to windows of one length."""
+
+    rows: int
+    errors: WordErrors
+    open_ends: int  # labels that stop before the speech does
+    seconds_lost: float  # of audio behind them
+
+
+def measure_windows(
+    teacher: LoadedModel,
+    rows: Dataset,
+    *,
+    max_durations: Sequence[float],
+    language: str,
+    backend: str = "transformers",
+    batch_size: int = 16,
+) -> dict[str, WindowLabels]:
+    """Labels utterances as they are, packed, and packed with a second window where a label stops early."""
+    methods: dict[str, dict[str, Any]] = {"not packed": {"second_window": False}}
+    for seconds in max_durations:
+        methods[f"{seconds:g} s"] = {"max_duration": seconds, "second_window": False}
+        methods[f"{seconds:g} s, second window"] = {"max_duration": seconds}
+    labels_by_method = {}
+    for name, packing in methods.items():
+        with tempfile.TemporaryDirectory() as folder:
+            labels = pseudo_label_dataset(
+                rows, *teacher, output_dir=folder, backend=backend, language=language, batch_size=batch_size, **packing
+            )
+            open_ends = [row for row in labels.remove_columns("audio") if row["truncated"]]
+            texts = [plain_transcript(text) for text in labels["whisper_transcript"]]
+            errors = errors_in_language(list(labels["text"]), texts, language)
+        lost = sum(row["duration"] - end_of_speech(row["whisper_transcript"]) for row in open_ends)
+        labels_by_method[name] = WindowLabels(len(labels), errors, len(open_ends), lost)
+    return labels_by_method
+
+
+def end_of_speech(transcript: str) -> float:
+    """Seconds at which the last timestamp of a label lies, 0 without one."""
+    return max((float(time) for time in re.findall(r"<\|(\d+\.\d+)\|>", transcript)), default=0.0)
+
+
+def windows_table(labels: Mapping[str, WindowLabels]) -> str:
+    """Errors and lost speech of every length of windows, as Markdown."""
+    lines = [
+        [name, str(one.rows), f"{one.errors.wer:.2%}", str(one.errors.deletions), str(one.open_ends),
+         f"{one.seconds_lost:.1f}"]
+        for name, one in labels.items()
+    ]  # fmt: skip
+    return table(["", "rows", "WER", "deletions", "open ends", "seconds lost"], lines, left=1)
+
+
 WORDS = "the a one two quick brown lazy red old boat river house dog fox runs jumps sings over under near".split()
 VOICES, PART = 100, 10_000
 
@@ -279,6 +337,19 @@ class LabellingArguments:
 
 
 @dataclass
+class WindowsArguments:
+    """Flags of `labelling.py windows`."""
+
+    teacher_model_name_or_path: str | None = setting(None, "Whisper that transcribes: Hub name or folder.")
+    dataset: DataSource | str | None = source_setting("Utterances with text and speaker.")
+    max_durations: list[float] = list_setting([30.0, 28.0, 25.0], "Longest windows after packing, in seconds.")
+    language: str = setting("en", "Of the speech.")
+    backend: Literal["transformers", "ctranslate2"] = setting("transformers", "Runtime of the teacher.")
+    batch_size: int = setting(16, "Windows in one pass.")
+    dry_run: bool = setting(False, "Load teacher and utterances only.")
+
+
+@dataclass
 class DataArguments:
     """Flags of `labelling.py data`."""
 
@@ -292,6 +363,8 @@ def main(argv: Sequence[str]) -> None:
     """Entry point."""
     if argv[:1] == ["data"]:
         return _run_data(argv[1:])
+    if argv[:1] == ["windows"]:
+        return _run_windows(argv[1:])
     (args,) = parse_arguments(LabellingArguments, argv=argv, command="benchmarks/labelling.py")
     check_flags(args, "teacher_model_name_or_path", "dataset", whole=("rows", "rounds", "batch_size"))
     models = load_models({"teacher": args.teacher_model_name_or_path}, args.dtype)
@@ -304,6 +377,20 @@ def main(argv: Sequence[str]) -> None:
     )  # fmt: skip
     print(f"{labelling_table(speeds)}\n\n{args.rows} recordings, medians of {args.rounds}, {machine()}")
     return None
+
+
+def _run_windows(argv: Sequence[str]) -> None:
+    (args,) = parse_arguments(WindowsArguments, argv=argv, command="benchmarks/labelling.py windows")
+    check_flags(args, "teacher_model_name_or_path", "dataset", whole=("batch_size",))
+    models = load_models({"teacher": args.teacher_model_name_or_path}, "float32")
+    sets = load_sets({"dataset": as_source(args.dataset, "dataset")}, ("audio", "text", "speaker"))
+    if not ready(models, sets, args.dry_run):
+        return
+    labels = measure_windows(
+        models["teacher"], sets["dataset"], max_durations=args.max_durations, language=args.language,
+        backend=args.backend, batch_size=args.batch_size,
+    )  # fmt: skip
+    print(f"{windows_table(labels)}\n\n{machine()}")
 
 
 def _run_data(argv: Sequence[str]) -> None:

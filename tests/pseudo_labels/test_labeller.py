@@ -8,17 +8,19 @@ import torch
 from datasets import Audio, Dataset
 from transformers import WhisperForConditionalGeneration
 
-from hf_distil_whisper.data.audio import encode_flac
+from hf_distil_whisper.data.audio import encode_flac, load_audio
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.dataset import SpeechDataset
 from hf_distil_whisper.data.labels import make_labels
 from hf_distil_whisper.data.packing import pack_utterances
 from hf_distil_whisper.data.sources import RowErrors, load_source
-from hf_distil_whisper.inference.generation import GenerationSettings
+from hf_distil_whisper.inference.encoder import window_features
+from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence
 from hf_distil_whisper.inference.output import timestamped_text
 from hf_distil_whisper.inference.prompt import timestamp_begin
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.metrics import get_normalizer, word_errors
+from hf_distil_whisper.pseudo_labels import labeller
 from hf_distil_whisper.pseudo_labels.filtering import EmptyFilterError, filter_by_wer
 from hf_distil_whisper.pseudo_labels.labeller import Backend, Packing, pseudo_label_dataset
 from hf_distil_whisper.student import create_student
@@ -242,10 +244,69 @@ def test_each_row_is_labelled_in_its_language(backend: str, tmp_path: Path) -> N
     ]
     assert labelled["id"] == ["a", "b", "d"]
     assert labelled["whisper_transcript"] == expected
-    assert labelled["language"] == ["de", "Hindi", None]
+    assert labelled["language"] == ["de", "hi", "en"]
+    assert labelled["language_prob"] == [None] * 3
     assert labelled["previous_transcript"] == [None, None, None]  # the row before it was lost
     assert [row for row, _ in errors] == ["c"]
     assert "'klingon'" in next(iter(errors))[1]
+    detected = label(rows.remove_columns("language"), tmp_path / "detected", teacher, **settings)
+    languages = {code for row in rows["audio"] for code in detected_languages(teacher, row["bytes"])}
+    assert set(detected["language"]) == languages
+    assert all(0 < probability < 1 for probability in detected["language_prob"])
+
+
+def detected_languages(teacher: WhisperForConditionalGeneration, recording: bytes) -> list[str]:
+    features = window_features(teacher, toy_processor(), [load_audio(recording)])
+    codes = {token: name.strip("<|>") for name, token in teacher.generation_config.lang_to_id.items()}
+    return [codes[token] for token in teacher.detect_language(features).tolist()]
+
+
+OPEN, CLOSED = "<|0.00|> the<|4.00|><|4.00|>", "<|0.00|> fox<|2.00|>"
+
+
+@pytest.mark.parametrize(
+    ("windows", "settings", "transcript", "truncated"),
+    [
+        ([OPEN, CLOSED], {}, "<|0.00|> the<|4.00|><|4.00|> fox<|6.00|>", False),
+        ([OPEN, OPEN, CLOSED], {}, "<|0.00|> the<|4.00|><|4.00|> the<|8.00|><|8.00|> fox<|10.00|>", False),
+        ([OPEN, OPEN, OPEN], {}, "<|0.00|> the<|4.00|><|4.00|> the<|8.00|><|8.00|> the<|12.00|><|12.00|>", True),
+        (["<|0.00|> the<|4.00|><|5.00|>", CLOSED], {}, "<|0.00|> the<|4.00|><|4.00|> fox<|6.00|>", False),
+        ([OPEN], {"second_window": False}, OPEN, True),
+        (["<|0.00|> the<|19.60|><|19.60|>"], {}, "<|0.00|> the<|19.60|>", False),
+        (["<|0.00|> the<|19.60|>"], {}, "<|0.00|> the<|19.60|>", False),
+        ([OPEN, "silence"], {}, "<|0.00|> the<|4.00|>", False),
+        ([OPEN, "<|0.00|><|9.00|>"], {}, "<|0.00|> the<|4.00|>", False),
+        ([OPEN, CLOSED], {"max_new_tokens": 4}, "<|0.00|> the<|4.00|><|4.00|>", True),
+    ],
+)
+def test_a_label_holds_all_that_is_said(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    windows: list[str],
+    settings: dict,
+    transcript: str,
+    truncated: bool,
+) -> None:
+    """Whisper leaves off in many windows of nearly 30 s: a student of such labels stops amid speech."""
+    teacher, processor, samples = talking_whisper(4), toy_processor(), toy_audio(20.0)
+    answers, inputs = iter(windows), []
+
+    def generate(_: object, input_features: torch.Tensor, **__: object) -> list[TokenSequence]:
+        inputs.append(input_features)
+        text, quiet = next(answers), (-0.2, 0.1)
+        if text == "silence":
+            text, quiet = " you", (-1.5, 0.9)
+        return [TokenSequence(processor.tokenizer(text, add_special_tokens=False).input_ids, False, *quiet)]
+
+    monkeypatch.setattr(labeller, "generate_tokens", generate)
+    rows = Dataset.from_dict({"audio": [{"bytes": encode_flac(samples), "path": None}]})
+    (row,) = label(rows, tmp_path, teacher, **settings)
+    assert row["whisper_transcript"] == transcript
+    assert row["truncated"] == truncated
+    assert next(answers, None) is None
+    for number, window in enumerate(inputs):  # each from where the one before has left off
+        rest = load_audio(encode_flac(samples))[number * 4 * 16_000 :]
+        torch.testing.assert_close(window, window_features(teacher, processor, [rest]))
 
 
 @pytest.mark.parametrize(("corpus", "hours"), [("librispeech", 0.128), ("ljspeech", 0.29)])

@@ -55,6 +55,10 @@ class PseudoLabelArguments:
         None,
         "Split windows with more words at punctuation, where word or segment times are known (paper: 30 for AMI).",
     )
+    second_window: bool = setting(
+        True,
+        "Transcribe on where a label leaves off before the speech does; false: only mark it as truncated (the paper).",
+    )
     language: str | None = setting(None, "Language of the speech, for multilingual teachers (default: detected).")
     task: Literal["transcribe", "translate"] = setting("transcribe", "Transcribe, or translate to English.")
     batch_size: int = setting(16, "Windows in one pass, at most.")
@@ -156,8 +160,9 @@ def run(argv: Sequence[str]) -> None:
         compute_type=args.compute_type,
         max_duration=args.max_duration if args.pack else None,
         max_words=args.max_words,
+        second_window=args.second_window,
         rows_per_shard=args.rows_per_shard,
         teacher_cache_dir=args.teacher_cache_dir,
     )
     if is_main_process():
-        sys.stdout.write(f"{describe_rows(labelled)} labelled, {sum(labelled['truncated'])} of them cut off\n")
+        sys.stdout.write(f"{describe_rows(labelled)} labelled, {sum(labelled['truncated'])} of them truncated\n")

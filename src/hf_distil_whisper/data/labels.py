@@ -20,6 +20,7 @@ TIME_STEP = 0.02
 """Seconds from one timestamp token to the next."""
 
 _TIMESTAMP = re.compile(r"<\|(\d+\.\d+)\|>")
+_OPEN_END = re.compile(r"<\|\d+\.\d+\|>\s*<\|\d+\.\d+\|>\s*$")
 _SPECIAL = re.compile(r"<\|(?!\d+\.\d+\|>)[^<>|]*\|>")
 # Thai, Lao, Tibetan, Burmese, Khmer, Chinese, Japanese: Whisper writes no space before a segment of these.
 _WITHOUT_SPACES = re.compile(
@@ -77,6 +78,18 @@ def plain_text(transcript: str) -> str:
     return strip_timestamps(strip_special_tokens(transcript)).strip()
 
 
+def ends_open(transcript: str) -> bool:
+    """Whether a transcript ends with a segment that only begins: Whisper saw more speech than it wrote down.
+
+    Example:
+        ```python
+        >>> ends_open("<|0.00|> Have you heard him?<|23.96|><|23.96|>")
+        True
+        ```
+    """
+    return _OPEN_END.search(strip_special_tokens(transcript)) is not None
+
+
 def make_labels(
     tokenizer: WhisperTokenizer,
     transcript: str,
@@ -104,7 +117,8 @@ def make_labels(
         task (`str`, *optional*, defaults to `"transcribe"`): `"transcribe"` or `"translate"`; used with a language.
         max_length (`int`, *optional*, defaults to 448): positions of the decoder.
         truncated (`bool`, *optional*, defaults to `False`): whether the transcript stops short of its end, as a
-            generation does at its limit. The label then has no `<|endoftext|>`.
+            generation does at its limit. The label then has no `<|endoftext|>`, nor has one with an open end
+            ([`ends_open`]).
 
     Returns:
         `Labels`: `decoder_input_ids` and `labels`, of the same length; -100 on everything before
@@ -130,7 +144,7 @@ def make_labels(
         sequence += _timed_ids(tokenizer, body, no_timestamps + 1)
     else:
         sequence += [no_timestamps, *_text_ids(tokenizer, strip_timestamps(body))]
-    if not truncated:
+    if not (truncated or ends_open(body)):
         sequence.append(_token_id(tokenizer, "<|endoftext|>"))
     length = len(sequence) - 1  # the last token is a label only, and the first one an input only
     if length > max_length:

@@ -79,6 +79,17 @@ def compression_ratio(text: str) -> float:
     return len(raw) / len(zlib.compress(raw))
 
 
+NO_SPEECH_PROB, LOW_LOG_PROB = 0.6, -1.0
+"""Thresholds of OpenAI's Whisper: above the one and below the other, a window has no speech."""
+
+
+def no_speech(no_speech_prob: float | None, mean_log_prob: float | None) -> bool:
+    """Whether OpenAI's Whisper would skip the window as one without speech; False where a probability is missing."""
+    if no_speech_prob is None or mean_log_prob is None:
+        return False
+    return no_speech_prob > NO_SPEECH_PROB and mean_log_prob < LOW_LOG_PROB
+
+
 def plain_text(tokens: Sequence[int], tokenizer: WhisperTokenizer, timestamp_begin: int) -> str:
     """The text of tokens without timestamps (ids from `timestamp_begin` on) and special tokens, stripped."""
     words = [token for token in tokens if token < timestamp_begin]
@@ -99,6 +110,16 @@ def timestamped_text(tokens: Sequence[int], tokenizer: WhisperTokenizer, timesta
         if token is not None:
             pieces.append(f"<|{(token - timestamp_begin) * TIME_PRECISION:.2f}|>")
     return "".join(pieces).strip()
+
+
+def open_end(tokens: Sequence[int], timestamp_begin: int) -> float | None:
+    """Seconds at which a window's tokens leave off: a pair of timestamps at their end opens a segment that is missing.
+
+    OpenAI's Whisper goes on from there in its next window. None where the last segment is closed.
+    """
+    if len(tokens) < 3 or min(tokens[-2:]) < timestamp_begin:
+        return None
+    return (tokens[-2] - timestamp_begin) * TIME_PRECISION
 
 
 def timed_tokens(

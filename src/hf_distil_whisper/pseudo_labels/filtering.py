@@ -14,7 +14,7 @@ from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError, audio_duration
-from hf_distil_whisper.data.labels import language_in, plain_text
+from hf_distil_whisper.data.labels import ends_open, language_in, plain_text
 from hf_distil_whisper.data.sources import select_rows, without_decoder
 from hf_distil_whisper.inference.output import compression_ratio
 from hf_distil_whisper.metrics import Normalizer, errors_in_language, get_normalizer, repeated_ngrams
@@ -41,7 +41,8 @@ class RowRules:
     """Further rules for pseudo-labels, all off by default.
 
     Args:
-        drop_truncated (`bool`, *optional*, defaults to `False`): drop labels that ran out of tokens.
+        drop_truncated (`bool`, *optional*, defaults to `False`): drop labels that stop before the speech does: they
+            ran out of tokens, or have an open end ([`ends_open`]).
         max_compression_ratio (`float`, *optional*): a higher [`compression_ratio`] means that phrases repeat; OpenAI's
             Whisper decodes again above 2.4.
         max_repeated_ngrams (`int`, *optional*): repeated runs of five words, see [`repeated_ngrams`].
@@ -308,7 +309,8 @@ def _judge_row(
     language = language or "basic"  # nothing is compared
     text = "" if label is None else plain_text(label)
     wer = None if reference is None else errors_in_language(reference, text, language).wer
-    truncated, log_prob = bool(row.get("truncated")) or label is None, row.get("mean_log_prob")
+    truncated = bool(row.get("truncated")) or label is None or ends_open(label)
+    log_prob = row.get("mean_log_prob")
     # Without a reference nothing but the label itself can speak against it.
     applied = [rules] if wer is not None else [rules, UNREFERENCED]
     reasons = (one.broken_by(text, truncated, log_prob, get_normalizer(language)) for one in applied)

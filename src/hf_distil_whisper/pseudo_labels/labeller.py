@@ -15,12 +15,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import weights_fingerprint
+from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.features import extractor_settings, recording_key
 from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
@@ -28,10 +30,21 @@ from hf_distil_whisper.data.shards import ShardStore
 from hf_distil_whisper.data.sources import END_OF_FILE, ROWS_FILE, RowErrors, load_shards, without_decoder
 from hf_distil_whisper.inference.ctranslate2 import BACKENDS, Ctranslate2Generator
 from hf_distil_whisper.inference.dataset import AudioProgress, feature_batches
-from hf_distil_whisper.inference.encoder import EncoderCache, encode
+from hf_distil_whisper.inference.encoder import EncoderCache, encode, window_features
 from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
-from hf_distil_whisper.inference.output import compression_ratio, plain_text, timestamped_text
-from hf_distil_whisper.inference.prompt import resolve_language, scoring_language, timestamp_begin
+from hf_distil_whisper.inference.output import (
+    TIME_PRECISION,
+    compression_ratio,
+    no_speech,
+    open_end,
+    plain_text,
+    timestamped_text,
+)
+from hf_distil_whisper.inference.prompt import (
+    max_generated_tokens,
+    resolve_language,
+    timestamp_begin,
+)
 from hf_distil_whisper.metrics import errors_in_language, get_normalizer
 
 logger = logging.get_logger(__name__)
@@ -45,6 +58,8 @@ LABEL_FEATURES = Features(
         "no_speech_prob": Value("float64"),
         "compression_ratio": Value("float64"),
         "previous_transcript": Value("string"),
+        "language": Value("string"),
+        "language_prob": Value("float64"),
     }
 )
 """The columns that labelling adds to every row."""
@@ -53,6 +68,12 @@ ERROR_FEATURES = Features(
     {"wer": Value("float64")} | {name: Value("int64") for name in ("hits", "substitutions", "deletions", "insertions")}
 )
 """Added if there is a `text` column; null for rows without text or without a spoken word in it."""
+
+MIN_REST = 0.5
+"""Seconds behind an open end that are worth a window of their own; fewer hold no word."""
+
+MAX_WINDOWS = 3
+"""Windows for one row at most; a teacher that leaves off more often than that goes round in circles."""
 
 MIN_ROWS_TO_FAIL = 10
 """If a shard of at least this many rows has no label at all, the rows are not to blame and the run stops."""
@@ -67,6 +88,9 @@ class Packing:
             up to it, longer recordings are split. None: rows stay as they are.
         max_words (`int`, *optional*): also split rows with more words, if the times of the words are known.
         rows_per_shard (`int`, *optional*, defaults to 1000): rows of the source that are committed together.
+        second_window (`bool`, *optional*, defaults to `True`): transcribe on from where a label leaves off before the
+            speech does, as Whisper's does in many windows of nearly 30 s, and join the two. False is the paper's
+            procedure: such labels are only marked as `truncated`.
 
     Raises:
         ValueError: for `max_words` without `max_duration`, or less than one row per shard.
@@ -75,6 +99,7 @@ class Packing:
     max_duration: float | None = None
     max_words: int | None = None
     rows_per_shard: int = 1000
+    second_window: bool = True
 
     def __post_init__(self) -> None:
         if self.rows_per_shard < 1:
@@ -154,18 +179,21 @@ def pseudo_label_dataset(
         backend ([`Backend`] or `str`, *optional*, defaults to `"transformers"`): or "ctranslate2".
         errors (`RowErrors`, *optional*): receives the rows left out, those of earlier starts included; they are logged
             in any case.
-        keywords: fields of [`GenerationSettings`], of [`Packing`] (`max_duration`, `max_words`, `rows_per_shard`) and
-            of [`Backend`] (`compute_type`, `teacher_cache_dir`), which replace those of the objects.
+        keywords: fields of [`GenerationSettings`], of [`Packing`] (`max_duration`, `max_words`, `rows_per_shard`,
+            `second_window`) and of [`Backend`] (`compute_type`, `teacher_cache_dir`), which replace those of the
+            objects.
 
     Returns:
         `Dataset`: read back from `output_dir`. All columns of the source and:
             - `whisper_transcript`: "<|0.00|> Hello.<|1.20|>", or plain text without timestamps; no other special
               tokens;
             - `duration`: seconds;
-            - `truncated`: whether `max_new_tokens` was reached, so that the transcript stops mid-sentence;
+            - `truncated`: whether the transcript stops before the speech does: `max_new_tokens` was reached, or it
+              ends with an open segment;
             - `mean_log_prob`, `no_speech_prob`: see [`score_tokens`]; `compression_ratio`: see [`compression_ratio`];
             - `previous_transcript`: plain text of the row before, if `condition_on_prev` is true and that row has a
               complete label in the same shard; else null;
+            - `language`: the code that the row was transcribed in, and `language_prob` where it was detected;
             - `wer`, `hits`, `substitutions`, `deletions`, `insertions`, if there is a `text` column: normalised, a
               fraction and the counts behind it; null without text.
 
@@ -188,7 +216,8 @@ def pseudo_label_dataset(
     _check_dataset(dataset)
     store = ShardStore(output_dir)
     store.identity()  # a folder of other files is refused before any work
-    scoring_language(teacher, generation.language)  # and so is an unknown language, before anything is written
+    # So is an unknown language, before anything is written.
+    resolve_language(teacher, generation.language, generation.task)
     store.open_run(_identity(dataset, teacher, generation, packing, runtime))
     source = without_decoder(dataset)
     finished = finished_shards(store)
@@ -243,7 +272,7 @@ def _identity(
     packing: Packing,
     backend: Backend,
 ) -> dict[str, Any]:
-    """All that the labels depend on. The keys are those of `run.json`: a folder of an earlier version must match."""
+    """All that the labels depend on, as in `run.json`."""
     identity: dict[str, Any] = {
         "teacher": weights_fingerprint(teacher),
         "backend": backend.name,
@@ -251,6 +280,7 @@ def _identity(
         "max_duration": packing.max_duration,
         "max_words": packing.max_words,
         "rows_per_shard": packing.rows_per_shard,
+        "second_window": packing.second_window,
         "num_beams": generation.num_beams,
         "max_new_tokens": generation.max_new_tokens,
         "return_timestamps": bool(generation.return_timestamps),
@@ -407,7 +437,51 @@ class _Labeller:
             self.progress.update(len(batch.rows) * source_rows_per_row, sum(batch.durations))
         if self.encoder_cache is not None:
             self.encoder_cache.flush()
+        self._close_open_ends(recordings, sequences, durations)
         return self._add_labels(rows, dict(sorted(sequences.items())), durations) if sequences else None
+
+    def _close_open_ends(
+        self, recordings: Dataset, sequences: dict[int, TokenSequence], durations: Mapping[int, float]
+    ) -> None:
+        """Transcribes on from where labels leave off, and joins the parts; what stays open is marked as truncated."""
+        first_timestamp, batch_size = timestamp_begin(self.teacher), self.generation.batch_size
+        for further_windows in reversed(range(MAX_WINDOWS if self.packing.second_window else 1)):
+            starts: dict[int, float] = {}
+            for row, sequence in sequences.items():
+                start = open_end(sequence.tokens, first_timestamp)
+                if start is None or sequence.truncated:
+                    continue
+                if durations[row] - start < MIN_REST:
+                    sequences[row] = replace(sequence, tokens=sequence.tokens[:-1])
+                elif not further_windows:
+                    sequences[row] = replace(sequence, truncated=True)
+                else:
+                    starts[row] = start
+            rows = list(starts)
+            for batch in (rows[index : index + batch_size] for index in range(0, len(rows), batch_size)):
+                rests = [load_audio(recordings[row]["audio"])[round(starts[row] * SAMPLING_RATE) :] for row in batch]
+                features = window_features(self.teacher, self.processor, rests)
+                languages = [sequences[row].language for row in batch]
+                for row, rest in zip(batch, self.generate(input_features=features, languages=languages), strict=True):
+                    sequences[row] = self._joined(sequences[row], rest, starts[row])
+
+    def _joined(self, sequence: TokenSequence, rest: TokenSequence, start: float) -> TokenSequence:
+        """A label with an open end and the tokens of the audio from `start` seconds on as one label."""
+        first_timestamp, settings = timestamp_begin(self.teacher), self.generation
+        tokens, is_silent = sequence.tokens[:-1], no_speech(rest.no_speech_prob, rest.mean_log_prob)
+        if is_silent or all(token >= first_timestamp for token in rest.tokens):
+            return replace(sequence, tokens=tokens)
+        shift, last = round(start / TIME_PRECISION), first_timestamp + round(30 / TIME_PRECISION)
+        tokens += [min(token + shift, last) if token >= first_timestamp else token for token in rest.tokens]
+        limit = settings.max_new_tokens or max_generated_tokens(self.teacher, return_timestamps=True)
+        # A mean over tokens, of which `<|endoftext|>` is one.
+        weights = [len(sequence.tokens) + 1, len(rest.tokens) + 1]
+        return replace(
+            sequence,
+            tokens=tokens[:limit],
+            truncated=rest.truncated or len(tokens) > limit,
+            mean_log_prob=float(np.average([sequence.mean_log_prob, rest.mean_log_prob], weights=weights)),
+        )
 
     def _languages(self, rows: Dataset, errors: RowErrors) -> dict[int, str | None] | None:
         """Language codes by row index, without rows in unknown languages; None if there is no column `language`."""
@@ -437,28 +511,28 @@ class _Labeller:
             "no_speech_prob": [one.no_speech_prob for one in sequences.values()],
             "compression_ratio": [compression_ratio(text) for text in texts.values()],
             "previous_transcript": _previous_transcripts(rows, sequences, texts),
+            "language": [one.language or "en" for one in sequences.values()],  # None: an English-only teacher
+            "language_prob": [one.language_prob for one in sequences.values()],
         }
         features = dict(LABEL_FEATURES)
         if "text" in rows.column_names:
-            columns |= self._error_columns(rows, texts)
+            spoken = ["en"] * len(texts) if self.generation.task == "translate" else columns["language"]
+            columns |= _error_columns(rows.select_columns(["text"]).select(list(texts))["text"], texts, spoken)
             features |= ERROR_FEATURES
         labels = Dataset.from_dict(columns, features=Features(features))
         source = rows.remove_columns([name for name in columns if name in rows.column_names])
         return concatenate_datasets([source.select(list(sequences)), labels], axis=1)
 
-    def _error_columns(self, rows: Dataset, texts: Mapping[int, str]) -> dict[str, list]:
-        """WER and error counts by row; None for rows whose text is missing or has no spoken word."""
-        names = [name for name in ("text", "language") if name in rows.column_names]
-        source = rows.select_columns(names).select(list(texts))[:]
-        default = scoring_language(self.teacher, self.generation.language)
-        languages = [language or default for language in source.get("language", [None] * len(texts))]
-        errors = [
-            errors_in_language(reference, text, language)
-            if reference and get_normalizer(language)(reference)
-            else None
-            for reference, text, language in zip(source["text"], texts.values(), languages, strict=True)
-        ]
-        return {name: [None if row is None else getattr(row, name) for row in errors] for name in ERROR_FEATURES}
+
+def _error_columns(
+    references: Sequence[str | None], texts: Mapping[int, str], languages: Sequence[str]
+) -> dict[str, list]:
+    """WER and error counts by row; None for rows whose text is missing or has no spoken word."""
+    errors = [
+        errors_in_language(reference, text, language) if reference and get_normalizer(language)(reference) else None
+        for reference, text, language in zip(references, texts.values(), languages, strict=True)
+    ]
+    return {name: [None if row is None else getattr(row, name) for row in errors] for name in ERROR_FEATURES}
 
 
 def _previous_transcripts(
