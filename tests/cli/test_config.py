@@ -151,12 +151,6 @@ def test_a_dataset_may_be_given_as_yaml_text():
     assert arguments.eval_datasets == {"test": DataSource("corpus", split="test", max_samples=3)}
 
 
-def test_a_saved_dataset_is_read_whole_where_it_is_evaluated_on(tmp_path):
-    """What `pseudo-label` writes has one split: `eval_datasets: {test: folder}` would ask for a split "test"."""
-    (tmp_path / "state.json").write_text("{}")
-    assert as_source(str(tmp_path), "eval_datasets.test", split="test").split == "train"
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -5,7 +5,9 @@ import torch
 
 from hf_distil_whisper.cli.config import InputError
 from hf_distil_whisper.cli.inputs import as_fallback, best_device
+from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.inference.transcribe import TemperatureFallback
+from toy_files import write_toy_corpus
 
 
 @pytest.mark.parametrize("command", ["create-student", "pseudo-label", "train", "evaluate"])
@@ -42,6 +44,16 @@ def test_all_problems_are_listed_at_once(tmp_path, refused):
         f"--output_dir: {tmp_path} holds another run already",
     ):
         assert problem in message
+
+
+def test_a_dataset_of_one_split_needs_no_name_for_it(toys, tmp_path, printed, refused):
+    """A folder without splits is all "train", and an evaluation would ask it for "test"."""
+    corpus = write_toy_corpus(tmp_path / "corpus", train=2, test=0)
+    load_source(corpus).save_to_disk(tmp_path / "saved")
+    argv = ["evaluate", "--model_name_or_path", toys / "student", "--dry_run"]
+    sets = ["--eval_datasets.one", corpus, "--eval_datasets.two", tmp_path / "saved"]
+    assert printed(*argv, *sets).count("in 2 rows") == 2
+    assert "no split 'test'; there is train" in refused(*argv, *sets, "--eval_datasets.one.split", "test")
 
 
 def test_several_processes_are_refused_where_one_does_the_work(toys, tmp_path, monkeypatch, refused):

@@ -79,10 +79,13 @@ def test_what_makes_no_mixture_is_refused() -> None:
 
 def test_sources_are_joined_by_the_columns_that_count_and_of_one_kind() -> None:
     """`concatenate_datasets` fills what a source lacks in silence, and refuses other columns that nobody needs."""
-    read = Dataset.from_dict({"text": ["a", "b"], "page": [1, 2]})
-    spoken = Dataset.from_dict({"truncated": [True], "text": ["c"], "page": ["i"]})
-    rows = join_sources({"read": read, "spoken": spoken}, ("id", "text", "truncated"))
+    read = Dataset.from_dict({"text": ["a", "b"], "page": [1, 2], "audio": [{"path": "a"}, {"path": "b"}]})
+    spoken = Dataset.from_dict(
+        {"truncated": [True], "text": ["c"], "page": ["i"], "audio": [{"path": "c", "offset": 1.5}]}
+    )
+    rows = join_sources({"read": read, "spoken": spoken}, ("id", "text", "truncated", "audio"))
     assert rows.to_dict() == {
+        "audio": [{"path": "a", "offset": None}, {"path": "b", "offset": None}, {"path": "c", "offset": 1.5}],
         "text": ["a", "b", "c"],
         "truncated": [None, None, True],
         "source": ["read", "read", "spoken"],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,7 @@ def test_a_split_that_is_missing_is_named_with_those_that_exist(tmp_path: Path) 
     ):
         with pytest.raises(ValueError, match=f"no split 'test'; there is {existing}. Set `split`"):
             load_source(tmp_path / source, split="test")
+    assert list(load_source(tmp_path / "column")["split"]) == ["dev"]  # the only one, where none is named
 
 
 def test_splits_of_metadata_come_from_a_column_or_from_folders(tmp_path: Path) -> None:
@@ -143,9 +145,13 @@ def test_splits_of_metadata_come_from_a_column_or_from_folders(tmp_path: Path) -
     write_metadata(tmp_path / "prefix", [{"file_name": f"{s}/a.flac", "text": s} for s in splits])
     for split in splits:
         write_metadata(tmp_path / "folders" / split, [{"file_name": "a.flac", "text": split}])
-    for source in ("column", "prefix", "folders"):
+        (tmp_path / "manifests").mkdir(exist_ok=True)
+        write_lines(tmp_path / "manifests" / f"{split}.jsonl", [{"path": f"../prefix/{split}/a.flac", "text": split}])
+    for source in ("column", "prefix", "folders", "manifests"):
         for split in splits:
             assert_rows(load_source(tmp_path / source, split=split), [split])
+    with pytest.raises(ValueError, match="no split 'dev'; there is test, train"):
+        load_source(tmp_path / "manifests", split="dev")
 
 
 @pytest.mark.parametrize(
@@ -210,23 +216,135 @@ def test_a_manifest_with_other_column_names_is_read(tmp_path: Path) -> None:
     assert list(loaded["note"]) == [None, "absolute"]
 
 
+COMMON_VOICE = """client_id\tpath\tsentence\tup_votes
+1\ta.flac\t"では"と言った。\t2
+1\ta.flac\t"unclosed\t
+2\ta.flac\t\"""Good-bye,"" she said."\t2
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "texts"),
+    [
+        ("clips.tsv", COMMON_VOICE, ['"では"と言った。', '"unclosed', '"Good-bye," she said.']),
+        ("all quoted.tsv", '"path"\t"text"\n"a.flac"\t"one\ttwo"\n', ["one\ttwo"]),
+        ("excel.CSV", "path; text\r\na.flac; Ja, so\r\n".encode("utf-16"), ["Ja, so"]),
+        ("lines.csv", b'\xef\xbb\xbfpath,text\na.flac,"one\ntwo"\n', ["one\ntwo"]),
+        (
+            "nemo.json",
+            '{"audio_filepath": "a.flac", "text": 5}\n{"audio_filepath": "a.flac", "text": "a"}',
+            ["5", "a"],
+        ),
+        ("list.json", '[\n  {"audio": "a.flac", "text": "a"},\n  {"audio": "a.flac"}\n]\n', ["a", None]),
+    ],
+)
+def test_manifests_are_read_as_their_makers_write_them(
+    tmp_path: Path, name: str, content: str | bytes, texts: list[str | None]
+) -> None:
+    """A quote of Common Voice swallows the rows up to the next one where it is taken for quoting."""
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.flac").write_bytes(recording())
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    rows = load_source(tmp_path / name)
+    assert_rows(rows, texts)
+    if content == COMMON_VOICE:
+        assert list(rows["speaker"]) == ["1", "1", "2"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"audio": "a.wav", "text": "a"}\n{"audio": \n', r"m\.jsonl, line 2: expected one JSON object"),
-        ('["a.wav"]\n', r"m\.jsonl, line 1: expected a JSON object"),
-        ('{"wav": "a.wav", "text": "a"}\n', r"`audio_column`\) or 'file_name', got the columns \['wav', 'text'\]"),
-        (
-            '{"audio": "a.wav", "text": "a"}\n{"audio": "b.wav", "text": 5}\n',
-            r"m\.jsonl: column 'text' holds values of different kinds",
-        ),
+        ('{"audio": "a.wav", "text": "a"}\n{"audio": \n', r"line 2: expected one JSON object"),
+        ('["a.wav"]\n', r"line 1: expected a JSON object"),
+        ('{"wav": "a.wav", "text": "a"}\n', r"`audio_column`\) or one .*columns \['wav', 'text'\]"),
+        ('{"audio": "a.wav", "text": "a"}\n{"audio": "b.wav", "text": [5]}\n', "'text' holds values of diff"),
+        ('{"audio": "a.wav", "offset": "0:01"}\n', "no row can.*a.wav: offset: expected seconds, got '0:01'"),
+        ('audio,text\na.wav,a\nb.wav,"b\nc.wav,c\n', "line 3: a quoted text does not end where its field does"),
+        ('audio,text\na.wav,a\nb.wav,"b\nc.wav,c"\n', "line 3: .*it runs into the next row"),
+        ("audio,text\na.wav,Yes, I do.\n", "line 2: 3 fields, the header has 2. Quote texts"),
+        ("audio,text\na.wav,é\n".encode("latin-1"), r"line 2: expected UTF-8, got b'.*\\xe9', .*Save it as UTF-8"),
+        ("audio,text\na.wav,a\n".encode("utf-16-le"), "expected UTF-8, got null characters.*Save it as UTF-8"),
     ],
 )
-def test_broken_metadata_is_named_by_file_and_line(tmp_path: Path, content: str, message: str) -> None:
+def test_broken_metadata_is_named_by_file_and_line(tmp_path: Path, content: str | bytes, message: str) -> None:
     """A parser's message without the line costs a search through a million of them."""
-    (tmp_path / "m.jsonl").write_text(content)
-    with pytest.raises(ValueError, match=message):
-        load_source(tmp_path / "m.jsonl")
+    content = content if isinstance(content, bytes) else content.encode()
+    file = tmp_path / ("m.csv" if content.startswith(b"a") else "m.jsonl")
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s){re.escape(str(file))}.*{message}"):
+        load_source(file)
+
+
+@rows_and_stream
+@pytest.mark.parametrize("kind", ["nemo.json", "m.csv", "wav.scp"])
+def test_rows_pick_parts_and_channels_of_their_recording(tmp_path: Path, kind: str, streaming: bool) -> None:
+    """Every row of a call would train on all of it, both speakers mixed."""
+    halves = np.repeat([[0.1, 0.2], [0.3, 0.4]], SAMPLING_RATE, axis=0)
+    soundfile.write(tmp_path / "call.wav", halves, SAMPLING_RATE, subtype="FLOAT")
+    if kind == "wav.scp":
+        (tmp_path / "segments").write_text("u1 call 0 1 1\nu2 call 1 -1 0\n")
+        (tmp_path / "text").write_text("u1 YES\nu2\n")
+    content = {
+        "nemo.json": '{"audio_filepath": "call.wav", "offset": 0, "duration": 1, "channel": 1, "text": "YES"}\n'
+        '{"audio_filepath": "call.wav", "offset": 1.0, "channel": 0, "text": ""}\n',
+        "m.csv": "audio,offset,duration,channel,text\ncall.wav,0,1,1,YES\ncall.wav,1.0,,0,\n",
+        "wav.scp": "call call.wav\n",
+    }
+    (tmp_path / kind).write_text(content[kind])
+    rows = list(load_source(tmp_path if kind == "wav.scp" else tmp_path / kind, streaming=streaming))
+    assert [row["text"] for row in rows] == ["YES", None if kind == "m.csv" else ""]
+    assert len({row["id"] for row in rows}) == 2
+    for row, level in zip(rows, (0.2, 0.3), strict=True):
+        np.testing.assert_array_equal(load_audio(row["audio"]), np.full(SAMPLING_RATE, level, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("first", "note"),
+    [
+        ({"duration": 0.5}, "a.wav is 2.00 s long and its row says 0.5 s: all of it is read"),
+        ({"channel": "A"}, "channel: expected numbers from 0, got 'A'; all channels are mixed to one"),
+        ({"start": 0.5}, "2 rows share 1 recordings, and each gets all of its own"),
+    ],
+)
+def test_columns_that_pick_nothing_are_named(
+    tmp_path: Path, first: dict, note: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A duration alone is the length of the row, as in labels; other columns may be meant to pick a part."""
+    soundfile.write(tmp_path / "a.wav", np.full(2 * SAMPLING_RATE, 0.1), SAMPLING_RATE)
+    rows = load_source(write_lines(tmp_path / "m.jsonl", [{"audio": "a.wav", **first}, {"audio": "a.wav"}]))
+    assert [audio_duration(row["audio"]) for row in rows] == [2.0, 2.0]
+    assert note in caplog.text
+
+
+def test_commands_and_gaps_of_kaldi_cost_their_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A command of somebody else's recipe is not run here."""
+    (tmp_path / "wav.scp").write_text("a a.flac\nb flac -c -d -s b.flac |\n")
+    (tmp_path / "segments").write_text("1 a 0 1\n2 b 0 1\n3 c 0 1\n4 a 0\n")
+    (tmp_path / "utt2spk").write_text("1 one\n")
+    assert list(load_source(tmp_path).select_columns(["id", "speaker", "recording"])[0].values()) == ["1", "one", "a"]
+    for message in ("2: the command 'flac -c", "3: its recording 'c' is not in", "4: expected a recording, start and"):
+        assert message in caplog.text
+
+
+def test_recordings_alone_are_a_data_set_with_the_texts_beside_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Natural order keeps the chapters of a book in theirs; what is not read is said once."""
+    for name in ("s/10.flac", "s/2.flac", "s/3.FLAC", ".hidden/x.flac", "._2.flac", "s/2.lab"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(recording())
+    (tmp_path / "s" / "2.txt").write_text("two\nlines\n")
+    (tmp_path / "s" / "3.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "s" / "4.txt").write_text("four")
+    rows = load_source(tmp_path)
+    assert_rows(rows, ["two lines", None])
+    assert list(rows["id"]) == ["s/2.flac", "s/10.flac"]
+    for note in (
+        "1 of 3 recordings have no .txt",
+        "not read: 1 .lab, 1 .txt",
+        f"1 row left out:\n  s/3.FLAC: {tmp_path}/s/3.txt, line 1: expected UTF-8",
+    ):
+        assert note in caplog.text
 
 
 def test_a_row_without_its_recording_is_loaded_and_fails_alone(tmp_path: Path) -> None:
@@ -277,12 +395,15 @@ def test_columns_are_renamed_and_ids_made_where_they_are_missing(tmp_path: Path)
     assert list(load_source(tmp_path)["id"]) == ["train-000000", "train-000001", "train-000002"]
 
 
-def test_recordings_without_transcripts_need_no_text_column(tmp_path: Path) -> None:
-    """Labelling audio alone must not demand the texts that it is about to write."""
-    dataset().remove_columns("text").save_to_disk(tmp_path)
-    assert load_source(tmp_path, text_column=None).column_names == ["audio", "id"]
-    with pytest.raises(ValueError, match=r"no column 'text' \(`text_column`\); there are audio.*to be None"):
-        load_source(tmp_path)
+@rows_and_stream
+def test_recordings_without_transcripts_need_no_text_column(
+    tmp_path: Path, streaming: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Labelling audio alone must not demand the texts that it is about to write, nor drop others without a word."""
+    dataset(sentence=["a", "b", "c"]).remove_columns("text").save_to_disk(tmp_path)
+    rows = load_source(tmp_path, streaming=streaming)
+    assert set(rows.column_names) == {"audio", "id", "sentence"}
+    assert "no column 'text' (`text_column`), so no references; there are audio, sentence" in caplog.text
 
 
 @rows_and_stream
@@ -371,7 +492,7 @@ def test_the_hub_is_asked_for_the_split_as_it_is_named(monkeypatch: pytest.Monke
     assert [row["text"] for row in rows] == ["text 0", "text 1", "text 2"]
     assert rows.features["audio"] == PLAIN_AUDIO
     assert requests == [("someone/speech", "clean", "train.360", "abc", streaming)]
-    with pytest.raises(ValueError, match=r"someone/speech .*`split` 'nope'.*Should be one of \['train\.360'\]"):
+    with pytest.raises(ValueError, match=r"someone/speech: no split 'nope'; there is train\.360"):
         load_source("someone/speech", split="nope", **options)
 
 

@@ -190,15 +190,17 @@ class DataSource:
 
     path: str = field(
         metadata={
-            "help": "Hub name, folder (save_to_disk, audio with metadata, Parquet, tar), file or URL; or a corpus of "
-            "the paper, corpus:<name>/<split>, which sets the other keys."
+            "help": "Hub name, folder (recordings, manifests, save_to_disk, Parquet, tar), file or URL; or a "
+            "corpus of the paper, corpus:<name>/<split>, which sets the other keys."
         }
     )
-    split: str = setting("train", "Split to read (default: train, or test where the dataset is only evaluated on).")
+    split: str = setting(
+        "train", "Split to read (default: train, or test where the dataset is only evaluated on; or the only one)."
+    )
     config: str | None = setting(None, "Configuration of a Hub dataset, a language for example.")
     revision: str | None = setting(None, "Branch, tag or commit of a Hub dataset.")
     audio_column: str = setting("audio", "Column of the recordings (default: audio).")
-    text_column: str | None = setting("text", "Column of the reference text; null for audio alone (default: text).")
+    text_column: str | None = setting("text", "Column of the reference text, if there is one (default: text).")
     transcript_column: str = setting(
         "whisper_transcript", "Column of the pseudo-labels to train on (default: whisper_transcript)."
     )
@@ -217,6 +219,8 @@ class DataSource:
         None,
         "Train only on rows whose pseudo-label has at most this WER against the text, as a fraction (paper: 0.1).",
     )
+
+    is_split_given = True  # no field: whether `split` is the user's word, or the usual one of the flag
 
     def __post_init__(self) -> None:
         number = (int, float)
@@ -273,12 +277,12 @@ def _read_source(value: Any, flag: str, split: str) -> DataSource:
     if path.startswith(CORPUS_PREFIX):
         value = _corpus_keys(path, flag) | {key: given for key, given in value.items() if key != "path"}
         path = value["path"]
-    if any(Path(path, name).is_file() for name in ("state.json", "run.json", "row_index.json")):
-        split = "train"  # what `pseudo-label` and `filter` write has one split, whatever the flag's usual one
     try:
-        return DataSource(**{"split": split, **value})
+        source = DataSource(**{"split": split, **value})
     except InputError as error:
         raise InputError(f"{flag}.{error}") from error
+    source.is_split_given = "split" in value
+    return source
 
 
 def as_sources(value: Any, flag: str, split: str = "test") -> dict[str, DataSource]:

@@ -3,6 +3,7 @@
 Models are opened without weights, datasets are opened and their columns compared; all problems are reported at once.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +22,12 @@ from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperFor
 from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
 from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process, nearest, parse_yaml
 from hf_distil_whisper.data.shards import RUN, ShardStore
-from hf_distil_whisper.data.sources import load_source, mean_duration
+from hf_distil_whisper.data.sources import MissingSplit, load_source, mean_duration
 from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.sequential import TemperatureFallback
 from hf_distil_whisper.inference.speculative import check_assistant, create_assistant
+
+logger = logging.getLogger(__name__)
 
 _DATA = "a Hub name, folder, file or URL"
 _MODEL = "a Hub name or a folder with config.json"
@@ -144,7 +147,7 @@ class Plan:
         if source is not None and source.share is not None:
             self.problems.append(f"--{flag}.share: the number of rows of a stream is not known; leave it out")
             return None
-        return self._open(lambda source: load_source(**source.arguments(), streaming=True), source, flag, columns)
+        return self._open(lambda source: _load(source, streaming=True), source, flag, columns)
 
     def _open(
         self, load: Callable[[DataSource], Any], source: DataSource | None, flag: str, columns: tuple[str, ...]
@@ -184,9 +187,22 @@ class Plan:
                 )
 
 
+def _load(source: DataSource, **options: Any) -> Any:
+    """Loads a dataset: where no split is named, the only one if there is none of the usual name."""
+    try:
+        return load_source(**source.arguments(), **options)
+    except MissingSplit as error:
+        if source.is_split_given or len(error.splits) > 1:
+            raise
+        (only,) = error.splits
+        logger.info(f"{source.path}: there is no split {source.split!r}, and {only!r} is read, the only one.")
+        source.split = only
+        return load_source(**source.arguments(), **options)
+
+
 def open_source(source: DataSource) -> Dataset:
     """Loads the rows of a dataset, or its `share` of them."""
-    rows = load_source(**source.arguments())
+    rows: Dataset = _load(source)
     if source.share is None:
         return rows
     drawn = np.random.default_rng(0).permutation(len(rows))[: max(round(source.share * len(rows)), 1)]

@@ -107,7 +107,9 @@ def join_sources(datasets: Mapping[str, Dataset], columns: Sequence[str]) -> Dat
     features = {}
     for name in columns:
         types = [rows.features[name] for rows in datasets.values() if name in rows.features]
-        if types:  # a column of nulls alone has no type yet
+        if types and all(isinstance(one, dict) for one in types):  # some may pick parts of recordings, others not
+            features[name] = {key: value for one in types for key, value in one.items()}
+        elif types:  # a column of nulls alone has no type yet
             features[name] = next((feature for feature in types if feature != Value("null")), types[0])
     schema = Features({**features, "source": Value("string")})
     parts = []

@@ -3,17 +3,21 @@
 Whatever they come from, rows and streams have the same columns.
 """
 
+import codecs
 import csv
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import posixpath
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, overload
@@ -28,17 +32,30 @@ from datasets.fingerprint import Hasher
 from datasets.table import InMemoryTable
 from pyarrow.dataset import ParquetFragmentScanOptions
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.shards import RUN, ShardStore
+
+logger = logging.get_logger(__name__)
 
 Rows = TypeVar("Rows", Dataset, IterableDataset)
 
 PLAIN_AUDIO = {"bytes": Value("binary"), "path": Value("string")}
 """The feature of the audio column: what `datasets` stores for `Audio`, without its decoder."""
-AUDIO_SUFFIXES = ("wav", "flac", "mp3", "ogg", "opus", "oga")
-METADATA_FILES = ("metadata.jsonl", "metadata.csv")
-MANIFESTS = (".jsonl", ".csv")
+AUDIO_SUFFIXES = (
+    *("wav", "flac", "mp3", "ogg", "opus", "oga", "m4a", "mp4", "webm", "aac", "3gp", "amr", "wma", "mka"),
+    *("aiff", "aif", "au", "caf", "sph"),
+)
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "wav.scp")
+"""Files that make their folder a data set; `wav.scp` is Kaldi's, beside `segments`, `text` and `utt2spk`."""
+MANIFESTS = (".jsonl", ".csv", ".tsv", ".json")
+PATH_COLUMNS = ("file_name", "audio_filepath", "path")
+"""Names of the column with the path of the recording: of `datasets`, of NeMo, of Common Voice."""
+PART = {"offset": pa.float64(), "duration": pa.float64(), "channel": pa.int64()}
+"""Columns of a manifest that pick a part of the recording, by their type in the audio column; see [`load_audio`]."""
+ALIASES = {"text": "sentence", "speaker": "client_id"}
+"""Columns of Common Voice that are given under the library's names too."""
 SHARD_SUFFIXES = (".parquet", ".arrow", ".tar")
 """Files whose rows hold their audio."""
 SPLIT_FOLDERS = ("train", "validation", "valid", "val", "dev", "test")
@@ -52,6 +69,23 @@ STREAM_SHARDS = 64
 """Shards that a data set without files is split into when it is streamed."""
 PROBES = 200
 """Rows whose headers are read to estimate a mean duration."""
+_NEXT_ROW = re.compile(rf"\n.*\.(?:{'|'.join(AUDIO_SUFFIXES)})\b", re.IGNORECASE)
+"""The name of a recording behind a line break, in one field: a quote was not closed before."""
+
+
+class MissingSplit(ValueError):
+    """A split was asked for that a data set does not have.
+
+    Args:
+        where (`str` or `Path`): the data set.
+        split (`str`): what was asked for.
+        splits (`Iterable[str]`): those that it has.
+    """
+
+    def __init__(self, where: str | Path, split: str, splits: Iterable[object]):
+        self.splits = [str(name) for name in splits]
+        existing = ", ".join(self.splits)
+        super().__init__(f"{where}: no split {split!r}; there is {existing}. Set `split` to one of them.")
 
 
 @dataclass
@@ -93,7 +127,8 @@ class Columns:
 
     Args:
         audio (`str`, *optional*, defaults to `"audio"`): the recording.
-        text (`str`, *optional*, defaults to `"text"`): its transcript; `None` for recordings without transcripts.
+        text (`str`, *optional*, defaults to `"text"`): its transcript; `None` for recordings without transcripts, as
+            where there is no column `text`.
         speaker (`str`, *optional*): by default the column `speaker`, if there is one.
         recording (`str`, *optional*): what an utterance was cut from; by default the column `recording`, if there is
             one.
@@ -119,7 +154,7 @@ class Columns:
 def load_source(
     name_or_path: str | Path,
     *,
-    split: str = ...,
+    split: str | None = ...,
     config: str | None = ...,
     revision: str | None = ...,
     columns: Columns | None = ...,
@@ -133,7 +168,7 @@ def load_source(
 def load_source(
     name_or_path: str | Path,
     *,
-    split: str = ...,
+    split: str | None = ...,
     config: str | None = ...,
     revision: str | None = ...,
     columns: Columns | None = ...,
@@ -146,7 +181,7 @@ def load_source(
 def load_source(
     name_or_path: str | Path,
     *,
-    split: str = "train",
+    split: str | None = None,
     config: str | None = None,
     revision: str | None = None,
     columns: Columns | None = None,
@@ -158,12 +193,17 @@ def load_source(
 
     Args:
         name_or_path (`str` or `Path`):
-            A folder or URL written by [`pseudo_label_dataset`]; one written by the command `filter`; a folder written
-            by `save_to_disk`; a folder with `metadata.jsonl` or `metadata.csv` (column `file_name`; splits by a column
-            `split` or by sub-folders); Parquet, Arrow or tar files in the layout of WebDataset: one, a folder of them,
-            or a URL with wildcards; a `.jsonl` or `.csv` manifest with paths; or a data set on the Hub.
-        split (`str`, *optional*, defaults to `"train"`): name of the split, unchanged; several joined by `+`. Where
-            nothing is split, everything is `"train"`.
+            A folder of recordings, each with its text in a `.txt` of the same name, or with a `metadata.jsonl` or
+            `metadata.csv` (column `file_name`; splits by a column `split` or by sub-folders); a `.jsonl`, `.json`,
+            `.csv` or `.tsv` manifest with paths, as of NeMo and Common Voice, or a folder of them, called like their
+            splits; a Kaldi data folder; Parquet, Arrow or tar files in the layout of WebDataset: one, a folder of
+            them, or a URL with wildcards; a data set on the Hub; a folder or URL written by [`pseudo_label_dataset`];
+            a folder written by the command `filter` or by `save_to_disk`.
+
+            In manifests, `offset` and `duration` (seconds) and `channel` (from 0) pick a part of the recording; a
+            duration alone, without offsets in any row, picks nothing.
+        split (`str`, *optional*): name of the split, unchanged; several joined by `+`. By default `"train"`, or the
+            only one there is. Where nothing is split, everything is `"train"`.
         config (`str`, *optional*): configuration of a data set on the Hub, or sub-folder with Parquet, Arrow or tar.
         revision (`str`, *optional*): of a data set on the Hub.
         columns ([`Columns`], *optional*): names of the columns in the data set.
@@ -174,9 +214,10 @@ def load_source(
         **column_names (`str`, *optional*): fields of [`Columns`] as keywords, such as `text_column="sentence"`.
 
     Returns:
-        `Dataset` or `IterableDataset`: `id` (string), `audio` (`{"bytes", "path"}`, not decoded), `text` (string or
-        null), `speaker`, `recording` and `language` if known, and every other column as it was. Columns renamed to one
-        of these replace a column that had the name before. The labelled data sets of the reference scripts
+        `Dataset` or `IterableDataset`: `id` (string), `audio` (`{"bytes", "path"}`, not decoded; with `offset`,
+        `duration` and `channel` where they pick a part), `text` (string or null), `speaker`, `recording` and
+        `language` if known, and every other column as it was. Columns renamed to one of these replace a column that
+        had the name before. The labelled data sets of the reference scripts
         (`whisper_transcript`, `condition_on_prev`) are read as they are. The shards of a stream are the files of the
         source; processes and workers share them.
 
@@ -194,16 +235,26 @@ def load_source(
         raise ValueError(f"max_samples: expected a number of rows of at least 1, got {max_samples}.")
     columns = _merge_column_names(columns or Columns(), column_names)
     parts: list[Any] = []
-    for name in split.split("+"):
+    open_split = partial(
+        _open_split, name_or_path, config=config, revision=revision, audio_column=columns.audio, streaming=streaming
+    )
+    for name in (split or "train").split("+"):
+        try:
+            rows = open_split(split=name)
+        except MissingSplit as error:
+            if split is not None or len(error.splits) > 1:
+                raise
+            (name,) = error.splits  # nothing to choose
+            rows = open_split(split=name)
         where = f"{name_or_path}, split {name!r}"
-        rows = _open_split(name_or_path, name, config, revision, columns.audio, streaming)
         if isinstance(rows, Dataset) and not len(rows):
             raise ValueError(f"{where}: 0 rows; expected at least one. Check the path, the split and what made it.")
         if streaming:
             parts.append(_standard_stream(rows, columns, where))
             continue
-        rows = _plain_audio(name_columns(cast(Dataset, rows), columns.renaming(), where))
-        if columns.text is not None:
+        existing = _existing(columns, rows.column_names, where)
+        rows = _plain_audio(name_columns(cast(Dataset, rows), existing.renaming(), where))
+        if existing.text is not None:
             rows = _as_strings(rows, "text")
         if "language" in rows.column_names:
             rows = _as_strings(rows, "language")
@@ -224,6 +275,17 @@ def _merge_column_names(columns: Columns, names: Mapping[str, str | None]) -> Co
     return dataclasses.replace(columns, **changes)
 
 
+def _existing(columns: Columns, names: Sequence[str] | None, where: str) -> Columns:
+    """The columns, without a `text` that was not asked for by another name and is not there."""
+    if columns.text != "text" or "text" in (names or ()):
+        return columns
+    of_audio = {columns.audio, *dataclasses.asdict(Columns()), "split", *PATH_COLUMNS, *PART}
+    if names and not of_audio.issuperset(names):
+        existing = ", ".join(names)
+        logger.warning_once(f"{where}: no column 'text' (`text_column`), so no references; there are {existing}.")
+    return dataclasses.replace(columns, text=None)
+
+
 # From a name or path to one split, with the columns as they are
 
 
@@ -235,14 +297,14 @@ def _open_split(
     remote = "://" in str(name_or_path)
     if (path / INDEX).is_file():
         if split != "train":
-            raise _no_split(path, split, ["train"])
+            raise MissingSplit(path, split, ["train"])
         return _load_row_index(path)
     if (remote and path.suffix not in SHARD_SUFFIXES) or (path / RUN).is_file():
         store = ShardStore(name_or_path)
         if store.identity() is None:
             raise FileNotFoundError(f"{name_or_path}: no labelled shards there. Correct the path of the data set.")
         if split != "train":
-            raise _no_split(path, split, ["train"])
+            raise MissingSplit(path, split, ["train"])
         return _stream_files(shard_files(store), split) if streaming else load_shards(store)
     if not path.exists() and not remote:
         return _load_from_hub(str(name_or_path), split, config, revision, streaming)
@@ -256,10 +318,12 @@ def _open_split(
                 return _load_metadata(path / file, split, audio_column)
         by_split = {file.parent.name: file for name in METADATA_FILES for file in sorted(path.glob(f"*/{name}"))}
         if by_split and split not in by_split:
-            raise _no_split(path, split, by_split)
+            raise MissingSplit(path, split, by_split)
         if by_split:
             return _load_metadata(by_split[split], None, audio_column)
-    if path.suffix in MANIFESTS:
+        if (rows := _load_folder(path, split, audio_column)) is not None:
+            return rows
+    if path.suffix.lower() in MANIFESTS or path.name in METADATA_FILES:
         return _load_metadata(path, split, audio_column)
     files = _find_files(name_or_path if remote else path, split, config)
     if streaming:
@@ -268,11 +332,6 @@ def _open_split(
     if files[0].endswith(".arrow"):
         return concatenate_datasets([Dataset.from_file(file) for file in files])
     return _read_parquet(files, split) if files[0].endswith(".parquet") else _read_tar(files, split)
-
-
-def _no_split(where: Path, split: str, names: Iterable[object]) -> ValueError:
-    existing = ", ".join(map(str, names))
-    return ValueError(f"{where}: no split {split!r}; there is {existing}. Set `split` to one of them.")
 
 
 def _load_from_hub(
@@ -287,6 +346,8 @@ def _load_from_hub(
             f"{name}: neither a folder or file here nor a data set that can be reached on the Hub ({error})."
         ) from error
     except ValueError as error:
+        if splits := re.findall(r"'([^']+)'", str(error)) if re.match("(Unknown|Bad) split", str(error)) else []:
+            raise MissingSplit(name, split, splits) from error
         raise ValueError(f"{name} (`config` {config!r}, `split` {split!r}): {error}") from error
 
 
@@ -296,7 +357,7 @@ def _load_saved(path: Path, split: str) -> Dataset:
     if (path / "dataset_dict.json").exists():
         splits = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
         if split not in splits:
-            raise _no_split(path, split, splits)
+            raise MissingSplit(path, split, splits)
         folder = path / split
     # `load_from_disk` raises a bare IndexError for 0 rows.
     if not json.loads((folder / "state.json").read_text(encoding="utf-8"))["_data_files"]:
@@ -304,37 +365,139 @@ def _load_saved(path: Path, split: str) -> Dataset:
     saved = Dataset.load_from_disk(str(folder))
     # A data set without siblings is what the default split means, whatever it was called when it was saved.
     if folder == path and split not in ("train", str(saved.split)):
-        raise _no_split(path, split, ["train" if saved.split is None else str(saved.split)])
+        raise MissingSplit(path, split, ["train" if saved.split is None else str(saved.split)])
     return saved
 
 
-# Metadata and manifests
+# Metadata, manifests and bare recordings
+
+
+@dataclass
+class _Ignored:
+    """What a source holds and its rows do not, for one warning."""
+
+    where: Path
+    notes: list[str] = field(default_factory=list)
+    rows: RowErrors = field(default_factory=RowErrors)
+
+    def warn(self) -> None:
+        if notes := [*self.notes, *[self.rows.summary()] * bool(self.rows)]:
+            logger.warning_once("\n  ".join([f"{self.where}:", *notes]))
+
+
+def _load_folder(folder: Path, split: str, audio_column: str) -> Dataset | None:
+    """Rows of a folder of manifests, called like their splits, or of bare recordings; None if it has neither."""
+    files = [file for file in sorted(folder.iterdir()) if not file.name.startswith(".")]
+    manifests = {file.stem: file for file in files if file.suffix.lower() in MANIFESTS}
+    if split in manifests:
+        return _load_metadata(manifests[split], None, audio_column)
+    if _shard_files(folder):
+        return None
+    # A .json file may be anything.
+    manifests = {name: file for name, file in manifests.items() if file.suffix != ".json" or "manifest" in name}
+    if len(manifests) == 1:
+        return _load_metadata(next(iter(manifests.values())), split, audio_column)
+    if manifests:
+        raise MissingSplit(folder, split, manifests)
+    ignored = _Ignored(folder)
+    rows = _read_recordings(folder, ignored)
+    return _path_rows(rows, split, audio_column, ignored) if rows or ignored.rows else None
 
 
 def _load_metadata(file: Path, split: str | None, audio_column: str) -> Dataset:
-    """Rows of a `metadata.*` file or manifest, of all splits if `split` is None; paths are relative to its folder."""
-    rows = _read_csv(file) if file.suffix == ".csv" else _read_jsonl(file)
+    """Rows of a `metadata.*` file, manifest or Kaldi folder, of all splits if `split` is None."""
+    ignored = _Ignored(file)
+    if file.name == "wav.scp":
+        rows = _read_kaldi(file.parent, ignored.rows)
+    else:
+        rows = _read_json(file) if "json" in file.suffix.lower() else _read_csv(file, ignored.rows)
+    return _path_rows(rows, split, audio_column, ignored)
+
+
+def _path_rows(rows: list[dict], split: str | None, audio_column: str, ignored: _Ignored) -> Dataset:
+    """A data set of rows that name the path of their recording."""
+    where = ignored.where
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    if not rows:
-        return Dataset.from_dict({})
-    path_column = audio_column if audio_column in columns else "file_name"
-    if path_column not in columns:
+    path_column = next((name for name in (audio_column, *PATH_COLUMNS) if name in columns), "")
+    if rows and not path_column:
         raise ValueError(
-            f"{file}: expected the path of each recording in a column {audio_column!r} (`audio_column`) or "
-            f"'file_name', got the columns {columns}."
+            f"{where}: expected the path of each recording in a column {audio_column!r} (`audio_column`) or one "
+            f"called {' or '.join(map(repr, PATH_COLUMNS))}, got the columns {columns}. Of a .csv or .tsv, the first "
+            "line names them."
         )
+    rows = [row for row in rows if _has_seconds(row, path_column, ignored.rows)]
+    if not rows:
+        if ignored.rows:
+            raise ValueError(f"{where}: no row can be read. {ignored.rows.summary()}")
+        return Dataset.from_dict({})
     if split is not None:
-        rows = _rows_of_split(file, rows, split, path_column)
-    table = {}
-    for column in columns:
-        if column != audio_column:
-            try:
-                table[column] = pa.array([row.get(column) for row in rows])
-            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                raise ValueError(f"{file}: column {column!r} holds values of different kinds: {error}.") from error
-    audio = [{"bytes": None, "path": _absolute_path(row.get(path_column), file.parent)} for row in rows]
-    table[audio_column] = pa.array(audio, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+        rows = _rows_of_split(where, rows, split, path_column)
+    folder = _audio_folder(where if where.is_dir() else where.parent, rows, path_column)
+    paths = [_absolute_path(row.get(path_column), folder) for row in rows]
+    picked = _picked(rows, paths, ignored.notes)
+    audio = [
+        {"bytes": None, "path": path, **{key: row.get(key) for key in picked}}
+        for row, path in zip(rows, paths, strict=True)
+    ]
+    table = {name: _column(where, name, [row.get(name) for row in rows]) for name in columns if name != audio_column}
+    table |= {name: table[alias] for name, alias in ALIASES.items() if alias in table and name not in table}
+    types = {"bytes": pa.binary(), "path": pa.string(), **{key: PART[key] for key in picked}}
+    table[audio_column] = pa.array(audio, pa.struct(types))
+    ignored.warn()
     return Dataset.from_dict(table)
+
+
+def _has_seconds(row: dict, path_column: str, errors: RowErrors) -> bool:
+    """Makes numbers of `offset` and `duration`; a row where they are none is added to `errors`."""
+    for key in ("offset", "duration"):
+        try:
+            row.update({key: float(row[key])} if row.get(key) is not None else {})
+        except (TypeError, ValueError):
+            errors.add(row.get("id") or row.get(path_column), f"{key}: expected seconds, got {row[key]!r}")
+            return False
+    return True
+
+
+def _picked(rows: list[dict], paths: list[str | None], notes: list[str]) -> list[str]:
+    """Which of the columns `offset`, `duration` and `channel` pick a part of each recording.
+
+    A duration ends a part only where there are offsets: alone it is a fact about the row, as labels have it too.
+    """
+    picked = ["offset", "duration"] if any(row.get("offset") is not None for row in rows) else []
+    channels = {str(row["channel"]) for row in rows if row.get("channel") is not None}
+    if channels and all(re.fullmatch(r"\d+(\.0)?", channel) for channel in channels):
+        picked.append("channel")
+        for row in rows:
+            row["channel"] = None if row.get("channel") is None else int(float(row["channel"]))
+    elif channels:
+        notes.append(f"channel: expected numbers from 0, got {min(channels)!r}; all channels are mixed to one.")
+    if picked:
+        return picked
+    if len(set(paths)) < len(paths):
+        notes.append(
+            f"{len(paths)} rows share {len(set(paths))} recordings, and each gets all of its own: parts are picked by "
+            "the columns `offset` and `duration` (seconds) or `channel`."
+        )
+    for row, path in list(zip(rows, paths, strict=True))[:: len(rows) // 10 + 1]:
+        # A row whose audio cannot be read will be counted and listed when it is needed.
+        with suppress(AudioError):
+            if row.get("duration") and (seconds := audio_duration(path)) > row["duration"] + 1:
+                notes.append(
+                    f"{path} is {seconds:.2f} s long and its row says {row['duration']:g} s: all of it is read. A "
+                    "duration ends a part only beside a column `offset` (0: from the start)."
+                )
+                break
+    return picked
+
+
+def _column(where: Path, name: str, values: list) -> pa.Array:
+    try:
+        return pa.array(values)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        if any(isinstance(value, list | dict) for value in values):
+            raise ValueError(f"{where}: column {name!r} holds values of different kinds: {error}.") from error
+        # Numbers among texts, such as the transcript 5
+        return pa.array([value if value is None or isinstance(value, str) else json.dumps(value) for value in values])
 
 
 def _rows_of_split(file: Path, rows: list[dict], split: str, path_column: str) -> list[dict]:
@@ -342,26 +505,153 @@ def _rows_of_split(file: Path, rows: list[dict], split: str, path_column: str) -
     if any("split" in row for row in rows):
         names = [row.get("split") for row in rows]
     else:
-        names = [Path(str(row.get(path_column))).parts[0] for row in rows]
+        names = [Path(str(row.get(path_column) or None)).parts[0] for row in rows]
         if not set(names) <= set(SPLIT_FOLDERS):
             names = ["train"] * len(rows)
     if split not in names:
-        raise _no_split(file, split, sorted({str(name) for name in names}))
+        raise MissingSplit(file, split, sorted({str(name) for name in names}))
     return [row for row, name in zip(rows, names, strict=True) if name == split]
 
 
-def _read_jsonl(file: Path) -> list[dict]:
+def _read_text(file: Path) -> str:
+    content = file.read_bytes()
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if is_utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        line, start = content.count(b"\n", 0, error.start) + 1, max(0, error.start - 10)
+        raise ValueError(
+            f"{file}, line {line}: expected UTF-8, got {content[start : error.end]!r}, which is another encoding. "
+            "Save it as UTF-8."
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"{file}: expected UTF-8, got null characters, as UTF-16 has them. Save it as UTF-8.")
+    return text
+
+
+def _read_json(file: Path) -> list[dict]:
+    text = _read_text(file)
+    with suppress(ValueError):
+        rows = json.loads(text)
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            return rows
     # Not `splitlines`, which also splits at the line separators (U+2028) that a transcript may hold.
-    lines = enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1)
-    expected = "one JSON object per line"
+    lines, expected = enumerate(text.split("\n"), start=1), "one JSON object per line, or one list of them"
     return [_parse_json_object(line, f"{file}, line {number}", expected) for number, line in lines if line.strip()]
 
 
-def _read_csv(file: Path) -> list[dict]:
+def _read_csv(file: Path, errors: RowErrors) -> list[dict]:
     # Not pandas, which takes a spoken "null" or "NA" for a missing text.
-    with file.open(newline="", encoding="utf-8-sig") as handle:
-        rows = list(csv.DictReader(handle))
-    return [{key: value or None for key, value in row.items() if key is not None} for row in rows]
+    text, is_tsv = _read_text(file), file.suffix.lower() == ".tsv"
+    header = text.partition("\n")[0]
+    # Common Voice writes the quotes of its sentences as they are: read as quoting, they swallow the next rows.
+    as_they_are = is_tsv and not header.startswith('"')
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        delimiter="\t" if is_tsv else max(",;\t|", key=header.count),
+        quoting=csv.QUOTE_NONE if as_they_are else csv.QUOTE_MINIMAL,
+        skipinitialspace=True,
+        strict=True,
+    )
+    rows, line = [], 1
+    try:
+        names = [name.strip() for name in next(reader, [])]
+        line = reader.line_num + 1
+        for fields in reader:
+            if any(_NEXT_ROW.search(field) for field in fields):
+                raise csv.Error("it runs into the next row")
+            if len(fields) == len(names):
+                values = map(_without_quotes, fields) if as_they_are else fields
+                rows.append({name: value or None for name, value in zip(names, values, strict=True) if name})
+            elif fields:
+                errors.add(
+                    f"line {line}", f"{len(fields)} fields, the header has {len(names)}. Quote texts with commas."
+                )
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{file}, line {line}: a quoted text does not end where its field does ({error}). Close the quote and "
+            'double those inside ("She said ""no"""), or save it as .tsv, where quotes are plain characters.'
+        ) from error
+    return rows
+
+
+def _without_quotes(field: str) -> str:
+    """Undoes what old versions of Common Voice did to a sentence with quotes, and new ones do not."""
+    inner = field[1:-1]
+    is_quoted = field[:1] == field[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if is_quoted else field
+
+
+def _read_kaldi(folder: Path, errors: RowErrors) -> list[dict]:
+    """Rows of `wav.scp`, or of `segments` where there is one, with `text` and `utt2spk`."""
+
+    def table(name: str) -> dict[str, str]:
+        lines = _read_text(folder / name).split("\n") if (folder / name).exists() else []
+        parts = [line.split(maxsplit=1) for line in lines if line.strip()]
+        return {key: "".join(rest).strip() for key, *rest in parts}
+
+    recordings, segments, texts, speakers = map(table, ("wav.scp", "segments", "text", "utt2spk"))
+    rows: list[dict] = []
+    for key in segments or recordings:
+        row: dict[str, Any] = {"id": key} | ({"text": texts.get(key)} if texts else {})
+        row |= {"speaker": speakers.get(key)} if speakers else {}
+        name = key
+        try:
+            if segments:
+                name, start, end, *channel = segments[key].split()
+                seconds = float(end) - float(start) if float(end) > 0 else None  # -1: to the end
+                row |= {"recording": name, "offset": float(start), "duration": seconds}
+                row |= {"channel": channel[0]} if channel else {}
+            row["file_name"] = recordings[name]
+        except KeyError:
+            errors.add(key, f"its recording {name!r} is not in wav.scp")
+        except ValueError:
+            errors.add(key, f"expected a recording, start and end in segments, got {segments[key]!r}")
+        else:
+            if row["file_name"].endswith("|"):
+                errors.add(key, f"the command {row['file_name']!r} is not run: write its output to a file, name that")
+            else:
+                rows.append(row)
+    return rows
+
+
+def _read_recordings(folder: Path, ignored: _Ignored) -> list[dict]:
+    """Rows of all recordings below a folder, in natural order, each with the text of the `.txt` beside it."""
+    files: list[Path] = []
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    recordings = sorted((file for file in files if file.suffix[1:].lower() in AUDIO_SUFFIXES), key=_natural_order)
+    texts = {file for file in files if file.suffix == ".txt"} & {file.with_suffix(".txt") for file in recordings}
+    rows = []
+    for file in recordings:
+        name = file.relative_to(folder).as_posix()
+        row, text = {"id": name, "file_name": name}, file.with_suffix(".txt")
+        try:
+            rows.append(row | ({"text": " ".join(_read_text(text).split())} if text in texts else {}))
+        except ValueError as error:
+            ignored.rows.add(name, error)
+    without_text = sum(file.with_suffix(".txt") not in texts for file in recordings)
+    if texts and without_text:
+        ignored.notes.append(f"{without_text} of {len(recordings)} recordings have no .txt: their text is not known.")
+    others = Counter(file.suffix or file.name for file in {*files} - {*recordings} - texts)
+    if others:
+        unread = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+        ignored.notes.append(f"not read: {unread} (recordings and a .txt of the same name are).")
+    return rows
+
+
+def _natural_order(file: Path) -> list[int | str]:
+    """`2.wav` before `10.wav`."""
+    return [int(part) if index % 2 else part.lower() for index, part in enumerate(re.split(r"(\d+)", str(file)))]
+
+
+def _audio_folder(folder: Path, rows: list[dict], path_column: str) -> Path:
+    """What the paths are relative to: the folder of their manifest, its `clips` as in Common Voice, or this one."""
+    paths = [path for row in rows[:10] if isinstance(path := row.get(path_column), str)]
+    candidates = (folder, folder / "clips", Path.cwd())
+    return next((base for base in candidates if any((base / path).is_file() for path in paths)), folder)
 
 
 def _parse_json_object(content: str | bytes, where: str, expected: str) -> dict[str, Any]:
@@ -401,13 +691,12 @@ def _find_files(name_or_path: str | Path, split: str, config: str | None) -> lis
     elif root.is_file():
         if root.suffix not in SHARD_SUFFIXES:
             raise ValueError(
-                f"{root}: expected a folder or a {', '.join(SHARD_SUFFIXES)}, .jsonl or .csv file, got "
-                f"{root.suffix or 'no suffix'}."
+                f"{root}: expected a folder or a {', '.join(MANIFESTS + SHARD_SUFFIXES)} file, got "
+                f"{root.suffix or 'no suffix'}. Of recordings, name the folder."
             )
         by_split = {name: [str(root)] for name in {"train", _split_of(root)}}
     else:
-        patterns = [folder + suffix for suffix in SHARD_SUFFIXES for folder in ("*", "*/*")]
-        for file in sorted(file for pattern in patterns for file in root.glob(pattern)):
+        for file in sorted(_shard_files(root)):
             name, folder = _split_of(file), file.parent.name
             if file.parent == root or folder in ("data", name):
                 by_split.setdefault(name, []).append(str(file))
@@ -419,14 +708,19 @@ def _find_files(name_or_path: str | Path, split: str, config: str | None) -> lis
         hint = f"it has the configurations {sorted(configs)}: set `config`" if configs else "there is nothing of that"
         raise ValueError(
             f"{root}: expected a folder of `save_to_disk`, a metadata.jsonl or metadata.csv (one for all or one for "
-            f"each split's sub-folder), or {', '.join(SHARD_SUFFIXES)} files; {hint}."
+            f"each split's sub-folder), {', '.join(SHARD_SUFFIXES)} files, or recordings; {hint}."
         )
     if split not in by_split:
-        raise _no_split(root, split, sorted(by_split))
+        raise MissingSplit(root, split, sorted(by_split))
     kinds = sorted({Path(file).suffix for file in by_split[split]})
     if len(kinds) > 1:
         raise ValueError(f"{root}, split {split!r}: files of several kinds ({', '.join(kinds)}); expected one kind.")
     return by_split[split]
+
+
+def _shard_files(root: Path) -> list[Path]:
+    files = [file for suffix in SHARD_SUFFIXES for folder in ("*", "*/*") for file in root.glob(folder + suffix)]
+    return [file for file in files if not file.name.startswith(".")]
 
 
 def _split_of(file: Path) -> str:
@@ -726,11 +1020,13 @@ def _standard_stream(rows: Dataset | IterableDataset, columns: Columns, where: s
         rows = rows.to_iterable_dataset(num_shards=min(STREAM_SHARDS, len(rows)))
     elif rows.column_names is None:
         rows = rows._resolve_features()  # from the first row, where the source has no schema
+    columns = _existing(columns, rows.column_names, where)
     stream = name_columns(without_decoder(rows, columns.audio), columns.renaming(), where)
     features = stream.features or {}
     texts = ["text"] * (columns.text is not None) + ["language"] * ("language" in features)
     converters = {name: _to_string(features[name]) for name in texts}
-    standard = {"id": Value("string"), "audio": PLAIN_AUDIO, **{name: Value("string") for name in texts}}
+    audio = features["audio"] if isinstance(features["audio"], dict) else PLAIN_AUDIO  # with the part that it picks
+    standard = {"id": Value("string"), "audio": audio, **{name: Value("string") for name in texts}}
     return stream.map(_standard_row, fn_kwargs={"converters": converters}, features=Features({**features, **standard}))
 
 
@@ -739,7 +1035,8 @@ def _standard_row(row: dict[str, Any], converters: dict[str, Callable[[Any], str
     if isinstance(audio, str):
         audio = {"bytes": None, "path": str(Path(audio).expanduser().absolute())}
     if name is None:
-        content = (audio or {}).get("bytes") or str((audio or {}).get("path")).encode()
+        facts = dict(audio or {})
+        content = facts.pop("bytes", None) or " ".join(str(one) for one in facts.values() if one is not None).encode()
         name = hashlib.sha256(content).hexdigest()[:16]
     texts = {column: None if row[column] is None else convert(row[column]) for column, convert in converters.items()}
     return {"audio": audio, "id": str(name), **texts}

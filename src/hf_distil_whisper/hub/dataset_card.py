@@ -18,9 +18,11 @@ from datasets import Audio, Dataset, Features
 from huggingface_hub import CommitInfo, CommitOperation, CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from transformers.utils import logging
 
+from hf_distil_whisper.data.audio import encode_flac, load_audio
 from hf_distil_whisper.data.shards import Shard, ShardStore
 from hf_distil_whisper.data.sources import (
     INDEX,
+    PLAIN_AUDIO,
     ROWS,
     RowErrors,
     load_shards,
@@ -100,7 +102,11 @@ class LabelledSource:
             dataset = select_rows(dataset, self.indices)
         if not embed_audio:
             return dataset.remove_columns([name for name in dataset.column_names if name == "audio"])
-        return _without_unreadable(dataset, errors).cast_column("audio", Audio())
+        dataset = _without_unreadable(dataset, errors)
+        if isinstance(dataset.features["audio"], dict) and dataset.features["audio"].keys() > PLAIN_AUDIO.keys():
+            features = Features({**dataset.features, "audio": PLAIN_AUDIO})
+            dataset = dataset.map(lambda row: {"audio": _picked_audio(row["audio"])}, features=features)
+        return dataset.cast_column("audio", Audio())
 
 
 def _common_features(files: Sequence[str]) -> Features | None:
@@ -137,6 +143,13 @@ def _without_unreadable(dataset: Dataset, errors: RowErrors) -> Dataset:
                 errors.add(batch["id"][row].as_py() if "id" in batch.column_names else start + row, message)
         start += len(batch)
     return dataset if len(indices) == start else dataset.select(indices)
+
+
+def _picked_audio(audio: dict[str, Any]) -> dict[str, Any]:
+    """The part of a recording that a row picks as a file of its own: the whole recording would go up for each row."""
+    if all(audio[key] is None for key in audio.keys() - PLAIN_AUDIO.keys()):
+        return {key: audio[key] for key in PLAIN_AUDIO}
+    return {"bytes": encode_flac(load_audio(audio)), "path": None}
 
 
 def _why_unreadable(path: str | None) -> str | None:
