@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli.main import main
 from hf_distil_whisper.data.sources import load_source
+from talking_models import multilingual_whisper
+from toy_models import toy_processor
 
 Command = Callable[..., str]
 
@@ -25,6 +28,14 @@ def right(labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     rows = load_source(labelled).remove_columns("truncated")
     folder = str(tmp_path_factory.mktemp("right"))
     rows.map(lambda row: {"whisper_transcript": row["text"]}).save_to_disk(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def multilingual(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model whose prefix names a language."""
+    folder = str(tmp_path_factory.mktemp("multilingual"))
+    save_checkpoint(multilingual_whisper(), toy_processor(), folder)
     return folder
 
 

@@ -19,14 +19,11 @@ def test_a_dry_run_says_what_would_be_shown_where(argv, printed):
     assert "memory: " in said
 
 
-def test_everything_that_is_wrong_is_said_at_once(toys, refused):
+def test_everything_that_is_wrong_is_said_at_once(toys, argv, refused):
     said = refused("demo", "--model_name_or_path", toys / "none", "--port", "70000")
     assert "--model_name_or_path: no model at" in said
     assert "--teacher_model_name_or_path is missing" in said
     assert "--port: expected a number from 1 to 65535, got 70000" in said
-
-
-def test_a_language_that_a_model_does_not_know(argv, refused):
     assert "--language: " in refused(*argv, "--language", "tlh", "--dry_run")
 
 

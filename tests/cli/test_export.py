@@ -1,6 +1,5 @@
 """`export`: the folders that it writes, the texts that it compares, and what it refuses before it writes."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from hf_distil_whisper.checkpoints import save_checkpoint
 from hf_distil_whisper.cli import export
 from hf_distil_whisper.inference.generation import TokenSequence
-from official_models import WHISPER_FILES, official_whisper
+from official_models import needs_files, official_whisper
 from toy_files import spoil, write_toy_corpus
 
 
@@ -21,8 +20,7 @@ def argv(toys: Path, tmp_path: Path) -> list[str]:
 
 def test_every_quantization_is_written_and_compared(tmp_path, toys, argv, printed):
     """An export that nobody has run is a guess."""
-    more = ["--quantization", "float32", "int8", "--dataset", toys / "corpus"]
-    said = printed(*argv, *more)
+    said = printed(*argv, "--quantization", "float32", "int8", "--dataset", toys / "corpus")
     assert "ctranslate2 float32: 2 of 2 texts equal to those of transformers (100.0%)\n" in said
     assert "ctranslate2 int8: " in said
     for name in ("float32", "int8"):
@@ -53,13 +51,12 @@ def test_clips_need_no_text_and_a_bad_one_costs_itself(tmp_path, argv, printed):
 
 
 def test_a_dry_run_writes_nothing(tmp_path, toys, argv, printed):
-    more = ["--quantization", "int8", "float16", "--dataset", toys / "corpus", "--dry_run"]
-    said = printed(*argv, *more)
+    said = printed(*argv, "--quantization", "int8", "float16", "--dataset", toys / "corpus", "--dry_run")
     assert f"1. export {toys / 'student'} to ctranslate2 in int8: {tmp_path / 'out' / 'int8'}" in said
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not WHISPER_FILES.is_dir(), reason="needs ../shared/whisper-files")
+@needs_files
 def test_whisper_cpp_runs_an_official_vocabulary(tmp_path, printed):
     model, processor = official_whisper()
     model.generation_config.max_length = 10
@@ -80,24 +77,19 @@ def test_whisper_cpp_runs_an_official_vocabulary(tmp_path, printed):
         (["--audio", "nowhere.wav"], "--audio: nowhere.wav does not exist"),
         (["--batch_size", "0"], "--batch_size: expected a whole number above 0, got 0"),
         (["--dataset.split", "none"], "no split 'none'"),
+        # Files of two models in one folder are loaded together.
+        (["--output_dir", "TOYS"], "toys0 holds another run already"),
     ],
 )
 def test_wrong_input_is_refused_first(more, message, tmp_path, toys, argv, refused):
+    more = [word.replace("TOYS", str(toys)) for word in more]
     assert message in refused(*argv, "--dataset", toys / "corpus", *more)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_in_use_is_named(tmp_path, toys, argv, refused):
-    """Files of two models in one folder are loaded together."""
-    (tmp_path / "notes.json").write_text(json.dumps("mine"))
-    message = refused(*argv, "--output_dir", tmp_path, "--dataset", toys / "corpus")
-    assert f"--output_dir: {tmp_path} holds another run already" in message
-
-
 def test_missing_flags_are_named(refused):
     said = refused("export")
-    for flag in ("model_name_or_path", "format", "output_dir", "audio"):
-        assert f"--{flag} is missing" in said
+    assert all(f"--{flag} is missing" in said for flag in ("model_name_or_path", "format", "output_dir", "audio"))
 
 
 def test_a_missing_runtime_names_its_extra(tmp_path, monkeypatch, toys, argv, refused):

@@ -5,17 +5,13 @@ import json
 from hf_distil_whisper.data.sources import load_source
 
 
-def test_a_filter_that_leaves_nothing_ends_with_its_table(labelled, tmp_path, refused):
+def test_it_writes_row_indices_and_report_or_ends_with_the_table(labelled, right, tmp_path, printed, refused):
     """A training on nothing would start, or the next step would fail without the reason."""
     output = tmp_path / "filtered"
     message = refused("filter", "--dataset", labelled, "--language", "en", "--output_dir", output)
     assert "nothing is trained" in message
     assert "10.0%   100.0%       0.000  <- used" in message
     assert not output.exists()
-
-
-def test_it_writes_row_indices_and_report(right, tmp_path, printed):
-    output = tmp_path / "filtered"
     assert "2 of 2 rows kept" in printed("filter", "--dataset", right, "--language", "en", "--output_dir", output)
     assert load_source(output)["id"] == load_source(right)["id"]
     report = json.loads((output / "filter_report.json").read_text())

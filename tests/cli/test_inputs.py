@@ -76,11 +76,8 @@ def test_processes_of_one_machine_take_different_accelerators(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (None, False),
-        ("false", False),
-        (False, False),
-        ("true", True),
-        (True, True),
+        *((value, False) for value in (None, "false", False)),
+        *((value, True) for value in ("true", True)),
         ("{logprob_threshold: -0.8}", TemperatureFallback(logprob_threshold=-0.8)),
         ({"temperatures": [0.0, 0.5]}, TemperatureFallback(temperatures=(0.0, 0.5))),
         ({"temperatures": 0.0, "no_speech_threshold": None}, TemperatureFallback((0.0,), no_speech_threshold=None)),

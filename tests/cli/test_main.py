@@ -43,17 +43,16 @@ def test_the_version_is_printed(capsys):
     assert capsys.readouterr().out == f"hf-distil-whisper {hf_distil_whisper.__version__}\n"
 
 
-def test_an_unknown_command_names_the_nearest_one(capsys):
-    assert main(["trian"]) == 2
-    assert "no command 'trian' (did you mean 'train'?)" in capsys.readouterr().err
-
-
 def test_bad_input_is_one_message_and_exit_code_2(capsys):
     """A traceback hides the one line that the user needs; exit code 0 lets a script go on."""
-    assert main(["create-student", "--decoder_layer", "2"]) == 2
-    output = capsys.readouterr()
-    assert output.err.startswith("hf-distil-whisper create-student: error: unknown argument '--decoder_layer'")
-    assert "Traceback" not in output.err
+    for argv, message in (
+        (["trian"], "no command 'trian' (did you mean 'train'?)"),
+        (["create-student", "--decoder_layer", "2"], "unknown argument '--decoder_layer' (did you mean '--decoder_"),
+    ):
+        assert main(argv) == 2
+        error = capsys.readouterr().err
+        assert f": error: {message}" in error
+        assert "Traceback" not in error
 
 
 def test_a_bug_keeps_its_traceback():

@@ -69,17 +69,18 @@ def test_a_shard_that_fails_leaves_nothing_behind(store: ShardStore) -> None:
     ("content", "reason"), [(b"cut", "3 bytes, 5 were written"), (None, "is missing"), (b"whale", "SHA-256")]
 )
 def test_a_damaged_shard_is_named_and_left_out_unless_only_its_checksum_tells(store: ShardStore, content, reason):
-    store.commit("00000", write("whole"))
+    for name in ("00000", "00001"):
+        store.commit(name, write("whole"))
     store.fs.rm_file(store.path("00000", "rows.txt"))
     if content:
         store.fs.pipe_file(store.path("00000", "rows.txt"), content)
-    assert len(store.shards()) == (content == b"whale")
-    assert reason in store.damaged()["00000"]
+    assert len(store.shards()) == 1 + (content == b"whale")
+    assert (list(store.damaged()), reason in store.damaged()["00000"]) == (["00000"], True)
     store.remove("00000")
+    assert [shard.name for shard in store.shards()] == ["00001"]
     store.commit("00000", write("again"))
-    assert len(store.shards()) == 1
-    store.fs.rm_file(store.path("00000", MANIFEST))
-    assert store.shards() == []  # without its manifest
+    store.fs.rm_file(store.path("00001", MANIFEST))
+    assert [shard.name for shard in store.shards()] == ["00000"]
 
 
 WRITER = """
