@@ -78,6 +78,7 @@ def test_labels_of_a_multilingual_student_need_a_language(toys, multilingual, tm
     mixed.save_to_disk(tmp_path / "mixed")
     of_rows = ["--train_dataset.path", tmp_path / "mixed", "--train_dataset.language_column", "lang"]
     printed(*argv, *of_rows, "--max_steps", "1")
+    assert "labels of --train_dataset are in de, en, not in 'nl'" in refused(*argv, *of_rows, "--language", "nl")
 
 
 def test_several_sources_are_mixed_by_their_weights(toys, tmp_path, printed, refused, training):

@@ -16,6 +16,7 @@ from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac, load_audio
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.dataset import LabelSettings, SpeechDataset, check_rows
 from hf_distil_whisper.data.labels import IGNORE_INDEX
+from official_models import needs_files, official_whisper
 from toy_models import toy_audio, toy_processor
 
 
@@ -139,6 +140,27 @@ def test_each_label_starts_with_the_language_of_its_row():
     good, errors = check_rows(rows, toy_processor(), language="en", language_column="language")
     assert good["id"] == ["id-0", "id-1", "id-3"]
     assert "column 'language'" in next(iter(errors))[1]
+
+
+@needs_files
+def test_labels_of_a_multilingual_whisper_start_with_a_language():
+    """Without it the student learns a prefix that no decoding uses; with another's it learns to mix languages."""
+    processor, english = (official_whisper(name)[1] for name in ("whisper-tiny", "whisper-tiny.en"))
+    rows, settings = labelled(2), {"timestamp_probability": 0.0, "condition_on_prev_probability": 0.0}
+    for make in (SpeechDataset, check_rows):
+        with pytest.raises(ValueError, match="`language` is missing"):
+            make(rows, processor, **settings)
+    tagged = rows.map(lambda row: {"whisper_transcript": "<|startoftranscript|><|de|><|transcribe|> Hallo."})
+    for data, language, prefix in (
+        (labelled(2, language=["nl-NL", "Dutch"]), None, "<|nl|>"),
+        (labelled(2, language=["nl", "nl"]), "en", "<|nl|>"),
+        (rows, "en", "<|en|>"),
+        (tagged, "nl", "<|de|>"),
+    ):
+        ids = SpeechDataset(data, processor, language=language, **settings)[1]["decoder_input_ids"]
+        assert processor.tokenizer.decode(ids).startswith(f"<|startoftranscript|>{prefix}<|transcribe|>")
+    ids = SpeechDataset(labelled(2, language=["en", "en"]), english, **settings)[1]["decoder_input_ids"]
+    assert english.tokenizer.decode(ids).startswith("<|startoftranscript|><|notimestamps|>")
 
 
 def test_prompts_come_from_the_row_itself_and_never_from_the_row_before():

@@ -28,6 +28,7 @@ from hf_distil_whisper.cli.create_student import StudentArguments, plan_layers
 from hf_distil_whisper.cli.inputs import Plan, describe_rows, gigabytes, hours_of_audio
 from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.dataset import LABEL_COLUMNS, LabelSettings, SpeechDataset, check_rows
+from hf_distil_whisper.data.labels import language_in
 from hf_distil_whisper.data.mixture import Mixture, join_sources, weights_by
 from hf_distil_whisper.data.sources import name_columns
 from hf_distil_whisper.data.streaming import SpeechStream
@@ -42,6 +43,7 @@ from hf_distil_whisper.hub.model_card import (
 from hf_distil_whisper.hub.push import PushError
 from hf_distil_whisper.hub.resume import HubCheckpoint, checkpoint_to_resume, fetch_checkpoint
 from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, scoring_language
+from hf_distil_whisper.metrics import language_code
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer, filter_stream_by_wer
 from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.args import DistillationTrainingArguments
@@ -328,17 +330,26 @@ def _check_language(
     student: WhisperForConditionalGeneration,
     rows: Dataset | IterableDataset,
 ) -> None:
-    """Labels for a multilingual model start with a language: `--language`, that of the row, or one in the label."""
+    """Labels for a multilingual model start with a language: that of the row, one in the label, or `--language`."""
     first, flag = next(iter(rows), None), _flag(name)
     if first is None:
         plan.problems.append(f"--{flag}: {source.path!r} holds no row")
         return
-    # Of a stream only the first row is read here: whether later rows have a language shows in the training.
-    has_language = "language" in first and (isinstance(rows, IterableDataset) or None not in rows.unique("language"))
     label = str(first[source.transcript_column])
-    if not is_multilingual(student) or plan.training_args.language is not None or has_language:
-        return
-    if "<|startoftranscript|>" not in label:
+    named = [first.get("language")]
+    # Of a stream only the first row is read here: whether later rows have a language shows in the training.
+    if "language" in first and isinstance(rows, Dataset):
+        named = rows.unique("language")
+    codes = {language_code(code) if code else language_in(label) or "" for code in named}
+    is_english = not is_multilingual(student)
+    asked = "en" if is_english else language_code(plan.training_args.language or "")
+    if "" not in codes and asked and asked not in codes:
+        cure = "take a multilingual student" if is_english else "leave it out to train in their language"
+        plan.problems.append(
+            f"--language: the labels of --{flag} are in {', '.join(sorted(codes))}, not in {asked!r}: {cure}, or "
+            "label the recordings again"
+        )
+    elif "" in codes and not asked:
         plan.problems.append(
             "--language is missing: labels of a multilingual model start with it, those of "
             f"--{flag} hold none (the first one: {label[:40]!r}), and no --{flag}.language_column names it for "

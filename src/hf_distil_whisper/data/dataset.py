@@ -20,7 +20,14 @@ from transformers.utils import logging
 
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_duration, load_audio
 from hf_distil_whisper.data.features import extractor_settings, log_mel, recording_key
-from hf_distil_whisper.data.labels import LabelError, language_token, make_labels, plain_text
+from hf_distil_whisper.data.labels import (
+    LabelError,
+    language_in,
+    language_token,
+    make_labels,
+    needs_language,
+    plain_text,
+)
 from hf_distil_whisper.data.mixture import Mixture
 from hf_distil_whisper.data.sources import RowErrors, mean_duration, weighted_mean, without_decoder
 
@@ -48,9 +55,9 @@ class LabelSettings:
             have any.
         condition_on_prev_probability (`float`, *optional*, defaults to 0.2): share of samples with a prompt, of those
             that have a previous text.
-        language (`str`, *optional*): for multilingual models; see [`make_labels`].
-        language_column (`str`, *optional*): column with the language of each row, for multilingual models; `language`
-            is used where it is null.
+        language (`str`, *optional*): for multilingual models, of rows that name none themselves; see [`make_labels`].
+        language_column (`str`, *optional*): column with the language of each row, for multilingual models. By default
+            the column `language`, if there is one, and then the language token of the transcript.
         task (`str`, *optional*, defaults to `"transcribe"`): or `"translate"`.
         max_label_length (`int`, *optional*, defaults to 448): positions of the decoder
             (`config.max_target_positions`).
@@ -98,6 +105,7 @@ class SampleMaker:
 
     def __init__(self, processor: WhisperProcessor, settings: LabelSettings):
         self.processor, self.settings = processor, settings
+        self.needs_language = needs_language(processor.tokenizer)
         self._make_labels = partial(
             make_labels, processor.tokenizer, task=settings.task, max_length=settings.max_label_length
         )
@@ -114,7 +122,7 @@ class SampleMaker:
             timestamps=variant.timestamps,
             previous=_previous_text(row) if variant.use_prompt else None,
             truncated=bool(row.get("truncated")),
-            language=self._language_of(row),
+            language=self.language_of(row),
         )
         return {"decoder_input_ids": labels.decoder_input_ids, "labels": labels.labels}
 
@@ -128,16 +136,32 @@ class SampleMaker:
         check_length(name, len(samples) / SAMPLING_RATE, self.processor)
         return samples
 
-    def _language_of(self, row: Mapping[str, Any]) -> str | None:
-        column = self.settings.language_column
+    def language_of(self, row: Mapping[str, Any]) -> str | None:
+        """The language that the label of a row starts with; None without one, or where the transcript brings its own.
+
+        Raises:
+            LabelError: for an unknown language, or none where a multilingual model needs one.
+        """
+        column = self.settings.language_column or ("language" if self.needs_language else None)
         language = None if column is None else row.get(column)
-        if language is None:
-            return self.settings.language
-        try:
-            language_token(language)
-        except ValueError as error:
-            raise LabelError(f"column {column!r}: {error}") from error
-        return language
+        if language is not None:
+            try:
+                language_token(language)
+            except ValueError as error:
+                raise LabelError(f"column {column!r}: {error}") from error
+            return language
+        # With a language of its own, the transcript stays as it is: it is not trained as one of another language.
+        if language_in(row[self.settings.transcript_column] or ""):
+            return None
+        if self.settings.language is None and self.needs_language:
+            raise LabelError(_NO_LANGUAGE)
+        return self.settings.language
+
+
+_NO_LANGUAGE = (
+    "`language` is missing: labels of a multilingual Whisper start with it, and neither a column 'language' nor the "
+    "transcript names one. Pass `language`, 'en' for example, or name the column with `language_column`."
+)
 
 
 def row_id(row: Mapping[str, Any], index: int) -> str:
@@ -212,10 +236,13 @@ class SpeechDataset(torch.utils.data.Dataset):
                 self.settings, timestamp_probability=0.0, condition_on_prev_probability=0.0
             )
         _check_columns(dataset, self.settings)
+        self._samples = SampleMaker(processor, self.settings)
+        if not {"language", self.settings.language_column} & set(dataset.column_names):
+            # Refused here, as by the command: in training it would cost every row.
+            self._samples.language_of(dataset.select_columns([self.settings.transcript_column])[0])
         if mixture is not None and sum(mixture.sizes) != len(dataset):
             raise ValueError(f"`mixture` is of {sum(mixture.sizes)} rows, the data set has {len(dataset)}.")
         self.seed, self.train, self.mixture = seed, train, mixture
-        self._samples = SampleMaker(processor, self.settings)
         self._extractor_settings = extractor_settings(processor)
         # Two views, so that reading a label does not read the audio.
         self._audio = without_decoder(dataset).select_columns(["audio"])

@@ -190,6 +190,12 @@ def _prefix(transcript: str, language: str | None, task: str) -> list[str]:
     return prefix + [f"<|{name}|>" for name in _names_in(transcript)]
 
 
+def needs_language(tokenizer: WhisperTokenizer) -> bool:
+    """Whether labels start with a language: those of OpenAI's multilingual vocabularies do."""
+    # The English-only vocabularies hold the language tokens too, but have one text token less before <|endoftext|>.
+    return tokenizer.convert_tokens_to_ids("<|endoftext|>") == 50257
+
+
 def language_in(transcript: str) -> str | None:
     """The code of the language token that a transcript starts with; None if there is none."""
     return next((name for name in _names_in(transcript) if name in LANGUAGES), None)
