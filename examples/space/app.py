@@ -267,7 +267,7 @@ def build_demo(
         audio = gradio.Audio(
             sources=["upload", "microphone"],
             type="filepath",
-            label="WAV, FLAC, MP3 or Ogg, or record",
+            label="WAV, FLAC, MP3, Ogg, M4A, MP4, WebM or AMR, or record",
             elem_id="audio",
             buttons=[],
         )

@@ -1,29 +1,51 @@
 """Decodes and resamples audio: whatever a row holds as audio becomes float32 mono at 16 kHz, or an `AudioError`.
 
-The only place that decodes: WAV, FLAC, MP3, Ogg and all else that libsndfile reads, at once or block by block.
+The only place that decodes, at once or block by block: WAV, FLAC, MP3 and Ogg by libsndfile, and what it cannot read
+(M4A, MP4, WebM, 3GP, AMR, odd Ogg and FLAC) by FFmpeg, through PyAV.
 """
 
 import io
 import math
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, BinaryIO
 
+import av
 import numpy as np
 import soundfile
 import soxr
+from torch import Tensor
 
 SAMPLING_RATE = 16_000
 """Samples per second of everything that `load_audio` returns: what Whisper's feature extractor expects."""
 
-READABLE = "WAV, FLAC, MP3 or Ogg"
+READABLE = "WAV, FLAC, MP3, Ogg, M4A, MP4, WebM or AMR"
 
 _UNKNOWN_LENGTH = 1 << 62
 """libsndfile reports about 2⁶³ frames for a FLAC whose header leaves the length open."""
 
 _LARGEST_OGG_PAGE = 27 + 255 + 255 * 255
+
+_MAX_MISSING = 0.02
+"""Seconds that a recording may lack of what its header promises: no word fits into a frame of Whisper's encoder."""
+
+_MP4, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
+
+_MAX_PADDING = 4096
+"""Samples that the header of an MP4 may count although they are delay and padding of AAC: 2112 and up to 1023."""
+
+_EXACT_HEADERS = (_MP4, "flac", "wav", "aiff", "au")
+"""Formats whose header has the length of the sound; elsewhere FFmpeg estimates it, or gives that of the video."""
+
+_MAX_PEAK = 128.0
+"""42 dB above full scale, which no gain explains; in the scale of 16-bit integers 48 dB below it, next to silence."""
+
+_OPPOSITE = 0.1
+"""Energy of the mean of all channels over that of the channels: 0.5 for two that have nothing in common."""
 
 _MAX_OVERSHOOT = 0.5
 """Seconds by which a part may end behind its recording: times in manifests are rounded, and Kaldi allows as much."""
@@ -38,24 +60,26 @@ def load_audio(audio: Any, *, name: str | None = None, channel: int | None = Non
 
     Args:
         audio (`str`, `Path`, `bytes`, `dict`, `tuple` or `np.ndarray`):
-            A path; an encoded file; a `{"bytes", "path"}` dictionary as `datasets` stores it (the path is read where
-            the bytes are `None`); a `{"array", "sampling_rate"}` dictionary; a pair of array and rate; or an array at
-            16 kHz. Arrays of int16 and int32 are scaled to [-1, 1). In a two-dimensional array the shorter axis holds
-            the channels.
+            A path; an encoded file, as bytes or open for reading; a `{"bytes", "path"}` dictionary as `datasets`
+            stores it (the path is read where the bytes are `None`), or the `AudioDecoder` that it makes of it; a
+            `{"array", "sampling_rate"}` dictionary; a pair of array and rate; or an array or tensor at 16 kHz. Those
+            of int16 and int32 are scaled to [-1, 1). In a two-dimensional array the shorter axis holds the channels.
 
             A dictionary picks a part of the recording by `offset` and `duration` (seconds) and by `channel`, each
             `None` or absent for all of it: `{"path": "call.flac", "offset": 61.5, "duration": 4.2, "channel": 1}`.
             Only the part is decoded. It may end up to 0.5 s behind the recording, as rounded times do.
         name (`str`, *optional*): name of this audio in messages; by default its path.
         channel (`int`, *optional*): the channel to return, counted from 0; by default that of the dictionary, else
-            the mean of all channels.
+            the mean of all channels. Of channels that cancel each other, as those of a microphone wired the wrong way
+            round, one is returned.
 
     Returns:
         `np.ndarray` of shape `(samples,)`: float32, 16 kHz, neither normalised nor clipped.
 
     Raises:
-        AudioError: for a missing, empty, unreadable or truncated file, for NaN or infinite samples, or none at all,
-            and for a part or channel that the recording does not have.
+        AudioError: for a missing, empty, unreadable or truncated file; for samples that are NaN, infinite or in the
+            scale of integers, or none at all; and for a part or channel that the recording does not have. A file may
+            lack 20 ms of what its header promises, and its header may leave the length open.
 
     Example:
         ```python
@@ -72,20 +96,20 @@ def audio_blocks(
 ) -> Iterator[np.ndarray]:
     """The samples of [`load_audio`], to the last bit, block by block: hours of audio in the memory of a minute.
 
-    A file that only torchcodec reads (M4A, WebM) is decoded at once, and an array comes as one block.
+    An array comes as one block.
 
     Args:
         audio (`str`, `Path`, `bytes`, `dict`, `tuple` or `np.ndarray`): as for [`load_audio`].
         name (`str`, *optional*): name of this audio in messages; by default its path.
-        block_seconds (`float`, *optional*, defaults to 30.0): audio decoded at once; None: all of it.
+        block_seconds (`float`, *optional*, defaults to 30.0): audio decoded at once, to 0.1 s; None: all of it.
         channel (`int`, *optional*): as for [`load_audio`].
 
     Yields:
         `np.ndarray` of shape `(samples,)`: at least one sample, float32, 16 kHz.
 
     Raises:
-        AudioError: as [`load_audio`], as early as possible: for a header, and the cut end of a WAV or Ogg file, before
-            the first block; for samples that are not finite with their block; for all else with the last block.
+        AudioError: as [`load_audio`], as early as possible: for a header, and the cut end of a WAV, Ogg or WebM file,
+            before the first block; for samples that are not finite with their block; for all else with the last block.
 
     Example:
         ```python
@@ -95,6 +119,7 @@ def audio_blocks(
     """
     source, name = _source(audio, name)
     part = _part(audio, name, channel)
+    mixdown = _Mixdown(part.channel, name)
     if source is None:
         array, array_rate = _array(audio, name)
         start, count = part.frames(len(array), array_rate, name)
@@ -106,15 +131,9 @@ def audio_blocks(
     while piece is not None:
         samples, rate = piece
         piece = next(pieces, None)  # one ahead: the resampler must know its last piece
-        samples = _one_channel(samples if samples.ndim == 2 else samples[:, None], part.channel, name)
-        # One NaN makes the whole log-mel NaN, since the loudest value of a recording scales all of it.
-        finite = np.isfinite(samples)
-        if not finite.all():
-            raise AudioError(
-                f"{name}: {int((~finite).sum())} of {len(samples)} samples are NaN or infinite; expected finite "
-                "numbers. The recording or the step that made it is broken."
-            )
+        samples = mixdown(samples if samples.ndim == 2 else samples[:, None], rate)
         samples = np.ascontiguousarray(samples, dtype=np.float32)
+        _check_values(samples, name)
         num_decoded += len(samples)
         if rate != SAMPLING_RATE:
             # One resampler for all pieces: started anew at every border, it would click there.
@@ -149,12 +168,14 @@ def audio_duration(audio: Any, *, name: str | None = None) -> float:
         return part.frames(len(samples), rate, name)[1] / rate
     with _open(source, name) as file:
         try:
-            header = soundfile.info(file)
-        except soundfile.LibsndfileError:
-            return len(load_audio(audio, name=name)) / SAMPLING_RATE
-    if header.frames >= _UNKNOWN_LENGTH:
-        load_audio(source, name=name)  # raises with the reason
-    return part.frames(header.frames, header.samplerate, name)[1] / header.samplerate
+            with _SoundFile(file) as sound:
+                _check_length(file, name, sound)
+                total, rate = sound.frames, sound.samplerate
+        except (soundfile.LibsndfileError, _IncompleteError):
+            total, rate = round((_header_seconds(file) or 0) * SAMPLING_RATE), SAMPLING_RATE
+            if not total:
+                return len(load_audio(audio, name=name)) / SAMPLING_RATE
+    return part.frames(total, rate, name)[1] / rate
 
 
 def encode_flac(array: np.ndarray) -> bytes:
@@ -207,15 +228,61 @@ def _part(audio: Any, name: str, channel: int | None = None) -> _Part:
     return _Part(float(offset or 0.0), duration, channel)
 
 
-def _one_channel(samples: np.ndarray, channel: int | None, name: str) -> np.ndarray:
-    """(frames, channels) -> (frames,): the channel asked for, else the mean."""
-    channels = samples.shape[1]
-    if channel is None:
-        return samples[:, 0] if channels == 1 else samples.mean(axis=1)
-    if not isinstance(channel, int | np.integer) or channel not in range(channels):
-        counted = "1 channel" if channels == 1 else f"{channels} channels"
-        raise AudioError(f"{name}: no channel {channel!r}, the recording has {counted}, counted from 0.")
-    return samples[:, channel]
+class _Mixdown:
+    """Makes pieces (frames, channels) to (frames,): the channel asked for, else the mean."""
+
+    def __init__(self, channel: int | None, name: str):
+        self._channel, self._name = channel, name
+        self._energy: Any = 0.0  # of the mean, then of each channel, up to here
+
+    def __call__(self, samples: np.ndarray, rate: int) -> np.ndarray:
+        channels = samples.shape[1]
+        if self._channel is not None:
+            if not isinstance(self._channel, int | np.integer) or self._channel not in range(channels):
+                counted = "1 channel" if channels == 1 else f"{channels} channels"
+                raise AudioError(
+                    f"{self._name}: no channel {self._channel!r}, the recording has {counted}, counted from 0."
+                )
+            return samples[:, self._channel]
+        if channels == 1 or not len(samples):
+            return samples[:, 0]
+        mean = samples.mean(axis=1)
+        # Channels of opposite phase leave silence, which Whisper fills with words. Judged every 0.1 s by all that
+        # came before, and not by the whole: so the blocks of a recording are those of the whole.
+        starts = np.arange(0, len(samples), _cell(rate))
+        energies = np.stack([np.add.reduceat(x * x, starts, dtype=float) for x in (mean, *samples.T)])
+        energies[:, 0] += self._energy
+        energies = energies.cumsum(axis=1)  # (1 + channels, cells)
+        self._energy = energies[:, -1]
+        opposite = energies[0] < _OPPOSITE * energies[1:].mean(axis=0)
+        if not opposite.any():
+            return mean
+        audible = (energies[1:] >= energies[1:].max(axis=0) / 2).argmax(axis=0)  # the first that is about the loudest
+        cells = np.arange(len(samples)) // _cell(rate)
+        return np.where(opposite[cells], samples[np.arange(len(samples)), audible[cells]], mean)
+
+
+def _cell(rate: int) -> int:
+    """Frames of 0.1 s; blocks are multiples of it."""
+    return max(1, rate // 10)
+
+
+def _check_values(samples: np.ndarray, name: str) -> None:
+    peak = max(float(samples.max()), -float(samples.min())) if len(samples) else 0.0
+    if peak <= _MAX_PEAK:  # neither is NaN
+        return
+    # One NaN makes the whole log-mel NaN, since the loudest value of a recording scales all of it.
+    invalid = int((~np.isfinite(samples)).sum())
+    if invalid:
+        raise AudioError(
+            f"{name}: {invalid} of {len(samples)} samples are NaN or infinite; expected finite numbers. The recording "
+            "or the step that made it is broken."
+        )
+    scale = 1 << 15 if peak <= 1 << 15 else 1 << 31
+    raise AudioError(
+        f"{name}: expected samples from -1 to 1, got a peak of {peak:.6g}, as of {len(f'{scale:b}')}-bit integers. "
+        f"Divide by {scale}, or give them as int{len(f'{scale:b}')}."
+    )
 
 
 def _source(audio: Any, name: str | None) -> tuple[bytes | Path | None, str]:
@@ -231,6 +298,12 @@ def _source(audio: Any, name: str | None) -> tuple[bytes | Path | None, str]:
     name = name or "audio"
     if audio is None:
         raise AudioError(f"{name}: expected audio (bytes, a path or an array), got nothing.")
+    if callable(getattr(audio, "read", None)):
+        if audio.seekable():  # the next call reads it again
+            audio.seek(0)
+        audio = audio.read()
+        if isinstance(audio, str):
+            raise AudioError(f"{name}: the file is open as text; expected a binary one, of `open(path, 'rb')`.")
     if not isinstance(audio, bytes | bytearray | memoryview):
         return None, name
     if not len(audio):
@@ -247,16 +320,23 @@ def _array(audio: Any, name: str) -> tuple[np.ndarray, int]:
         audio, rate = audio
     if not isinstance(rate, int | float | np.number) or not rate > 0:
         raise AudioError(f"{name}: expected a sampling rate in Hz beside the array, got {rate!r}.")
+    kind = type(audio).__name__
     try:
+        if hasattr(audio, "get_all_samples"):  # the AudioDecoder of torchcodec or datasets
+            decoded = audio.get_all_samples()
+            audio, rate = decoded.data.T, decoded.sample_rate
+        if isinstance(audio, Tensor):
+            audio = audio.detach().cpu()
+            audio = audio.float() if audio.is_floating_point() else audio  # numpy has no bfloat16
         samples = np.asarray(audio)
-    except ValueError as error:
-        raise AudioError(f"{name}: expected an array of samples, got {type(audio).__name__}: {error}") from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise AudioError(f"{name}: expected an array of samples, got {kind}: {error}") from error
     if samples.dtype in (np.int16, np.int32):
         samples = samples.astype(np.float32) / np.float32(-np.iinfo(samples.dtype).min)
     if not np.issubdtype(samples.dtype, np.floating) or samples.ndim not in (1, 2):
         raise AudioError(
             f"{name}: expected audio as a path, bytes or an array of float, int16 or int32 in one or two dimensions, "
-            f"got {type(audio).__name__} of {samples.dtype} with shape {samples.shape}."
+            f"got {kind} of {samples.dtype} with shape {samples.shape}."
         )
     if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
         samples = samples.T
@@ -288,97 +368,206 @@ class _SoundFile(soundfile.SoundFile):
         return False
 
 
+class _IncompleteError(AudioError):
+    """libsndfile does not give all: FFmpeg must give the `frames` promised, or what there is if they are None."""
+
+    def __init__(self, message: str, frames: int | None = None):
+        super().__init__(message)
+        self.frames = frames
+
+
 def _decode(source: bytes | Path, name: str, seconds: float | None, part: _Part) -> Iterator[tuple[np.ndarray, int]]:
     """Pieces (frames, channels) of so many seconds in float32, or the whole part, and the sampling rate."""
     with _open(source, name) as file:
+        # These show a cut end in their container, before anything is decoded.
+        for magic, kind, check in _CONTAINER_CHECKS:
+            if _bytes_at(file, 0, 4) == magic and (fault := check(file)):
+                raise _truncated(name, kind, fault)
+        file.seek(0)
         num_decoded = 0
         try:
             with _SoundFile(file) as sound:
                 for samples in _read(sound, file, name, seconds, part):
                     num_decoded += len(samples)
                     yield samples, sound.samplerate
-        except soundfile.LibsndfileError as error:
-            file.seek(0)
-            data = file.read()
-            if num_decoded:  # another decoder would start from the beginning
-                raise _unreadable(data, name, error) from error
-            samples, rate = _decode_with_torchcodec(data, name, error)
-            start, count = part.frames(len(samples), rate, name)
-            yield samples[start : start + count], rate
+            return
+        except (soundfile.LibsndfileError, _IncompleteError) as error:
+            reason = error
+        yield from _decode_with_ffmpeg(file, name, seconds, part, num_decoded, reason)
+
+
+def _block_frames(seconds: float | None, rate: int) -> int:
+    return sys.maxsize if seconds is None else max(1, round(seconds * rate / _cell(rate))) * _cell(rate)
 
 
 def _read(
     sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float | None, part: _Part
 ) -> Iterator[np.ndarray]:
-    kind, promised, rate = sound.format, sound.frames, sound.samplerate
-    if promised >= _UNKNOWN_LENGTH:
-        raise AudioError(
-            f"{name}: the header of this {kind} file leaves its length open, as those written into pipes do, "
-            "and libsndfile cannot read on from there. Encode it again, into a file."
-        )
+    promised, rate = sound.frames, sound.samplerate
     position = file.tell()
-    # WAV and Ogg show a cut end in their container, before anything is decoded.
-    is_riff = kind in ("WAV", "WAVEX") and _bytes_at(file, 0, 4) == b"RIFF"
-    fault = _ogg_fault(file) if kind == "OGG" else _wav_fault(file) if is_riff else None
+    is_checked = _bytes_at(file, 0, 4) in (b"RIFF", b"OggS")
+    _check_length(file, name, sound)
+    if sound.format == "OGG" and _is_chained(file):
+        raise _IncompleteError(f"{name}: libsndfile reads only the first of several streams in this file", promised)
     file.seek(position)
     start, end = 0, promised
     if part.offset or part.duration is not None:
         start, count = part.frames(promised, rate, name)
         end = start + count
         sound.seek(start)  # to the sample in all formats
-    frames = promised if seconds is None else max(1, round(seconds * rate))
     position, is_last = start, False
-    while not fault and not is_last:
-        wanted = min(frames, end - position)
+    while not is_last:
+        wanted = min(_block_frames(seconds, rate), end - position)
         samples = sound.read(wanted, dtype="float32", always_2d=True)
         position += len(samples)
         is_last = len(samples) < wanted or position == end
-        if is_last and kind != "OGG" and not is_riff and (position < end or end == promised):
-            fault = _decoding_fault(file, kind, promised, position)
-        if len(samples) and not fault:
+        if is_last and not is_checked and (position < end or end == promised):
+            promised = _promised_frames(file, sound)
+            if position < promised - _MAX_MISSING * rate:
+                fault = f"its header promises {promised} samples, {position} could be decoded"
+                raise _IncompleteError(str(_truncated(name, sound.format, fault)), promised)
+        if len(samples):
             yield samples
-    if fault:
-        raise AudioError(f"{name}: truncated {kind} file: {fault}. Fetch or encode it again, or leave it out.")
 
 
-def _decode_with_torchcodec(data: bytes, name: str, reason: Exception) -> tuple[np.ndarray, int]:
-    """Decodes what libsndfile cannot read (M4A, WebM), if torchcodec is installed and loads."""
+def _open_with_ffmpeg(file: BinaryIO) -> Any:
+    file.seek(0)
+    # Without a name, or FFmpeg would believe an ending such as .g722, under which everything is sound; without
+    # protocols, or a playlist that calls itself .m4a would open other files and addresses.
+    reader = SimpleNamespace(read=file.read, seek=file.seek, tell=file.tell)
+    return av.open(reader, metadata_errors="ignore", options={"protocol_whitelist": "none"})
+
+
+def _header_seconds(file: BinaryIO) -> float | None:
+    """Duration of the sound according to the header, in formats where it stands there."""
     try:
-        from torchcodec.decoders import AudioDecoder
-    except (ImportError, OSError, RuntimeError):  # OSError: a CUDA build beside a CPU torch
-        raise _unreadable(data, name, reason) from reason
+        with _open_with_ffmpeg(file) as container:
+            return _stream_seconds(container)
+    except av.FFmpegError:
+        return None
+
+
+def _stream_seconds(container: Any) -> float | None:
+    stream = container.streams.best("audio")
+    is_known = stream is not None and stream.duration and container.format.name in _EXACT_HEADERS
+    return float(stream.duration * stream.time_base) if is_known else None
+
+
+def _decode_with_ffmpeg(
+    file: BinaryIO, name: str, seconds: float | None, part: _Part, num_decoded: int, reason: Exception
+) -> Iterator[tuple[np.ndarray, int]]:
+    """The pieces of [`_decode`] behind the `num_decoded` frames that libsndfile gave before it failed."""
+    position, rate, end = 0, SAMPLING_RATE, sys.maxsize
+    waiting: list[np.ndarray] = []
+    num_waiting = 0
     try:
-        decoded = AudioDecoder(data).get_all_samples()
-    except (RuntimeError, ValueError) as error:
-        raise AudioError(f"{name}: neither libsndfile ({reason}) nor torchcodec ({error}) can read it.") from error
-    return decoded.data.numpy().T.astype(np.float32), int(decoded.sample_rate)
+        with _open_with_ffmpeg(file) as container:
+            for position, rate, samples in _ffmpeg_frames(container, part.offset, reason):
+                start = round(part.offset * rate) + num_decoded
+                if part.duration is not None:
+                    end = round(part.offset * rate) + max(1, round(part.duration * rate))
+                waiting.append(samples[max(0, start - position) : max(0, end - position)])
+                num_waiting += len(waiting[-1])
+                position += len(samples)
+                block = _block_frames(seconds, rate)
+                while num_waiting >= block:
+                    joined = np.concatenate(waiting)
+                    yield joined[:block], rate
+                    waiting, num_waiting = [joined[block:]], num_waiting - block
+                if position >= end:
+                    break
+            else:
+                _check_end(container, position, rate, reason)
+                part.frames(position, rate, name)  # the part may end behind the recording
+    except (av.FFmpegError, _IncompleteError) as error:
+        if isinstance(reason, _IncompleteError) and reason.frames is not None:
+            raise AudioError(str(reason)) from error
+        if fault := _mp4_fault(file):
+            raise _truncated(name, "MP4", fault) from error
+        if position > 0:
+            raise _truncated(name, "audio", _says(error)) from error
+        raise _unreadable(file, name, reason, error) from error
+    if num_waiting:
+        yield np.concatenate(waiting), rate
 
 
-def _unreadable(data: bytes, name: str, reason: Exception) -> AudioError:
+def _ffmpeg_frames(container: Any, offset: float, reason: Exception) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Position, sampling rate and samples (frames, channels) of what is decoded from `offset` seconds or earlier."""
+    stream = container.streams.best("audio")
+    if stream is None or stream.codec_context is None:
+        raise _IncompleteError("there is no sound track in it")
+    first, position = stream.start_time or 0, 0
+    if offset > 1 and container.format.name in (_MP4, _MATROSKA):
+        # Half a second earlier: AAC and Opus decode each packet with the help of the one before it.
+        container.seek(first + int((offset - 0.5) / stream.time_base), stream=stream)
+        position = -1
+    is_open = isinstance(reason, _IncompleteError) and reason.frames is None  # the last packet may be a short one
+    resampler: Any = av.AudioResampler(format="fltp")
+    formats = set()
+    for packet in container.demux(stream):
+        if packet.is_corrupt and not is_open:
+            raise _IncompleteError("its last packet is cut")
+        for decoded in packet.decode():
+            formats.add((decoded.sample_rate, decoded.layout.name, decoded.format.name))
+            if len(formats) > 1:
+                raise _IncompleteError(f"it changes on the way: {', then '.join(map(str, formats))}")
+            (frame,) = resampler.resample(decoded)
+            if position < 0:
+                position = round((frame.time - first * stream.time_base) * frame.sample_rate)
+            yield position, frame.sample_rate, frame.to_ndarray().T
+            position += frame.samples
+    if position < 0:  # the file ends earlier: where?
+        container.seek(0)
+        yield from _ffmpeg_frames(container, 0.0, reason)
+
+
+def _truncated(name: str, kind: str, fault: str) -> AudioError:
+    return AudioError(f"{name}: truncated {kind} file: {fault}. Fetch or encode it again, or leave it out.")
+
+
+def _unreadable(file: BinaryIO, name: str, *reasons: Exception) -> AudioError:
     return AudioError(
-        f"{name}: cannot be read as audio; expected {READABLE}, got {len(data)} bytes of something else, or of a file "
-        f"that is cut short or damaged ({reason}). Convert it, or install a torchcodec that fits your torch."
+        f"{name}: cannot be read as audio; expected {READABLE}, got {_size(file)} bytes of something else, or of a "
+        f"file that is cut short or damaged. It starts with {_bytes_at(file, 0, 24)!r}; libsndfile and FFmpeg say: "
+        f"{'; '.join(map(_says, reasons))}. Fetch or convert it again, or leave it out."
     )
 
 
-# Truncated files: libsndfile decodes cut WAV, MP3 and Ogg files without an error
+def _says(error: Exception) -> str:
+    """The message without the name of the object that was read."""
+    return str(getattr(error, "error_string", None) or getattr(error, "strerror", None) or error).rstrip(".")
 
 
-def _decoding_fault(file: BinaryIO, kind: str, promised: int, num_decoded: int) -> str | None:
-    """Truncation that shows when `num_decoded` of the `promised` samples have been read."""
-    if kind == "MP3":
-        # Without a Xing header libsndfile guesses the length from the first frame's bit rate, and stops there.
-        position = file.tell()
-        if not _has_xing_header(file):
-            size = _size(file)
-            unread = size - position
-            if unread > max(4096, size // 10):
-                return f"it has no header with its length, and {unread} of {size} bytes would stay unread"
-            return None
-        promised -= 2 * 1152  # padding of the encoder: two frames
-    if num_decoded >= promised:
-        return None
-    return f"its header promises {promised} samples, {num_decoded} could be decoded"
+# What headers promise: libsndfile decodes cut WAV, MP3 and Ogg files without an error
+
+
+def _check_length(file: BinaryIO, name: str, sound: soundfile.SoundFile) -> None:
+    """Raises if the length is not known: libsndfile would read nothing, or as much as it guesses."""
+    if (
+        sound.frames >= _UNKNOWN_LENGTH
+        or (not sound.frames and _has_open_length(file))
+        # Without a Xing header it guesses from the bit rate of the first frame.
+        or (sound.format == "MP3" and not _has_xing_header(file))
+    ):
+        raise _IncompleteError(f"{name}: the header of this {sound.format} file does not tell its length")
+
+
+def _promised_frames(file: BinaryIO, sound: soundfile.SoundFile) -> int:
+    if sound.format == "MP3":
+        return sound.frames - 2 * 1152  # padding of the encoder: two frames
+    if sound.format == "FLAC":
+        return sound.frames
+    # Of a cut AIFF, AU or RF64 file libsndfile promises only what is left.
+    return max(sound.frames, round((_header_seconds(file) or 0) * sound.samplerate))
+
+
+def _check_end(container: Any, num_decoded: int, rate: int, reason: Exception) -> None:
+    """Raises if FFmpeg came to the end of a file before that of the recording."""
+    promised = reason.frames if isinstance(reason, _IncompleteError) else None
+    promised = promised or round((_stream_seconds(container) or 0) * rate)
+    padding = _MAX_PADDING if container.format.name == _MP4 else _MAX_MISSING * rate
+    if not num_decoded or num_decoded < promised - padding:
+        raise _IncompleteError(f"its header promises {promised} samples, {num_decoded} could be decoded")
 
 
 def _has_xing_header(file: BinaryIO) -> bool:
@@ -394,26 +583,85 @@ def _ogg_fault(file: BinaryIO) -> str | None:
     data = _bytes_at(file, max(0, size - 2 * _LARGEST_OGG_PAGE), size)
     if b"OggS" not in data:  # something long was appended
         data = _bytes_at(file, 0, size)
-    start = data.rfind(b"OggS")
-    page = data[start:]
-    # Header of 27 bytes (5: flags, 4 of which is "end of stream"; 26: number of segments), their lengths, and they.
-    if len(page) >= 27 and page[5] & 4:
+    page = data[data.rfind(b"OggS") :]
+    # Header of 27 bytes, the last of which is the number of segments, their lengths, and they. The flag "end of
+    # stream" is no sign: programs that write as they record do not set it.
+    if len(page) >= 27:
         lengths = page[27 : 27 + page[26]]
         if len(lengths) == page[26] and 27 + page[26] + sum(lengths) <= len(page):
             return None
-    return "its last page is not marked as the end of the stream"
+    return "its last page is cut"
+
+
+def _is_chained(file: BinaryIO) -> bool:
+    """Whether a second stream starts anywhere, in a page of version 0 with flag 2."""
+    file.seek(4)
+    end = b""
+    while chunk := file.read(1 << 20):
+        if b"OggS\0\2" in end + chunk:
+            return True
+        end = chunk[-5:]
+    return False
+
+
+def _wav_data(file: BinaryIO) -> tuple[int, int, int]:
+    """Start and promised size of the data of a WAV file, and its bytes per second."""
+    start, bytes_per_second = 12, 0
+    while len(head := _bytes_at(file, start, 8)) == 8:
+        size = int.from_bytes(head[4:], "little")
+        if head[:4] == b"data":
+            return start + 8, size, bytes_per_second
+        if head[:4] == b"fmt ":
+            bytes_per_second = int.from_bytes(_bytes_at(file, start + 16, 4), "little")
+        start += 8 + size + size % 2
+    return start, 0, 0
 
 
 def _wav_fault(file: BinaryIO) -> str | None:
-    start, end = 12, _size(file)
-    while start + 8 <= end:
-        head = _bytes_at(file, start, 8)
+    start, size, bytes_per_second = _wav_data(file)
+    left = _size(file) - start
+    # Programs that write into a pipe cannot know the size and put a value near 2³¹ or 2³² there.
+    if not size or size >= 0x7FFF0000 or size - left <= _MAX_MISSING * bytes_per_second:
+        return None
+    return f"its header promises {size} bytes, {left} are there"
+
+
+def _has_open_length(file: BinaryIO) -> bool:
+    """Whether a WAV file has data in spite of a size of 0, and not only other chunks behind them."""
+    if _bytes_at(file, 0, 4) != b"RIFF":
+        return False
+    (start, size, _), end = _wav_data(file), _size(file)
+    if size:
+        return False
+    while len(head := _bytes_at(file, start, 8)) == 8 and head[:4].isascii() and head[:4].decode().isprintable():
         size = int.from_bytes(head[4:], "little")
-        if head[:4] == b"data":
-            left = end - start - 8
-            # Programs that write into a pipe cannot know the size and put a value near 2³¹ or 2³² there.
-            return f"its header promises {size} bytes, {left} are there" if left < size < 0x7FFF0000 else None
         start += 8 + size + size % 2
+    return start < end
+
+
+def _matroska_fault(file: BinaryIO) -> str | None:
+    position, end = 0, _size(file)
+    while position < end and (head := _bytes_at(file, position, 12))[0]:  # else zeros follow
+        # The leading zeros of an id, and those of the size behind it, tell how many bytes follow.
+        id_bytes = 9 - head[0].bit_length()
+        size_bytes = 9 - head[id_bytes].bit_length() if len(head) > id_bytes else 9
+        ones = (1 << 7 * size_bytes) - 1
+        size = int.from_bytes(head[id_bytes : id_bytes + size_bytes], "big") & ones
+        position += id_bytes + size_bytes
+        if size != ones:  # else its end is open, and what follows lies in it
+            position += size
+    return f"an element ends {position - end} bytes behind the file" if position > end else None
+
+
+def _mp4_fault(file: BinaryIO) -> str | None:
+    position, end = 0, _size(file)
+    while position < end and _bytes_at(file, 4, 4) == b"ftyp":
+        head = _bytes_at(file, position, 16)
+        size = int.from_bytes(head[:4], "big")
+        size = int.from_bytes(head[8:], "big") if size == 1 else size or end - position
+        if position + size > end:
+            return f"its box {head[4:8]!r} promises {size} bytes, {end - position} are there"
+        position += max(size, 8)
     return None
 
 
@@ -424,3 +672,10 @@ def _size(file: BinaryIO) -> int:
 def _bytes_at(file: BinaryIO, start: int, count: int) -> bytes:
     file.seek(start)
     return file.read(count)
+
+
+_CONTAINER_CHECKS = (
+    (b"RIFF", "WAV", _wav_fault),
+    (b"OggS", "Ogg", _ogg_fault),
+    (b"\x1a\x45\xdf\xa3", "Matroska", _matroska_fault),
+)

@@ -5,6 +5,7 @@ Short recordings skip the work on the silence behind them, and hours take the me
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperProcessor
 
 from hf_distil_whisper.data.array_store import content_key
-from hf_distil_whisper.data.audio import SAMPLING_RATE
+from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, load_audio
 
 _DYNAMIC_RANGE = 8.0
 """Powers of ten below the loudest value of a recording at which the extractor cuts off."""
@@ -99,21 +100,29 @@ def recording_key(audio: Any, settings: bytes, name: str) -> bytes:
     """Key of the features of a recording or part, whose file is read but not decoded.
 
     Args:
-        audio (`dict`, `str` or `Path`): as [`load_source`] gives it.
+        audio (`dict`, `str` or `Path`): as [`load_source`] gives it, or anything else that [`load_audio`] takes.
         settings (`bytes`): from [`extractor_settings`].
         name (`str`): of the row; stands for the content of a file that cannot be read, which decoding will report.
     """
-    if isinstance(audio, dict):
+    content, part = audio, {}
+    if isinstance(audio, dict) and audio.get("array") is None:
+        content = audio.get("path") if audio.get("bytes") is None else audio["bytes"]
         part = {key: audio[key] for key in ("offset", "duration", "channel") if audio.get(key) is not None}
-        settings += (
-            json.dumps(part, default=float).encode() if part else b""
-        )  # keys of whole recordings stay as they were
-        if audio.get("bytes") is not None:
-            return content_key(audio["bytes"], settings)
+    if part:  # keys of whole recordings stay as they were
+        settings += json.dumps(part, default=float).encode()
     try:
-        return content_key(Path(audio["path"] if isinstance(audio, dict) else audio).read_bytes(), settings)
-    except (OSError, TypeError, KeyError):
+        if isinstance(content, str | Path):
+            file = Path(content)
+            # A call of an hour has a thousand parts: it is not read for each.
+            content = _digest(file, file.stat().st_mtime_ns) if part else file.read_bytes()
+        return content_key(content if isinstance(content, bytes) else load_audio(audio, name=name), settings)
+    except (OSError, AudioError):
         return content_key(f"{name}: {audio!r}"[:1000].encode(), settings)
+
+
+@lru_cache(maxsize=64)
+def _digest(file: Path, modified: int) -> bytes:
+    return content_key(file.read_bytes())
 
 
 def extractor_settings(processor: WhisperProcessor) -> bytes:
