@@ -12,7 +12,7 @@ from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from hf_distil_whisper import get_normalizer, load_model, load_processor
 from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process, setting
 from hf_distil_whisper.cli.inputs import best_device, describe_rows, open_source
-from hf_distil_whisper.inference.prompt import resolve_language, scoring_language
+from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language
 
 
 def list_setting(default: Sequence[Any], help: str) -> Any:
@@ -78,14 +78,13 @@ def load_models(
 
 
 def load_scored_models(paths: Mapping[str, str], args: ScoringArguments) -> dict[str, LoadedModel]:
-    """Models whose texts are normalised alike: rates under two normalisers differ by what counts as an error."""
+    """Models to score. Multilingual ones need a language, or a normaliser that is right for what they detect."""
     models = load_models(paths, args.dtype, args.language)
-    languages = {name: scoring_language(one.model, args.language) for name, one in models.items()}
-    if len(set(languages.values())) > 1 and args.normalizer is None:
-        pairs = ", ".join(f"{name} by {code!r}" for name, code in languages.items())
+    multilingual = [name for name, one in models.items() if is_multilingual(one.model)]
+    if multilingual and args.language is None and args.normalizer is None:
         raise InputError(
-            f"--language is missing: the models would be normalised differently ({pairs}), so that their rates could "
-            "not be compared. Give the language that is spoken, or choose a --normalizer"
+            f"--language is missing: {', '.join(multilingual)} would detect it, and error rates depend on it. Give "
+            "the language that is spoken, or choose a --normalizer"
         )
     return models
 

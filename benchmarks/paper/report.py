@@ -25,6 +25,7 @@ from algorithms import AlgorithmRow, compare_algorithms
 from hf_distil_whisper import WordErrors, evaluate_long_form, evaluate_model, parse_arguments, run_script
 from hf_distil_whisper.checkpoints import weights_fingerprint
 from hf_distil_whisper.cli.config import DataSource, InputError, as_sources, parse_yaml, setting, source_setting
+from hf_distil_whisper.evaluation.evaluate import NonSpeech
 from hf_distil_whisper.evaluation.noise import check_snrs, evaluate_in_noise
 from hf_distil_whisper.evaluation.results import IN_DISTRIBUTION, LONG_FORM, OUT_OF_DISTRIBUTION
 from noise import load_noises
@@ -144,7 +145,11 @@ class Measurements:
                 work = partial(measure, model, rows, processor)
                 stored = self.measured(f"{kind}, {name}, {data}", settings, work)
                 stored["interval"] = None if stored["interval"] is None else tuple(stored["interval"])
-                score = SetScore(**stored | {"errors": WordErrors(**stored["errors"])})
+                counts = {
+                    "errors": WordErrors(**stored["errors"]),
+                    "non_speech": NonSpeech(**stored.get("non_speech", {})),
+                }
+                score = SetScore(**stored | counts)
                 if not score.errors.num_words:
                     raise ValueError(
                         f"{data}: no row has a reference, so that there is no rate to draw. Take the set out."

@@ -4,7 +4,7 @@ import base64
 import html
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from markdown_it import MarkdownIt
@@ -13,8 +13,8 @@ from markdown_it.token import Token
 from algorithms import AlgorithmRow, algorithm_table
 from averages import set_averages
 from hf_distil_whisper import WordErrors
-from hf_distil_whisper.evaluation.evaluate import EvaluationResult
-from hf_distil_whisper.evaluation.results import METRICS, left_out_text, shown
+from hf_distil_whisper.evaluation.evaluate import EvaluationResult, NonSpeech
+from hf_distil_whisper.evaluation.results import METRICS, left_out_text, non_speech_text, shown
 from hf_distil_whisper.evaluation.significance import confidence_interval, robustness_by_model, robustness_text
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -60,6 +60,7 @@ class SetScore:
     repeated_5grams: int
     unreadable_rows: int = 0
     empty_references: int = 0
+    non_speech: NonSpeech = field(default_factory=NonSpeech)
 
     @property
     def rtf(self) -> float:
@@ -71,7 +72,7 @@ def set_score(result: EvaluationResult) -> SetScore:
     """The figures that a report shows of a result."""
     return SetScore(
         result.errors, confidence_interval(result), result.seconds, result.audio_seconds, result.repeated_5grams,
-        result.unreadable_rows, result.empty_references,
+        result.unreadable_rows, result.empty_references, result.non_speech,
     )  # fmt: skip
 
 
@@ -187,13 +188,13 @@ def _averages(by_set: Mapping[str, SetScore], outside: Sequence[str]) -> dict[st
 
 
 def _left_out(scores: Scores) -> list[str]:
-    """Rows that are in no rate, as Markdown; empty where there are none."""
+    """Rows that are in no rate, and what is written where nothing is spoken, as Markdown; empty without such rows."""
     by_set: dict[str, dict[str, SetScore]] = {}
     for name, of_model in scores.items():
         for data, score in of_model.items():
             by_set.setdefault(data, {})[name] = score
-    text = left_out_text(by_set)
-    return [f"```\n{text}\n```"] if text else []
+    texts = left_out_text(by_set), non_speech_text(by_set)
+    return [f"```\n{text}\n```" for text in texts if text]
 
 
 def markdown_table(heading: str, rows: Mapping[str, Mapping[str, str]]) -> str:

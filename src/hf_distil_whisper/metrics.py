@@ -123,12 +123,27 @@ def character_errors(
     return _counts(jiwer.process_characters(*_texts(references, hypotheses, normalizer)))
 
 
-def errors_in_language(references: str | Sequence[str], hypotheses: str | Sequence[str], language: str) -> WordErrors:
-    """Counts errors after the language's normaliser: of characters for `LANGUAGES_WITHOUT_SPACES`, else of words."""
+def errors_in_language(
+    references: str | Sequence[str], hypotheses: str | Sequence[str], language: str, unit: str | None = None
+) -> WordErrors:
+    """Counts errors after the language's normaliser, in its [`counting_unit`]; characters without the spaces."""
     normalizer = get_normalizer(language)
-    if is_written_without_spaces(language):
+    if counting_unit(language, unit) == "character":
         return character_errors(references, hypotheses, lambda text: normalizer(text).replace(" ", ""))
     return word_errors(references, hypotheses, normalizer)
+
+
+def counting_unit(language: str, unit: str | None = None) -> str:
+    """What errors are counted in: `unit`, by default "character" for `LANGUAGES_WITHOUT_SPACES`, else "word".
+
+    Characters are also the fair unit where spaces are free, as in Korean: a space left out is two wrong words.
+
+    Raises:
+        ValueError: for another unit.
+    """
+    if unit not in (None, "word", "character"):
+        raise ValueError(f"`unit` is {unit!r}, expected 'word' or 'character'.")
+    return unit or ("character" if is_written_without_spaces(language) else "word")
 
 
 def is_written_without_spaces(language: str) -> bool:

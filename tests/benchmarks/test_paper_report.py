@@ -112,7 +112,7 @@ def test_rows_in_no_rate_are_named_and_a_set_without_references_is_refused(
     corpus = Path(write_toy_corpus(tmp_path / "bad", train=3))
     rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
     (corpus / rows[0]["file_name"]).write_bytes(b"no audio")
-    rows[1]["text"] = ""
+    rows[1]["text"] = None
     (corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     bad, student = {"bad": {"path": str(corpus), "split": "train"}}, {"student": str(toys / "student")}
     assert run_script(report.main, [write(tmp_path, models=student, ood_datasets=bad, long_form_datasets=bad)]) == 0

@@ -26,6 +26,7 @@ from hf_distil_whisper.evaluation.evaluate import (
     COUNTS,
     KINDS,
     EvaluationResult,
+    NonSpeech,
     NothingReadError,
     TranscribedRow,
     evaluate_model,
@@ -33,6 +34,7 @@ from hf_distil_whisper.evaluation.evaluate import (
     merge_results,
     score,
 )
+from hf_distil_whisper.evaluation.long_form import evaluate_long_form
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.metrics import WordErrors, get_normalizer
 from talking_models import multilingual_whisper, talking_whisper
@@ -95,7 +97,7 @@ def test_rows_add_up_to_the_result_without_those_that_have_no_reference() -> Non
     for prefix, name in COUNTS.items():
         counts = [[row[prefix + kind] for kind in KINDS] for row in words]
         assert WordErrors(*map(sum, zip(*counts, strict=True))) == getattr(result, name)
-    assert result.empty_references == 3
+    assert result.empty_references == 2
     assert [errors for _, errors in result.utterance_errors()] == [
         WordErrors(*(row[kind] for kind in KINDS)) for row in words
     ]
@@ -157,6 +159,54 @@ def test_normaliser_is_that_of_the_language_unless_given() -> None:
     digits = [("one two three", "one two four")]
     assert scored(digits).wer == 1.0
     assert scored(digits, normalizer=get_normalizer("basic")).wer == pytest.approx(1 / 3)
+
+
+def test_words_where_nothing_is_spoken_are_counted_by_themselves() -> None:
+    """A model that writes "you" on every silent clip has no word errors; a missing reference says nothing about it."""
+    pairs = [("a b", "a"), ("", "Thank you."), (" ", ""), (None, "you"), ("...", "you")]
+    result = score([replace(row, duration=15.0) for row in transcribed(pairs)], RowErrors(), 1.0, language="en")
+    assert result.errors == WordErrors(hits=1, deletions=1)
+    assert result.non_speech == NonSpeech(rows=2, seconds=30.0, words=2, rows_with_words=1)
+    assert (result.non_speech.words_per_minute, result.non_speech.share) == (4.0, 0.5)
+    assert result.empty_references == 2
+    assert scored([("", "今天")], "zh").non_speech.words == 2
+    assert scored([("a", "a")]).non_speech.words_per_minute == 0.0
+
+
+def test_languages_in_one_set_are_each_normalised_and_counted_alike() -> None:
+    """In English "um" is a filler, in German a word; words of one language and characters of another do not add up."""
+    rows = [
+        replace(row, language=code)
+        for row, code in zip(transcribed([("um zehn", "zehn")] * 2), ("de", "en"), strict=True)
+    ]
+    assert score(rows, RowErrors(), 1.0).errors == WordErrors(hits=2, deletions=1)
+    mixed = [*rows, replace(rows[0], language="ja")]
+    with pytest.raises(ValueError, match=r"different units \(de in words, en in words, ja in characters\)"):
+        score(mixed, RowErrors(), 1.0)
+    assert score(mixed, RowErrors(), 1.0, unit="character").unit == "character"
+    korean = [("저는 학교에 갈 수 있습니다", "저는 학교에 갈수있습니다")]
+    assert scored(korean, "ko").wer == 0.6
+    assert score(transcribed(korean), RowErrors(), 1.0, language="ko", unit="character").wer == 0.0
+    with pytest.raises(ValueError, match="`unit` is 'syllable'"):
+        score(rows, RowErrors(), 1.0, unit="syllable")
+
+
+def test_each_row_is_transcribed_and_scored_in_its_language() -> None:
+    """Detected in every window, a clip of a second is of any language, and its rate under another normaliser."""
+    model, codes = multilingual_whisper(4), ["de", "Hindi", "klingon", None]
+    tagged = [row | {"language": code} for row, code in zip(rows(["a", "b", "c", "d"]), codes, strict=True)]
+    result = evaluate_model(model, tagged, toy_processor(), max_new_tokens=9)
+    assert [row["id"] for row in result.rows] == ["row-0", "row-1"]
+    assert [name for name, _ in result.row_errors] == ["row-2", "row-3"]
+    alone = [
+        evaluate_model(model, [row], toy_processor(), language=code, max_new_tokens=9).rows[0]["prediction"]
+        for row, code in zip(rows(["a", "b"]), ("de", "hi"), strict=True)
+    ]
+    assert [row["prediction"] for row in result.rows] == alone
+    for evaluate in (evaluate_model, evaluate_long_form):
+        with pytest.raises(ValueError, match="`language` is missing"):
+            evaluate(model, rows(["a"]), toy_processor())
+    evaluate_model(model, rows(["a"]), toy_processor(), normalizer=get_normalizer("basic"), max_new_tokens=2)
 
 
 SECONDS = (2, 5, 1, 3)
@@ -230,7 +280,7 @@ def test_odd_recordings_have_a_text_and_their_duration_and_unreadable_ones_are_l
     assert [row["id"] for row in result.rows] == list(odd)[:5]
     assert [row["duration"] for row in result.rows] == pytest.approx([2.0, 0.01, 2.0, 1.0, 1.0], abs=1e-3)
     assert all(isinstance(row["prediction"], str) for row in result.rows)
-    assert (result.errors.num_words, result.empty_references) == (4, 2)
+    assert (result.errors.num_words, result.empty_references, result.non_speech.rows) == (4, 1, 1)
     assert np.isfinite([result.wer, result.rtf]).all()
 
 

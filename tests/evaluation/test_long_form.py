@@ -74,7 +74,8 @@ def test_rows_hold_counts_and_rates_that_add_up(monkeypatch: pytest.MonkeyPatch)
     first, *others = [[row[name] for name in names] for row in result.rows]
     assert first == [0.5, 2, 2, 0, 0, 0.0, 0.5, 0.0]
     assert others == [[None] * 8] * 2
-    assert (result.errors, result.empty_references) == (WordErrors(hits=2, substitutions=2), 2)
+    assert (result.errors, result.empty_references) == (WordErrors(hits=2, substitutions=2), 1)
+    assert (result.non_speech.rows, result.non_speech.words) == (1, 4)
 
 
 def test_silence_clips_stereo_and_empty_recordings_are_scored_or_listed() -> None:

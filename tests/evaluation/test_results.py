@@ -66,11 +66,15 @@ def test_no_reference_is_no_perfect_score_and_rows_in_no_rate_are_counted_below_
     assert "no reference" in line
     assert "0.00" not in line.split("no reference")[0]
     row = summarise_results(RESULTS)["silence"]["model"]
-    assert (row["wer"], row["cer"], row["wer_interval"], row["empty_references"]) == (None, None, None, 1)
+    assert (row["wer"], row["cer"], row["wer_interval"], row["empty_references"]) == (None, None, None, 0)
+    silent = {"rows": 1, "seconds": 2.0, "words": 2, "rows_with_words": 1, "words_per_minute": 60.0, "share": 1.0}
+    assert row["non_speech"] == silent
+    assert "  silence: model 60.0 per minute, on 100% of 1 rows" in results_table(RESULTS, GROUPS).splitlines()
+    assert summarise_results(RESULTS)["read"]["model"]["non_speech"] is None
     assert left_out_text(RESULTS).splitlines() == [
         "rows left out of the rates:",
         "  read, model: 1 could not be read",
-        "  silence: 1 without a reference",
+        "  silence, teacher: 1 without a reference",
     ]
     assert left_out_text(RESULTS) in results_table(RESULTS, GROUPS)
     assert left_out_text({"chinese": RESULTS["chinese"]}) == ""

@@ -153,12 +153,14 @@ def test_results_of_an_evaluation_are_read(tmp_path: Path) -> None:
 
 def test_a_set_without_references_has_no_rate(tmp_path: Path) -> None:
     row = {"wer": None, "group": "in distribution", "seconds": 1.0, "audio_seconds": 2.0}
-    scored = row | {"wer": 0.25}
+    row["non_speech"] = {"words_per_minute": 3.0}
+    scored = row | {"wer": 0.25, "non_speech": None}
     (tmp_path / "results.json").write_text(json.dumps({"silent": {"model": row}, "test": {"model": scored}}))
     scores = read_evaluation(tmp_path)
     assert scores.results == {"test": 0.25}
     assert scores.teacher_results == {}
     assert scores.rtf == (0.5, None)
+    assert "| words per minute where nothing is spoken, silent | 3.0 |" in card_of(evaluation=tmp_path).text
     with pytest.raises(ValueError, match="'other'"):
         read_evaluation(tmp_path, student="other")
     with pytest.raises(FileNotFoundError, match="--output_dir"):

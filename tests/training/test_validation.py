@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import EvalPrediction
@@ -155,6 +156,19 @@ def test_the_normaliser_is_the_languages_unless_named(tmp_path):
     """The English one joins spoken digits: each string of digits would be a single word."""
     assert validated(tmp_path).compute_metrics.language == "en"
     assert validated(tmp_path, normalizer="basic").compute_metrics.language == "basic"
+
+
+def test_each_label_is_scored_in_the_language_that_it_names():
+    """In English "um" is a filler, in German a word: one normaliser for both gives rates that no evaluation gives."""
+    tokenizer, metrics = small_processor().tokenizer, WordErrorMetrics(small_processor())
+    for code, wer in (("en", 0.0), ("de", 0.5)):
+        label, tokens = (
+            np.array(
+                [tokenizer(f"<|{code}|><|transcribe|><|notimestamps|>{text}", add_special_tokens=False).input_ids]
+            )
+            for text in (" um zehn", " zehn")
+        )
+        assert metrics(EvalPrediction(tokens, label))["wer"] == wer
 
 
 def test_metrics_that_cannot_exist_are_refused_before_training(tmp_path):

@@ -41,7 +41,7 @@ from hf_distil_whisper.evaluation.results import (
     results_table,
     save_results,
 )
-from hf_distil_whisper.inference.prompt import scoring_language
+from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language
 from hf_distil_whisper.metrics import get_normalizer
 
 GROUPS = {
@@ -85,9 +85,12 @@ class EvaluateArguments:
     output_dir: str | None = setting(
         None, "Folder for results.json, tables, and for each set and model its rows and the worst of them."
     )
-    language: str | None = setting(None, "Language of the speech, for multilingual models (default: detected).")
+    language: str | None = setting(None, "Language of the speech, for multilingual models, of rows that name none.")
     normalizer: str | None = setting(
         None, 'Language of the text normaliser, or "basic" (default: that of --language).'
+    )
+    unit: Literal["word", "character"] | None = setting(
+        None, "What errors are counted in (default: that of the language)."
     )
     batch_size: int = setting(16, "Recordings or chunks in one pass.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the weights.")
@@ -136,7 +139,6 @@ def plan_evaluation(args: EvaluateArguments) -> EvaluationPlan:
     sources = [(flag, name, source) for flag in GROUPS for name, source in getattr(args, flag).items()]
     names = [name for _, name, _ in sources]
     _check_names(plan, names, [*_as_models(args.other_models)])
-    _check_models(plan, args)
     if args.reference is not None:
         if args.reference not in (args.eval_datasets or {}):
             known = ", ".join(args.eval_datasets or {}) or "none"
@@ -155,6 +157,7 @@ def plan_evaluation(args: EvaluateArguments) -> EvaluationPlan:
         if rows is not None:
             plan.sets.append(EvaluationSet(name, GROUPS[flag], rows))
             plan.figures[f"audio of {name}"] = describe_rows(rows)
+    _check_models(plan, args)
     for column, name in args.models().items():
         plan.steps.append(f"score {column} {name} on {', '.join(names) or 'no set'}")
     if args.output_dir is not None:
@@ -177,22 +180,23 @@ def _check_names(plan: Plan, sets: Sequence[str], models: Sequence[str]) -> None
             plan.problems.append(f"{name!r}: is part of a file's name, expected one without '/'. Rename it")
 
 
-def _check_models(plan: Plan, args: EvaluateArguments) -> None:
-    """Checks that all models know the language, and that one normaliser applies to all of them."""
+def _check_models(plan: EvaluationPlan, args: EvaluateArguments) -> None:
+    """Checks that all models know the language, and that there is one to normalise by."""
     flags = {"model": "model_name_or_path", TEACHER: "teacher_model_name_or_path"}
-    models, languages = {}, {}
+    models = {}
     for column, name in args.models().items():
         model = plan.model_and_processor(name, flags.get(column, f"other_models.{column}"))
         if model is not None:
             models[column] = model
-    for column, model in models.items():
+    for model in models.values():
         with plan.collect("language"):
-            languages[column] = scoring_language(model, args.language)
-    if len(set(languages.values())) > 1 and args.normalizer is None:
-        pairs = ", ".join(f"{column} by {code!r}" for column, code in languages.items())
+            resolve_language(model, args.language)
+    multilingual = [column for column, model in models.items() if is_multilingual(model)]
+    unnamed = [one.name for one in plan.sets if "language" not in one.rows.column_names]
+    if multilingual and unnamed and args.language is None and args.normalizer is None:
         plan.problems.append(
-            f"--language is missing: the models would be normalised differently ({pairs}), so that their rates could "
-            "not be compared. Name the language of the speech, or choose a --normalizer"
+            f"--language is missing: {', '.join(multilingual)} would detect it, and error rates depend on it. Give "
+            f"the language of the speech, a language_column of {', '.join(unnamed)}, or a --normalizer"
         )
     if models:
         dtype = DTYPES[args.dtype]
@@ -214,6 +218,7 @@ def run_evaluation(args: EvaluateArguments, sets: Sequence[EvaluationSet]) -> di
     options: dict[str, Any] = {
         "language": args.language,
         "normalizer": get_normalizer(args.normalizer) if args.normalizer else None,
+        "unit": args.unit,
         "batch_size": args.batch_size,
     }
     of_long_form: dict[str, Any] = {

@@ -27,12 +27,12 @@ from hf_distil_whisper.inference.dataset import generate_rows
 from hf_distil_whisper.inference.encoder import window_features
 from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import plain_text
-from hf_distil_whisper.inference.prompt import scoring_language, timestamp_begin
+from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, timestamp_begin
 from hf_distil_whisper.metrics import (
     WordErrors,
     character_errors,
+    counting_unit,
     get_normalizer,
-    is_written_without_spaces,
     repeated_ngrams,
     word_errors,
 )
@@ -76,6 +76,7 @@ class TranscribedRow:
         prediction (`str`, *optional*): transcript; None, where a recogniser gave nothing, is scored as an empty text.
         duration (`float`): seconds.
         truncated (`bool`): whether the number of tokens ran out before the end.
+        language (`str`, *optional*): that is spoken, if it is the row's own.
     """
 
     id: str
@@ -83,6 +84,34 @@ class TranscribedRow:
     prediction: str | None
     duration: float
     truncated: bool
+    language: str | None = None
+
+
+@dataclass(frozen=True)
+class NonSpeech:
+    """What a model writes for rows in which nothing is spoken: those whose reference is `""`.
+
+    Args:
+        rows (`int`): number of rows.
+        seconds (`float`): of their audio.
+        words (`int`): written for them, after normalising; characters in a language without spaces.
+        rows_with_words (`int`): rows that any were written for.
+    """
+
+    rows: int = 0
+    seconds: float = 0.0
+    words: int = 0
+    rows_with_words: int = 0
+
+    @property
+    def words_per_minute(self) -> float:
+        """Words per minute of audio without speech."""
+        return 60 * self.words / self.seconds if self.seconds else 0.0
+
+    @property
+    def share(self) -> float:
+        """Share of the rows that words were written for."""
+        return self.rows_with_words / self.rows if self.rows else 0.0
 
 
 @dataclass(frozen=True)
@@ -96,8 +125,9 @@ class EvaluationResult:
             and counts, which are None without a reference.
         seconds (`float`): time for features and generation, summed over processes.
         audio_seconds (`float`): duration of the recordings.
-        empty_references (`int`): rows left out of the counts because their reference is missing, or empty after
-            normalising: there is no error rate per word of nothing.
+        empty_references (`int`): rows left out of the counts because their reference is missing, or nothing of it is
+            left after normalising.
+        non_speech ([`NonSpeech`]): rows whose reference is `""`: there is no error rate per word of nothing.
         row_errors (`RowErrors`): rows that could not be read.
         character_errors (`WordErrors`): counts of characters after normalising, spaces between words included where
             the language has them; `.wer` is the CER.
@@ -114,6 +144,7 @@ class EvaluationResult:
     seconds: float
     audio_seconds: float
     empty_references: int = 0
+    non_speech: NonSpeech = NonSpeech()
     row_errors: RowErrors = field(default_factory=RowErrors)
     character_errors: WordErrors = field(default_factory=WordErrors)
     orthographic_errors: WordErrors = field(default_factory=WordErrors)
@@ -170,8 +201,9 @@ def score(
     row_errors: RowErrors,
     seconds: float,
     *,
-    language: str,
+    language: str | None = None,
     normalizer: Callable[[str], str] | None = None,
+    unit: str | None = None,
 ) -> EvaluationResult:
     """Compares transcripts with references.
 
@@ -179,10 +211,12 @@ def score(
         transcribed (`Sequence[TranscribedRow]`): in the order of the dataset.
         row_errors (`RowErrors`): rows that could not be read.
         seconds (`float`): time for features and generation.
-        language (`str`): selects the normaliser, and characters in place of words where a script has no spaces.
+        language (`str`, *optional*): of rows that name none; selects the normaliser and the [`counting_unit`].
         normalizer (`Callable[[str], str]`, *optional*): in place of the language's; words are counted then.
+        unit (`str`, *optional*): "word" or "character", in place of the language's.
 
     Raises:
+        ValueError: if the languages of the rows are counted in different units.
         NothingReadError: if no row could be read.
     """
     if not transcribed:
@@ -190,10 +224,20 @@ def score(
     if len(row_errors):
         # Once for all models and noise levels that are scored on these rows.
         logger.warning_once(row_errors.summary())
-    normalize = get_normalizer(language) if normalizer is None else normalizer
-    spaceless = normalizer is None and is_written_without_spaces(language)
-    rows = [_score_row(row, normalize, spaceless) for row in transcribed]
-    return _sum_rows(rows, seconds, row_errors, "character" if spaceless else "word", None)
+    languages = [row.language or language or "basic" for row in transcribed]
+    units = {code: unit or "word" if normalizer else counting_unit(code, unit) for code in languages}
+    if len(set(units.values())) > 1:
+        pairs = ", ".join(f"{code} in {one}s" for code, one in sorted(units.items()))
+        raise ValueError(
+            f"The rows are in languages whose errors are counted in different units ({pairs}), which do not add up. "
+            "Score each language by itself, or pass `unit`."
+        )
+    (chosen,) = set(units.values())
+    rows = [
+        _score_row(row, normalizer or get_normalizer(code), chosen == "character")
+        for row, code in zip(transcribed, languages, strict=True)
+    ]
+    return _sum_rows(rows, seconds, row_errors, chosen, None)
 
 
 def merge_results(parts: Sequence[EvaluationResult]) -> EvaluationResult:
@@ -247,6 +291,15 @@ def _sum_rows(
     rows: list[dict], seconds: float, row_errors: RowErrors, unit: str, wall_seconds: float | None
 ) -> EvaluationResult:
     scored = [row for row in rows if row["wer"] is not None]
+    silent = [row for row in rows if row["reference"] is not None and not row["reference"].strip()]
+    written = [
+        len(
+            "".join(row["normalized_prediction"].split())
+            if unit == "character"
+            else row["normalized_prediction"].split()
+        )
+        for row in silent
+    ]
     sums = {
         name: WordErrors(*(sum(row[prefix + kind] for row in scored) for kind in KINDS))
         for prefix, name in COUNTS.items()
@@ -256,7 +309,10 @@ def _sum_rows(
         seconds=seconds,
         # Over rows, not over parts: the order of a float sum decides its last digit.
         audio_seconds=sum(row["duration"] for row in rows),
-        empty_references=len(rows) - len(scored),
+        empty_references=len(rows) - len(scored) - len(silent),
+        non_speech=NonSpeech(
+            len(silent), sum(row["duration"] for row in silent), sum(written), sum(map(bool, written))
+        ),
         row_errors=row_errors,
         unit=unit,
         wall_seconds=wall_seconds,
@@ -342,6 +398,7 @@ def evaluate_model(
     *,
     settings: GenerationSettings | None = None,
     normalizer: Callable[[str], str] | None = None,
+    unit: str | None = None,
     text_column: str = "text",
     load: Callable[..., np.ndarray] = load_audio,
     generate: Callable[..., list[TokenSequence]] | None = None,
@@ -351,12 +408,14 @@ def evaluate_model(
 
     Args:
         model (`WhisperForConditionalGeneration`): student or teacher, in eval mode.
-        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference, optionally `id`.
+        dataset (`Dataset` or `Sequence[Mapping]`): rows with `audio` and a reference, optionally `id` and `language`.
+            A reference of `""` means that nothing is spoken, null that it is not known.
         processor (`WhisperProcessor`): the model's processor.
-        settings ([`GenerationSettings`], *optional*): beams, lengths, batch size and the language of the recordings.
-            Without a language, a multilingual model detects it, and the basic normaliser is used.
+        settings ([`GenerationSettings`], *optional*): beams, lengths, batch size and the language of rows that name
+            none. A multilingual model needs one of them, or a `normalizer`, with which it detects the language.
         normalizer (`Callable[[str], str]`, *optional*, defaults to the language's): from [`get_normalizer`]. A
             normaliser that is passed counts words in any language; `get_normalizer("basic")` suits digit strings.
+        unit (`str`, *optional*): "word" or "character"; by default that of the language ([`counting_unit`]).
         text_column (`str`, *optional*, defaults to `"text"`): column of the references.
         load (`Callable[..., np.ndarray]`, *optional*, defaults to [`load_audio`]): decodes the `audio` of a row, whose
             id is passed as `name`, to samples at 16 kHz; [`evaluate_in_noise`] adds noise here.
@@ -368,7 +427,7 @@ def evaluate_model(
         [`EvaluationResult`]: its rows are in the order of the dataset.
 
     Raises:
-        ValueError: for 0 rows, a missing column, or if no row could be read.
+        ValueError: for 0 rows, a missing column or language, or if no row could be read.
 
     Example:
         ```python
@@ -379,21 +438,71 @@ def evaluate_model(
     dataset = readable_rows(dataset, text_column)
     errors = RowErrors()
     settings = replace(settings or GenerationSettings(), **keywords)
+    languages = row_languages(model, dataset, errors, settings.language, normalizer)
     if generate is None:
         generate = partial(generate_tokens, model, settings=settings)
         _warm_up(model, processor, settings.language)
-    outputs = generate_rows(model, processor, dataset, errors, generate, load=load, batch_size=settings.batch_size)
+        in_batches = languages if is_multilingual(model) else None
+    else:
+        in_batches = None
+    outputs = generate_rows(
+        model, processor, dataset, errors, generate, load=load, languages=in_batches, batch_size=settings.batch_size
+    )
     transcribed = []
     for index, sequence in outputs.sequences.items():
         row = dataset[index]
         text = plain_text(sequence.tokens, processor.tokenizer, timestamp_begin(model))
         transcribed.append(
             TranscribedRow(
-                row_id(row, index), row[text_column], text, outputs.durations[index], truncated=sequence.truncated
+                row_id(row, index),
+                row[text_column],
+                text,
+                outputs.durations[index],
+                sequence.truncated,
+                languages[index],
             )
         )
-    language = scoring_language(model, settings.language)
-    return score(transcribed, errors, outputs.seconds, language=language, normalizer=normalizer)
+    return score(transcribed, errors, outputs.seconds, normalizer=normalizer, unit=unit)
+
+
+def row_languages(
+    model: WhisperForConditionalGeneration,
+    dataset: Dataset | Sequence[Mapping],
+    errors: RowErrors,
+    language: str | None,
+    normalizer: Callable[[str], str] | None,
+) -> dict[int, str | None]:
+    """The language that each row is transcribed and scored in, by row index; None where it is to be detected.
+
+    It is that of the row's column `language`, else `language`; `errors` receives rows in a language that the model
+    does not know.
+
+    Raises:
+        ValueError: if a multilingual model gets neither, nor a normaliser: error rates depend on the language.
+    """
+    names = [name for name in ("id", "language") if name in _column_names(dataset)]
+    demanded = is_multilingual(model) and normalizer is None
+    if demanded and language is None and "language" not in names:
+        raise ValueError(
+            "`language` is missing: a multilingual model would detect it in every window, and error rates depend on "
+            "it. Pass the language of the recordings, 'en' for example, name the column that has it with "
+            "`language_column` when loading them, or pass a `normalizer`."
+        )
+    columns = dataset.select_columns(names) if isinstance(dataset, Dataset) and names else dataset
+    codes: dict[int, str | None] = {}
+    for index, row in enumerate(columns if names else [{}] * len(dataset)):
+        try:
+            code = resolve_language(model, row.get("language") or language)
+            if code is None and demanded:
+                raise ValueError("no language is named, expected one since error rates depend on it")
+            codes[index] = code
+        except ValueError as error:
+            errors.add(row_id(row, index), f"column 'language': {error}")
+    return codes if is_multilingual(model) else dict.fromkeys(codes, "en")
+
+
+def _column_names(dataset: Dataset | Sequence[Mapping]) -> list[str]:
+    return dataset.column_names if isinstance(dataset, Dataset) else list(dataset[0])
 
 
 def readable_rows(dataset: Dataset | Sequence[Mapping], text_column: str) -> Dataset | Sequence[Mapping]:
@@ -402,9 +511,7 @@ def readable_rows(dataset: Dataset | Sequence[Mapping], text_column: str) -> Dat
         raise ValueError("The data set to evaluate has 0 rows. Check the source and its split.")
     if isinstance(dataset, Dataset):
         dataset = without_decoder(dataset)
-        columns = dataset.column_names
-    else:
-        columns = list(dataset[0])
+    columns = _column_names(dataset)
     for column in ("audio", text_column):
         if column not in columns:
             raise ValueError(

@@ -15,10 +15,16 @@ from transformers.utils import logging
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors
-from hf_distil_whisper.evaluation.evaluate import KINDS, EvaluationResult, TranscribedRow, readable_rows, score
+from hf_distil_whisper.evaluation.evaluate import (
+    KINDS,
+    EvaluationResult,
+    TranscribedRow,
+    readable_rows,
+    row_languages,
+    score,
+)
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.output import Transcription
-from hf_distil_whisper.inference.prompt import scoring_language
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError, transcribe_sequential
 from hf_distil_whisper.metrics import WordErrors
 
@@ -39,6 +45,7 @@ def evaluate_long_form(
     method: str = "chunked",
     language: str | None = None,
     normalizer: Callable[[str], str] | None = None,
+    unit: str | None = None,
     text_column: str = "text",
     **options: Any,
 ) -> EvaluationResult:
@@ -55,6 +62,7 @@ def evaluate_long_form(
             `"sequential"`, [`transcribe_sequential`].
         language (`str`, *optional*): see [`evaluate_model`].
         normalizer (`Callable[[str], str]`, *optional*): see [`evaluate_model`].
+        unit (`str`, *optional*): see [`evaluate_model`].
         text_column (`str`, *optional*, defaults to `"text"`): column of the references.
         options: of the method. Chunked: `chunk_length` and `stride` in seconds, `batch_size` (16) in chunks.
             Sequential: `temperature_fallback` (`bool` or [`TemperatureFallback`]) and `condition_on_prev_tokens`.
@@ -71,17 +79,18 @@ def evaluate_long_form(
     _check_options(method, options)
     dataset = readable_rows(dataset, text_column)
     transcribed, errors, seconds = [], RowErrors(), 0.0
-    for index in logging.tqdm(range(len(dataset)), desc=f"{method} transcription", unit="recording"):
+    languages = row_languages(model, dataset, errors, language, normalizer)
+    for index, spoken in logging.tqdm(languages.items(), desc=f"{method} transcription", unit="recording"):
         row = dataset[index]
         name = row_id(row, index)
         recording = _TimedBlocks(row["audio"], name)
         start = time.perf_counter()
         try:
             if method == "chunked":
-                transcription = transcribe_chunked(model, processor, recording, language=language, **options)
+                transcription = transcribe_chunked(model, processor, recording, language=spoken, **options)
             else:
                 with _seeded_by(name, model.device):
-                    transcription = transcribe_sequential(model, processor, recording, language=language, **options)
+                    transcription = transcribe_sequential(model, processor, recording, language=spoken, **options)
         except AudioError as error:
             errors.add(name, str(error))
             continue
@@ -93,9 +102,9 @@ def evaluate_long_form(
         seconds += time.perf_counter() - start - recording.decoding_seconds
         truncated = transcription.statistics is None or transcription.statistics.truncated
         transcribed.append(
-            TranscribedRow(name, row[text_column], transcription.text, recording.duration, truncated=truncated)
+            TranscribedRow(name, row[text_column], transcription.text, recording.duration, truncated, spoken)
         )
-    result = score(transcribed, errors, seconds, language=scoring_language(model, language), normalizer=normalizer)
+    result = score(transcribed, errors, seconds, normalizer=normalizer, unit=unit)
     for scored in result.rows:
         counts = WordErrors(*(scored[kind] or 0 for kind in KINDS))
         for rate in ("ier", "ser", "der"):

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -186,10 +187,11 @@ def results_table(results: Results, groups: Mapping[str, str] | None = None, ref
             if "against_teacher" in row:
                 tests.append(f"  {dataset}: {model} {_test(row['against_teacher'])}")
     lines += left_out_text(results).splitlines()
+    lines += non_speech_text(results).splitlines()
     if groups is not None:
         lines += averages_text(results, groups).splitlines()
     if any(row["unit"] == "character" for by_model in summary.values() for row in by_model.values()):
-        lines.append("(*) of characters: the language puts no space between words")
+        lines.append("(*) of characters")
     if tests:
         lines += ["WER minus the teacher's, on the same utterances (paired bootstrap):", *tests]
     if groups is not None and reference is not None:
@@ -211,6 +213,21 @@ def left_out_text(results: Mapping[str, Mapping[str, Any]]) -> str:
             if parts:
                 lines.append(f"  {dataset}{which}: {', '.join(parts)}")
     head = ["rows left out of the rates:"] if lines else []
+    return "\n".join([*head, *lines])
+
+
+def non_speech_text(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Words that each model writes where nothing is spoken (reference `""`); an empty text without such rows."""
+    lines = []
+    for dataset, by_model in results.items():
+        for model, one in by_model.items():
+            silent = one.non_speech
+            if silent.rows:
+                lines.append(
+                    f"  {dataset}: {model} {silent.words_per_minute:.1f} per minute, on {silent.share:.0%} of "
+                    f"{silent.rows} rows"
+                )
+    head = ['words written where nothing is spoken (reference ""):'] if lines else []
     return "\n".join([*head, *lines])
 
 
@@ -341,6 +358,13 @@ def result_summary(result: EvaluationResult) -> dict[str, Any]:
         "rows": len(result.rows),
         "empty_references": result.empty_references,
         "unreadable_rows": result.unreadable_rows,
+        "non_speech": None
+        if not result.non_speech.rows
+        else {
+            **asdict(result.non_speech),
+            "words_per_minute": result.non_speech.words_per_minute,
+            "share": result.non_speech.share,
+        },
     }
 
 

@@ -224,6 +224,8 @@ class Evaluation:
             form out of distribution".
         rtf (`tuple[float | None, float | None]`): real-time factors of student and teacher on short recordings.
         speed (`float`, *optional*): speed relative to the teacher, one recording at a time.
+        non_speech (`Mapping[str, tuple[float | None, float | None]]`): words per minute that student and teacher write
+            where nothing is spoken, by set.
     """
 
     results: Mapping[str, float] = field(default_factory=dict)
@@ -231,6 +233,7 @@ class Evaluation:
     groups: Mapping[str, str] = field(default_factory=dict)
     rtf: tuple[float | None, float | None] = (None, None)
     speed: float | None = None
+    non_speech: Mapping[str, tuple[float | None, float | None]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -318,7 +321,11 @@ def read_evaluation(folder: str | Path, *, student: str = "model", teacher: str 
         )
     rates: dict[str, dict[str, float]] = {student: {}, teacher: {}}
     groups, seconds = {}, {student: [0.0, 0.0], teacher: [0.0, 0.0]}
+    non_speech: dict[str, tuple[float | None, float | None]] = {}
     for name, by_model in json.loads(file.read_text(encoding="utf-8")).items():
+        silent = [(by_model.get(model, {}).get("non_speech") or {}).get("words_per_minute") for model in rates]
+        if silent[0] is not None:
+            non_speech[name] = silent[0], silent[1]
         for model in rates:
             row = by_model.get(model)
             if row is None or row["wer"] is None:
@@ -329,10 +336,10 @@ def read_evaluation(folder: str | Path, *, student: str = "model", teacher: str 
             if row.get("group") not in LONG_FORMS:
                 seconds[model][0] += row["seconds"]
                 seconds[model][1] += row["audio_seconds"]
-    if not rates[student]:
+    if not rates[student] and not non_speech:
         raise ValueError(f"{folder}: no set was scored for {student!r}. Use the name that the model has there.")
     rtf = [work / audio if audio else None for work, audio in (seconds[student], seconds[teacher])]
-    return Evaluation(rates[student], rates[teacher], groups, (rtf[0], rtf[1]))
+    return Evaluation(rates[student], rates[teacher], groups, (rtf[0], rtf[1]), non_speech=non_speech)
 
 
 def teacher_facts(name: str) -> CardFacts:
@@ -535,6 +542,9 @@ def comparison_rows(scores: Evaluation) -> list[tuple[str, str, str]]:
         group = scores.groups.get(name)
         label = f"WER %, {name}" + (f" ({group})" if group else "")
         rows.append((label, _percent(scores.results.get(name)), _percent(scores.teacher_results.get(name))))
+    for name, pair in scores.non_speech.items():
+        figures = ["" if rate is None else f"{rate:.1f}" for rate in pair]
+        rows.append((f"words per minute where nothing is spoken, {name}", figures[0], figures[1]))
     if any(scores.rtf):
         figures = ["" if rtf is None else f"{rtf:.4f}" for rtf in scores.rtf]
         rows.append(("real-time factor, seconds of work per second of speech", figures[0], figures[1]))

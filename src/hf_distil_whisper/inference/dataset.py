@@ -38,21 +38,26 @@ def generate_rows(
     generate: Callable[..., list[TokenSequence]],
     *,
     load: Callable[..., np.ndarray] = load_audio,
+    languages: Mapping[int, str | None] | None = None,
     batch_size: int = 16,
 ) -> RowTokens:
     """Generates tokens for every row that can be read and fits into one window, with a progress bar.
 
     Rows have `audio` and optionally `id`; `load` turns the one into samples at 16 kHz and gets the other as `name`.
     `errors` receives the rows that are left out. `generate` is called with `input_features` (batch, mel bins, frames):
-    a `partial` of [`generate_tokens`], or another runtime's generator.
+    a `partial` of [`generate_tokens`], or another runtime's generator. With `languages`, codes by row index, it also
+    gets those of the batch, and other rows are left out.
     """
     sequences: dict[int, TokenSequence] = {}
     durations: dict[int, float] = {}
     seconds = 0.0
     with closing(AudioProgress(len(dataset), "transcribing")) as progress:
-        for batch in feature_batches(model, processor, dataset, errors, batch_size=batch_size, load=load):
+        for batch in feature_batches(
+            model, processor, dataset, errors, batch_size=batch_size, rows=languages, load=load
+        ):
+            of_batch = {} if languages is None else {"languages": [languages[row] for row in batch.rows]}
             start = time.perf_counter()
-            sequences |= zip(batch.rows, generate(input_features=batch.input_features), strict=True)
+            sequences |= zip(batch.rows, generate(input_features=batch.input_features, **of_batch), strict=True)
             seconds += batch.seconds + time.perf_counter() - start
             durations |= zip(batch.rows, batch.durations, strict=True)
             progress.update(len(batch.rows), sum(batch.durations))

@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.data.labels import language_in
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.output import plain_text
-from hf_distil_whisper.inference.prompt import languages_of, max_generated_tokens, prefix_length, scoring_language
-from hf_distil_whisper.metrics import errors_in_language, get_normalizer
+from hf_distil_whisper.inference.prompt import is_multilingual, languages_of, max_generated_tokens, prefix_length
+from hf_distil_whisper.metrics import WordErrors, errors_in_language, get_normalizer
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.losses import IGNORE_INDEX
 
@@ -28,7 +29,8 @@ class WordErrorMetrics:
 
     Args:
         processor (`WhisperProcessor`): its tokenizer decodes the tokens.
-        language (`str`): decides on the normaliser and on words or characters as the unit; or "basic".
+        language (`str`, *optional*): decides on the normaliser and on words or characters as the unit; or "basic". By
+            default that of each label.
 
     Example:
         ```python
@@ -36,21 +38,24 @@ class WordErrorMetrics:
         ```
     """
 
-    def __init__(self, processor: WhisperProcessor, language: str):
+    def __init__(self, processor: WhisperProcessor, language: str | None = None):
         self.tokenizer = processor.tokenizer
         self.language = language
         self.timestamp_begin = int(self.tokenizer.convert_tokens_to_ids("<|0.00|>"))
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Returns `{"wer": fraction}`, or nothing if no reference has a word."""
-        references = [self._text(row) for row in np.asarray(prediction.label_ids)]
-        hypotheses = [self._text(row) for row in np.asarray(prediction.predictions)]
-        normalizer = get_normalizer(self.language)
-        spoken = [pair for pair in zip(references, hypotheses, strict=True) if normalizer(pair[0])]
-        if not spoken:
-            return {}
-        references, hypotheses = (list(side) for side in zip(*spoken, strict=True))
-        return {"wer": errors_in_language(references, hypotheses, self.language).wer}
+        errors = WordErrors()
+        for label, tokens in zip(np.asarray(prediction.label_ids), np.asarray(prediction.predictions), strict=True):
+            language, reference = self.language or self._language(label), self._text(label)
+            if get_normalizer(language)(reference):
+                errors += errors_in_language(reference, self._text(tokens), language)
+        return {"wer": errors.wer} if errors.num_words else {}
+
+    def _language(self, label: np.ndarray) -> str:
+        """The language that a label starts with; English where it names none."""
+        start = label[label != IGNORE_INDEX][:1]
+        return language_in(f"<|startoftranscript|>{self.tokenizer.decode(start)}") or "en"
 
     def _text(self, tokens: Sequence[int]) -> str:
         labelled = [int(token) for token in tokens if token != IGNORE_INDEX]
@@ -60,10 +65,11 @@ class WordErrorMetrics:
 def default_metrics(
     model: WhisperForConditionalGeneration, processor: WhisperProcessor, args: DistillationTrainingArguments
 ) -> WordErrorMetrics | None:
-    """The WER in the language of model and arguments, or None if evaluation generates no transcripts."""
+    """The WER in the language of the arguments or of each label, or None if evaluation generates no transcripts."""
     if not args.predict_with_generate:
         return None
-    return WordErrorMetrics(processor, args.normalizer or scoring_language(model, args.language))
+    language = args.language or (None if is_multilingual(model) else "en")
+    return WordErrorMetrics(processor, args.normalizer or language)
 
 
 class LossSums:
