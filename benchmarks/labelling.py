@@ -1,14 +1,17 @@
-"""Speed of labelling beside plain `generate`; how much of the speech labels hold; packing, filter and row index.
+"""Speed of labelling beside plain `generate`, how much of the speech labels hold, and the steps around it.
 
     python benchmarks/labelling.py --teacher_model_name_or_path examples/quickstart/teacher \
         --dataset examples/quickstart/corpus --compute_types float32 int8
     python benchmarks/labelling.py windows --teacher_model_name_or_path openai/whisper-base --dataset utterances/
+    python benchmarks/labelling.py silence --teacher_model_name_or_path openai/whisper-base \
+        --datasets '{read: utterances}' --noise noises
     python benchmarks/labelling.py data
 
 The first labels the same 600 recordings of 1 to 30 s with every method, in turn: 15 minutes on two CPU cores. The
 second labels utterances packed to windows of several lengths: half an hour for one of speech and whisper-base. The
-third sends a million synthetic rows through the steps before and after, each in a new process: 20 minutes and 250 MB
-of disk.
+third counts the labels of speech and of clips without any that the filter drops where there are no references. The
+last sends a million synthetic rows through the steps before and after, each in a new process: 20 minutes and 250 MB of
+disk.
 """
 
 import random
@@ -28,7 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset
+from datasets import Dataset, Value, concatenate_datasets
 
 from hf_distil_whisper import (
     RowErrors,
@@ -40,7 +43,7 @@ from hf_distil_whisper import (
     pseudo_label_dataset,
     run_script,
 )
-from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
+from hf_distil_whisper.cli.config import DataSource, InputError, as_source, as_sources, setting, source_setting
 from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
 from hf_distil_whisper.data.labels import plain_text as plain_transcript
 from hf_distil_whisper.data.sources import write_row_index
@@ -220,6 +223,57 @@ def windows_table(labels: Mapping[str, WindowLabels]) -> str:
     return table(["", "rows", "WER", "deletions", "open ends", "seconds lost"], lines, left=1)
 
 
+KINDS_OF_NON_SPEECH = ("silence", "hum", "hiss", "noise")
+
+
+def non_speech(noise: Dataset, count: int, seed: int = 0) -> Dataset:
+    """Clips of 1 to 30 s without speech: silence, hum of the mains, white noise, and parts of recorded noises."""
+    generator, recordings = np.random.default_rng(seed), [load_audio(row["audio"]) for row in noise]
+    rows = []
+    for number in range(count):
+        kind, level = KINDS_OF_NON_SPEECH[number % 4], 10 ** generator.uniform(-4, -1)
+        length = round(SAMPLING_RATE * generator.uniform(1, 30))
+        clip = generator.standard_normal(length) * {"silence": 0.0, "hum": 0.02 * level}.get(kind, level)
+        if kind == "hum":
+            phase = 2 * np.pi * generator.choice([50, 60]) * np.arange(length) / SAMPLING_RATE
+            clip += level * sum(np.sin(order * phase) / order for order in range(1, 6))
+        elif kind == "noise":
+            recording = recordings[generator.integers(len(recordings))]
+            start = generator.integers(max(1, len(recording) - length + 1))
+            clip = recording[start : start + length]
+        audio = {"bytes": encode_flac(np.clip(clip, -1, 1).astype(np.float32)), "path": None}
+        rows.append({"id": f"{kind}-{number}", "audio": audio})
+    return Dataset.from_list(rows)
+
+
+def measure_silence(
+    teacher: LoadedModel, sets: Mapping[str, Dataset], *, language: str, backend: str, batch_size: int
+) -> dict[str, tuple[int, dict[str, int]]]:
+    """Rows of each set, and how many of their labels are dropped without a reference, by reason."""
+    dropped: dict[str, tuple[int, dict[str, int]]] = {}
+    for name, rows in sets.items():
+        with tempfile.TemporaryDirectory() as folder:
+            labels = pseudo_label_dataset(
+                rows.select_columns("audio"), *teacher, output_dir=folder, backend=backend, language=language,
+                batch_size=batch_size,
+            ).remove_columns("audio")  # fmt: skip
+        one_more = labels.select([0]).map(lambda row: {"whisper_transcript": "yes", "text": "yes"})  # passes always
+        unknown = labels.add_column("text", [None] * len(labels), feature=Value("string"))
+        _, report = passing_rows(concatenate_datasets([one_more.cast(unknown.features), unknown]))
+        dropped[name] = len(labels), {reason: count for reason, count in report.by_reason.items() if count}
+    return dropped
+
+
+def silence_table(dropped: Mapping[str, tuple[int, Mapping[str, int]]]) -> str:
+    """Share of labels dropped without a reference, as Markdown."""
+    lines = [
+        [name, str(rows), f"{sum(by_reason.values()) / rows:.1%}",
+         ", ".join(f"{count} {reason}" for reason, count in by_reason.items()) or "-"]
+        for name, (rows, by_reason) in dropped.items()
+    ]  # fmt: skip
+    return table(["", "rows", "dropped", "by reason"], lines, left=1)
+
+
 WORDS = "the a one two quick brown lazy red old boat river house dog fox runs jumps sings over under near".split()
 VOICES, PART = 100, 10_000
 
@@ -350,6 +404,20 @@ class WindowsArguments:
 
 
 @dataclass
+class SilenceArguments:
+    """Flags of `labelling.py silence`."""
+
+    teacher_model_name_or_path: str | None = setting(None, "Whisper that transcribes: Hub name or folder.")
+    datasets: dict[str, DataSource] | str | None = source_setting("Sets of speech in the language: {name: path}.")
+    noise: DataSource | str | None = source_setting("Recordings of noise.")
+    clips: int = setting(80, "Clips without speech, of four kinds.")
+    language: str = setting("en", "Of the speech.")
+    backend: Literal["transformers", "ctranslate2"] = setting("transformers", "Runtime of the teacher.")
+    batch_size: int = setting(16, "Windows in one pass.")
+    dry_run: bool = setting(False, "Load teacher and recordings only.")
+
+
+@dataclass
 class DataArguments:
     """Flags of `labelling.py data`."""
 
@@ -365,6 +433,8 @@ def main(argv: Sequence[str]) -> None:
         return _run_data(argv[1:])
     if argv[:1] == ["windows"]:
         return _run_windows(argv[1:])
+    if argv[:1] == ["silence"]:
+        return _run_silence(argv[1:])
     (args,) = parse_arguments(LabellingArguments, argv=argv, command="benchmarks/labelling.py")
     check_flags(args, "teacher_model_name_or_path", "dataset", whole=("rows", "rounds", "batch_size"))
     models = load_models({"teacher": args.teacher_model_name_or_path}, args.dtype)
@@ -391,6 +461,21 @@ def _run_windows(argv: Sequence[str]) -> None:
         backend=args.backend, batch_size=args.batch_size,
     )  # fmt: skip
     print(f"{windows_table(labels)}\n\n{machine()}")
+
+
+def _run_silence(argv: Sequence[str]) -> None:
+    (args,) = parse_arguments(SilenceArguments, argv=argv, command="benchmarks/labelling.py silence")
+    check_flags(args, "teacher_model_name_or_path", "datasets", "noise", whole=("clips", "batch_size"))
+    models = load_models({"teacher": args.teacher_model_name_or_path}, "float32")
+    sets = load_sets({**as_sources(args.datasets, "datasets"), "noise": as_source(args.noise, "noise")})
+    if not ready(models, sets, args.dry_run):
+        return
+    noise = sets.pop("noise")
+    dropped = measure_silence(
+        models["teacher"], {**sets, "not speech": non_speech(noise, args.clips)}, language=args.language,
+        backend=args.backend, batch_size=args.batch_size,
+    )  # fmt: skip
+    print(f"{silence_table(dropped)}\n\n{machine()}")
 
 
 def _run_data(argv: Sequence[str]) -> None:

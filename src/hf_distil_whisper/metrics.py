@@ -151,6 +151,77 @@ def is_written_without_spaces(language: str) -> bool:
     return language_code(language) in LANGUAGES_WITHOUT_SPACES
 
 
+_SCRIPTS = {
+    "ARABIC": "ar fa ur ps sd",
+    "CYRILLIC": "ru uk be bg mk sr kk tg mn tt ba",
+    "HEBREW": "he yi",
+    "GREEK": "el",
+    "ARMENIAN": "hy",
+    "GEORGIAN": "ka",
+    "DEVANAGARI": "hi mr ne sa",
+    "BENGALI": "bn as",
+    "GURMUKHI": "pa",
+    "GUJARATI": "gu",
+    "TAMIL": "ta",
+    "TELUGU": "te",
+    "KANNADA": "kn",
+    "MALAYALAM": "ml",
+    "SINHALA": "si",
+    "THAI": "th",
+    "LAO": "lo",
+    "MYANMAR": "my",
+    "TIBETAN": "bo",
+    "KHMER": "km",
+    "ETHIOPIC": "am",
+    "HANGUL": "ko",
+    "CJK": "zh yue ja ko",
+    "HIRAGANA": "ja",
+    "KATAKANA": "ja",
+}
+_LATIN_TOO = frozenset("sr mn kk tg tt sd pa az uz tk".split())
+"""Languages of these that are also written in Latin letters; all that are not listed are written in them alone."""
+
+
+def in_script_of(text: str, language: str) -> bool:
+    """Whether at most half of the letters of a text are of a script that the language is not written in.
+
+    True for a text without letters, and for `"basic"`.
+
+    Example:
+        ```python
+        >>> in_script_of("ご視聴ありがとう", "en"), in_script_of("Я люблю jazz", "ru")
+        (False, True)
+        ```
+    """
+    code = language_code(language)
+    if code == "basic":
+        return True
+    scripts = {script for script, codes in _SCRIPTS.items() if code in codes.split()}
+    if not scripts or code in _LATIN_TOO:
+        scripts.add("LATIN")
+    letters = [unicodedata.name(character, "").split(" ")[0] for character in text if character.isalpha()]
+    return 2 * sum(script in scripts for script in letters) >= len(letters)
+
+
+def chinese_script(text: str) -> str | None:
+    """Whether a text is "simplified" or "traditional", by characters of one of them alone; None if none decides."""
+    difference = sum(map(_simplified_or_traditional, text))
+    return None if difference == 0 else "simplified" if difference > 0 else "traditional"
+
+
+@lru_cache(maxsize=50_000)
+def _simplified_or_traditional(character: str) -> int:
+    """1 for a character of simplified Chinese alone, -1 of traditional alone, else 0, by the national code pages."""
+    in_pages = []
+    for page in ("gb2312", "big5"):
+        try:
+            character.encode(page)
+            in_pages.append(1)
+        except UnicodeEncodeError:
+            in_pages.append(0)
+    return in_pages[0] - in_pages[1]
+
+
 def bootstrap_interval(
     rows: Sequence[WordErrors], level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:

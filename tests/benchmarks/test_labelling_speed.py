@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset
 
 import labelling
-from hf_distil_whisper import WordErrors, run_script
+from hf_distil_whisper import WordErrors, load_audio, run_script
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.inference import ctranslate2
 from inputs import LoadedModel
@@ -45,6 +46,29 @@ def test_every_method_labels_every_row_in_every_round(tmp_path: Path, monkeypatc
     assert speeds["transformers"].texts == speeds["ctranslate2 float32"].texts
     for one in speeds.values():
         assert (len(one.texts), len(one.seconds), one.errors.num_words) == (5, 2, 10)
+
+
+def test_labels_of_all_windows_and_of_clips_without_speech_are_counted(
+    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each row is in one window, whatever its length, and clips are not speech to begin with."""
+    speech = str(tmp_path / "speech")
+    utterances(4).save_to_disk(speech)
+    flags = ["--teacher_model_name_or_path", str(toys / "teacher"), "--batch_size", "2"]
+    assert run_script(labelling.main, ["windows", *flags, "--dataset", speech, "--max_durations", "8"]) == 0
+    out = capsys.readouterr().out
+    for line in ("| not packed | 4 |", "| 8 s | 2 |", "| 8 s, second window | 2 |"):
+        assert line in out
+    sets = ["--datasets", f"{{speech: {speech}}}", "--noise", speech, "--clips", "4"]
+    assert run_script(labelling.main, ["silence", *flags, *sets]) == 0
+    out = capsys.readouterr().out
+    assert "| speech | 4 |" in out
+    assert "| not speech | 4 |" in out
+    clips = labelling.non_speech(utterances(1), 4)
+    assert clips["id"] == ["silence-0", "hum-1", "hiss-2", "noise-3"]
+    levels = [float(np.abs(load_audio(row["audio"])).max()) for row in clips]
+    assert levels[0] == 0.0
+    assert min(levels[1:]) > 0.0
 
 
 def test_tables_hold_ratios_to_plain_generate_and_bytes_of_a_row() -> None:

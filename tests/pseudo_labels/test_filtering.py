@@ -192,6 +192,76 @@ def test_each_rule_drops_what_the_error_rate_lets_pass(rules: RowRules, column: 
     assert f"1 {reason}" in report.table()
 
 
+SILENCE = {"no_speech_prob": 0.93, "mean_log_prob": -0.8, "duration": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("label", "facts", "reason"),
+    [
+        ("you", {}, "silence"),
+        ("Thank you. Thank you!", {}, "silence"),
+        ("Thank you.", {"no_speech_prob": 0.1}, None),  # somebody says so
+        ("Thank you.", {"no_speech_prob": None}, None),
+        ("Thank you, doctor.", {}, None),
+        ("Vielen Dank.", {"language": "de"}, "silence"),
+        ("Vielen Dank.", {}, None),
+        ("ご視聴ありがとうございました", {"language": "ja"}, "silence"),
+        ("Don't forget the bell", {}, "silence"),  # a user's own
+        ("I'm going to put the water in the pot.", {"mean_log_prob": -1.2}, "silence"),
+        ("", {}, None),
+        ("the quick brown fox", {"no_speech_prob": 0.0, "duration": 0.3}, "speed"),
+        ("fox", {"no_speech_prob": 0.0, "duration": 20.0}, "speed"),
+        ("P-I-T-T-S-B-U-R-G-H", {"no_speech_prob": 0.0, "duration": 20.0}, None),
+        ("今天天气很好我们去公园", {"language": "zh", "duration": 2.0}, None),
+        ("今天天气很好我们去公园", {"language": "zh", "duration": 0.2}, "speed"),
+        ("今天天气很好", {"language": "en"}, "script"),
+        ("Я люблю jazz", {"language": "ru"}, None),
+        ("ja volim jazz", {"language": "sr"}, None),
+        ("1 2 3", {"language": "th"}, None),
+    ],
+)
+def test_what_is_written_where_nothing_is_spoken_is_dropped_without_a_reference(
+    tmp_path: Path, label: str, facts: dict, reason: str | None
+) -> None:
+    """Of 80 labels of noise, whisper-base's probabilities alone let 22 pass; a phrase that is spoken has to stay."""
+    (tmp_path / "more.json").write_text('{"en": ["Don\'t forget the bell!"], "any": ["♪♪"]}', encoding="utf-8")
+    columns = {name: [value] * 2 for name, value in ({"language": "en"} | SILENCE | facts).items()}
+    dataset = rows([(None, label), (label, label)], **columns)
+    rules = RowRules(silence_phrases=tmp_path / "more.json")
+    filtered, report = filter_by_wer(dataset, rules=rules)
+    assert len(filtered) == (2 if reason is None else 1)  # with a reference, it is the reference that decides
+    assert {name for name, count in report.by_reason.items() if count} == ({reason} if reason else set())
+
+
+def test_a_file_of_phrases_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    columns = {name: [value] for name, value in SILENCE.items()}
+    for content in ("[", '["you"]', '{"en": 5}'):
+        (tmp_path / "phrases.json").write_text(content)
+        with pytest.raises(ValueError, match=r"`silence_phrases`: .*phrases.json cannot be read, expected JSON"):
+            filter_by_wer(rows([(None, "you")], **columns), rules=RowRules(silence_phrases=tmp_path / "phrases.json"))
+
+
+def test_nothing_spoken_nothing_known_and_texts_without_words_are_three_things() -> None:
+    """A row whose reference is "..." was dropped for every word of its label, as one in which nothing is spoken."""
+    columns = {name: [value] * 4 for name, value in (SILENCE | {"no_speech_prob": 0.0}).items()}
+    pairs = [("", ""), ("", "the end"), ("...", "the end"), (None, "the end")]
+    filtered, report = filter_by_wer(rows(pairs, id=list("abcd"), **columns))
+    assert filtered["id"] == ["a", "c", "d"]
+    assert report.unjudged == 2
+
+
+def test_errors_are_counted_in_characters_by_choice_and_two_scripts_of_chinese_are_named() -> None:
+    """Spaces are free in Korean; a teacher that writes simplified characters fails on every traditional reference."""
+    korean = rows([("저는 학교에 갈 수 있습니다", "저는 학교에 갈수있습니다")], language=["ko"])
+    with pytest.raises(EmptyFilterError):
+        filter_by_wer(korean)
+    assert len(filter_by_wer(korean, unit="character")[0]) == 1
+    chinese = rows([("我們今天去學校", "我们今天去学校"), ("我们", "我们"), ("今天", "今天")], language=["zh"] * 3)
+    _, report = filter_by_wer(chinese)
+    assert (report.mixed_scripts, report.dropped) == (1, 1)
+    assert "1 rows compare traditional with simplified Chinese" in report.table()
+
+
 def test_scripts_without_capitals_are_not_all_capitals() -> None:
     """`text.upper() == text` holds for every Chinese, Hindi and Thai sentence: the reference script dropped them."""
     texts = ["你好 世界", "नमस्ते दुनिया", "สวัสดี ชาวโลก", "OK", "1 2 3"]

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from hf_distil_whisper.cli.config import DataSource, as_source, parse_arguments, setting, source_setting
 from hf_distil_whisper.cli.inputs import Plan
@@ -15,7 +16,7 @@ from hf_distil_whisper.pseudo_labels.filtering import RowRules, passing_rows, we
 
 @dataclass
 class FilterArguments:
-    """Flags of `filter`; the last five are fields of [`RowRules`]."""
+    """Flags of `filter`; those behind `unit` are fields of [`RowRules`]."""
 
     dataset: DataSource | str | None = source_setting("Labelled rows; text_column and transcript_column are compared.")
     output_dir: str | None = setting(
@@ -25,13 +26,23 @@ class FilterArguments:
         None, 'Language of the text normaliser for rows that name none: "en", another code, or "basic".'
     )
     threshold: float = setting(0.1, "Highest word error rate that passes, as a fraction: 0.1 is 10 %.")
-    drop_truncated: bool = setting(False, "Drop labels that were cut off at the maximum length.")
+    unit: Literal["word", "character"] | None = setting(
+        None, "What errors are counted in (default: that of the language)."
+    )
+    drop_truncated: bool = setting(False, "Drop labels that stop before the speech does.")
+    drop_silence: bool = setting(False, "Drop what the teacher writes where nothing is spoken.")
+    silence_phrases: str | None = setting(
+        None, "JSON file of more phrases of that kind, by language: {'en': ['Thanks for watching!']}."
+    )
     max_compression_ratio: float | None = setting(
         None, "Drop labels with a higher gzip compression ratio, which repeat themselves (2.4 in OpenAI's Whisper)."
     )
     max_repeated_ngrams: int | None = setting(
         None, "Drop labels in which more sequences of five words occur more than once."
     )
+    min_words_per_second: float | None = setting(None, "Drop labels with fewer words in a second.")
+    max_words_per_second: float | None = setting(None, "Drop labels with more words in a second.")
+    drop_other_scripts: bool = setting(False, "Drop labels in a script that their language is not written in.")
     drop_all_capitals: bool = setting(False, "Drop labels in capitals only.")
     min_mean_log_prob: float | None = setting(
         None, "Drop labels whose tokens have a lower mean log-probability (-1.0 in OpenAI's Whisper)."
@@ -58,6 +69,7 @@ def run(argv: Sequence[str]) -> None:
         args.threshold,
         prediction_column=column,
         language=args.language,
+        unit=args.unit,
         rules=RowRules(**{item.name: getattr(args, item.name) for item in dataclasses.fields(RowRules)}),
     )
     sys.stdout.write(report.table() + "\n")

@@ -1,9 +1,11 @@
 """The word error rate filter for pseudo-labels (paper, section 4.2, eq. 7), further rules, and the filter's report."""
 
 import heapq
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,12 +18,20 @@ from transformers.utils import logging
 from hf_distil_whisper.data.audio import AudioError, audio_duration
 from hf_distil_whisper.data.labels import ends_open, language_in, plain_text
 from hf_distil_whisper.data.sources import select_rows, without_decoder
-from hf_distil_whisper.inference.output import compression_ratio
-from hf_distil_whisper.metrics import Normalizer, errors_in_language, get_normalizer, repeated_ngrams
+from hf_distil_whisper.inference.output import compression_ratio, no_speech
+from hf_distil_whisper.metrics import (
+    chinese_script,
+    errors_in_language,
+    get_normalizer,
+    in_script_of,
+    is_written_without_spaces,
+    language_code,
+    repeated_ngrams,
+)
 
 logger = logging.get_logger(__name__)
 
-REASONS = ("wer", "truncated", "repetition", "capitals", "log_prob")
+REASONS = ("wer", "truncated", "silence", "repetition", "speed", "script", "capitals", "log_prob")
 """Reasons to drop a row, in the order in which they are checked."""
 
 PAPER_THRESHOLDS = (1.0, 0.8, 0.4, 0.2, 0.15, 0.1, 0.05)
@@ -36,6 +46,25 @@ HISTOGRAM_STEP = 0.05
 _BATCH = 1000
 
 
+PHRASE_NO_SPEECH_PROB = 0.3
+"""A phrase that Whisper writes on nothing is taken for made up from this `no_speech_prob` on: on speech, that of
+whisper-base is mostly below 0.2."""
+
+CHARACTERS_PER_WORD = 3
+"""That the bounds of words per second take for a word in languages without spaces."""
+
+
+class Label(NamedTuple):
+    """A plain label, and what is known of it beside its text: None or 0 where nothing is."""
+
+    text: str
+    language: str
+    truncated: bool = False
+    seconds: float = 0.0
+    mean_log_prob: float | None = None
+    no_speech_prob: float | None = None
+
+
 @dataclass(frozen=True)
 class RowRules:
     """Further rules for pseudo-labels, all off by default.
@@ -43,9 +72,17 @@ class RowRules:
     Args:
         drop_truncated (`bool`, *optional*, defaults to `False`): drop labels that stop before the speech does: they
             ran out of tokens, or have an open end ([`ends_open`]).
+        drop_silence (`bool`, *optional*, defaults to `False`): drop labels of recordings without speech: those that
+            OpenAI's Whisper would skip ([`no_speech`]), and phrases that Whisper writes on nothing ("Thank you.",
+            "Thanks for watching!") where `no_speech_prob` is high as well.
+        silence_phrases (`str` or `Path`, *optional*): JSON file of more such phrases, lists by language code or "any".
         max_compression_ratio (`float`, *optional*): a higher [`compression_ratio`] means that phrases repeat; OpenAI's
             Whisper decodes again above 2.4.
         max_repeated_ngrams (`int`, *optional*): repeated runs of five words, see [`repeated_ngrams`].
+        min_words_per_second (`float`, *optional*): of a label with words, where the duration is known.
+        max_words_per_second (`float`, *optional*): fast speech has 5.
+        drop_other_scripts (`bool`, *optional*, defaults to `False`): drop labels whose letters are mostly of a script
+            that their language is not written in.
         drop_all_capitals (`bool`, *optional*, defaults to `False`): drop labels of two words or more without lower
             case letters, in scripts that have them: subtitle corpora teach a teacher to shout.
         min_mean_log_prob (`float`, *optional*): a lower mean log-probability means that the teacher was guessing; -1.0
@@ -53,29 +90,88 @@ class RowRules:
     """
 
     drop_truncated: bool = False
+    drop_silence: bool = False
+    silence_phrases: str | Path | None = None
     max_compression_ratio: float | None = None
     max_repeated_ngrams: int | None = None
+    min_words_per_second: float | None = None
+    max_words_per_second: float | None = None
+    drop_other_scripts: bool = False
     drop_all_capitals: bool = False
     min_mean_log_prob: float | None = None
 
-    def broken_by(self, text: str, truncated: bool, mean_log_prob: float | None, normalizer: Normalizer) -> str | None:
-        """The first of `REASONS` for which a plain label is dropped; None if it passes."""
-        if self.drop_truncated and truncated:
+    def broken_by(self, label: Label) -> str | None:
+        """The first of `REASONS` for which a label is dropped; None if it passes."""
+        text, normalized = label.text, get_normalizer(label.language)(label.text)
+        if self.drop_truncated and label.truncated:
             return "truncated"
+        if self.drop_silence and _is_silence(label, normalized, self.silence_phrases):
+            return "silence"
         if self.max_compression_ratio is not None and compression_ratio(text) > self.max_compression_ratio:
             return "repetition"
-        if self.max_repeated_ngrams is not None and repeated_ngrams(normalizer(text)) > self.max_repeated_ngrams:
+        if self.max_repeated_ngrams is not None and repeated_ngrams(normalized) > self.max_repeated_ngrams:
             return "repetition"
+        if label.seconds and normalized:
+            words = float(len(normalized.split()))
+            if is_written_without_spaces(label.language):
+                words = len("".join(normalized.split())) / CHARACTERS_PER_WORD
+            speed = words / label.seconds
+            if self.min_words_per_second is not None and speed < self.min_words_per_second:
+                return "speed"
+            if self.max_words_per_second is not None and speed > self.max_words_per_second:
+                return "speed"
+        if self.drop_other_scripts and not in_script_of(text, label.language):
+            return "script"
         # `isupper` is False in scripts without case, where `text.upper() == text` holds for every label.
         if self.drop_all_capitals and text.isupper() and len(text.split()) > 1:
             return "capitals"
-        if self.min_mean_log_prob is not None and mean_log_prob is not None and mean_log_prob < self.min_mean_log_prob:
+        log_prob = label.mean_log_prob
+        if self.min_mean_log_prob is not None and log_prob is not None and log_prob < self.min_mean_log_prob:
             return "log_prob"
         return None
 
 
-UNREFERENCED = RowRules(drop_truncated=True, max_compression_ratio=2.4, min_mean_log_prob=-1.0)
+UNREFERENCED = RowRules(
+    drop_truncated=True,
+    drop_silence=True,
+    max_compression_ratio=2.4,
+    min_words_per_second=0.1,
+    max_words_per_second=10.0,
+    drop_other_scripts=True,
+    min_mean_log_prob=-1.0,
+)
 """Always applied to rows without a reference, with the thresholds at which OpenAI's Whisper decodes again."""
+
+
+def _is_silence(label: Label, normalized: str, more_phrases: str | Path | None) -> bool:
+    if no_speech(label.no_speech_prob, label.mean_log_prob):
+        return True
+    if label.no_speech_prob is None or label.no_speech_prob < PHRASE_NO_SPEECH_PROB:
+        return False  # somebody may have said it
+    words, phrases = normalized.split(), _silence_phrases(label.language, more_phrases)
+    # Also several times: "Thank you. Thank you."
+    return any(words == phrase * (len(words) // len(phrase)) for phrase in phrases if words)
+
+
+@lru_cache
+def _silence_phrases(language: str, more_phrases: str | Path | None) -> list[list[str]]:
+    """Normalised words of the phrases of a language and of any."""
+    normalizer, phrases = get_normalizer(language), []
+    for file in (Path(__file__).with_name("silence_phrases.json"), more_phrases):
+        if file is not None:
+            phrases += _read_phrases(Path(file), language)
+    return [words for phrase in phrases if (words := normalizer(phrase).split())]
+
+
+def _read_phrases(file: Path, language: str) -> list[str]:
+    try:
+        by_language = json.loads(file.read_text(encoding="utf-8"))
+        return [*by_language.get("any", ()), *by_language.get(language_code(language), ())]
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"`silence_phrases`: {file} cannot be read, expected JSON with lists of phrases by language code, "
+            f'{{"en": ["Thanks for watching!"]}} for example: {error}'
+        ) from error
 
 
 class EmptyFilterError(ValueError):
@@ -125,6 +221,8 @@ class FilterReport:
         histogram (`list[float]`): hours in each bin of `HISTOGRAM_STEP` of word error rate, 0 to 100 % and more.
         before (`CorpusStatistics`): of all rows.
         after (`CorpusStatistics`): of the rows kept.
+        mixed_scripts (`int`): rows with the reference in traditional Chinese and the label in simplified, or the
+            other way round: their words are equal, and counted as errors.
     """
 
     kept: int
@@ -141,6 +239,7 @@ class FilterReport:
     histogram: list[float] = field(default_factory=list)
     before: CorpusStatistics = CorpusStatistics()
     after: CorpusStatistics = CorpusStatistics()
+    mixed_scripts: int = 0
 
     def table(self) -> str:
         """The thresholds as text: λ, share dropped, hours kept; the one used is marked."""
@@ -157,6 +256,11 @@ class FilterReport:
         counts = self.by_reason | {"wer": 0, "truncated": self.by_reason.get("truncated", 0) - self.truncated}
         if others := {reason: count for reason, count in counts.items() if count}:
             lines.append("dropped by other rules: " + ", ".join(f"{count} {name}" for name, count in others.items()))
+        if self.mixed_scripts:
+            lines.append(
+                f"{self.mixed_scripts} rows compare traditional with simplified Chinese, whose equal words count as "
+                "errors: convert the references, with OpenCC for example"
+            )
         return "\n".join(lines)
 
 
@@ -167,13 +271,14 @@ def filter_by_wer(
     reference_column: str = "text",
     prediction_column: str = "whisper_transcript",
     language: str | None = None,
+    unit: str | None = None,
     rules: RowRules | None = None,
 ) -> tuple[Dataset, FilterReport]:
     """Keeps the rows whose pseudo-label agrees with the reference: WER(norm(y), norm(ŷ)) <= λ (eq. 7).
 
     A row without a reference (null) cannot be compared: it is kept and counted in `FilterReport.unjudged`, unless its
-    transcript is truncated, repeats itself or was guessed (`UNREFERENCED`). A reference that is empty after
-    normalising means that nothing is spoken: every word of the transcript is an insertion.
+    transcript is truncated, repeats itself, was guessed or stands for silence (`UNREFERENCED`). The reference `""`
+    means that nothing is spoken: every word of the transcript is an insertion.
 
     Args:
         dataset (`Dataset`): labelled rows; hours come from the column `duration`, else from the audio.
@@ -184,6 +289,7 @@ def filter_by_wer(
         language (`str`, *optional*): language of rows that name none, in a column `language` or in their label
             (`<|de|>`). It selects the normaliser ([`get_normalizer`]), and characters in place of words for scripts
             without spaces. `"basic"` for digit strings.
+        unit (`str`, *optional*): "word" or "character"; by default that of the language ([`counting_unit`]).
         rules ([`RowRules`], *optional*): further reasons to drop a row, with or without a reference.
 
     Returns:
@@ -205,6 +311,7 @@ def filter_by_wer(
         reference_column=reference_column,
         prediction_column=prediction_column,
         language=language,
+        unit=unit,
         rules=rules,
     )
     return select_rows(dataset, indices), report
@@ -217,11 +324,12 @@ def passing_rows(
     reference_column: str = "text",
     prediction_column: str = "whisper_transcript",
     language: str | None = None,
+    unit: str | None = None,
     rules: RowRules | None = None,
 ) -> tuple[np.ndarray, FilterReport]:
     """Indices (int64) of the rows that [`filter_by_wer`] keeps, and its report; same arguments and errors."""
     rules = RowRules() if rules is None else rules
-    columns = _Columns(reference_column, prediction_column, language)
+    columns = _Columns(reference_column, prediction_column, language, unit)
     _check(dataset, columns, threshold)
     if len(dataset) == 0:
         raise ValueError(
@@ -257,11 +365,12 @@ def filter_stream_by_wer(
 
 
 class _Columns(NamedTuple):
-    """Columns of references and labels, and the language of rows that have none."""
+    """Columns of references and labels, the language of rows that have none, and the unit of errors."""
 
     reference: str
     prediction: str
     language: str | None
+    unit: str | None = None
 
 
 def _row_passes(row: Mapping[str, Any], columns: _Columns, threshold: float) -> bool:
@@ -286,7 +395,8 @@ class JudgedRow(NamedTuple):
 
 
 def _judged_rows(dataset: Dataset, columns: _Columns, rules: RowRules) -> Iterator[JudgedRow]:
-    needed = {columns.reference, columns.prediction, "id", "truncated", "mean_log_prob", "language", "speaker"}
+    statistics = {"truncated", "mean_log_prob", "no_speech_prob"}
+    needed = {columns.reference, columns.prediction, "id", "language", "speaker", *statistics}
     names = [name for name in dataset.column_names if name in needed]
     # In batches: Arrow takes a hundred times as long to hand out rows one by one.
     batches = dataset.select_columns(names).iter(batch_size=_BATCH)
@@ -298,29 +408,36 @@ def _judged_rows(dataset: Dataset, columns: _Columns, rules: RowRules) -> Iterat
 def _judge_row(
     row: Mapping[str, Any], columns: _Columns, rules: RowRules, index: int = 0, seconds: float = 0.0
 ) -> JudgedRow:
-    reference, label = row[columns.reference], row[columns.prediction]
-    language = row.get("language") or language_in(label or "") or columns.language
+    reference, transcript = row[columns.reference], row[columns.prediction]
+    language = row.get("language") or language_in(transcript or "") or columns.language
     if language is None and reference is not None:
         raise ValueError(
             f"`language` is missing: row {row.get('id', index)} names none in a column 'language' or its label, and "
             'the word error rate depends on it ("um" is no word in English, but one in German). Pass `language`, '
             "'en' for example, or 'basic'."
         )
-    language = language or "basic"  # nothing is compared
-    text = "" if label is None else plain_text(label)
-    wer = None if reference is None else errors_in_language(reference, text, language).wer
-    truncated = bool(row.get("truncated")) or label is None or ends_open(label)
-    log_prob = row.get("mean_log_prob")
-    # Without a reference nothing but the label itself can speak against it.
-    applied = [rules] if wer is not None else [rules, UNREFERENCED]
-    reasons = (one.broken_by(text, truncated, log_prob, get_normalizer(language)) for one in applied)
+    label = Label(
+        "" if transcript is None else plain_text(transcript),
+        language or "basic",
+        truncated=bool(row.get("truncated")) or transcript is None or ends_open(transcript),
+        seconds=seconds,
+        mean_log_prob=row.get("mean_log_prob"),
+        no_speech_prob=row.get("no_speech_prob"),
+    )
+    wer = None
+    # "" means that nothing is spoken. Of "..." nobody knows what it stands for.
+    if reference is not None and (not reference.strip() or get_normalizer(label.language)(reference)):
+        wer = errors_in_language(reference, label.text, label.language, columns.unit).wer
+    applied = [rules]
+    if wer is None:  # nothing but the label itself can speak against it
+        applied.append(replace(UNREFERENCED, silence_phrases=rules.silence_phrases))
     return JudgedRow(
         index,
         row.get("id", str(index)),
         reference,
-        text,
+        label.text,
         wer,
-        next((reason for reason in reasons if reason), None),
+        next((reason for one in applied if (reason := one.broken_by(label))), None),
         seconds / 3600,
         row.get("speaker"),
     )
@@ -363,7 +480,7 @@ class FilterTally:
         self._worst: dict[bool, list[tuple[float, int, JudgedRow]]] = {True: [], False: []}
         self._by_reason = dict.fromkeys(REASONS, 0)
         self._histogram = [0.0] * (round(1 / HISTOGRAM_STEP) + 1)
-        self._unjudged = self._truncated = 0
+        self._unjudged = self._truncated = self._mixed_scripts = 0
         self._hours_dropped = 0.0
 
     def add(self, row: JudgedRow) -> bool:
@@ -383,6 +500,8 @@ class FilterTally:
             self._unjudged += passes
             self._truncated += row.reason == "truncated"
             return passes
+        scripts = {chinese_script(text) for text in (row.reference or "", row.prediction)}
+        self._mixed_scripts += scripts == {"simplified", "traditional"}
         # Rounded: a rate of 0.15 lies on the border of two bins, and its float on either side of it.
         self._histogram[min(int(round(row.wer / HISTOGRAM_STEP, 6)), len(self._histogram) - 1)] += row.hours
         worst = self._worst[passes]
@@ -421,6 +540,7 @@ class FilterTally:
             histogram=self._histogram,
             before=before,
             after=after,
+            mixed_scripts=self._mixed_scripts,
         )
 
 
