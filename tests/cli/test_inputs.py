@@ -46,14 +46,15 @@ def test_all_problems_are_listed_at_once(tmp_path, refused):
         assert problem in message
 
 
-def test_a_dataset_of_one_split_needs_no_name_for_it(toys, tmp_path, printed, refused):
-    """A folder without splits is all "train", and an evaluation would ask it for "test"."""
+def test_a_dataset_of_one_split_needs_no_name_for_it(toys, tmp_path, printed, refused, training):
+    """A folder without splits is all "train", and an evaluation would ask it for "test"; a validation is refused."""
     corpus = write_toy_corpus(tmp_path / "corpus", train=2, test=0)
     load_source(corpus).save_to_disk(tmp_path / "saved")
     argv = ["evaluate", "--model_name_or_path", toys / "student", "--dry_run"]
     sets = ["--eval_datasets.one", corpus, "--eval_datasets.two", tmp_path / "saved"]
     assert printed(*argv, *sets).count("in 2 rows") == 2
     assert "no split 'test'; there is train" in refused(*argv, *sets, "--eval_datasets.one.split", "test")
+    assert "'train', which is trained on" in refused(*training(tmp_path, "--train_dataset.path", corpus, *sets[:2]))
 
 
 def test_several_processes_are_refused_where_one_does_the_work(toys, tmp_path, monkeypatch, refused):

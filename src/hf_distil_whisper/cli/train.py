@@ -280,9 +280,15 @@ def _needs_teacher(training_args: DistillationTrainingArguments) -> bool:
 
 def _plan_validation(plan: TrainingPlan) -> dict[str, Dataset]:
     validation_sets = {}
+    trained_on = [(source.path, source.config, source.split) for source in plan.args.sources().values()]
     for name, source in plan.args.validation_sources().items():
         rows = plan.source(source, f"eval_datasets.{name}", ("text",))
         if rows is not None:
+            if not source.is_split_given and (source.path, source.config, source.split) in trained_on:
+                plan.problems.append(
+                    f"--eval_datasets.{name}: {source.path} has one split, {source.split!r}, which is trained on. "
+                    f"Choose another dataset, or set --eval_datasets.{name}.split if this is meant"
+                )
             validation_sets[name] = rows
             plan.figures[f"audio of {name}"] = describe_rows(rows)
     if plan.args.sample_predictions and not (plan.args.eval_datasets and plan.training_args.predict_with_generate):

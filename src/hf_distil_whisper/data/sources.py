@@ -667,7 +667,7 @@ def _parse_json_object(content: str | bytes, where: str, expected: str) -> dict[
 def _absolute_path(value: object, folder: Path) -> str | None:
     if isinstance(value, dict):
         value = value.get("path")
-    return os.path.abspath(folder / value) if isinstance(value, str) and value else None
+    return os.path.abspath(folder / os.path.expanduser(value)) if isinstance(value, str) and value else None
 
 
 # Parquet, Arrow and tar files
