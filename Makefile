@@ -36,11 +36,11 @@ report: $(BIN)/hf-distil-whisper
 
 # Two at a time, files whole, since tests of one file share what they prepare.
 test: $(BIN)/hf-distil-whisper
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not real" -n 2 --dist loadfile
 
 # The same tests, with the lines of src that they run.
 coverage: $(BIN)/hf-distil-whisper
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov=hf_distil_whisper --cov-report=term
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not real" -n 2 --dist loadfile --cov=hf_distil_whisper --cov-report=term
 
 soak: $(BIN)/hf-distil-whisper
 	SOAK_KILLS=100 $(BIN)/python -m pytest -m slow tests/pseudo_labels/test_labelling_resumed.py

@@ -36,6 +36,7 @@ from datasets import Dataset, Value, concatenate_datasets
 from hf_distil_whisper import (
     RowErrors,
     WordErrors,
+    evaluate_model,
     load_audio,
     load_source,
     pack_utterances,
@@ -47,6 +48,7 @@ from hf_distil_whisper.cli.config import DataSource, InputError, as_source, as_s
 from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
 from hf_distil_whisper.data.labels import plain_text as plain_transcript
 from hf_distil_whisper.data.sources import write_row_index
+from hf_distil_whisper.evaluation.results import non_speech_text
 from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
 from hf_distil_whisper.inference.dataset import generate_rows
 from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens
@@ -465,17 +467,19 @@ def _run_windows(argv: Sequence[str]) -> None:
 
 def _run_silence(argv: Sequence[str]) -> None:
     (args,) = parse_arguments(SilenceArguments, argv=argv, command="benchmarks/labelling.py silence")
-    check_flags(args, "teacher_model_name_or_path", "datasets", "noise", whole=("clips", "batch_size"))
+    check_flags(args, "teacher_model_name_or_path", "noise", whole=("clips", "batch_size"))
     models = load_models({"teacher": args.teacher_model_name_or_path}, "float32")
     sets = load_sets({**as_sources(args.datasets, "datasets"), "noise": as_source(args.noise, "noise")})
     if not ready(models, sets, args.dry_run):
         return
-    noise = sets.pop("noise")
+    clips = non_speech(sets.pop("noise"), args.clips)
     dropped = measure_silence(
-        models["teacher"], {**sets, "not speech": non_speech(noise, args.clips)}, language=args.language,
-        backend=args.backend, batch_size=args.batch_size,
+        models["teacher"], {**sets, "not speech": clips}, language=args.language, backend=args.backend,
+        batch_size=args.batch_size,
     )  # fmt: skip
-    print(f"{silence_table(dropped)}\n\n{machine()}")
+    silent = clips.add_column("text", [""] * len(clips))
+    result = evaluate_model(models["teacher"].model, silent, models["teacher"].processor, language=args.language)
+    print(f"{silence_table(dropped)}\n\n{non_speech_text({'not speech': {'teacher': result}})}\n\n{machine()}")
 
 
 def _run_data(argv: Sequence[str]) -> None:

@@ -29,6 +29,7 @@ from hf_distil_whisper.cli.inputs import (
     hours_of_audio,
 )
 from hf_distil_whisper.inference.encoder import encoder_cache_bytes
+from hf_distil_whisper.inference.prompt import resolve_language
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
 
 FLAC_BYTES_PER_HOUR = 65e6
@@ -90,6 +91,9 @@ def plan_labels(args: PseudoLabelArguments) -> LabellingPlan:
     """Checks teacher, recordings and output folder."""
     plan = LabellingPlan("pseudo-label")
     teacher = plan.model_and_processor(args.teacher_model_name_or_path, "teacher_model_name_or_path")
+    if teacher is not None:
+        with plan.collect("language"):
+            resolve_language(teacher, args.language, args.task)
     source = as_source(args.dataset, "dataset")
     plan.rows = plan.stream(source, "dataset") if args.streaming else plan.source(source, "dataset")
     plan.output(args.output_dir, resumes=True)

