@@ -1,5 +1,6 @@
 """Toy Whispers that say letters, depend on what they hear, and come to an end: for tests that compare texts."""
 
+import copy
 import re
 from collections.abc import Callable
 
@@ -48,6 +49,15 @@ def multilingual_whisper(seed: int = 0) -> WhisperForConditionalGeneration:
     model.generation_config.task_to_id = {
         task: tokenizer.convert_tokens_to_ids(f"<|{task}|>") for task in ("transcribe", "translate")
     }
+    return model
+
+
+def with_own_head(model: WhisperForConditionalGeneration) -> WhisperForConditionalGeneration:
+    """The model with a language-model head that is not its token embedding."""
+    model.config.tie_word_embeddings = False
+    model.proj_out = copy.deepcopy(model.proj_out)
+    with torch.no_grad():
+        model.proj_out.weight[:300] = model.proj_out.weight[:300].roll(1, dims=0)
     return model
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from datasets import Dataset
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from transformers import (
     BertConfig,
     GenerationConfig,
@@ -31,7 +32,13 @@ from hf_distil_whisper.checkpoints import (
     repair_generation_config,
     save_checkpoint,
 )
-from toy_models import toy_processor, toy_whisper
+from hf_distil_whisper.evaluation.evaluate import evaluate_model
+from hf_distil_whisper.export.ctranslate2 import export_ctranslate2
+from hf_distil_whisper.export.ggml import export_ggml
+from hf_distil_whisper.export.onnx import export_onnx
+from hf_distil_whisper.inference.transcribe import transcribe, transcribe_chunked, transcribe_sequential
+from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
+from toy_models import toy_audio, toy_processor, toy_rows, toy_whisper
 
 RUNTIMES_READ = (
     "added_tokens.json config.json generation_config.json merges.txt model.safetensors normalizer.json "
@@ -240,6 +247,78 @@ def test_a_processor_of_another_model_is_refused(changes, extractor, message):
         check_compatible(toy_whisper(**changes), None, processor)
 
 
+@pytest.mark.parametrize(
+    ("entries", "added", "message"),
+    [
+        (
+            {"no_timestamps_token_id": 408},
+            [],
+            r"<\|notimestamps\|> is token 407 of the tokenizer, but 408 of the model",
+        ),
+        ({"lang_to_id": {"<|de|>": 302}}, [], r"<\|de\|> is token 304 of the tokenizer, but 302 of the model"),
+        ({}, ["<|foo|>", "Kubernetes"], r"2 tokens behind the timestamps, '<\|foo\|>' for one.*tokenizer.tokenize"),
+    ],
+)
+def test_a_tokenizer_with_special_tokens_at_other_ids_or_new_tokens_is_refused(entries, added, message):
+    """Of large-v3 every timestamp is one id later; what is added to a vocabulary counts as a time beyond 30 s."""
+    processor, model = copy.deepcopy(toy_processor()), toy_whisper(vocab_size=2000)  # padded, which is allowed
+    check_compatible(model, None, processor)
+    processor.tokenizer.add_tokens(added)
+    vars(model.generation_config).update(entries)
+    with pytest.raises(ValueError, match=message):
+        check_compatible(model, None, processor)
+
+
+PAIRED = {
+    "transcribe": lambda model, processor, _: transcribe(model, processor, toy_audio(1)),
+    "transcribe_chunked": lambda model, processor, _: transcribe_chunked(model, processor, toy_audio(1)),
+    "transcribe_sequential": lambda model, processor, _: transcribe_sequential(model, processor, toy_audio(1)),
+    "evaluate_model": lambda model, processor, _: evaluate_model(model, toy_rows(1), processor),
+    "pseudo_label_dataset": lambda model, processor, folder: pseudo_label_dataset(
+        Dataset.from_list(toy_rows(1)), model, processor, output_dir=folder / "labels"
+    ),
+    "save_checkpoint": lambda model, processor, folder: save_checkpoint(model, processor, folder / "model"),
+    "export_ctranslate2": lambda model, processor, folder: export_ctranslate2(model, processor, folder / "ct2"),
+    "export_ggml": lambda model, processor, folder: export_ggml(model, processor, folder / "ggml"),
+    "export_onnx": lambda model, processor, folder: export_onnx(model, processor, folder / "onnx"),
+}
+
+
+@pytest.mark.parametrize("name", PAIRED)
+def test_no_function_takes_a_model_with_the_processor_of_another(name, tmp_path):
+    """The multilingual model with the English tokenizer writes fluent nonsense, and a checkpoint passes it on."""
+    with pytest.raises(ValueError, match=r"startoftranscript.* is token 301 of the tokenizer, but 302 of the model"):
+        PAIRED[name](toy_whisper(decoder_start_token_id=302), toy_processor(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def cut_without_its_config(model):
+    model.model.decoder.layers = model.model.decoder.layers[:2]
+
+
+def replace_its_head(model):
+    model.proj_out = torch.nn.Linear(16, model.config.vocab_size, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (cut_without_its_config, r"layers\.2.* has shape none, expected \[16, 16\].*decoder_layers"),
+        (replace_its_head, r"`tie_word_embeddings` is true.*Set it to false"),
+        (lambda model: get_peft_model(model, LoraConfig(target_modules=["q_proj"])), r"got PeftModel\. Merge"),
+        (lambda model: LoraModel(model, LoraConfig(target_modules=["q_proj"]), "default"), r"carries LoRA adapters"),
+    ],
+)
+@pytest.mark.parametrize("name", ["save_checkpoint", "export_ctranslate2", "export_ggml", "export_onnx"])
+def test_what_a_file_would_lose_is_refused(name, change, message, tmp_path):
+    """Transformers writes the embedding as the head, and leaves it to the reader to invent missing layers."""
+    model = toy_whisper()
+    changed = change(model)
+    with pytest.raises(ValueError, match=message):
+        PAIRED[name](changed if isinstance(changed, PeftModel) else model, toy_processor(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason="needs ../shared/whisper-files")
 @pytest.mark.parametrize("name", ["whisper-tiny", "whisper-tiny.en"])
 def test_the_official_vocabularies_survive_a_round_trip(name, tmp_path):
@@ -263,3 +342,9 @@ def test_the_official_vocabularies_survive_a_round_trip(name, tmp_path):
     reloaded = load_model(tmp_path)
     assert reloaded.generation_config.forced_decoder_ids is None
     assert reloaded.generation_config.alignment_heads == model.generation_config.alignment_heads
+    # Many fine-tuned checkpoints have no generation_config.json: nothing could be generated with them.
+    (tmp_path / "generation_config.json").unlink()
+    mended, published = (one.generation_config.to_dict() for one in (load_model(tmp_path), model))
+    for entry in ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id"):
+        assert mended.get(entry) == published.get(entry)
+    assert mended["prev_sot_token_id"] == processor.tokenizer.convert_tokens_to_ids("<|startofprev|>")

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,22 @@ from torch import nn
 from transformers import (
     GenerationConfig,
     PreTrainedConfig,
+    WhisperConfig,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
 )
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 from whisper_normalizer.english import EnglishSpellingNormalizer
 
 START_TOKEN = "<|startoftranscript|>"
+
+OFFICIAL_VOCABULARIES = {51_864: 50_256, 51_865: 50_257, 51_866: 50_257}
+"""Tokens of OpenAI's checkpoints (English-only, multilingual, large-v3) → id of `<|endoftext|>`."""
+
+NUM_TIMESTAMPS = 1501
+"""`<|0.00|>` to `<|30.00|>`, with which every Whisper's vocabulary ends."""
+
 _LIBRARY_MAX_LENGTH = 20
 """What transformers writes into a generation config without a length; it truncates transcripts."""
 
@@ -32,8 +42,8 @@ def load_model(
 ) -> WhisperForConditionalGeneration:
     """Loads a Whisper with its language-model head, from safetensors only.
 
-    A folder of a LoRA adapter gives its base model with the adapter merged. A `max_length` of 20, which old versions
-    of transformers left in generation configs, becomes the decoder's length.
+    A folder of a LoRA adapter gives its base model with the adapter merged. What the generation config lacks, or old
+    versions of transformers left in it, is mended, see [`complete_generation_config`].
 
     Args:
         name_or_path (`str` or `Path`): folder of a checkpoint or an adapter, or name of a model on the Hub.
@@ -88,9 +98,55 @@ def load_model(
             "for one; they would be random. Expected a complete WhisperForConditionalGeneration, the file holds "
             f"{', '.join(config.get('architectures') or ['an unnamed architecture'])}."
         )
-    if model.generation_config.max_length == _LIBRARY_MAX_LENGTH:  # transformers#27445: transcripts would be cut
-        model.generation_config.max_length = model.config.max_target_positions
+    model.generation_config = complete_generation_config(model.generation_config, model.config)
+    model.config.forced_decoder_ids = None  # old checkpoints force a language from here too
     return model
+
+
+def complete_generation_config(generation_config: GenerationConfig, config: WhisperConfig) -> GenerationConfig:
+    """Completes a generation config that is old, or that transformers made of `config.json` alone.
+
+    OpenAI's vocabularies hold the special tokens in one order, so their size decides about `is_multilingual`,
+    `lang_to_id`, `task_to_id`, `no_timestamps_token_id` and `prev_sot_token_id`: those that are missing are filled in.
+    For another vocabulary nothing is guessed. A `max_length` of 20 becomes the decoder's length, and
+    `forced_decoder_ids`, which force a language, are cleared.
+
+    Args:
+        generation_config (`GenerationConfig`): not changed.
+        config (`WhisperConfig`): of the same model.
+
+    Returns:
+        `GenerationConfig`: a completed copy.
+    """
+    completed = copy.deepcopy(generation_config)
+    if completed.max_length == _LIBRARY_MAX_LENGTH:  # transformers#27445: transcripts would be cut
+        completed.max_length = config.max_target_positions
+    completed.forced_decoder_ids = None
+    completed._from_model_config = False  # else `save_pretrained` or `generate` may make it of config.json again
+    for name, value in _entries_of_vocabulary(config).items():
+        if getattr(completed, name, None) is None:
+            setattr(completed, name, value)
+    return completed
+
+
+def _entries_of_vocabulary(config: WhisperConfig) -> dict[str, Any]:
+    """Entries of the generation config that an official vocabulary implies; none for other vocabularies."""
+    size, end = config.vocab_size, OFFICIAL_VOCABULARIES.get(config.vocab_size)
+    if end is None or config.eos_token_id != end:
+        return {}
+    # ... <|endoftext|> <|startoftranscript|> languages <|translate|> <|transcribe|> <|startoflm|> <|startofprev|>
+    # <|nospeech|> <|notimestamps|> <|0.00|> ... <|30.00|>
+    no_timestamps = size - NUM_TIMESTAMPS - 1
+    entries = {
+        "is_multilingual": size > 51_864,
+        "no_timestamps_token_id": no_timestamps,
+        "prev_sot_token_id": no_timestamps - 2,
+    }
+    if entries["is_multilingual"]:
+        codes = list(LANGUAGES)[: no_timestamps - 5 - (end + 2)]
+        entries["lang_to_id"] = {f"<|{code}|>": end + 2 + index for index, code in enumerate(codes)}
+        entries["task_to_id"] = {"translate": no_timestamps - 5, "transcribe": no_timestamps - 4}
+    return entries
 
 
 def _load_adapted(
@@ -135,12 +191,15 @@ def save_checkpoint(model: WhisperForConditionalGeneration, processor: WhisperPr
     """Saves a model with every file that transformers, faster-whisper, whisper.cpp and transformers.js read.
 
     The weights go to safetensors in the model's dtype. The generation config is written repaired (see
-    `repair_generation_config`); the model's is not changed.
+    [`complete_generation_config`] and [`repair_generation_config`]); the model's is not changed.
 
     Args:
         model (`WhisperForConditionalGeneration`): the model.
         processor (`WhisperProcessor`): its feature extractor and tokenizer.
         folder (`str` or `Path`): created if it does not exist.
+
+    Raises:
+        ValueError: if the processor is another model's, or a checkpoint would hold another model than this one.
 
     Example:
         ```python
@@ -148,6 +207,8 @@ def save_checkpoint(model: WhisperForConditionalGeneration, processor: WhisperPr
         pipeline("automatic-speech-recognition", model="distil-small")
         ```
     """
+    check_weights(model)
+    check_compatible(model, None, processor)
     model.save_pretrained(str(folder))
     save_generation_config(model, folder)
     save_processor(processor, folder)
@@ -156,9 +217,8 @@ def save_checkpoint(model: WhisperForConditionalGeneration, processor: WhisperPr
 def save_generation_config(model: WhisperForConditionalGeneration, folder: str | Path) -> None:
     """Writes `generation_config.json`, repaired for the model's decoder."""
     config = model.config
-    repaired = repair_generation_config(
-        model.generation_config, config.decoder_layers, max_length=config.max_target_positions
-    )
+    completed = complete_generation_config(model.generation_config, config)
+    repaired = repair_generation_config(completed, config.decoder_layers, max_length=config.max_target_positions)
     repaired.save_pretrained(str(folder))
 
 
@@ -259,6 +319,8 @@ def check_compatible(
 ) -> None:
     """Checks that student, teacher and processor share vocabulary, mel bins and window length.
 
+    Every function that takes a model and its processor calls it, with that model as `student`.
+
     Raises:
         ValueError: if they differ; says in what, and what to do.
     """
@@ -294,11 +356,61 @@ def _check_processor(model: WhisperForConditionalGeneration, processor: WhisperP
         )
     if len(tokenizer) > config.vocab_size:
         raise ValueError(f"The tokenizer has {len(tokenizer)} tokens, the model only {config.vocab_size}. {hint}")
-    start = tokenizer.convert_tokens_to_ids(START_TOKEN)
-    if start != config.decoder_start_token_id:
+    entries = model.generation_config.to_dict()
+    ids = {START_TOKEN: config.decoder_start_token_id, **(entries.get("lang_to_id") or {})}
+    ids["<|notimestamps|>"] = entries.get("no_timestamps_token_id")  # timestamps follow it: of large-v3, one id later
+    for token, expected in ids.items():
+        actual = tokenizer.convert_tokens_to_ids(token)
+        if expected is not None and actual != expected:
+            raise ValueError(
+                f"{token} is token {actual} of the tokenizer, but {expected} of the model: their vocabularies differ. "
+                f"{hint}"
+            )
+    added = tokenizer.convert_ids_to_tokens(range(tokenizer.convert_tokens_to_ids("<|notimestamps|>"), len(tokenizer)))
+    added = [token for token in added[1:] if not re.fullmatch(r"<\|\d+\.\d+\|>", token)]
+    if added:
         raise ValueError(
-            f"{START_TOKEN} is token {start} of the tokenizer, but {config.decoder_start_token_id} of the model: "
-            f"their vocabularies differ. {hint}"
+            f"The tokenizer has {len(added)} tokens behind the timestamps, {added[0]!r} for one, but every id from "
+            "<|0.00|> on is a timestamp, in transformers' `generate` too: a text with them would lose them. Spell "
+            "them with the vocabulary's own tokens (`tokenizer.tokenize`), as every word can be."
+        )
+
+
+def check_weights(model: WhisperForConditionalGeneration) -> None:
+    """Checks that the weights are those that the config describes, so that a file of them is the same model.
+
+    Raises:
+        ValueError: for a wrapped model, adapters, another number of layers or tokens than the config's, or a
+            language-model head of its own that the config says is the embedding.
+    """
+    if not isinstance(model, WhisperForConditionalGeneration):
+        raise ValueError(
+            f"Expected a WhisperForConditionalGeneration, got {type(model).__name__}. Merge an adapter first "
+            "(`model.merge_and_unload()`); pass the module inside of a compiled or distributed one."
+        )
+    with torch.device("meta"):
+        described = WhisperForConditionalGeneration(copy.deepcopy(model.config))
+    expected, actual = (
+        {name: list(weight.shape) for name, weight in one.state_dict().items()} for one in (described, model)
+    )
+    differing = sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))
+    if any(".lora_" in name for name in differing):
+        raise ValueError(
+            "The model carries LoRA adapters beside its weights, which no other runtime reads. Merge them first "
+            "(`LoraStudent.save_merged`, or the folder that `train --lora` wrote) and take the merged student."
+        )
+    if differing:
+        name = differing[0]
+        raise ValueError(
+            f"{len(differing)} weights of the model are not those of its config: {name} has shape "
+            f"{actual.get(name, 'none')}, expected {expected.get(name, 'none')}. Whoever loads it would get another "
+            "model. Set the config's entry (decoder_layers, vocab_size, ...) to what the model has."
+        )
+    head, embedding = model.proj_out.weight, model.get_decoder().embed_tokens.weight
+    if model.config.tie_word_embeddings and head is not embedding and not torch.equal(head, embedding):
+        raise ValueError(
+            "The language-model head differs from the token embedding, but the config's `tie_word_embeddings` is "
+            "true: whoever loads it would get the embedding as its head. Set it to false."
         )
 
 

@@ -21,7 +21,7 @@ from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.output import plain_text
 from hf_distil_whisper.training.lora import LoraSettings, LoraStudent
 from official_models import official_whisper
-from talking_models import multilingual_whisper, talking_whisper, toy_windows
+from talking_models import multilingual_whisper, talking_whisper, toy_windows, with_own_head
 from toy_models import toy_audio, toy_processor
 
 RECORDINGS = [toy_audio(1 + row, seed=row) for row in range(4)]
@@ -47,10 +47,10 @@ def lora_merged(folder: Path) -> WhisperForConditionalGeneration:
     return merged
 
 
-@pytest.fixture(params=["cut encoder", "multilingual", "LoRA-merged", "heads of the teacher"])
+@pytest.fixture(params=["cut encoder, own head", "multilingual", "LoRA-merged", "heads of the teacher"])
 def student(request: pytest.FixtureRequest, tmp_path: Path) -> WhisperForConditionalGeneration:
     makers = {
-        "cut encoder": lambda: talking_whisper(4, encoder_layers=1, decoder_layers=2),
+        "cut encoder, own head": lambda: with_own_head(talking_whisper(4, encoder_layers=1, decoder_layers=2)),
         "multilingual": lambda: multilingual_whisper(3),
         "LoRA-merged": lambda: lora_merged(tmp_path / "lora"),
         "heads of the teacher": with_heads_of_the_teacher,
@@ -126,8 +126,8 @@ EXPORTS = {"ctranslate2": export_ctranslate2, "ggml": export_ggml, "onnx": expor
 
 
 @pytest.mark.parametrize("name", EXPORTS)
-def test_folders_in_use_adapters_and_unknown_precisions_are_refused(name: str, tmp_path: Path) -> None:
-    """An old model's files are loaded beside a new one's; adapters do not exist in the other formats."""
+def test_folders_in_use_and_unknown_precisions_are_refused(name: str, tmp_path: Path) -> None:
+    """An old model's files are loaded beside a new one's."""
     model, processor = official_whisper()
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"`folder`: .* not an empty folder.*Choose a new folder, or empty"):
@@ -136,9 +136,6 @@ def test_folders_in_use_adapters_and_unknown_precisions_are_refused(name: str, t
         EXPORTS[name](model, processor, tmp_path / "notes.txt")
     with pytest.raises(ValueError, match=r"`quantization`: expected one of .*float16.*, got 'int5'"):
         EXPORTS[name](model, processor, tmp_path / "export", quantization="int5")
-    LoraStudent(model, LoraSettings(r=2))
-    with pytest.raises(ValueError, match=r"carries LoRA adapters.*save_merged"):
-        EXPORTS[name](model, processor, tmp_path / "export")
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
 

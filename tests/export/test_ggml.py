@@ -21,7 +21,7 @@ from hf_distil_whisper.inference.encoder import encode, window_features
 from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.prompt import decoder_prefix, detect_languages, is_multilingual
 from official_models import needs_files, official_whisper
-from toy_models import toy_audio, toy_whisper
+from toy_models import toy_audio, toy_processor, toy_whisper
 
 RECORDINGS = [toy_audio(2 + row, seed=row) for row in range(3)]
 
@@ -116,7 +116,11 @@ def test_what_the_runtime_cannot_run_is_refused(tmp_path: Path) -> None:
     """It ends the process, or writes other tokens than the model was trained on."""
     model, processor = official_whisper()
     with pytest.raises(ValueError, match=r"official vocabularies.*51,864, 51,865, 51,866.*CTranslate2 or ONNX"):
-        export_ggml(toy_whisper(), processor, tmp_path / "export")
+        export_ggml(toy_whisper(), toy_processor(), tmp_path / "export")
+    model.config.tie_word_embeddings = False
+    model.proj_out = torch.nn.Linear(64, 51_864, bias=False)
+    with pytest.raises(ValueError, match=r"token embedding as language-model head.*CTranslate2 or ONNX"):
+        export_ggml(model, processor, tmp_path / "export")
     with pytest.raises(ValueError, match=r"expected one of float16, q8_0, q5_0, got 'float32'"):
         export_ggml(model, processor, tmp_path / "export", quantization="float32")
     official = {"vocab_size": 51_864, "eos_token_id": 50_256}

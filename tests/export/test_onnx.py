@@ -14,19 +14,19 @@ from transformers import WhisperForConditionalGeneration
 from hf_distil_whisper.export import onnx as module
 from hf_distil_whisper.export.onnx import USE_CACHE_BRANCH, OnnxGenerator, cache_names, export_onnx
 from hf_distil_whisper.inference.generation import generate_tokens
-from talking_models import multilingual_whisper, talking_whisper, toy_windows
+from talking_models import multilingual_whisper, talking_whisper, toy_windows, with_own_head
 from toy_models import toy_processor
 
 FILES = ["decoder_model", "decoder_model_merged", "decoder_with_past_model", "encoder_model"]
 
 
 def student() -> WhisperForConditionalGeneration:
-    """Cut in both halves, multilingual, with heads of a deeper teacher in its config: every kind in one tracing."""
+    """Cut in both halves, multilingual, its head its own, with attention heads of a deeper teacher: one tracing."""
     model = multilingual_whisper(3)
     cut = talking_whisper(3, encoder_layers=1, decoder_layers=2)
     cut.generation_config = model.generation_config
     cut.generation_config.alignment_heads = [[3, 1]]
-    return cut
+    return with_own_head(cut)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, GenerationConfig, WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
 
-from hf_distil_whisper.checkpoints import check_compatible, load_model, load_processor
+from hf_distil_whisper.checkpoints import check_compatible, complete_generation_config, load_model, load_processor
 from hf_distil_whisper.cli.config import DataSource, InputError, is_main_process, nearest, parse_yaml
 from hf_distil_whisper.data.shards import RUN, ShardStore
 from hf_distil_whisper.data.sources import MissingSplit, load_source, mean_duration
@@ -111,10 +111,9 @@ class Plan:
             return None
         with torch.device("meta"):  # shapes only: a plan of large-v3 would take 6 GB and a minute
             model = WhisperForConditionalGeneration(config)
-        try:
+        with suppress(OSError):  # a checkpoint without the file has these settings in config.json
             model.generation_config = GenerationConfig.from_pretrained(name_or_path)
-        except OSError:
-            pass  # a checkpoint without the file has these settings in config.json
+        model.generation_config = complete_generation_config(model.generation_config, config)
         return model
 
     def processor(self, name_or_path: str | None, flag: str) -> WhisperProcessor | None:
@@ -127,7 +126,9 @@ class Plan:
         """Checks that there is a Whisper with its processor; returns its architecture, as [`model`] does."""
         model = self.model(name_or_path, flag)
         if model is not None:
-            self.processor(name_or_path, flag)
+            processor = self.processor(name_or_path, flag)
+            with self.collect(flag):
+                check_compatible(model, None, processor)
         return model
 
     def repository(self, repo_id: str | None) -> None:

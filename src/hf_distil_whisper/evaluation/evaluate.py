@@ -20,6 +20,7 @@ from datasets import Dataset, Features, Value
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
+from hf_distil_whisper.checkpoints import check_compatible
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
@@ -427,7 +428,7 @@ def evaluate_model(
         [`EvaluationResult`]: its rows are in the order of the dataset.
 
     Raises:
-        ValueError: for 0 rows, a missing column or language, or if no row could be read.
+        ValueError: for another model's processor, 0 rows, a missing column or language, or if no row could be read.
 
     Example:
         ```python
@@ -435,6 +436,7 @@ def evaluate_model(
         >>> f"{result.errors.wer:.1%} of {result.errors.num_words} words, real-time factor {result.rtf:.3f}"
         ```
     """
+    check_compatible(model, None, processor)
     dataset = readable_rows(dataset, text_column)
     errors = RowErrors()
     settings = replace(settings or GenerationSettings(), **keywords)

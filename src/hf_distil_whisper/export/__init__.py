@@ -11,6 +11,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.checkpoints import check_compatible, check_weights
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.inference.dataset import generate_rows
@@ -41,15 +42,17 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
         os.replace(part, folder)
 
 
-def check_exportable(model: WhisperForConditionalGeneration, quantization: str, quantizations: Sequence[str]) -> None:
-    """Refuses unknown quantizations, and adapters, which an export would leave out without an error."""
+def check_exportable(
+    model: WhisperForConditionalGeneration,
+    processor: WhisperProcessor,
+    quantization: str,
+    quantizations: Sequence[str],
+) -> None:
+    """Refuses unknown quantizations, another model's processor, and models of which an export would lose a part."""
     if quantization not in quantizations:
         raise ValueError(f"`quantization`: expected one of {', '.join(quantizations)}, got {quantization!r}.")
-    if any(".lora_" in name for name, _ in model.named_parameters()):
-        raise ValueError(
-            "The model carries LoRA adapters beside its weights, which no other runtime reads. Merge them first "
-            "(`LoraStudent.save_merged`, or the folder that `train --lora` wrote) and export the merged student."
-        )
+    check_weights(model)
+    check_compatible(model, None, processor)
 
 
 @dataclass(frozen=True)

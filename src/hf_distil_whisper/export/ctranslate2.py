@@ -32,7 +32,7 @@ def export_ctranslate2(
 
     Raises:
         ImportError: without the extra `ct2`.
-        ValueError: for a quantization that CTranslate2 does not know, or a model with adapters.
+        ValueError: for another quantization, another model's processor, or a model with adapters.
         FileExistsError: if the folder is not empty.
 
     Example:
@@ -42,7 +42,7 @@ def export_ctranslate2(
         ```
     """
     import_runtime("ctranslate2", "ct2")
-    check_exportable(model, quantization, QUANTIZATIONS)
+    check_exportable(model, processor, quantization, QUANTIZATIONS)
     with new_folder(folder) as part:
         convert_to_ctranslate2(model, processor, part, quantization)
     return Path(folder)

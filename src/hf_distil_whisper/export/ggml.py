@@ -15,13 +15,11 @@ from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from hf_distil_whisper.checkpoints import OFFICIAL_VOCABULARIES
 from hf_distil_whisper.export import check_exportable, new_folder
 from hf_distil_whisper.inference.ctranslate2 import import_runtime
 from hf_distil_whisper.inference.generation import TokenSequence
 from hf_distil_whisper.inference.prompt import max_generated_tokens, resolve_languages
-
-OFFICIAL_VOCABULARIES = {51_864: 50_256, 51_865: 50_257, 51_866: 50_257}
-"""Tokens of OpenAI's checkpoints (English-only, multilingual, large-v3) → id of `<|endoftext|>`."""
 
 GGML_FILE = "ggml-model.bin"
 BLOCK = 32
@@ -76,7 +74,8 @@ def export_ggml(
 
     Raises:
         ValueError: for another vocabulary or window than the official ones, another quantization, rows that are no
-            multiple of 32 where weights are quantised, or a model with adapters.
+            multiple of 32 where weights are quantised, a language-model head that is not the embedding, another
+            model's processor, or a model with adapters.
         FileExistsError: if the folder is not empty.
 
     Example:
@@ -85,8 +84,13 @@ def export_ggml(
         pywhispercpp.model.Model("student-ggml/ggml-model.bin").transcribe("talk.wav")
         ```
     """
-    check_exportable(model, quantization, tuple(_PACKED))
+    check_exportable(model, processor, quantization, tuple(_PACKED))
     check_whisper_cpp(model)
+    if not torch.equal(model.proj_out.weight, model.get_decoder().embed_tokens.weight):
+        raise ValueError(
+            "whisper.cpp takes the token embedding as language-model head, the model has another one "
+            "(`tie_word_embeddings` is false): it would be lost. Export it for CTranslate2 or ONNX."
+        )
     with new_folder(folder) as part, open(part / GGML_FILE, "wb") as file:
         _write_header(file, model, processor, quantization)
         for name, weight in _named_weights(model):
@@ -144,7 +148,7 @@ def _write_header(
 
 def _named_weights(model: WhisperForConditionalGeneration) -> Iterator[tuple[str, np.ndarray]]:
     for name, weight in model.state_dict().items():
-        if name == "proj_out.weight":  # tied to the embedding in every Whisper
+        if name == "proj_out.weight":  # tied to the embedding, as export_ggml checks
             continue
         for pattern, replacement in _NAMES.items():
             name = re.sub(pattern, replacement, name)

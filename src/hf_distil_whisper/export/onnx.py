@@ -73,7 +73,7 @@ def export_onnx(
 
     Raises:
         ImportError: without the extra `onnx`.
-        ValueError: for another quantization, or a model with adapters.
+        ValueError: for another quantization, another model's processor, or a model with adapters.
         FileExistsError: if the folder is not empty.
 
     Example:
@@ -84,7 +84,7 @@ def export_onnx(
     """
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_runtime(package, "onnx")
-    check_exportable(model, quantization, tuple(SUFFIXES))
+    check_exportable(model, processor, quantization, tuple(SUFFIXES))
     with new_folder(folder) as part:
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]

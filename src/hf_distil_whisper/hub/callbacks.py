@@ -237,7 +237,7 @@ class SamplePredictionsCallback(TrainerCallback):
         return compute(prediction)
 
     def _text(self, tokens: np.ndarray) -> str:
-        timestamp_begin = int(self.tokenizer.convert_tokens_to_ids("<|0.00|>"))
+        timestamp_begin = int(self.tokenizer.convert_tokens_to_ids("<|notimestamps|>")) + 1
         return plain_text(tokens[tokens != IGNORE_INDEX].tolist(), self.tokenizer, timestamp_begin)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.checkpoints import check_compatible
 from hf_distil_whisper.data.audio import SAMPLING_RATE, AudioError, audio_blocks
 from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.encoder import encode, window_features, window_seconds
@@ -211,7 +212,7 @@ def transcribe_chunked(
         `Transcription`: text, segments and statistics over all chunks.
 
     Raises:
-        ValueError: if chunk and stride do not fit the model's window.
+        ValueError: for another model's processor, or if chunk and stride do not fit the model's window.
         AudioError: if the recording cannot be read or is empty; for a file damaged further on, when the transcription
             has come there.
 
@@ -221,6 +222,7 @@ def transcribe_chunked(
         ```
     """
     settings = replace(settings or GenerationSettings(), **keywords)
+    check_compatible(model, None, processor)
     length = default_chunk_length(model, processor) if chunk_length is None else chunk_length
     # The pipeline's default overlap: a third of a chunk is transcribed twice, and joined by its words.
     stride = length / 6 if stride is None else stride

@@ -27,6 +27,7 @@ from hf_distil_whisper.inference.prompt import (
     max_generated_tokens,
     resolve_languages,
     timestamp_begin,
+    unused_tokens,
     window_languages,
 )
 
@@ -112,7 +113,7 @@ class Ctranslate2Generator:
         self._timestamps = bool(settings.return_timestamps)
         self._max_new_tokens = settings.max_new_tokens or max_generated_tokens(model, self._timestamps)
         config = model.generation_config
-        suppress_tokens = list(config.suppress_tokens or [])
+        suppress_tokens = [*(config.suppress_tokens or []), *unused_tokens(model)]
         if not self._timestamps:
             suppress_tokens += range(timestamp_begin(model), model.config.vocab_size)
         # By default CTranslate2 takes its lists from the converted config, and starts no transcript after 1 s.

@@ -21,6 +21,7 @@ from hf_distil_whisper.inference.prompt import (
     max_generated_tokens,
     resolve_languages,
     timestamp_begin,
+    unused_tokens,
     window_languages,
 )
 from hf_distil_whisper.inference.speculative import DraftCounts, speculative_decode
@@ -207,7 +208,7 @@ def logits_rules(
 ) -> WhisperLogitsRules:
     """The rules of the model's generation config, for a prefix (and prompt) of `prefix_length` tokens."""
     config, first_timestamp = model.generation_config, timestamp_begin(model)
-    suppress_tokens, timestamps = list(config.suppress_tokens or []), None
+    suppress_tokens, timestamps = [*(config.suppress_tokens or []), *unused_tokens(model)], None
     if return_timestamps:
         max_initial = config.to_dict().get("max_initial_timestamp_index")
         timestamps = TimestampRules(first_timestamp, generation_entry(model, "eos_token_id"), max_initial)

@@ -7,17 +7,24 @@ import torch
 from torch import Tensor
 from transformers import WhisperForConditionalGeneration
 
+from hf_distil_whisper.checkpoints import NUM_TIMESTAMPS
 from hf_distil_whisper.metrics import language_code
 
 
 def is_multilingual(model: WhisperForConditionalGeneration) -> bool:
     """Whether the model's prefix names a language and a task (the English-only checkpoints have neither)."""
-    return bool(model.generation_config.to_dict().get("is_multilingual", False))
+    # The number of tokens decides where there is no entry, as in OpenAI's Whisper.
+    return bool(model.generation_config.to_dict().get("is_multilingual", model.config.vocab_size > 51_864))
 
 
 def timestamp_begin(model: WhisperForConditionalGeneration) -> int:
     """The id of `<|0.00|>`: every id from there on is a timestamp, in steps of 0.02 s."""
     return generation_entry(model, "no_timestamps_token_id") + 1
+
+
+def unused_tokens(model: WhisperForConditionalGeneration) -> range:
+    """Ids behind `<|30.00|>`, of embeddings that were padded to a round number: no transcript may hold them."""
+    return range(timestamp_begin(model) + NUM_TIMESTAMPS, model.config.vocab_size)
 
 
 def generation_entry(model: WhisperForConditionalGeneration, name: str) -> Any:
@@ -27,7 +34,7 @@ def generation_entry(model: WhisperForConditionalGeneration, name: str) -> Any:
         raise ValueError(
             f"The model's generation_config has no `{name}`, which Whisper needs to generate. Take "
             "generation_config.json from the checkpoint that the model was made from (`model.generation_config = "
-            "GenerationConfig.from_pretrained(...)`)."
+            "GenerationConfig.from_pretrained(...)`); `load_model` completes those of official vocabularies."
         )
     return entries[name]
 

@@ -1,8 +1,8 @@
 """Sequential long-form transcription by transformers' `generate`, window after window (paper, section 5)."""
 
-import copy
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from types import TracebackType
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.checkpoints import check_compatible, complete_generation_config
 from hf_distil_whisper.data.audio import SAMPLING_RATE, audio_blocks
 from hf_distil_whisper.data.features import recording_features
 from hf_distil_whisper.inference.decoder import Assistant
@@ -26,7 +27,7 @@ from hf_distil_whisper.inference.output import (
     plain_text,
     segments_of,
 )
-from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, timestamp_begin
+from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, timestamp_begin, unused_tokens
 from hf_distil_whisper.inference.speculative import DraftCounts, decode_in_generate
 from hf_distil_whisper.inference.word_timestamps import (
     alignment_heads,
@@ -184,8 +185,8 @@ def transcribe_sequential(
         `Transcription`: with segments; its statistics have no log-probabilities.
 
     Raises:
-        ValueError: for an assistant together with beams or temperature fallback, an unknown language, or word
-            timestamps of a model without alignment heads.
+        ValueError: for another model's processor, an assistant together with beams or temperature fallback, an unknown
+            language, or word timestamps of a model without alignment heads.
         AudioError: if the recording cannot be read.
         StuckTranscriptionError: if the windows advance by less than a second on average, as those of an untrained
             student may: the loop has no other end.
@@ -196,6 +197,7 @@ def transcribe_sequential(
         ```
     """
     settings = replace(settings or GenerationSettings(), **keywords)
+    check_compatible(model, None, processor)
     word_timestamps = word_timestamps or settings.return_timestamps == "word"
     if assistant is not None and (settings.num_beams > 1 or temperature_fallback):
         raise ValueError(
@@ -210,7 +212,9 @@ def transcribe_sequential(
     if temperature_fallback:
         thresholds = asdict(TemperatureFallback() if temperature_fallback is True else temperature_fallback)
         options |= {"temperature": thresholds.pop("temperatures"), **thresholds}
-    config = copy.deepcopy(model.generation_config)  # `generate` writes lengths and thresholds into it
+    # A copy: `generate` writes lengths and thresholds into it.
+    config = complete_generation_config(model.generation_config, model.config)
+    config.suppress_tokens = [*(config.suppress_tokens or []), *unused_tokens(model)]
     config.num_beams = settings.num_beams
     config.use_cache = True
     drafts: list[DraftCounts] = []
@@ -220,7 +224,7 @@ def transcribe_sequential(
         options["custom_generate"] = decode_in_generate(assistant, settings.draft_length, drafts.extend)
     seconds = num_samples / SAMPLING_RATE
     recorder = WindowRecorder(model, processor, num_samples, word_timestamps)
-    with recorder if word_timestamps or temperature_fallback else nullcontext():
+    with recorder if word_timestamps or temperature_fallback else nullcontext(), _without_warning():
         output = model.generate(
             features,
             generation_config=config,
@@ -249,6 +253,21 @@ def _features(
             features, num_samples = recording_features(processor.feature_extractor, chain(read, blocks))
             return features.to(model.device, model.dtype), num_samples
     return window_features(model, processor, [np.concatenate(read)]), num_samples
+
+
+@contextmanager
+def _without_warning() -> Iterator[None]:
+    """Drops a warning of transformers about how its own loop calls `generate`: nobody can follow it."""
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Passing `generation_config` together with")
+
+    logger = logging.getLogger("transformers.generation.utils")
+    logger.addFilter(is_shown)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_shown)
 
 
 def _limit_windows(seconds: float) -> Callable[[Tensor], None]:

@@ -21,7 +21,7 @@ from transformers import (
     WhisperTimeStampLogitsProcessor,
 )
 
-from hf_distil_whisper.checkpoints import load_model
+from hf_distil_whisper.checkpoints import START_TOKEN, load_model
 from hf_distil_whisper.inference.decoder import (
     FORBIDDEN,
     Assistant,
@@ -346,17 +346,24 @@ def check_assistant(assistant: Assistant, model: WhisperForConditionalGeneration
             f"The assistant has {config.vocab_size} tokens, the model {expected.vocab_size}: its drafts would mean "
             "other words. Take a student of this model, or a smaller Whisper of the same vocabulary."
         )
+    if config.decoder_start_token_id != expected.decoder_start_token_id:
+        raise ValueError(
+            f"{START_TOKEN} is token {config.decoder_start_token_id} of the assistant, but "
+            f"{expected.decoder_start_token_id} of the model: their vocabularies differ. Take a student of this "
+            "model, or a smaller Whisper of the same vocabulary."
+        )
     if (assistant.dtype, assistant.device) != (model.dtype, model.device):
         raise ValueError(
             f"The assistant is {assistant.dtype} on {assistant.device}, the model {model.dtype} on {model.device}: "
             "load both in one dtype and move both to one device."
         )
     has_encoder = isinstance(assistant, WhisperForConditionalGeneration)
-    if has_encoder and config.num_mel_bins != expected.num_mel_bins:
-        raise ValueError(
-            f"The assistant takes {config.num_mel_bins} mel bins, the model {expected.num_mel_bins}, but both get the "
-            "same features. Take an assistant of the model's family."
-        )
+    for name, unit in (("num_mel_bins", "mel bins"), ("max_source_positions", "encoder positions")):
+        if has_encoder and getattr(config, name) != getattr(expected, name):
+            raise ValueError(
+                f"The assistant takes {getattr(config, name)} {unit}, the model {getattr(expected, name)}, but both "
+                "get the same features. Take an assistant of the model's family."
+            )
     if not has_encoder and config.d_model != expected.d_model:
         raise ValueError(
             f"The assistant reads encoder hidden states of width {config.d_model}, the model's have "

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
+from hf_distil_whisper.checkpoints import check_compatible
 from hf_distil_whisper.data.audio import SAMPLING_RATE, audio_duration, load_audio
 from hf_distil_whisper.inference.chunked import WindowTokens, transcribe_chunked, transcribe_windows, window_statistics
 from hf_distil_whisper.inference.dataset import batches_by_length
@@ -58,8 +59,8 @@ def transcribe(
 
     Raises:
         AudioError: if a recording cannot be read; the message names it.
-        ValueError: for an assistant with beams, a batch size or draft length below 1, an unknown language, or word
-            timestamps of a model without alignment heads.
+        ValueError: for another model's processor, an assistant with beams, a batch size or draft length below 1, an
+            unknown language, or word timestamps of a model without alignment heads.
 
     Example:
         ```python
@@ -69,6 +70,7 @@ def transcribe(
         ```
     """
     settings = replace(settings or GenerationSettings(batch_size=1), **keywords)
+    check_compatible(model, None, processor)
     if settings.return_timestamps == "word":
         alignment_heads(model)  # missing or wrong ones fail before the work
     recordings = audio if isinstance(audio, list) else [audio]

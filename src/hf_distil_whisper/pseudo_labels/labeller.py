@@ -21,7 +21,7 @@ from datasets import Dataset, Features, IterableDataset, Value, concatenate_data
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
-from hf_distil_whisper.checkpoints import weights_fingerprint
+from hf_distil_whisper.checkpoints import check_compatible, weights_fingerprint
 from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.features import extractor_settings, recording_key
@@ -199,8 +199,8 @@ def pseudo_label_dataset(
 
     Raises:
         StaleRunError: if `output_dir` holds another run (names the settings that differ), or other files.
-        ValueError: for 0 rows, a missing `audio` column, duplicate ids, an unknown backend or language, or if no row
-            could be labelled.
+        ValueError: for another model's processor, 0 rows, a missing `audio` column, duplicate ids, an unknown backend
+            or language, or if no row could be labelled.
 
     Example:
         ```python
@@ -213,6 +213,7 @@ def pseudo_label_dataset(
     generation, packing, runtime = _replace_fields(
         [generation or GenerationSettings(return_timestamps=True), packing or Packing(), runtime], keywords
     )
+    check_compatible(teacher, None, processor)
     _check_dataset(dataset)
     store = ShardStore(output_dir)
     store.identity()  # a folder of other files is refused before any work

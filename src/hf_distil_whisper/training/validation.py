@@ -41,7 +41,7 @@ class WordErrorMetrics:
     def __init__(self, processor: WhisperProcessor, language: str | None = None):
         self.tokenizer = processor.tokenizer
         self.language = language
-        self.timestamp_begin = int(self.tokenizer.convert_tokens_to_ids("<|0.00|>"))
+        self.timestamp_begin = int(self.tokenizer.convert_tokens_to_ids("<|notimestamps|>")) + 1
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Returns `{"wer": fraction}`, or nothing if no reference has a word."""
