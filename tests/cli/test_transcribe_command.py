@@ -120,8 +120,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_settings_of_long_form_are_handed_on(tmp_path, calls, toys, printed):
     """A threshold that is parsed and ignored looks like one that is never reached."""
     model = ["--model_name_or_path", str(toys / "model")]
-    printed("transcribe", toys / "two.wav", *model, "--temperature_fallback")
-    assert calls.pop()["temperature_fallback"] is True
+    printed("transcribe", toys / "two.wav", *model, "--temperature_fallback", "--prompt", "The quick brown fox")
+    options = calls.pop()
+    assert (options["temperature_fallback"], options["prompt"]) == (True, "The quick brown fox")
+    texts = [printed(*command(toys, *more)) for more in ([], ["--prompt", "The quick brown fox"])]
+    assert texts[0] != texts[1]
     recipe, corpus = tmp_path / "recipe.yaml", write_toy_corpus(tmp_path / "corpus")
     settings = {
         "long_form_method": "sequential",

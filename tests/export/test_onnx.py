@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from transformers import WhisperForConditionalGeneration
 
 from hf_distil_whisper.export import onnx as module
@@ -17,15 +18,16 @@ from hf_distil_whisper.inference.generation import generate_tokens
 from talking_models import multilingual_whisper, talking_whisper, toy_windows, with_own_head
 from toy_models import toy_processor
 
+ATTENTIONS = ["cross_attentions.0", "cross_attentions.1"]
 FILES = ["decoder_model", "decoder_model_merged", "decoder_with_past_model", "encoder_model"]
 
 
 def student() -> WhisperForConditionalGeneration:
-    """Cut in both halves, multilingual, its head its own, with attention heads of a deeper teacher: one tracing."""
+    """Cut in both halves, multilingual, its head its own, with attention heads for word times: one tracing."""
     model = multilingual_whisper(3)
     cut = talking_whisper(3, encoder_layers=1, decoder_layers=2)
     cut.generation_config = model.generation_config
-    cut.generation_config.alignment_heads = [[3, 1]]
+    cut.generation_config.alignment_heads = [[1, 1]]
     return with_own_head(cut)
 
 
@@ -33,10 +35,10 @@ def student() -> WhisperForConditionalGeneration:
 def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The student in every precision, traced once."""
     folder, model = tmp_path_factory.mktemp("onnx"), student()
-    graphs = module._traced(model)
+    graphs = module._traced(model, with_attentions=True)
     assert model.config._attn_implementation == "sdpa"  # tracing wants another one, of a copy
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_traced", lambda _: copy.deepcopy(graphs))
+        patch.setattr(module, "_traced", lambda _, with_attentions: copy.deepcopy(graphs) if with_attentions else {})
         return {
             name: export_onnx(model, toy_processor(), folder / name, quantization=name)
             for name in ("float32", "float16", "int8")
@@ -65,13 +67,23 @@ def test_the_merged_decoder_computes_what_the_two_decoders_compute(exports: dict
     empty = {name: np.zeros((2, 2, 0, 8), dtype=np.float32) for name in cache_names("past_key_values", 2)}
     expected = first.run(None, prefix | hidden)
     result = merged.run(None, prefix | hidden | empty | {USE_CACHE_BRANCH: np.array([False])})
-    past = dict(zip(empty, expected[1:], strict=True))
+    past = dict(zip(empty, expected[1:-2], strict=True))
     token = {"input_ids": np.array([[11], [12]])}
-    outputs = ["logits", *cache_names("present", 2, ("decoder",))]
+    outputs = ["logits", *cache_names("present", 2, ("decoder",)), *ATTENTIONS]
     expected += further.run(outputs, token | past)
     result += merged.run(outputs, token | hidden | past | {USE_CACHE_BRANCH: np.array([True])})
     for ours, theirs in zip(result, expected, strict=True):
         assert np.allclose(ours, theirs, atol=1e-5)
+    # Word timestamps of transformers.js are read from these, joined along the tokens.
+    model = student()
+    model.set_attn_implementation("eager")
+    tokens = torch.from_numpy(np.concatenate([prefix["input_ids"], token["input_ids"]], axis=1))
+    states = torch.from_numpy(hidden["encoder_hidden_states"])
+    with torch.no_grad():
+        attentions = model.get_decoder()(tokens, encoder_hidden_states=states, output_attentions=True).cross_attentions
+    for layer, theirs in enumerate(attentions):
+        of_prefix, of_token = result[len(first.get_outputs()) - 2 + layer], result[-2 + layer]
+        assert np.allclose(np.concatenate([of_prefix, of_token], axis=2), theirs.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("float16", 0.03), ("int8", 0.3)])
@@ -108,7 +120,7 @@ def test_layout_and_names_are_those_of_transformers_js(exports: dict[str, Path])
     assert not {name for name in top if name.endswith((".safetensors", ".bin"))}
     config = json.loads((exports["float32"] / "config.json").read_text())
     assert (config["decoder_layers"], config["architectures"]) == (2, ["WhisperForConditionalGeneration"])
-    assert "alignment_heads" not in json.loads((exports["float32"] / "generation_config.json").read_text())
+    assert json.loads((exports["float32"] / "generation_config.json").read_text())["alignment_heads"] == [[1, 1]]
     for precision, suffix in (("float32", ""), ("float16", "_fp16"), ("int8", "_quantized")):
         names = sorted(file.name for file in (exports[precision] / "onnx").iterdir())
         assert names == sorted(f"{name}{suffix}.onnx" for name in FILES)
@@ -119,9 +131,11 @@ def test_layout_and_names_are_those_of_transformers_js(exports: dict[str, Path])
         assert inputs["encoder_model"] == ["input_features"]
         assert outputs["encoder_model"] == ["last_hidden_state"]
         assert inputs["decoder_model"] == ["input_ids", "encoder_hidden_states"]
-        assert outputs["decoder_model"] == outputs["decoder_model_merged"] == ["logits", *present]
+        assert outputs["decoder_model"] == outputs["decoder_model_merged"] == ["logits", *present, *ATTENTIONS]
         assert inputs["decoder_with_past_model"] == ["input_ids", *past]
-        assert outputs["decoder_with_past_model"] == ["logits", *cache_names("present", 2, ("decoder",))]
+        assert outputs["decoder_with_past_model"] == [
+            "logits", *cache_names("present", 2, ("decoder",)), *ATTENTIONS
+        ]  # fmt: skip
         merged_inputs = {"input_ids", "encoder_hidden_states", *past, USE_CACHE_BRANCH}
         assert sorted(inputs["decoder_model_merged"]) == sorted(merged_inputs)
         values = [value for one in sessions.values() for value in (*one.get_inputs(), *one.get_outputs())]
@@ -155,6 +169,11 @@ def test_weights_beyond_a_files_limit_lie_beside_it(
     assert _session(tmp_path / "encoder_model.onnx").get_inputs()[0].name == "input_features"
 
 
-def test_a_folder_without_graphs_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_graphs_and_word_times_without_heads_are_refused(tmp_path: Path) -> None:
+    """Heads of a layer that the student lacks end transformers.js at the first word."""
+    model = student()
+    model.generation_config.alignment_heads = [[3, 1]]
+    with pytest.raises(ValueError, match=r"`alignment_heads` holds \[3, 1\]"):
+        export_onnx(model, toy_processor(), tmp_path / "export", word_timestamps=True)
     with pytest.raises(FileNotFoundError, match=r"`folder`: .*onnx holds 0 files encoder_model\*.onnx"):
         OnnxGenerator(student(), tmp_path)

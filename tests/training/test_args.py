@@ -57,6 +57,7 @@ def test_a_cache_that_yaml_switches_off_is_off(tmp_path, off):
         ({"temperature": 0}, "--temperature: expected a number above 0"),
         ({"loss_chunk_size": 0}, "--loss_chunk_size: expected at least 1 token, got 0"),
         ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor: expected 0"),
+        ({"generation_config": "folder"}, "--generation_config would replace .*--generation_num_beams"),
         ({"timestamp_probability": 1.5}, "--timestamp_probability: expected a probability from 0 to 1, got 1.5"),
         ({"condition_on_prev_probability": -1}, "--condition_on_prev_probability: expected a probability"),
         ({"teacher_cache": "decoder"}, "--teacher_cache: expected one of none, encoder, logits, both, got .decoder."),

@@ -42,6 +42,12 @@ class TranscribeArguments:
     batch_size: int = setting(16, "Chunked only: chunks in one pass.")
     temperature_fallback: dict[str, Any] | str | None = fallback_setting()
     condition_on_prev_tokens: bool = setting(False, "Sequential only: prompt each window with the text before it.")
+    prompt: str | None = setting(
+        None,
+        "Text that the model reads before every window, as if it had been spoken: hotwords ('Kubernetes, HuBERT'), "
+        "names or a style of writing. Its last 223 tokens count; with --condition_on_prev_tokens before the first "
+        "window only.",
+    )
     return_timestamps: bool = setting(False, "Print segments with their times.")
     word_timestamps: bool = setting(False, "Print words with their times, with --output_format txt or json.")
     output_format: Literal["txt", "srt", "vtt", "json"] = setting(
@@ -111,7 +117,8 @@ def _transcribe_file(
     assistant: Assistant | None,
     file: str,
 ) -> Transcription:
-    common: dict[str, Any] = {"assistant": assistant, "language": args.language, "task": args.task}
+    common: dict[str, Any] = {"assistant": assistant, "prompt": args.prompt}
+    common |= {"language": args.language, "task": args.task}
     if args.method == "chunked":
         return transcribe_chunked(
             model,

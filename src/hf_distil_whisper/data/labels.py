@@ -154,17 +154,28 @@ def make_labels(
         )
     # As much of the prompt's end as `generate` takes, half of the positions, and less beside a long label: an optional
     # prompt must not make a row too long.
-    prompt: list[int] = []
     prompt_length = min(max_length // 2 - 1, max_length - length - 1)
-    if previous is not None and prompt_length > 0:
-        prompt = _prompt_ids(tokenizer, previous, timestamps)[-prompt_length:]
-    if prompt:
-        prompt = [_token_id(tokenizer, "<|startofprev|>"), *prompt]
+    prompt = [] if previous is None else prompt_tokens(tokenizer, previous, prompt_length, timestamps=timestamps)
     # decoder_input_ids  <|startofprev|> previous <|startoftranscript|> <|notimestamps|> text
     # labels             -100            -100     <|notimestamps|>      text             <|endoftext|>
     # The token after each input; the one after the prompt, <|startoftranscript|>, is not learnt either. Given labels
     # alone, transformers would make the inputs from them: with the masked prompt as padding, which no model reads.
     return Labels((prompt + sequence)[:-1], [IGNORE_INDEX] * len(prompt) + sequence[1:])
+
+
+def prompt_tokens(
+    tokenizer: WhisperTokenizer, previous: str | Sequence[int], max_length: int, *, timestamps: bool = False
+) -> list[int]:
+    """`<|startofprev|>` and at most the last `max_length` tokens of a previous text; nothing if it is empty."""
+    if isinstance(previous, str):
+        tokens = _text_ids(tokenizer, plain_text(previous))
+    else:
+        end_of_text, no_timestamps = _token_id(tokenizer, "<|endoftext|>"), _token_id(tokenizer, "<|notimestamps|>")
+        # The vocabulary ends with <|endoftext|>, the other special tokens, <|notimestamps|>, and the timestamps.
+        tokens = [token for token in previous if token < end_of_text or (timestamps and token > no_timestamps)]
+    if not tokens or max_length < 1:
+        return []
+    return [_token_id(tokenizer, "<|startofprev|>"), *tokens[-max_length:]]
 
 
 def language_token(language: str) -> str:
@@ -227,14 +238,6 @@ def _text_ids(tokenizer: WhisperTokenizer, text: str) -> list[int]:
     if text[0].isspace() or _wants_space("", stripped[0]):
         stripped = " " + stripped
     return tokenizer(stripped, add_special_tokens=False).input_ids
-
-
-def _prompt_ids(tokenizer: WhisperTokenizer, previous: str | Sequence[int], timestamps: bool) -> list[int]:
-    if isinstance(previous, str):
-        return _text_ids(tokenizer, plain_text(previous))
-    end_of_text, no_timestamps = _token_id(tokenizer, "<|endoftext|>"), _token_id(tokenizer, "<|notimestamps|>")
-    # The vocabulary ends with <|endoftext|>, the other special tokens, <|notimestamps|>, and the timestamps.
-    return [token for token in previous if token < end_of_text or (timestamps and token > no_timestamps)]
 
 
 def _wants_space(left: str, right: str) -> bool:

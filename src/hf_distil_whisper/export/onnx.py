@@ -6,7 +6,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, WhisperForConditionalGeneration, WhisperProcessor
+from transformers.utils import logging as transformers_logging
 
 from hf_distil_whisper.checkpoints import save_generation_config, save_processor
 from hf_distil_whisper.export import check_exportable, new_folder
@@ -27,6 +28,9 @@ from hf_distil_whisper.inference.prompt import (
     resolve_languages,
     window_languages,
 )
+from hf_distil_whisper.inference.word_timestamps import alignment_heads
+
+logger = transformers_logging.get_logger(__name__)
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -51,6 +55,7 @@ def export_onnx(
     folder: str | Path,
     *,
     quantization: str = "float32",
+    word_timestamps: bool | None = None,
 ) -> Path:
     """Writes a model as ONNX graphs for onnxruntime and transformers.js.
 
@@ -58,7 +63,8 @@ def export_onnx(
     encoder_hidden_states → logits, present.N.{decoder,encoder}.{key,value}), `decoder_with_past_model` (every further
     token: past_key_values in place of the hidden states) and `decoder_model_merged` (both, selected by
     `use_cache_branch`; transformers.js loads it beside the encoder). Batch size and lengths are dynamic, the window is
-    the model's.
+    the model's. With word timestamps the decoders also return cross_attentions.N (batch, heads, tokens, frames), which
+    `return_timestamps: "word"` of transformers.js needs.
 
     Args:
         model (`WhisperForConditionalGeneration`): left as it is.
@@ -67,13 +73,16 @@ def export_onnx(
         quantization (`str`, *optional*, defaults to `"float32"`): of the weights; "float16" (files `…_fp16.onnx`,
             inputs and outputs stay float32) or "int8" (`…_quantized.onnx`, matrix products with 8-bit weights, one
             scale per column, and dynamically quantised activations).
+        word_timestamps (`bool`, *optional*): return the cross-attentions; by default if the generation config has
+            `alignment_heads`, without which they have no use.
 
     Returns:
         `Path`: the folder.
 
     Raises:
         ImportError: without the extra `onnx`.
-        ValueError: for another quantization, another model's processor, or a model with adapters.
+        ValueError: for word timestamps without alignment heads, another quantization, another model's processor, or a
+            model with adapters.
         FileExistsError: if the folder is not empty.
 
     Example:
@@ -85,6 +94,13 @@ def export_onnx(
     for package in ("onnx", "onnxruntime", "onnxscript"):
         import_runtime(package, "onnx")
     check_exportable(model, processor, quantization, tuple(SUFFIXES))
+    if word_timestamps:
+        alignment_heads(model)
+    elif word_timestamps is None:
+        with suppress(ValueError):
+            word_timestamps = bool(alignment_heads(model))
+    if not word_timestamps:
+        logger.info("the graphs return no cross-attentions: transformers.js has no word timestamps with this export")
     with new_folder(folder) as part:
         config = copy.deepcopy(model.config)
         config.architectures = [type(model).__name__]
@@ -92,7 +108,9 @@ def export_onnx(
         save_generation_config(model, part)
         save_processor(processor, part)
         (part / ONNX_FOLDER).mkdir()
-        graphs = {name: _with_precision(graph, quantization) for name, graph in _traced(model).items()}
+        graphs = {
+            name: _with_precision(graph, quantization) for name, graph in _traced(model, bool(word_timestamps)).items()
+        }
         graphs["decoder_model_merged"] = merge_decoders(graphs["decoder_model"], graphs["decoder_with_past_model"])
         for name, graph in graphs.items():
             _save(graph, part / ONNX_FOLDER / f"{name}{SUFFIXES[quantization]}.onnx")
@@ -179,7 +197,8 @@ class OnnxGenerator:
         """Logits, and keys and values under the names of the next step's inputs."""
         logits, *present = session.run(None, inputs)
         names = [value.name.replace("present", "past_key_values") for value in session.get_outputs()[1:]]
-        return logits, dict(zip(names, present, strict=True))
+        cache = {name: array for name, array in zip(names, present, strict=True) if name.startswith("past")}
+        return logits, cache
 
 
 class _Encoder(nn.Module):
@@ -192,30 +211,31 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """The decoder on a prefix: logits, then self- and cross-attention keys and values of every layer."""
+    """The decoder on a prefix: logits, keys and values of both attentions of every layer, cross-attentions."""
 
-    def __init__(self, model: WhisperForConditionalGeneration):
+    def __init__(self, model: WhisperForConditionalGeneration, with_attentions: bool):
         super().__init__()
-        self.decoder, self.proj_out = model.model.decoder, model.proj_out
+        self.decoder, self.proj_out, self.with_attentions = model.model.decoder, model.proj_out, with_attentions
 
     def forward(self, input_ids: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor, ...]:
         self_cache, cross_cache = DynamicCache(), DynamicCache()
-        logits = self._logits(input_ids, encoder_hidden_states, self_cache, cross_cache)
+        logits, attentions = self._run(input_ids, encoder_hidden_states, self_cache, cross_cache)
         layers = zip(self_cache.layers, cross_cache.layers, strict=True)
-        return logits, *(
-            part for first, second in layers for part in (first.keys, first.values, second.keys, second.values)
-        )
+        parts = (part for first, second in layers for part in (first.keys, first.values, second.keys, second.values))
+        return logits, *parts, *attentions
 
-    def _logits(
+    def _run(
         self, input_ids: Tensor, hidden: Tensor, self_cache: DynamicCache, cross_cache: DynamicCache
-    ) -> Tensor:
-        cache = EncoderDecoderCache(self_cache, cross_cache)
-        output = self.decoder(input_ids=input_ids, encoder_hidden_states=hidden, past_key_values=cache, use_cache=True)
-        return self.proj_out(output.last_hidden_state)
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        output = self.decoder(
+            input_ids=input_ids, encoder_hidden_states=hidden, use_cache=True,
+            past_key_values=EncoderDecoderCache(self_cache, cross_cache), output_attentions=self.with_attentions,
+        )  # fmt: skip
+        return self.proj_out(output.last_hidden_state), output.cross_attentions or ()
 
 
 class _DecoderWithPast(_Decoder):
-    """The decoder on further tokens: logits, then the grown self-attention keys and values.
+    """The decoder on further tokens: logits, the grown self-attention keys and values, cross-attentions.
 
     `past` holds keys and values of self- and cross-attention layer by layer, each (batch, heads, length, head_dim).
     """
@@ -226,11 +246,11 @@ class _DecoderWithPast(_Decoder):
             self_cache.update(*past[4 * layer : 4 * layer + 2], layer)
             cross_cache.update(*past[4 * layer + 2 : 4 * layer + 4], layer)
         # The decoder asks for encoder hidden states but reads the cross-attention cache: any tensor will do.
-        logits = self._logits(input_ids, past[2], self_cache, cross_cache)
-        return logits, *(part for layer in self_cache.layers for part in (layer.keys, layer.values))
+        logits, attentions = self._run(input_ids, past[2], self_cache, cross_cache)
+        return logits, *(part for layer in self_cache.layers for part in (layer.keys, layer.values)), *attentions
 
 
-def _traced(model: WhisperForConditionalGeneration) -> dict[str, "ModelProto"]:
+def _traced(model: WhisperForConditionalGeneration, with_attentions: bool) -> dict[str, "ModelProto"]:
     """Encoder, decoder and decoder with past as graphs in float32."""
     config, layers = model.config, model.config.decoder_layers
     # A copy with eager attention, which traces to plain matrix products; sdpa adds a guard for fully masked rows.
@@ -244,24 +264,25 @@ def _traced(model: WhisperForConditionalGeneration) -> dict[str, "ModelProto"]:
     past = [torch.zeros((2, heads[0], length, heads[1])) for length in lengths]
     batch, length, frames = "batch_size", "decoder_sequence_length", "encoder_sequence_length"
     self_shape, cross_shape = {0: batch, 2: "past_decoder_sequence_length"}, {0: batch, 2: frames}
+    attentions = [f"cross_attentions.{layer}" for layer in range(layers)] if with_attentions else []
     features = torch.zeros((2, config.num_mel_bins, 2 * config.max_source_positions))
     return {
         "encoder_model": _graph(
             _Encoder(source), (features,), ({0: batch},), ["input_features"], ["last_hidden_state"]
         ),
         "decoder_model": _graph(
-            _Decoder(source),
+            _Decoder(source, with_attentions),
             (tokens, hidden),
             ({0: batch, 1: length}, {0: batch, 1: frames}),
             ["input_ids", "encoder_hidden_states"],
-            ["logits", *cache_names("present", layers)],
+            ["logits", *cache_names("present", layers), *attentions],
         ),
         "decoder_with_past_model": _graph(
-            _DecoderWithPast(source),
+            _DecoderWithPast(source, with_attentions),
             (tokens, *past),
             ({0: batch, 1: length}, (self_shape, self_shape, cross_shape, cross_shape) * layers),
             ["input_ids", *cache_names("past_key_values", layers)],
-            ["logits", *cache_names("present", layers, ("decoder",))],
+            ["logits", *cache_names("present", layers, ("decoder",)), *attentions],
         ),
     }
 

@@ -22,7 +22,7 @@ from hf_distil_whisper.inference.output import (
     segments_of,
     timed_tokens,
 )
-from hf_distil_whisper.inference.prompt import decoder_prefix, timestamp_begin
+from hf_distil_whisper.inference.prompt import decoder_prefix, initial_prompt, timestamp_begin
 from hf_distil_whisper.inference.speculative import DraftCounts
 from hf_distil_whisper.inference.word_timestamps import (
     TimedToken,
@@ -154,18 +154,20 @@ def transcribe_windows(
     recordings: Sequence[np.ndarray],
     settings: GenerationSettings,
     assistant: Assistant | None = None,
+    prompt: Sequence[int] = (),
 ) -> list[WindowTokens]:
     """Generates tokens for one batch of recordings of up to one window, float32 mono at 16 kHz."""
     features = window_features(model, processor, recordings)
     hidden = encode(model, features)  # (batch, frames, d_model), shared by generation, statistics and word times
     sequences = generate_tokens(
-        model, features, encoder_hidden_states=hidden, settings=settings, assistant=assistant, statistics=True
-    )
+        model, features, encoder_hidden_states=hidden, settings=settings, prompt=prompt, assistant=assistant,
+        statistics=True,
+    )  # fmt: skip
     if settings.return_timestamps != "word":
         return [WindowTokens(sequence, []) for sequence in sequences]
     windows = []
     for states, sequence, samples in zip(hidden, sequences, recordings, strict=True):
-        prefix = decoder_prefix(model, sequence.language, settings.task, True)
+        prefix = [*prompt, *decoder_prefix(model, sequence.language, settings.task, True)]
         positions = num_positions(processor, len(samples))
         timed = time_tokens(model, states.unsqueeze(0), prefix, sequence.tokens, positions)
         windows.append(WindowTokens(sequence, timed, prefix_language(model, prefix)))
@@ -180,6 +182,7 @@ def transcribe_chunked(
     chunk_length: float | None = None,
     stride: float | None = None,
     assistant: Assistant | None = None,
+    prompt: str | None = None,
     settings: GenerationSettings | None = None,
     **keywords: Any,
 ) -> Transcription:
@@ -203,6 +206,7 @@ def transcribe_chunked(
             pipeline.
         assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): drafts for the model, see
             [`create_assistant`]; the text does not change.
+        prompt (`str`, *optional*): text before every chunk, see [`transcribe`].
         settings ([`GenerationSettings`], *optional*): language, task, beams, lengths; 16 chunks per pass by default,
             as in the paper. `return_timestamps` fills `segments`, `"word"` also `words`: where chunks overlap, each
             word has the times of the chunk that it is taken from.
@@ -223,6 +227,7 @@ def transcribe_chunked(
     """
     settings = replace(settings or GenerationSettings(), **keywords)
     check_compatible(model, None, processor)
+    prompt_ids = initial_prompt(model, processor, prompt)
     length = default_chunk_length(model, processor) if chunk_length is None else chunk_length
     # The pipeline's default overlap: a third of a chunk is transcribed twice, and joined by its words.
     stride = length / 6 if stride is None else stride
@@ -235,7 +240,8 @@ def transcribe_chunked(
     windows: list[WindowTokens] = []
     while batch := list(islice(cut, settings.batch_size)):
         chunks += [chunk for chunk, _ in batch]
-        windows += transcribe_windows(model, processor, [samples for _, samples in batch], settings, assistant)
+        recordings = [samples for _, samples in batch]
+        windows += transcribe_windows(model, processor, recordings, settings, assistant, prompt_ids)
     if not windows:
         raise AudioError("audio: expected blocks of samples, got none.")
     sequences = [window.sequence for window in windows]

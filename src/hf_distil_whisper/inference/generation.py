@@ -99,6 +99,7 @@ def generate_tokens(
     encoder_hidden_states: Tensor | None = None,
     settings: GenerationSettings | None = None,
     languages: Sequence[str | None] | None = None,
+    prompt: Sequence[int] = (),
     assistant: Assistant | None = None,
     statistics: bool = False,
     **keywords: Any,
@@ -111,8 +112,8 @@ def generate_tokens(
 
     Takes log-mel features (batch, mel bins, frames), padded to the window, or `encoder_hidden_states` (batch, frames,
     d_model) in their stead: only an assistant with its own encoder needs both. `languages` has one for each window, in
-    place of `settings.language`; `statistics` also fills `mean_log_prob` and `no_speech_prob`; `keywords` are fields
-    of [`GenerationSettings`].
+    place of `settings.language`; `prompt` has the tokens of [`initial_prompt`], which precede the prefix; `statistics`
+    also fills `mean_log_prob` and `no_speech_prob`; `keywords` are fields of [`GenerationSettings`].
 
     Raises:
         ValueError: for lengths beyond the decoder's positions, unknown languages, an assistant with beams, or an
@@ -128,18 +129,18 @@ def generate_tokens(
             "leave out `assistant`."
         )
     return_timestamps = bool(settings.return_timestamps)
-    allowed = max_generated_tokens(model, return_timestamps)
+    allowed = max_generated_tokens(model, return_timestamps, len(prompt))
     max_new_tokens = allowed if settings.max_new_tokens is None else settings.max_new_tokens
     if not 1 <= max_new_tokens <= allowed:
         raise ValueError(
             f"`max_new_tokens` is {max_new_tokens}, expected 1 to {allowed}: the decoder's positions and the "
-            "generation config's `max_length` leave no more behind the prefix."
+            "generation config's `max_length` leave no more behind prompt and prefix."
         )
     codes = resolve_languages(model, languages or settings.language, settings.task, len(windows))
     if encoder_hidden_states is None:
         encoder_hidden_states = encode(model, windows)  # (batch, frames, d_model)
     decoded_in = window_languages(model, codes, partial(detect_languages, model, encoder_hidden_states))
-    rows = [decoder_prefix(model, one.code, settings.task, return_timestamps) for one in decoded_in]
+    rows = [[*prompt, *decoder_prefix(model, one.code, settings.task, return_timestamps)] for one in decoded_in]
     prefix = torch.tensor(rows, device=encoder_hidden_states.device)  # (batch, prefix)
     rules = logits_rules(model, prefix.shape[1], return_timestamps)
     eos_token_id = generation_entry(model, "eos_token_id")
@@ -252,11 +253,12 @@ def score_tokens(
         use_cache=False,
     ).last_hidden_state  # (batch, prefix + longest - 1, d_model)
     start = prefix.shape[1] - 1
+    start_position = prefix[0].tolist().index(generation_entry(model, "decoder_start_token_id"))  # behind a prompt
     scores = []
     for states, row in zip(hidden, targets, strict=True):  # one window at a time, for the same reason
         logits = model.proj_out(states[start : start + len(row)]).float()  # (tokens, vocab)
         target = torch.tensor(row, device=logits.device).unsqueeze(1)
         log_probs = logits.gather(1, target).squeeze(1) - logits.logsumexp(dim=1)
-        first = model.proj_out(states[0]).float().softmax(dim=0)
+        first = model.proj_out(states[start_position]).float().softmax(dim=0)
         scores.append((log_probs.mean().item(), first[no_speech_id].item()))
     return scores

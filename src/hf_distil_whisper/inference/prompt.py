@@ -1,13 +1,14 @@
-"""Decoder prompts: the language, task and timestamp tokens that precede a transcript."""
+"""What precedes a transcript in the decoder: a prompt, and the language, task and timestamp tokens."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import WhisperForConditionalGeneration
+from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
 from hf_distil_whisper.checkpoints import NUM_TIMESTAMPS
+from hf_distil_whisper.data.labels import prompt_tokens
 from hf_distil_whisper.metrics import language_code
 
 
@@ -98,14 +99,28 @@ def prefix_length(model: WhisperForConditionalGeneration, return_timestamps: boo
     return 1 + 2 * is_multilingual(model) + (not return_timestamps)
 
 
-def max_generated_tokens(model: WhisperForConditionalGeneration, return_timestamps: bool) -> int:
+def max_generated_tokens(
+    model: WhisperForConditionalGeneration, return_timestamps: bool, prompt_length: int = 0
+) -> int:
     """The most tokens that can be generated for a window: the generation config's `max_length` minus the prefix.
 
-    Prefix and transcript together never exceed the decoder's `max_target_positions` (448 in all published models).
+    A prompt takes nothing of `max_length`, but prompt, prefix and transcript together never exceed the decoder's
+    `max_target_positions` (448 in all published models).
     """
     positions = model.config.max_target_positions
     longest = model.generation_config.max_length or positions
-    return min(longest, positions) - prefix_length(model, return_timestamps)
+    return min(longest, positions - prompt_length) - prefix_length(model, return_timestamps)
+
+
+def initial_prompt(
+    model: WhisperForConditionalGeneration, processor: WhisperProcessor, prompt: str | None
+) -> list[int]:
+    """The tokens of a prompt, as of previous text in training: at most half of the decoder's positions, its end."""
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(
+            f"`prompt`: expected one text for all recordings, such as 'Kubernetes, HuBERT', got {prompt!r}."
+        )
+    return prompt_tokens(processor.tokenizer, prompt or "", model.config.max_target_positions // 2 - 1)
 
 
 def decoder_prefix(

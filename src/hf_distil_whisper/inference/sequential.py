@@ -27,7 +27,13 @@ from hf_distil_whisper.inference.output import (
     plain_text,
     segments_of,
 )
-from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, timestamp_begin, unused_tokens
+from hf_distil_whisper.inference.prompt import (
+    initial_prompt,
+    is_multilingual,
+    resolve_language,
+    timestamp_begin,
+    unused_tokens,
+)
 from hf_distil_whisper.inference.speculative import DraftCounts, decode_in_generate
 from hf_distil_whisper.inference.word_timestamps import (
     alignment_heads,
@@ -154,6 +160,7 @@ def transcribe_sequential(
     temperature_fallback: bool | TemperatureFallback = False,
     condition_on_prev_tokens: bool = False,
     word_timestamps: bool = False,
+    prompt: str | None = None,
     settings: GenerationSettings | None = None,
     **keywords: Any,
 ) -> Transcription:
@@ -177,6 +184,8 @@ def transcribe_sequential(
         condition_on_prev_tokens (`bool`, *optional*, defaults to `False`): prompt each window with the text before it.
         word_timestamps (`bool`, *optional*, defaults to `False`): also fill `words`, as `return_timestamps="word"`
             does (`docs/word_timestamps.md`).
+        prompt (`str`, *optional*): text before every window, see [`transcribe`]. With `condition_on_prev_tokens` it
+            comes before the first window, as OpenAI's `initial_prompt`, and moves out as text follows it.
         settings ([`GenerationSettings`], *optional*): of its fields, `language`, `task`, `num_beams`, `draft_length`
             and `return_timestamps="word"` apply; segments are always returned.
         keywords: fields of [`GenerationSettings`], which replace those of `settings`.
@@ -209,6 +218,9 @@ def transcribe_sequential(
     features, num_samples = _features(model, processor, audio)
     language = resolve_language(model, settings.language, settings.task)
     options: dict[str, Any] = {"language": language, "task": settings.task} if is_multilingual(model) else {}
+    prompt_ids = initial_prompt(model, processor, prompt)
+    if prompt_ids:
+        options["prompt_ids"] = torch.tensor(prompt_ids, device=model.device)
     if temperature_fallback:
         thresholds = asdict(TemperatureFallback() if temperature_fallback is True else temperature_fallback)
         options |= {"temperature": thresholds.pop("temperatures"), **thresholds}
@@ -216,6 +228,7 @@ def transcribe_sequential(
     config = complete_generation_config(model.generation_config, model.config)
     config.suppress_tokens = [*(config.suppress_tokens or []), *unused_tokens(model)]
     config.num_beams = settings.num_beams
+    config.prev_sot_token_id = processor.tokenizer.convert_tokens_to_ids("<|startofprev|>")
     config.use_cache = True
     drafts: list[DraftCounts] = []
     if settings.num_beams == 1 and not temperature_fallback:

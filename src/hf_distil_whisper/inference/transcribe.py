@@ -14,7 +14,7 @@ from hf_distil_whisper.inference.decoder import Assistant
 from hf_distil_whisper.inference.encoder import window_seconds
 from hf_distil_whisper.inference.generation import GenerationSettings
 from hf_distil_whisper.inference.output import Segment, Transcription, Word, plain_text, segments_of, timed_tokens
-from hf_distil_whisper.inference.prompt import timestamp_begin
+from hf_distil_whisper.inference.prompt import initial_prompt, timestamp_begin
 from hf_distil_whisper.inference.sequential import TemperatureFallback, transcribe_sequential
 from hf_distil_whisper.inference.word_timestamps import alignment_heads, join_words
 
@@ -35,6 +35,7 @@ def transcribe(
     audio: object,
     *,
     assistant: Assistant | None = None,
+    prompt: str | None = None,
     settings: GenerationSettings | None = None,
     **keywords: Any,
 ) -> list[Transcription]:
@@ -49,6 +50,9 @@ def transcribe(
         audio: path, bytes, float array at 16 kHz, (array, rate), or a list of any of these.
         assistant (`WhisperForCausalLM` or `WhisperForConditionalGeneration`, *optional*): from [`create_assistant`],
             speeds up a teacher by its student; needs `num_beams=1`, and does not change the text.
+        prompt (`str`, *optional*): text that the decoder reads as if it had been spoken before every window: hotwords
+            ("Kubernetes, HuBERT"), names, or a style of writing. Its last tokens count, half of the decoder's
+            positions at most (224); the transcript does not contain it.
         settings ([`GenerationSettings`], *optional*): language, task, beams, lengths; one recording per pass by
             default. `return_timestamps` fills `segments`, which long recordings always have; `"word"` also fills
             `words` (`docs/word_timestamps.md`). `max_new_tokens` bounds short recordings only.
@@ -73,6 +77,7 @@ def transcribe(
     check_compatible(model, None, processor)
     if settings.return_timestamps == "word":
         alignment_heads(model)  # missing or wrong ones fail before the work
+    prompt_ids = initial_prompt(model, processor, prompt)
     recordings = audio if isinstance(audio, list) else [audio]
     short = _short_recordings(recordings, window_seconds(processor))
     results: dict[int, Transcription] = {}
@@ -80,13 +85,13 @@ def transcribe(
     seconds = [len(samples) / SAMPLING_RATE for samples in short.values()]
     for batch in batches_by_length(seconds, settings.batch_size, settings.token_budget):
         samples = [short[indices[position]] for position in batch]
-        windows = transcribe_windows(model, processor, samples, settings, assistant)
+        windows = transcribe_windows(model, processor, samples, settings, assistant, prompt_ids)
         for position, window in zip(batch, windows, strict=True):
             results[indices[position]] = _transcription(model, processor, window, seconds[position], settings)
     # Long recordings one by one: transformers' loop fails on batches of unequal length.
     for index in sorted(set(range(len(recordings))) - set(short)):
         results[index] = transcribe_sequential(
-            model, processor, recordings[index], assistant=assistant, settings=settings
+            model, processor, recordings[index], assistant=assistant, prompt=prompt, settings=settings
         )
     return [results[index] for index in range(len(recordings))]
 

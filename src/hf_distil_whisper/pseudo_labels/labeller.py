@@ -213,10 +213,10 @@ def pseudo_label_dataset(
     generation, packing, runtime = _replace_fields(
         [generation or GenerationSettings(return_timestamps=True), packing or Packing(), runtime], keywords
     )
-    check_compatible(teacher, None, processor)
     _check_dataset(dataset)
     store = ShardStore(output_dir)
     store.identity()  # a folder of other files is refused before any work
+    check_compatible(teacher, None, processor)
     # So is an unknown language, before anything is written.
     resolve_language(teacher, generation.language, generation.task)
     store.open_run(_identity(dataset, teacher, generation, packing, runtime))

@@ -137,6 +137,12 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         if str(self.teacher_cache).lower() in ("false", "off"):  # YAML 1.1 reads `off` as False
             self.teacher_cache = "none"
+        if self.generation_config is not None:
+            raise ValueError(
+                "--generation_config would replace the student's, with its language and timestamp tokens, in every "
+                "checkpoint. Evaluation takes --generation_max_length and --generation_num_beams, and suppressed "
+                "tokens from the student's own generation_config.json: change them there."
+            )
         self._check_objective()
         self._check_data()
         self._check_cache()
