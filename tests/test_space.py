@@ -1,8 +1,6 @@
 """The page of examples/space: its metadata, the words that it marks, its HTML, and what its button answers."""
 
-import ast
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +10,12 @@ import pytest
 import soundfile
 from huggingface_hub import SpaceCard
 
-import hf_distil_whisper
 from hf_distil_whisper.cli.demo import load_app
-from hf_distil_whisper.data.audio import READABLE, AudioError, load_audio
+from hf_distil_whisper.data.audio import READABLE, load_audio
 from hf_distil_whisper.inference.sequential import StuckTranscriptionError
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.student import create_student
 from talking_models import multilingual_whisper, talking_whisper
-from toy_files import write_toy_model
 from toy_models import toy_audio, toy_processor
 
 ROOT = Path(__file__).parents[1]
@@ -42,28 +38,17 @@ def test_the_metadata_is_what_the_hub_reads() -> None:
     assert [line for line in lines if not line.startswith("#")] == ["hf-distil-whisper[demo]"]
 
 
-def test_the_app_uses_public_names_only() -> None:
-    """A Space that is copied from it must not break with the next release."""
-    for node in ast.walk(ast.parse((SPACE / "app.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("hf_distil_whisper"):
-            names = {alias.name for alias in node.names}
-            assert names <= set(hf_distil_whisper.__all__) or names == {"is_written_without_spaces"}
-
-
-def test_the_page_offers_the_sample_with_credit_and_names_the_formats(page: gradio.Blocks) -> None:
+def test_the_page_has_a_sample_with_credit_and_names_the_formats(page: gradio.Blocks) -> None:
     (audio,) = [block for block in page.blocks.values() if isinstance(block, gradio.Audio)]
     assert READABLE in audio.label
-    (samples,) = [block for block in page.blocks.values() if isinstance(block, gradio.Dataset)]
-    paths = [row[0]["path"] if isinstance(row[0], dict) else row[0] for row in samples.samples]
-    assert [Path(path).name for path in paths] == [app.SAMPLE.name]
     assert 2 < len(load_audio(app.SAMPLE)) / 16_000 < 4
     assert app.SAMPLE.stat().st_size < 20_000
     assert "CC0" in (SPACE / "README.md").read_text()
 
 
-def test_the_app_starts_with_the_models_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("STUDENT_MODEL", write_toy_model(tmp_path / "student", decoder_layers=2))
-    monkeypatch.setenv("TEACHER_MODEL", write_toy_model(tmp_path / "teacher"))
+def test_the_app_starts_with_the_models_of_the_environment(toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STUDENT_MODEL", str(toys / "student"))
+    monkeypatch.setenv("TEACHER_MODEL", str(toys / "teacher"))
     launched: list[gradio.Blocks] = []
     monkeypatch.setattr(gradio.Blocks, "launch", lambda page: launched.append(page))
     app.main()
@@ -74,6 +59,11 @@ def test_the_app_starts_with_the_models_of_the_environment(tmp_path: Path, monke
     ("teacher", "text", "language", "expected"),
     [
         ("The cat sat, down.", "the bat Sat", "en", [("bat", "other", "cat"), ("down.", "missing", "")]),
+        # Case, punctuation and spelling are no difference.
+        ("It's Mr. Smith's colour!", "it is mister smith is COLOR", "en", []),
+        ("Um, hello -- there", "hello there", "en", []),
+        ("你好世界。", "你 好世界", "zh", []),
+        ("", "", "en", []),
         # An alignment with an empty side is where libraries differ.
         ("hello there", "", "en", [("hello", "missing", ""), ("there", "missing", "")]),
         ("", "hello there", "en", [("hello", "other", ""), ("there", "other", "")]),
@@ -81,35 +71,21 @@ def test_the_app_starts_with_the_models_of_the_environment(tmp_path: Path, monke
         ("今日は良い", "今日わ良い", "ja", [("わ", "other", "は")]),
     ],
 )
-def test_words_that_differ_are_marked_as_written(
+def test_words_that_differ_are_marked_and_no_others(
     teacher: str, text: str, language: str, expected: list[tuple[str, str, str]]
 ) -> None:
+    """A page full of marked commas hides the one word that is wrong."""
     assert [word for word in app.mark_words(teacher, text, language) if word.mark != "same"] == expected
 
 
 def test_missing_words_appear_where_the_teacher_has_them_and_the_others_as_written() -> None:
     """A mark on the normalised text would show the reader another text than the model wrote."""
-    assert [
-        word.text for word in app.mark_words("The cat sat, down.", "the bat Sat", "en")
-    ] == "the bat Sat down.".split()
+    words = app.mark_words("The cat sat, down.", "the bat Sat", "en")
+    assert [word.text for word in words] == "the bat Sat down.".split()
     marked = app.mark_words("one two three four five six", "two four five seven six", "basic")
     texts = "one two three four five seven six".split()
     kinds = ["missing", "same", "missing", "same", "same", "other", "same"]
     assert [(word.text, word.mark) for word in marked] == list(zip(texts, kinds, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("teacher", "text", "language"),
-    [
-        ("It's Mr. Smith's colour!", "it is mister smith is COLOR", "en"),
-        ("Um, hello -- there", "hello there", "en"),
-        ("你好世界。", "你 好世界", "zh"),
-        ("", "", "en"),
-    ],
-)
-def test_case_punctuation_and_spelling_are_no_difference(teacher: str, text: str, language: str) -> None:
-    """A page full of marked commas hides the one word that is wrong."""
-    assert all(word.mark == "same" for word in app.mark_words(teacher, text, language))
 
 
 def pair(seed: int = 4) -> tuple:
@@ -188,14 +164,20 @@ def test_times_rates_and_differences_of_three_columns() -> None:
     assert "another word" in html
 
 
-def test_neither_case_alone_nor_a_teacher_without_end_marks_the_student() -> None:
+def test_case_alone_marks_nothing_nor_does_a_model_that_reached_no_end_or_wrote_no_words() -> None:
+    """It says so instead."""
     html = app.show_columns([column(TEACHER, "the cat sat"), column(STUDENT, "The cat sat.")])
     assert rows(html)[1]["Words that differ"] == "none"
     assert "<mark" not in html
-    stuck = column(TEACHER, "", teacher=None, problem="stuck")
-    html = app.show_columns([stuck, column(STUDENT, "a cat", teacher=None)])
+    stuck = {"text": "", "teacher": None, "problem": "does not move on"}
+    html = app.show_columns([column(TEACHER, **stuck), column(STUDENT, "a cat", teacher=None)])
     assert "a cat" in html
     assert "<mark" not in html
+    empty = column(TEACHER, "", teacher="")
+    html = app.show_columns([empty, column(STUDENT, **stuck)], note="its encoder is another")
+    assert "Words that differ" not in html
+    for said in ("no words", "does not move on", "The student cannot assist this teacher. its encoder is another"):
+        assert said in html
 
 
 @pytest.mark.parametrize("text", ['<script>alert("1")</script>', "${1 + 1}", "{{value}}", "a & b"])
@@ -208,15 +190,6 @@ def test_what_a_model_wrote_is_text_on_the_page(text: str) -> None:
         assert text not in html
         assert "<script" not in html
         assert not set("${}") & set(html)
-
-
-def test_a_model_that_reached_no_end_or_wrote_no_words_says_so() -> None:
-    stuck = column(STUDENT, "", teacher=None, problem="does not move on")
-    html = app.show_columns([column(TEACHER, "", teacher=""), stuck], note="its encoder is another")
-    assert "no words" in html
-    assert "does not move on" in html
-    assert "Words that differ" not in html
-    assert "The student cannot assist this teacher. its encoder is another" in html
 
 
 @pytest.fixture(scope="module")
@@ -242,11 +215,10 @@ def test_the_button_answers_bad_recordings_with_a_message(
     soundfile.write(tmp_path / "silence.wav", np.zeros(16_000), 16_000)
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
     (tmp_path / "notes.mp3").write_text("no audio at all")
-    path = name and str(tmp_path / name)
-    with pytest.raises(AudioError, match=said) as raised:
-        app.read_recording(path)
-    assert str(tmp_path) not in str(raised.value)  # the server's paths are not for visitors
-    assert 'class="message"' in answer(path)
+    html = answer(name and str(tmp_path / name))
+    assert said in html
+    assert str(tmp_path) not in html  # the server's paths are not for visitors
+    assert 'class="message"' in html
 
 
 @pytest.mark.parametrize("seconds", [3.0, 32.0])
@@ -257,9 +229,3 @@ def test_the_button_answers_with_three_columns(answer: Callable, tmp_path: Path,
     assert re.findall('data-role="(.*?)"', html) == [TEACHER, STUDENT, ASSISTED]
     assert f"{seconds} s of audio" in html
     assert "none, the same text" in html
-
-
-def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ImportError, match=r"pip install 'hf-distil-whisper\[demo\]'"):
-        load_app()

@@ -8,6 +8,7 @@ from transformers import WhisperConfig, WhisperForAudioClassification
 
 from hf_distil_whisper.student import create_student, select_layers
 from toy_models import toy_whisper
+from toy_training import assert_same_weights
 
 
 @pytest.mark.parametrize(
@@ -19,17 +20,17 @@ def test_layers_are_spaced_as_in_the_published_students(teacher, student, expect
     assert select_layers(teacher, student) == expected
 
 
-def test_a_copy_with_all_layers_is_bit_identical_to_the_teacher():
-    """Any weight that is left out would stay random, and train back to something plausible."""
+def test_a_copy_with_all_layers_is_bit_identical_to_the_teacher(tmp_path):
+    """Any weight that is left out would stay random; the name of a folder must not take another path."""
     teacher = toy_whisper()
-    student = create_student(teacher, decoder_layers=4)
-    expected, copied = teacher.state_dict(), student.state_dict()
-    assert expected.keys() == copied.keys()
-    assert all(torch.equal(weight, copied[name]) for name, weight in expected.items())
+    teacher.save_pretrained(tmp_path)
     features, tokens = torch.randn(1, 80, 3000), torch.tensor([[301, 407, 5]])
-    with torch.no_grad():
-        logits = [m(input_features=features, decoder_input_ids=tokens).logits for m in (teacher, student)]
-    assert torch.equal(*logits)
+    for source in (teacher, str(tmp_path)):
+        student = create_student(source, decoder_layers=4)
+        assert_same_weights(student, teacher)
+        with torch.no_grad():
+            logits = [m(input_features=features, decoder_input_ids=tokens).logits for m in (teacher, student)]
+        assert torch.equal(*logits)
 
 
 @pytest.mark.parametrize(
@@ -43,14 +44,13 @@ def test_each_layer_is_the_selected_layer_of_the_teacher(options, selected):
     """`--decoder_layers_numbers 0 -1` of the reference script silently keeps teacher layer 1 as the last one."""
     teacher = toy_whisper(encoder_layers=5)
     student = create_student(teacher, **options)
+    expected = {name: weight for name, weight in teacher.state_dict().items() if ".layers." not in name}
     for part, indices in selected.items():
         assert getattr(student.config, f"{part}_layers") == len(indices)
-        layers = [getattr(model.model, part).layers for model in (student, teacher)]
-        for layer, teacher_layer in zip(layers[0], [layers[1][index] for index in indices], strict=True):
-            expected = teacher_layer.state_dict()
-            assert all(torch.equal(weight, expected[name]) for name, weight in layer.state_dict().items())
-    rest = {name: weight for name, weight in teacher.state_dict().items() if ".layers." not in name}
-    assert all(torch.equal(student.state_dict()[name], weight) for name, weight in rest.items())
+        for number, index in enumerate(indices):
+            layer = getattr(teacher.model, part).layers[index].state_dict()
+            expected |= {f"model.{part}.layers.{number}.{name}": weight for name, weight in layer.items()}
+    torch.testing.assert_close(dict(student.state_dict()), expected, rtol=0, atol=0)
 
 
 def test_the_student_shares_no_memory_with_the_teacher_and_ties_its_own_head():
@@ -76,25 +76,18 @@ def test_the_student_is_in_float32_and_eval_mode_whatever_the_teacher_is():
     assert not student.model.encoder.embed_positions.weight.requires_grad  # sinusoids, in every Whisper the same
 
 
-def test_alignment_heads_follow_their_layers():
-    """Heads that name the teacher's layers crash word timestamps in faster-whisper and transformers.js."""
+def test_the_generation_config_fits_the_student_and_forces_nothing():
+    """A forced language refuses all others, a missing length cuts at 20 tokens, and heads of missing layers crash."""
     teacher = toy_whisper()
-    teacher.generation_config.alignment_heads = [[1, 0], [3, 1], [0, 1]]
-    assert create_student(teacher).generation_config.alignment_heads == [[1, 1], [0, 1]]
-    assert teacher.generation_config.alignment_heads == [[1, 0], [3, 1], [0, 1]]
-
-
-def test_generation_config_forces_nothing_and_has_explicit_lengths():
-    """`forced_decoder_ids` make generate refuse a language; a missing length cuts transcripts at 20 tokens."""
-    teacher = toy_whisper()
-    teacher.generation_config.forced_decoder_ids = [[1, 302]]
-    teacher.generation_config.max_length = None
+    changes = {"alignment_heads": [[1, 0], [3, 1], [0, 1]], "forced_decoder_ids": [[1, 302]], "max_length": None}
+    for name, value in changes.items():
+        setattr(teacher.generation_config, name, value)
     teacher.config.forced_decoder_ids = [[1, 302]]
     student = create_student(teacher)
-    assert student.generation_config.forced_decoder_ids is None
-    assert student.config.forced_decoder_ids is None
-    assert (student.generation_config.max_length, student.generation_config.num_beams) == (448, 1)
-    assert teacher.generation_config.max_length is None
+    settings = student.generation_config
+    assert (settings.alignment_heads, settings.max_length, settings.num_beams) == ([[1, 1], [0, 1]], 448, 1)
+    assert (settings.forced_decoder_ids, student.config.forced_decoder_ids) == (None, None)
+    assert {name: getattr(teacher.generation_config, name) for name in changes} == changes
 
 
 @pytest.mark.parametrize(
@@ -120,12 +113,3 @@ def test_a_teacher_that_is_no_whisper_with_a_head_is_refused():
     config = WhisperConfig(**{**toy_whisper().config.to_dict(), "architectures": None})
     with pytest.raises(ValueError, match="Expected a WhisperForConditionalGeneration as teacher, got WhisperForAudio"):
         create_student(WhisperForAudioClassification(config))
-
-
-def test_a_folder_is_as_good_as_a_model(tmp_path):
-    """The string form must not take another path than the object form."""
-    teacher = toy_whisper()
-    teacher.save_pretrained(tmp_path)
-    student = create_student(str(tmp_path), decoder_layer_ids=[1, 2])
-    expected = create_student(teacher, decoder_layer_ids=[1, 2]).state_dict()
-    assert all(torch.equal(weight, expected[name]) for name, weight in student.state_dict().items())
