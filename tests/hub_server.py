@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +29,8 @@ READER = "hf_readerTokenToRecogniseInLogs012345678"
 NAMESPACES = {ALICE: "alice", READER: "reader"}
 """Where a token may write."""
 
+LICENCES = "apache-2.0|mit|cc-by-4.0|cc-by-sa-4.0|cc0-1.0|unknown|other"
+REPO = r"(\w[\w.-]*/)?\w[\w.-]*"
 Files = dict[str, bytes]
 
 
@@ -80,7 +82,7 @@ class Fault:
     times: int = 1
     retry_after: float | None = None
     cut: bool = False
-    released: threading.Event | None = None
+    action: Callable[[], object] | None = None
 
 
 def is_large(path: str) -> bool:
@@ -107,17 +109,11 @@ def metadata_errors(content: str) -> list[str]:
     """What is wrong with the metadata of a card: of the Hub's rules those that a card of this package could break."""
     block = re.match(r"---\n(.*?)\n---\n", content, re.DOTALL)
     data = yaml.safe_load(block[1]) if block else {}
-    rules = {
-        "license": "apache-2.0|mit|cc-by-4.0|cc-by-sa-4.0|cc0-1.0|gpl-3.0|unknown|other",
-        "language": "[a-z]{2,3}",
-        "base_model": r"(\w[\w.-]*/)?\w[\w.-]*",
-        "datasets": r"(\w[\w.-]*/)?\w[\w.-]*",
-    }
     errors = []
-    for key, rule in rules.items():
+    for key, rule in (("license", LICENCES), ("language", "[a-z]{2,3}"), ("base_model", REPO), ("datasets", REPO)):
         values = data.get(key) or []
-        for value in values if isinstance(values, list) else [values]:
-            errors += [] if re.fullmatch(rule, value, re.ASCII) else [f'"{key}" with value {value!r} is not valid']
+        values = values if isinstance(values, list) else [values]
+        errors += [f'"{key}" with value {value!r} is not valid' for value in values if not re.fullmatch(rule, value)]
     return errors
 
 
@@ -149,9 +145,9 @@ class HubHandler(BaseHTTPRequestHandler):
         if fault is not None and fault.cut:
             self.rfile.read(int(self.headers.get("Content-Length") or 2) // 2)
             return
-        if fault is not None and fault.released is not None:
-            fault.released.wait(60)
-        self.body = self._read_body()
+        if fault is not None and fault.action is not None:
+            fault.action()
+        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault is not None and fault.status is not None:
             headers = {} if fault.retry_after is None else {"Retry-After": str(fault.retry_after)}
             self._answer({"error": f"fault {fault.status}"}, fault.status, headers)
@@ -168,7 +164,7 @@ class HubHandler(BaseHTTPRequestHandler):
         name = r"([^/]+/[^/]+)"
         if path in ("/api/validate-yaml", "/api/repos/create"):
             self._validate_yaml() if "yaml" in path else self._create_repo()
-        elif match := re.fullmatch(r"/lfs/(\w+)/(\d+)/(\w+)/(.+)", path):
+        elif match := re.fullmatch(r"/lfs/(\w+)/(\w+)/(.+)", path):
             self._lfs_put(*match.groups())
         elif match := (
             re.fullmatch(rf"/api/(models|datasets)/{name}(?:/([a-z-]+))?(?:/([^/]+))?(?:/(.+))?", path)
@@ -177,20 +173,9 @@ class HubHandler(BaseHTTPRequestHandler):
         ):
             kind, repo_id, verb, *where = match.groups()
             verb = "info" if verb in (None, "revision") else verb.replace("-", "_")
-            repo = self._repo(kind, repo_id, write=method != "get" and verb != "paths_info")
-            getattr(self, f"_{method}_{verb}")(repo, *(part for part in where if part is not None))
+            getattr(self, f"_{method}_{verb}")(self._repo(kind, repo_id), *filter(None, where))
         else:
             raise Refused(404, f"no route {method} {path}")
-
-    def _read_body(self) -> bytes:
-        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
-            chunks = []
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                chunks.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(chunks)
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
     def _answer(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -211,13 +196,10 @@ class HubHandler(BaseHTTPRequestHandler):
             raise Refused(401, "Invalid credentials in Authorization header")
         return NAMESPACES.get(token)
 
-    def _repo(self, kind: str | None, repo_id: str, write: bool) -> Repo:
+    def _repo(self, kind: str | None, repo_id: str) -> Repo:
         repo = self.hub.repos.get(("dataset" if kind == "datasets" else "model", repo_id))
-        writable = self._namespace() == repo_id.split("/")[0]
-        if repo is None or (repo.private and not writable):
+        if repo is None or (repo.private and self._namespace() != repo_id.split("/")[0]):
             raise Refused(404 if self._namespace() else 401, "Repository not found", "RepoNotFound")
-        if write and not writable:
-            raise Refused(403, f"You don't have the rights to write to {repo_id}")
         return repo
 
     def _at(self, repo: Repo, revision: str) -> Commit:
@@ -256,16 +238,16 @@ class HubHandler(BaseHTTPRequestHandler):
     def _post_batch(self, repo: Repo) -> None:
         answers = []
         for asked in json.loads(self.body)["objects"]:
-            oid, size = asked["oid"], asked["size"]
-            answers.append({"oid": oid, "size": size})
+            oid = asked["oid"]
+            answers.append({"oid": oid, "size": asked["size"]})
             if (repo.type, repo.id, oid) not in self.hub.objects:
-                href = f"{self.hub.endpoint}/lfs/{oid}/{size}/{repo.type}/{repo.id}"
+                href = f"{self.hub.endpoint}/lfs/{oid}/{repo.type}/{repo.id}"
                 answers[-1]["actions"] = {"upload": {"href": href}}
         self._answer({"transfer": "basic", "objects": answers})
 
-    def _lfs_put(self, oid: str, size: str, kind: str, repo_id: str) -> None:
-        if len(self.body) != int(size) or hashlib.sha256(self.body).hexdigest() != oid:
-            raise Refused(400, f"The content does not match sha256 {oid} and size {size}")
+    def _lfs_put(self, oid: str, kind: str, repo_id: str) -> None:
+        if hashlib.sha256(self.body).hexdigest() != oid:
+            raise Refused(400, f"The content does not match sha256 {oid}")
         self.hub.objects[kind, repo_id, oid] = self.body
         self._answer({})
 
@@ -317,11 +299,6 @@ class HubHandler(BaseHTTPRequestHandler):
         recursive = self.query.get("recursive", [""])[0].lower() in ("true", "1")
         parents = {path: list(map(str, PurePosixPath(path).parents)) for path in listed}
         self._answer([listed[path] for path in listed if folder in parents[path][: None if recursive else 1]])
-
-    def _post_paths_info(self, repo: Repo, revision: str) -> None:
-        listed = entries(self._at(repo, revision).files)
-        paths = [path.strip("/") for path in parse_qs(self.body.decode()).get("paths", [])]
-        self._answer([listed[path] for path in paths if path in listed])
 
     def _get_refs(self, repo: Repo) -> None:
         tags = [{"name": name, "ref": f"refs/tags/{name}", "targetCommit": at} for name, at in repo.tags.items()]
@@ -383,7 +360,7 @@ class HubServer:
         self.stop()
 
     def fail(self, pattern: str, status: int | None = None, times: int = 1, **how: Any) -> Fault:
-        """The next requests that match fail: with a status, or cut off in the middle of their body (`cut=True`)."""
+        """The next requests that match fail, by a status or `cut` off in their middle; an `action` is done before."""
         self.faults.append(Fault(pattern, status, times, **how))
         return self.faults[-1]
 
@@ -391,7 +368,7 @@ class HubServer:
     def hold(self, pattern: str, status: int | None = None) -> Iterator[threading.Event]:
         """Requests that match wait until the block ends, or the event is set, and fail then if there is a status."""
         released = threading.Event()
-        fault = self.fail(pattern, status, times=10**6, released=released)
+        fault = self.fail(pattern, status, times=10**6, action=lambda: released.wait(60))
         try:
             yield released
         finally:
