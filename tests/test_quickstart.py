@@ -1,11 +1,11 @@
 """The embedded corpus and teacher of examples/quickstart: what the quickstart's table rests on."""
 
-import importlib
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from compare import PlainTrainer, losses_of
 from datasets import Dataset
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 
@@ -19,9 +19,9 @@ from hf_distil_whisper import (
     pack_utterances,
     transcribe,
 )
+from toy_models import QUICKSTART
 
-HERE = Path(__file__).parents[1] / "examples" / "quickstart"
-CORPUS, TEACHER = HERE / "corpus", HERE / "teacher"
+CORPUS, TEACHER = QUICKSTART / "corpus", QUICKSTART / "teacher"
 SPLITS = ("train", "validation", "test", "test_unseen", "longform")
 
 
@@ -109,14 +109,10 @@ def test_the_teacher_transcribes_what_it_was_not_trained_on(teacher, processor, 
     assert evaluate_model(teacher, rows, processor, language="en").wer <= 0.03
 
 
-def test_the_quickstarts_training_takes_the_steps_of_the_plain_formula(
-    teacher, processor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_quickstarts_training_takes_the_steps_of_the_plain_formula(teacher, processor) -> None:
     """The curve of `compare.py`, on a few windows whose labels are what was said."""
-    monkeypatch.syspath_prepend(HERE)
-    compare = importlib.import_module("compare")
     rows = load_source(CORPUS, split="validation", max_samples=8).rename_column("text", "whisper_transcript")
-    trainers = (compare.PlainTrainer, DistillationTrainer)
-    plain, ours = (compare.losses_of(trainer, teacher, processor, rows, 3) for trainer in trainers)
+    trainers = (PlainTrainer, DistillationTrainer)
+    plain, ours = (losses_of(trainer, teacher, processor, rows, 3) for trainer in trainers)
     assert len(plain) == 3
     assert ours == pytest.approx(plain, rel=1e-4)

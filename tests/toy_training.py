@@ -15,13 +15,15 @@ from hf_distil_whisper.training.losses import hidden_state_mse_loss, kl_divergen
 from hf_distil_whisper.training.trainer import DistillationTrainer
 from toy_models import SENTENCES, toy_processor, toy_whisper
 
+Whisper = WhisperForConditionalGeneration
 
-def small_whisper(seed: int = 0, **changes: Any) -> WhisperForConditionalGeneration:
+
+def small_whisper(seed: int = 0, **changes: Any) -> Whisper:
     """`toy_whisper` with windows of 1 s: 100 frames, 50 encoder positions."""
     return toy_whisper(seed, **{"max_source_positions": 50, **changes})
 
 
-def small_pair(**changes: Any) -> tuple[WhisperForConditionalGeneration, WhisperForConditionalGeneration]:
+def small_pair(**changes: Any) -> tuple[Whisper, Whisper]:
     """A student, and the `small_whisper` that it is created from."""
     teacher = small_whisper(**changes)
     return create_student(teacher), teacher
@@ -82,8 +84,8 @@ def small_args(folder: Path | str, **changes: Any) -> DistillationTrainingArgume
 
 def small_trainer(
     folder: Path | str,
-    student: WhisperForConditionalGeneration,
-    teacher: WhisperForConditionalGeneration | None,
+    student: Whisper,
+    teacher: Whisper | None,
     *,
     train: torch.utils.data.Dataset | None = None,
     evaluation: Any = None,
@@ -92,45 +94,26 @@ def small_trainer(
     **changes: Any,
 ) -> DistillationTrainer:
     """A trainer on `RandomWindows(8)`."""
-    return DistillationTrainer(
-        student,
-        teacher,
-        small_args(folder, **changes),
-        data_collator=collate,
-        train_dataset=RandomWindows(8) if train is None else train,
-        eval_dataset=evaluation,
-        processing_class=processor,
-        callbacks=callbacks,
-    )
+    data = {"train_dataset": train or RandomWindows(8), "eval_dataset": evaluation, "processing_class": processor}
+    return DistillationTrainer(student, teacher, small_args(folder, **changes), collate, callbacks=callbacks, **data)
 
 
 def trained(
-    folder: Path | str,
-    student: WhisperForConditionalGeneration | None = None,
-    teacher: WhisperForConditionalGeneration | None = None,
-    **settings: Any,
+    folder: Path | str, student: Whisper | None = None, teacher: Whisper | None = None, **settings: Any
 ) -> DistillationTrainer:
     """A trainer after its training; by default of a new teacher and the student created from it."""
-    if teacher is None:
-        teacher = small_whisper()
-    trainer = small_trainer(folder, create_student(teacher) if student is None else student, teacher, **settings)
+    teacher = teacher or small_whisper()
+    trainer = small_trainer(folder, student or create_student(teacher), teacher, **settings)
     trainer.train()
     return trainer
 
 
-def assert_same_weights(
-    model: WhisperForConditionalGeneration, other: WhisperForConditionalGeneration, rtol: float = 0, atol: float = 0
-) -> None:
+def assert_same_weights(model: Whisper, other: Whisper, rtol: float = 0, atol: float = 0) -> None:
     """Weight by weight, to the last bit unless tolerances are given."""
     torch.testing.assert_close(dict(model.state_dict()), dict(other.state_dict()), rtol=rtol, atol=atol)
 
 
-def plain_losses(
-    student: WhisperForConditionalGeneration,
-    teacher: WhisperForConditionalGeneration,
-    windows: RandomWindows,
-    temperature: float,
-) -> dict[str, float]:
+def plain_losses(student: Whisper, teacher: Whisper, windows: RandomWindows, temperature: float) -> dict[str, float]:
     """`kl`, `pl` and `mse` of all windows by the plain formulas on the full logits."""
     batch = collate([windows[index] for index in range(len(windows))])
     labels = batch.pop("labels")

@@ -1,5 +1,6 @@
 """The Hub on loopback, and the client's settings that make this process use it and nothing else."""
 
+import logging
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +12,15 @@ import transformers.utils.hub
 from huggingface_hub import HfFileSystem, close_session, hf_api
 from huggingface_hub.utils import _http
 
+from hf_distil_whisper.hub import push
 from hub_server import ALICE, HubServer
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    """An empty Hub, alice logged in, an empty cache. The client does not wait between its retries."""
+def hub(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> Iterator[HubServer]:
+    """An empty Hub, alice logged in, an empty cache. Nobody waits between retries; all that is logged is captured."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(push, "RETRY_WAITS", (0.01, 0.02, 0.03))
     with HubServer() as server:
         home = tmp_path / "hf-home"
         environment = {"HF_ENDPOINT": server.endpoint, "HF_TOKEN": ALICE, "HF_HOME": str(home)}

@@ -15,7 +15,6 @@ from hf_distil_whisper.cli.filter import run as run_filter
 from hf_distil_whisper.data.audio import encode_flac, load_audio
 from hf_distil_whisper.data.shards import ShardStore
 from hf_distil_whisper.data.sources import load_source
-from hf_distil_whisper.hub import push
 from hf_distil_whisper.hub.dataset_card import push_dataset
 from hf_distil_whisper.hub.push import PushError
 from hf_distil_whisper.pseudo_labels.labeller import pseudo_label_dataset
@@ -23,11 +22,6 @@ from hub_server import ALICE, HubServer
 from toy_models import SENTENCES, toy_audio, toy_processor, toy_whisper
 
 GOLDEN = Path(__file__).with_name("expected_dataset_card.md")
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push, "RETRY_WAITS", (0.0, 0.0))
 
 
 def write_labels(folder: Path, count: int = 10, paths: Path | None = None, silent: int = 0) -> str:

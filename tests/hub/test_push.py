@@ -29,12 +29,6 @@ from toy_training import RandomWindows, assert_same_weights, collate, logged, sm
 PROGRESS = "Training in progress, step"
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(push, "RETRY_WAITS", (0.01, 0.02, 0.03))
-    caplog.set_level(logging.INFO)
-
-
 @pytest.fixture
 def student(tmp_path: Path) -> Path:
     """A folder with a complete student, without a card."""
