@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
-from toy_scripts import Refused
+from toy_scripts import Printed, Refused
 
 from hf_distil_whisper import run_script
 
@@ -15,6 +15,17 @@ def pair(toys: Path) -> list[str]:
     """Flags of student, teacher and corpus, as most scripts take them."""
     models = ["--model_name_or_path", str(toys / "student"), "--teacher_model_name_or_path", str(toys / "teacher")]
     return [*models, "--dataset", str(toys / "corpus")]
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str]) -> Printed:
+    """Runs a script that works; returns what it prints."""
+
+    def run(main: Callable[[Sequence[str]], None], *argv: object) -> str:
+        assert run_script(main, [str(word) for word in argv]) == 0
+        return capsys.readouterr().out
+
+    return run
 
 
 @pytest.fixture

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_scripts import MEGABYTE, fail, free, hold, read_mapped
+from toy_scripts import MEGABYTE, Printed, fail, free, hold, read_mapped
 
 import memory
-from hf_distil_whisper import run_script
 from memory import ProcessEndedError, in_new_process, long_form_memory, pass_bytes
 from talking_models import talking_whisper
 from toy_files import write_toy_model
@@ -48,14 +47,12 @@ def test_three_hours_take_the_memory_of_five_minutes(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_the_memory_beyond_the_first_recording(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, printed: Printed
 ) -> None:
-    calls = []
-    peaks = {5: 400_000_000, 180: 412_000_000}
+    calls, peaks = [], {5: 400_000_000, 180: 412_000_000}
     monkeypatch.setattr(memory, "long_form_memory", lambda *args, **options: calls.append(options) or peaks)
     argv = ["--model_name_or_path", "toy", "--method", "sequential", "--temperature_fallback"]
-    assert run_script(memory.main, argv) == 0
-    printed = capsys.readouterr().out
-    assert "| 5 | 400 | +0 |\n| 180 | 412 | +12 |\n" in printed
-    assert "sequential, stereo at 44100 Hz" in printed
+    text = printed(memory.main, *argv)
+    assert "| 5 | 400 | +0 |\n| 180 | 412 | +12 |\n" in text
+    assert "sequential, stereo at 44100 Hz" in text
     assert calls == [{"method": "sequential", "temperature_fallback": True, "batch_size": 4, "rate": 44_100}]

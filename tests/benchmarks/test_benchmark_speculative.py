@@ -3,33 +3,32 @@
 import json
 from pathlib import Path
 
-import pytest
+from toy_scripts import Printed
 
 import speculative
-from hf_distil_whisper import run_script
 from hf_distil_whisper.inference.speculative import DraftCounts
 from speculative import MethodTimes, methods_table
 from toy_files import write_toy_model
 
 
-def test_every_method_is_timed_at_every_batch_size(
-    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_method_is_timed_at_every_batch_size(toys: Path, tmp_path: Path, printed: Printed) -> None:
     """Tables 9 and 22; two assistants of one name must not be one column."""
-    corpus, other = str(toys / "corpus"), write_toy_model(tmp_path / "student", decoder_layers=1)
-    flags = ["--model_name_or_path", str(toys / "teacher"), "--assistants", str(toys / "student"), other]
-    flags += ["--dataset", corpus, "--long_form_dataset", corpus, "--output_dir", str(tmp_path / "out")]
-    flags += ["--batch_sizes", "1", "2", "--repeats", "1", "--windows", "2", "--compute_types", "int8"]
-    assert run_script(speculative.main, flags) == 0
-    printed = capsys.readouterr().out
+    corpus, other = toys / "corpus", write_toy_model(tmp_path / "student", decoder_layers=1)
+    flags = ["--model_name_or_path", toys / "teacher", "--assistants", toys / "student", other, "--dataset", corpus]
+    flags += ["--long_form_dataset", corpus, "--output_dir", tmp_path / "out", "--batch_sizes", 1, 2]
+    text = printed(speculative.main, *flags, "--repeats", 1, "--windows", 2, "--compute_types", "int8")
     first, second = f"{toys.name}/student", f"{tmp_path.name}/student"
-    assert "| batch size 1 | batch size 2 | same text | accepted | passes saved |" in printed
-    for name in (f"with {first}", f"with {second}, pipeline's own", f"{first} alone, CTranslate2 int8"):
-        assert f"| {name} |" in printed
-    assert "windows of 30 s: the dataset has too little speech of one speaker" in printed
-    assert "long recordings, sequential (6)" in printed
-    assert "long recordings, chunked (6)" in printed
-    assert f"same text on all 6 utterances in batches: {first} 6, {second} 6" in printed
+    for part in (
+        "| batch size 1 | batch size 2 | same text | accepted | passes saved |",
+        f"| with {first} |",
+        f"| with {second}, pipeline's own |",
+        f"| {first} alone, CTranslate2 int8 |",
+        "windows of 30 s: the dataset has too little speech of one speaker",
+        "long recordings, sequential (6)",
+        "long recordings, chunked (6)",
+        f"same text on all 6 utterances in batches: {first} 6, {second} 6",
+    ):
+        assert part in text
     times = json.loads((tmp_path / "out" / "results.json").read_text())["times"]["utterances"]
     assert times["2"][f"with {first}"]["num_same"] == 6
     assert f"with {first}, pipeline's own" not in times["2"]

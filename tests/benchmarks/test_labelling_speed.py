@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
+from toy_scripts import Printed
 
 import labelling
-from hf_distil_whisper import WordErrors, load_audio, run_script
+from hf_distil_whisper import WordErrors, load_audio
 from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.inference import ctranslate2
 from inputs import LoadedModel
@@ -49,21 +50,19 @@ def test_every_method_labels_every_row_in_every_round(tmp_path: Path, monkeypatc
 
 
 def test_labels_of_all_windows_and_of_clips_without_speech_are_counted(
-    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toys: Path, tmp_path: Path, printed: Printed
 ) -> None:
     """Each row is in one window, whatever its length, and clips are not speech to begin with."""
     speech = str(tmp_path / "speech")
     utterances(4).save_to_disk(speech)
-    flags = ["--teacher_model_name_or_path", str(toys / "teacher"), "--batch_size", "2"]
-    assert run_script(labelling.main, ["windows", *flags, "--dataset", speech, "--max_durations", "8"]) == 0
-    out = capsys.readouterr().out
+    flags = ["--teacher_model_name_or_path", toys / "teacher", "--batch_size", 2]
+    text = printed(labelling.main, "windows", *flags, "--dataset", speech, "--max_durations", 8)
     for line in ("| not packed | 4 |", "| 8 s | 2 |", "| 8 s, second window | 2 |"):
-        assert line in out
-    sets = ["--datasets", f"{{speech: {speech}}}", "--noise", speech, "--clips", "4"]
-    assert run_script(labelling.main, ["silence", *flags, *sets]) == 0
-    out = capsys.readouterr().out
-    assert "| speech | 4 |" in out
-    assert "| not speech | 4 |" in out
+        assert line in text
+    sets = ["--datasets", f"{{speech: {speech}}}", "--noise", speech, "--clips", 4]
+    text = printed(labelling.main, "silence", *flags, *sets)
+    assert "| speech | 4 |" in text
+    assert "| not speech | 4 |" in text
     clips = labelling.non_speech(utterances(1), 4)
     assert clips["id"] == ["silence-0", "hum-1", "hiss-2", "noise-3"]
     levels = [float(np.abs(load_audio(row["audio"])).max()) for row in clips]
@@ -87,10 +86,9 @@ def test_tables_hold_ratios_to_plain_generate_and_bytes_of_a_row() -> None:
     ]
 
 
-def test_a_dry_run_checks_the_inputs_only(toys: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--teacher_model_name_or_path", str(toys / "teacher"), "--dataset", str(toys / "corpus")]
-    assert run_script(labelling.main, [*flags, "--rows", "4", "--dry_run"]) == 0
-    assert "dry run" in capsys.readouterr().out
+def test_a_dry_run_checks_the_inputs_only(toys: Path, printed: Printed) -> None:
+    flags = ["--teacher_model_name_or_path", toys / "teacher", "--dataset", toys / "corpus", "--rows", 4]
+    assert "dry run" in printed(labelling.main, *flags, "--dry_run")
 
 
 def test_every_step_of_the_preparation_is_measured_on_all_rows() -> None:

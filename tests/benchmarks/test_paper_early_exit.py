@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_scripts import write_texts
+from toy_scripts import Printed, write_texts
 
 import early_exit
 from early_exit import EarlyExit, EarlyExitRow, confidence, early_exit_table
-from hf_distil_whisper import WordErrors, run_script
+from hf_distil_whisper import WordErrors
 from hf_distil_whisper.evaluation.evaluate import EvaluationResult
 from hf_distil_whisper.inference.encoder import encode, window_features
 from hf_distil_whisper.inference.generation import generate_tokens
@@ -40,25 +40,16 @@ def test_full_depth_writes_the_tokens_of_greedy_search(attention: str, make: typ
     assert search.depths == [4] * (len(theirs.tokens) + (not theirs.truncated))
 
 
-def test_the_first_layer_that_is_sure_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hand-made confidences: above the threshold, not at it; the last layer need not be sure."""
-    made = itertools.chain([0.4, 0.9, 0.5, 0.2, 0.6, 0.5, 0.5, 0.5], itertools.repeat(1.0))
-    monkeypatch.setattr(early_exit, "confidence", lambda scores: next(made))
-    model = talking_whisper(3, end_gain=0.0)
-    search = EarlyExit(model, 0.5)
-    search(window_features(model, toy_processor(), [toy_audio(2)]))
-    assert search.depths[:4] == [2, 3, 4, 1]
-
-
-def test_skipped_layers_get_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_layer_that_is_sure_decides_and_skipped_ones_get_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """With holes in their caches, later tokens would not see earlier ones. Reference: all positions anew, no cache."""
-    made = itertools.cycle([0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    # Above the threshold, not at it; the last layer need not be sure.
+    made = itertools.cycle([0.4, 0.9, 0.5, 0.2, 0.6, 0.6, 0.5, 0.5, 0.5])
     monkeypatch.setattr(early_exit, "confidence", lambda scores: next(made))
     model = talking_whisper(4, end_gain=0.0)
     search = EarlyExit(model, 0.5)
     features = window_features(model, toy_processor(), [toy_audio(2)])
     (row,) = search(features)
-    assert len(set(search.depths)) > 2
+    assert search.depths[:8] == [2, 3, 1, 4] * 2
     config = model.generation_config
     prefix = [config.decoder_start_token_id, config.no_timestamps_token_id]
     tokens = torch.tensor([[*prefix, *row.tokens]])
@@ -88,14 +79,11 @@ def test_the_table_is_laid_out_as_table_20() -> None:
     ]
 
 
-def test_the_script_prints_and_writes_every_threshold(
-    toys: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_script_prints_and_writes_every_threshold(toys: Path, tmp_path: Path, printed: Printed) -> None:
     """Relative to the highest threshold that was asked for, every saving would look smaller."""
-    argv = ["--model_name_or_path", str(toys / "teacher"), "--dataset"]
-    output = ["--thresholds", "0.5", "0", "--output_dir", str(tmp_path / "out")]
-    assert run_script(early_exit.main, [*argv, str(toys / "corpus"), *output]) == 0
-    assert "2 recordings, 18 words" in capsys.readouterr().out
+    argv = ["--model_name_or_path", toys / "teacher", "--thresholds", 0.5, 0]
+    text = printed(early_exit.main, *argv, "--dataset", toys / "corpus", "--output_dir", tmp_path / "out")
+    assert "2 recordings, 18 words" in text
     half, none = json.loads((tmp_path / "out" / "results.json").read_text())["thresholds"]
     assert none["num_layers"] == none["num_tokens"]
     assert half["full_depth_seconds"] == none["full_depth_seconds"] != half["seconds"]
@@ -103,5 +91,5 @@ def test_the_script_prints_and_writes_every_threshold(
     words = half["hits"] + half["substitutions"] + half["deletions"]
     assert half["wer"] == (words - half["hits"] + half["insertions"]) / words
     mute = write_texts(write_toy_corpus(tmp_path / "mute", train=1, test=1), "")
-    assert run_script(early_exit.main, [*argv, mute, "--thresholds", "0", "--output_dir", str(tmp_path / "no")]) == 0
+    printed(early_exit.main, *argv, "--dataset", mute, "--output_dir", tmp_path / "no")
     assert json.loads((tmp_path / "no" / "results.json").read_text())["thresholds"][0]["wer"] is None

@@ -76,32 +76,26 @@ def test_a_report_holds_every_section_its_pictures_and_the_scores_of_a_model_car
     assert scores.groups == {"seen": "in distribution", "new": "out of distribution", "long": "long form"}
 
 
-def test_a_second_start_measures_nothing_again(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A change of the notes would cost all measurements once more."""
-    first = (made / "report" / "report.md").read_text()
-    for name in ("evaluate_model", "evaluate_long_form", "evaluate_in_noise", "latency_grid", "compare_algorithms"):
-        monkeypatch.setattr(report, name, None)
-    assert run_script(report.main, [str(made / "report.yaml")]) == 0
-    assert (made / "report" / "report.md").read_text() == first
-
-
-def test_a_changed_generation_config_is_measured_anew(
-    write: Write, toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A student whose chunks were set to 15 s would stay on the page with its figures of 30 s."""
-    student = shutil.copytree(toys / "student", tmp_path / "student")
-    file = write(tmp_path, models={"teacher": str(toys / "teacher"), "student": str(student)})
-    assert run_script(report.main, [file]) == 0
-    config = json.loads((student / "generation_config.json").read_text())
-    (student / "generation_config.json").write_text(json.dumps({**config, "chunk_length_s": 15.0}))
-    layers, evaluate = [], report.evaluate_long_form
+def test_only_a_changed_model_is_measured_again(made: Path, toys: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change of the notes would cost all measurements; a student set to chunks of 15 s keep its figures of 30 s."""
+    page, layers, evaluate = (made / "report" / "report.md").read_text(), [], report.evaluate_long_form
 
     def count(model: Any, *args: Any, **options: Any) -> Any:
         layers.append(model.config.decoder_layers)
         return evaluate(model, *args, **options)
 
+    measures = ["evaluate_model", "evaluate_long_form", "evaluate_in_noise", "latency_grid", "compare_algorithms"]
+    with monkeypatch.context() as patch:
+        for name in measures:
+            patch.setattr(report, name, None)
+        assert run_script(report.main, [str(made / "report.yaml")]) == 0
+    assert (made / "report" / "report.md").read_text() == page
+    student = shutil.copytree(toys / "student", made / "student")
+    config = json.loads((student / "generation_config.json").read_text())
+    (student / "generation_config.json").write_text(json.dumps({**config, "chunk_length_s": 15.0}))
     monkeypatch.setattr(report, "evaluate_long_form", count)
-    assert run_script(report.main, [file]) == 0
+    models = f"{{teacher: {toys / 'teacher'}, student: {student}}}"
+    assert run_script(report.main, [str(made / "report.yaml"), "--models", models]) == 0
     assert layers == [2]
 
 
@@ -110,15 +104,15 @@ def test_rows_in_no_rate_are_named_and_a_set_without_references_is_refused(
 ) -> None:
     """A set of which most could not be read would look whole; 0 % over nothing would win the first picture."""
     corpus = Path(write_toy_corpus(tmp_path / "bad", train=3))
-    rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
-    (corpus / rows[0]["file_name"]).write_bytes(b"no audio")
-    rows[1]["text"] = None
-    (corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (corpus / "00.wav").write_bytes(b"no audio")
+    first, second, *others = (corpus / "metadata.jsonl").read_text().splitlines()
+    silent = json.dumps({**json.loads(second), "text": None})
+    (corpus / "metadata.jsonl").write_text("\n".join([first, silent, *others]))
     bad, student = {"bad": {"path": str(corpus), "split": "train"}}, {"student": str(toys / "student")}
     assert run_script(report.main, [write(tmp_path, models=student, ood_datasets=bad, long_form_datasets=bad)]) == 0
     page = (tmp_path / "report" / "report.md").read_text()
     assert page.count("  bad: 1 could not be read, 1 without a reference") == 2
-    mute = {"seen": {"path": write_texts(write_toy_corpus(tmp_path / "mute", train=2), ""), "split": "train"}}
+    mute = {"seen": {"path": write_texts(str(corpus), ""), "split": "train"}}
     file = write(tmp_path, models=student, eval_datasets=mute)
     refused(report.main, [file], "seen: no row has a reference, so that there is no rate to draw")
 
@@ -144,18 +138,16 @@ def test_what_is_wrong_with_a_report_is_named(
     refused(report.main, [write(tmp_path, **changes)], message)
 
 
-def test_a_figure_is_measured_once_for_its_settings(tmp_path: Path) -> None:
+def test_a_figure_is_measured_once_for_its_name_and_settings(tmp_path: Path) -> None:
     """A report that was stopped would start anew; a student that was trained again would keep its old figures."""
-    name = "short form, openai/whisper-tiny"
-    figures = [measured_once(tmp_path, name, {"weights": n}, lambda value=n: -value) for n in (1, 2)]
-    assert [*figures, measured_once(tmp_path, name, {"weights": 2}, lambda: "again")] == [-1, -2, -2]
-    (file,) = tmp_path.iterdir()
-    assert file.name == "short-form__openai-whisper-tiny.json"
-    assert json.loads(file.read_text())["name"] == name
     # Names that run together have different files.
-    names = ["short form, student, large-test", "short form, student-large, test"]
-    assert [measured_once(tmp_path, name, {}, lambda name=name: name) for name in names] == names
-    assert [measured_once(tmp_path, name, {}, lambda: "again") for name in names] == names
+    names = ["short form, student, large-test", "short form, student-large, test", "short form, openai/whisper-tiny"]
+    for weights in (1, 2):
+        settings = {"weights": weights}
+        first = [measured_once(tmp_path, name, settings, lambda figure=(weights, name): figure) for name in names]
+        again = [measured_once(tmp_path, name, settings, lambda: "again") for name in names]
+        assert first == again == [[weights, name] for name in names]
+    assert json.loads((tmp_path / "short-form__openai-whisper-tiny.json").read_text())["name"] == names[-1]
 
 
 def test_the_page_shows_and_does_not_run_what_was_measured(tmp_path: Path) -> None:

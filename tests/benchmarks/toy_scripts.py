@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-Refused = Callable[..., None]
-"""Type of the fixture `refused`."""
+Printed, Refused = Callable[..., str], Callable[..., None]
+"""Types of the fixtures `printed` and `refused`."""
 
 
-def write_texts(corpus: str, text: str) -> str:
+def write_texts(corpus: str, text: str | None) -> str:
     """Gives every row this reference; returns the path."""
     file = Path(corpus, "metadata.jsonl")
     rows = [{**json.loads(line), "text": text} for line in file.read_text().splitlines()]

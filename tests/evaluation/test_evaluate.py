@@ -315,7 +315,7 @@ def in_three_processes(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> tup
         {"text": ["the", "a", "the fox", "bad", "the", "jumps"]},
         {"text": ["bad", "bad", "bad", "the"]},  # a share unread
         {"text": ["the"]},  # fewer rows than processes
-        {"text": ["bad", "the", "", "over"]},  # a missing reference
+        {"text": ["bad", "the", "", "over"], "id": list("abcd")},  # a missing reference
         # Named by its index in the part of a process, a row would get another noise than in a single process.
         {"text": ["x", "y", "z"], "id": ["a", None, "c"]},
     ],
