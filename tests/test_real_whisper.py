@@ -15,6 +15,7 @@ from hf_distil_whisper import (
     load_processor,
     load_source,
     pseudo_label_dataset,
+    transcribe,
 )
 from hf_distil_whisper.data.labels import plain_text
 from hf_distil_whisper.metrics import errors_in_language
@@ -97,3 +98,16 @@ def test_languages_are_detected_named_and_used(base: LoadedModel, tmp_path: Path
     result = evaluate_model(base.model, labels, base.processor)
     assert len(result.rows) == 9
     assert result.wer < 0.3
+
+
+def test_a_prompt_brings_the_words_that_it_holds(base: LoadedModel) -> None:
+    """whisper-base writes "postmodum", "elementary canal" and "amatic"; hotwords are what people ask for first."""
+    rows = load_source(SPEECH / "librispeech", max_samples=8).select([3, 7])
+    audio, prompt = [row["audio"] for row in rows], "emetic, apomorphine, minims, post mortem, alimentary canal"
+    texts = [
+        " ".join(one.text for one in transcribe(*base, audio, language="en", prompt=given)) for given in (None, prompt)
+    ]
+    for words in ("post mortem", "alimentary canal", "emetic"):
+        assert words not in texts[0]
+        assert words in texts[1]
+    assert "apomorphine" not in texts[1]

@@ -122,7 +122,7 @@ def complete_generation_config(generation_config: GenerationConfig, config: Whis
     if completed.max_length == _LIBRARY_MAX_LENGTH:  # transformers#27445: transcripts would be cut
         completed.max_length = config.max_target_positions
     completed.forced_decoder_ids = None
-    completed._from_model_config = False  # else `save_pretrained` or `generate` may make it of config.json again
+    completed._from_model_config = None  # from here on it is no longer what config.json says
     for name, value in _entries_of_vocabulary(config).items():
         if getattr(completed, name, None) is None:
             setattr(completed, name, value)
