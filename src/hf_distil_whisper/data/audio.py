@@ -38,7 +38,7 @@ _MP4, _MATROSKA = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"
 _MAX_PADDING = 4096
 """Samples that the header of an MP4 may count although they are delay and padding of AAC: 2112 and up to 1023."""
 
-_EXACT_HEADERS = (_MP4, "flac", "wav", "aiff", "au")
+_EXACT_HEADERS = (_MP4, "flac", "wav", "aiff", "au", "nistsphere")
 """Formats whose header has the length of the sound; elsewhere FFmpeg estimates it, or gives that of the video."""
 
 _MAX_PEAK = 128.0
@@ -218,9 +218,10 @@ class _Part:
 
 
 def _part(audio: Any, name: str, channel: int | None = None) -> _Part:
-    fields = audio if isinstance(audio, dict) else {}
-    offset, duration = fields.get("offset"), fields.get("duration")
-    channel = fields.get("channel") if channel is None else channel
+    if not isinstance(audio, dict):
+        return _Part(channel=channel)
+    offset, duration = audio.get("offset"), audio.get("duration")
+    channel = audio.get("channel") if channel is None else channel
     for key, value in (("offset", offset), ("duration", duration)):
         is_number = isinstance(value, int | float | np.number) and math.isfinite(value)
         if value is not None and not (is_number and value >= 0 and (value or key == "offset")):
@@ -246,11 +247,12 @@ class _Mixdown:
             return samples[:, self._channel]
         if channels == 1 or not len(samples):
             return samples[:, 0]
-        mean = samples.mean(axis=1)
+        samples = np.ascontiguousarray(samples.T)  # (channels, frames), or the mean takes ten times as long
+        mean: np.ndarray = samples.mean(axis=0)
         # Channels of opposite phase leave silence, which Whisper fills with words. Judged every 0.1 s by all that
         # came before, and not by the whole: so the blocks of a recording are those of the whole.
-        starts = np.arange(0, len(samples), _cell(rate))
-        energies = np.stack([np.add.reduceat(x * x, starts, dtype=float) for x in (mean, *samples.T)])
+        starts = np.arange(0, len(mean), _cell(rate))
+        energies = np.stack([np.add.reduceat(x * x, starts) for x in (mean, *samples)]).astype(float)
         energies[:, 0] += self._energy
         energies = energies.cumsum(axis=1)  # (1 + channels, cells)
         self._energy = energies[:, -1]
@@ -258,8 +260,8 @@ class _Mixdown:
         if not opposite.any():
             return mean
         audible = (energies[1:] >= energies[1:].max(axis=0) / 2).argmax(axis=0)  # the first that is about the loudest
-        cells = np.arange(len(samples)) // _cell(rate)
-        return np.where(opposite[cells], samples[np.arange(len(samples)), audible[cells]], mean)
+        cells = np.arange(len(mean)) // _cell(rate)
+        return np.where(opposite[cells], samples[audible[cells], np.arange(len(mean))], mean)
 
 
 def _cell(rate: int) -> int:
@@ -380,14 +382,14 @@ def _decode(source: bytes | Path, name: str, seconds: float | None, part: _Part)
     """Pieces (frames, channels) of so many seconds in float32, or the whole part, and the sampling rate."""
     with _open(source, name) as file:
         # These show a cut end in their container, before anything is decoded.
-        for magic, kind, check in _CONTAINER_CHECKS:
-            if _bytes_at(file, 0, 4) == magic and (fault := check(file)):
-                raise _truncated(name, kind, fault)
+        kind, check = _CONTAINER_CHECKS.get(file.read(4), ("", None))
+        if check and (fault := check(file)):
+            raise _truncated(name, kind, fault)
         file.seek(0)
         num_decoded = 0
         try:
             with _SoundFile(file) as sound:
-                for samples in _read(sound, file, name, seconds, part):
+                for samples in _read(sound, file, name, seconds, part, is_checked=bool(check)):
                     num_decoded += len(samples)
                     yield samples, sound.samplerate
             return
@@ -401,11 +403,10 @@ def _block_frames(seconds: float | None, rate: int) -> int:
 
 
 def _read(
-    sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float | None, part: _Part
+    sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float | None, part: _Part, *, is_checked: bool
 ) -> Iterator[np.ndarray]:
     promised, rate = sound.frames, sound.samplerate
     position = file.tell()
-    is_checked = _bytes_at(file, 0, 4) in (b"RIFF", b"OggS")
     _check_length(file, name, sound)
     if sound.format == "OGG" and _is_chained(file):
         raise _IncompleteError(f"{name}: libsndfile reads only the first of several streams in this file", promised)
@@ -496,11 +497,13 @@ def _ffmpeg_frames(container: Any, offset: float, reason: Exception) -> Iterator
     stream = container.streams.best("audio")
     if stream is None or stream.codec_context is None:
         raise _IncompleteError("there is no sound track in it")
-    first, position = stream.start_time or 0, 0
+    position, origin = 0, 0.0
     if offset > 1 and container.format.name in (_MP4, _MATROSKA):
-        # Half a second earlier: AAC and Opus decode each packet with the help of the one before it.
-        container.seek(first + int((offset - 0.5) / stream.time_base), stream=stream)
         position = -1
+        # Where the first sound stands: the delay of a codec lies before 0, an edit may lie behind.
+        origin = next((frame.time for frame in container.decode(stream)), 0.0)
+        # Half a second earlier: AAC and Opus decode each packet with the help of the one before it.
+        container.seek(int((origin + offset - 0.5) / stream.time_base), stream=stream)
     is_open = isinstance(reason, _IncompleteError) and reason.frames is None  # the last packet may be a short one
     resampler: Any = av.AudioResampler(format="fltp")
     formats = set()
@@ -513,7 +516,7 @@ def _ffmpeg_frames(container: Any, offset: float, reason: Exception) -> Iterator
                 raise _IncompleteError(f"it changes on the way: {', then '.join(map(str, formats))}")
             (frame,) = resampler.resample(decoded)
             if position < 0:
-                position = round((frame.time - first * stream.time_base) * frame.sample_rate)
+                position = round((frame.time - origin) * frame.sample_rate)
             yield position, frame.sample_rate, frame.to_ndarray().T
             position += frame.samples
     if position < 0:  # the file ends earlier: where?
@@ -557,7 +560,7 @@ def _promised_frames(file: BinaryIO, sound: soundfile.SoundFile) -> int:
         return sound.frames - 2 * 1152  # padding of the encoder: two frames
     if sound.format == "FLAC":
         return sound.frames
-    # Of a cut AIFF, AU or RF64 file libsndfile promises only what is left.
+    # Of a cut AIFF, AU, RF64 or SPHERE file libsndfile promises only what is left.
     return max(sound.frames, round((_header_seconds(file) or 0) * sound.samplerate))
 
 
@@ -674,8 +677,9 @@ def _bytes_at(file: BinaryIO, start: int, count: int) -> bytes:
     return file.read(count)
 
 
-_CONTAINER_CHECKS = (
-    (b"RIFF", "WAV", _wav_fault),
-    (b"OggS", "Ogg", _ogg_fault),
-    (b"\x1a\x45\xdf\xa3", "Matroska", _matroska_fault),
-)
+_CONTAINER_CHECKS = {
+    b"RIFF": ("WAV", _wav_fault),
+    b"OggS": ("Ogg", _ogg_fault),
+    b"\x1a\x45\xdf\xa3": ("Matroska", _matroska_fault),
+}
+"""By the first four bytes of a file."""
