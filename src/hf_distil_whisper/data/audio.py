@@ -169,7 +169,7 @@ def audio_duration(audio: Any, *, name: str | None = None) -> float:
     with _open(source, name) as file:
         try:
             with _SoundFile(file) as sound:
-                _check_length(file, name, sound)
+                _check_length(file, sound)
                 total, rate = sound.frames, sound.samplerate
         except (soundfile.LibsndfileError, _IncompleteError):
             total, rate = round((_header_seconds(file) or 0) * SAMPLING_RATE), SAMPLING_RATE
@@ -370,7 +370,7 @@ class _SoundFile(soundfile.SoundFile):
         return False
 
 
-class _IncompleteError(AudioError):
+class _IncompleteError(Exception):
     """libsndfile does not give all: FFmpeg must give the `frames` promised, or what there is if they are None."""
 
     def __init__(self, message: str, frames: int | None = None):
@@ -407,9 +407,9 @@ def _read(
 ) -> Iterator[np.ndarray]:
     promised, rate = sound.frames, sound.samplerate
     position = file.tell()
-    _check_length(file, name, sound)
+    _check_length(file, sound)
     if sound.format == "OGG" and _is_chained(file):
-        raise _IncompleteError(f"{name}: libsndfile reads only the first of several streams in this file", promised)
+        raise _IncompleteError("it has several streams, of which libsndfile reads the first", promised)
     file.seek(position)
     start, end = 0, promised
     if part.offset or part.duration is not None:
@@ -426,7 +426,7 @@ def _read(
             promised = _promised_frames(file, sound)
             if position < promised - _MAX_MISSING * rate:
                 fault = f"its header promises {promised} samples, {position} could be decoded"
-                raise _IncompleteError(str(_truncated(name, sound.format, fault)), promised)
+                raise _IncompleteError(fault, promised)
         if len(samples):
             yield samples
 
@@ -482,7 +482,7 @@ def _decode_with_ffmpeg(
                 part.frames(position, rate, name)  # the part may end behind the recording
     except (av.FFmpegError, _IncompleteError) as error:
         if isinstance(reason, _IncompleteError) and reason.frames is not None:
-            raise AudioError(str(reason)) from error
+            raise _truncated(name, "audio", str(reason)) from error
         if fault := _mp4_fault(file):
             raise _truncated(name, "MP4", fault) from error
         if position > 0:
@@ -544,7 +544,7 @@ def _says(error: Exception) -> str:
 # What headers promise: libsndfile decodes cut WAV, MP3 and Ogg files without an error
 
 
-def _check_length(file: BinaryIO, name: str, sound: soundfile.SoundFile) -> None:
+def _check_length(file: BinaryIO, sound: soundfile.SoundFile) -> None:
     """Raises if the length is not known: libsndfile would read nothing, or as much as it guesses."""
     if (
         sound.frames >= _UNKNOWN_LENGTH
@@ -552,7 +552,7 @@ def _check_length(file: BinaryIO, name: str, sound: soundfile.SoundFile) -> None
         # Without a Xing header it guesses from the bit rate of the first frame.
         or (sound.format == "MP3" and not _has_xing_header(file))
     ):
-        raise _IncompleteError(f"{name}: the header of this {sound.format} file does not tell its length")
+        raise _IncompleteError("its header does not tell its length")
 
 
 def _promised_frames(file: BinaryIO, sound: soundfile.SoundFile) -> int:
