@@ -169,8 +169,8 @@ def audio_duration(audio: Any, *, name: str | None = None) -> float:
     with _open(source, name) as file:
         try:
             with _SoundFile(file) as sound:
-                _check_length(file, sound)
                 total, rate = sound.frames, sound.samplerate
+                _check_length(file, sound.format, total)
         except (soundfile.LibsndfileError, _IncompleteError):
             total, rate = round((_header_seconds(file) or 0) * SAMPLING_RATE), SAMPLING_RATE
             if not total:
@@ -351,16 +351,16 @@ def _array(audio: Any, name: str) -> tuple[np.ndarray, int]:
 def _open(source: bytes | Path, name: str) -> BinaryIO:
     if isinstance(source, bytes):
         return io.BytesIO(source)
-    where = name if name == str(source) else f"{name}: {source}"
+    problem = f"the audio file is empty (0 bytes); expected {READABLE}"
     try:
         file = source.open("rb")
-    except OSError as error:
-        reason = "no such audio file" if isinstance(error, FileNotFoundError) else error.strerror
-        raise AudioError(f"{where}: {reason}. Correct the path in the data set or leave the row out.") from error
-    if not source.stat().st_size:
+        if os.fstat(file.fileno()).st_size:
+            return file
         file.close()
-        raise AudioError(f"{where}: the audio file is empty (0 bytes); expected {READABLE}.")
-    return file
+    except OSError as error:
+        problem = "no such audio file" if isinstance(error, FileNotFoundError) else str(error.strerror)
+    where = name if name == str(source) else f"{name}: {source}"
+    raise AudioError(f"{where}: {problem}. Correct the path in the data set or leave the row out.")
 
 
 class _SoundFile(soundfile.SoundFile):
@@ -405,10 +405,10 @@ def _block_frames(seconds: float | None, rate: int) -> int:
 def _read(
     sound: soundfile.SoundFile, file: BinaryIO, name: str, seconds: float | None, part: _Part, *, is_checked: bool
 ) -> Iterator[np.ndarray]:
-    promised, rate = sound.frames, sound.samplerate
+    kind, promised, rate = sound.format, sound.frames, sound.samplerate
     position = file.tell()
-    _check_length(file, sound)
-    if sound.format == "OGG" and _is_chained(file):
+    _check_length(file, kind, promised)
+    if kind == "OGG" and _is_chained(file):
         raise _IncompleteError("it has several streams, of which libsndfile reads the first", promised)
     file.seek(position)
     start, end = 0, promised
@@ -423,7 +423,7 @@ def _read(
         position += len(samples)
         is_last = len(samples) < wanted or position == end
         if is_last and not is_checked and (position < end or end == promised):
-            promised = _promised_frames(file, sound)
+            promised = _promised_frames(file, kind, promised, rate)
             if position < promised - _MAX_MISSING * rate:
                 fault = f"its header promises {promised} samples, {position} could be decoded"
                 raise _IncompleteError(fault, promised)
@@ -544,24 +544,22 @@ def _says(error: Exception) -> str:
 # What headers promise: libsndfile decodes cut WAV, MP3 and Ogg files without an error
 
 
-def _check_length(file: BinaryIO, sound: soundfile.SoundFile) -> None:
+def _check_length(file: BinaryIO, kind: str, frames: int) -> None:
     """Raises if the length is not known: libsndfile would read nothing, or as much as it guesses."""
     if (
-        sound.frames >= _UNKNOWN_LENGTH
-        or (not sound.frames and _has_open_length(file))
+        frames >= _UNKNOWN_LENGTH
+        or (not frames and _has_open_length(file))
         # Without a Xing header it guesses from the bit rate of the first frame.
-        or (sound.format == "MP3" and not _has_xing_header(file))
+        or (kind == "MP3" and not _has_xing_header(file))
     ):
         raise _IncompleteError("its header does not tell its length")
 
 
-def _promised_frames(file: BinaryIO, sound: soundfile.SoundFile) -> int:
-    if sound.format == "MP3":
-        return sound.frames - 2 * 1152  # padding of the encoder: two frames
-    if sound.format == "FLAC":
-        return sound.frames
+def _promised_frames(file: BinaryIO, kind: str, frames: int, rate: int) -> int:
+    if kind == "MP3":
+        return frames - 2 * 1152  # padding of the encoder: two frames
     # Of a cut AIFF, AU, RF64 or SPHERE file libsndfile promises only what is left.
-    return max(sound.frames, round((_header_seconds(file) or 0) * sound.samplerate))
+    return frames if kind == "FLAC" else max(frames, round((_header_seconds(file) or 0) * rate))
 
 
 def _check_end(container: Any, num_decoded: int, rate: int, reason: Exception) -> None:
@@ -610,12 +608,12 @@ def _is_chained(file: BinaryIO) -> bool:
 def _wav_data(file: BinaryIO) -> tuple[int, int, int]:
     """Start and promised size of the data of a WAV file, and its bytes per second."""
     start, bytes_per_second = 12, 0
-    while len(head := _bytes_at(file, start, 8)) == 8:
-        size = int.from_bytes(head[4:], "little")
+    while len(head := _bytes_at(file, start, 20)) >= 8:
+        size = int.from_bytes(head[4:8], "little")
         if head[:4] == b"data":
             return start + 8, size, bytes_per_second
         if head[:4] == b"fmt ":
-            bytes_per_second = int.from_bytes(_bytes_at(file, start + 16, 4), "little")
+            bytes_per_second = int.from_bytes(head[16:], "little")
         start += 8 + size + size % 2
     return start, 0, 0
 
