@@ -64,12 +64,18 @@ METHODS: dict[str, Callable] = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_prompt_is_read_as_in_training_before_every_window_and_not_written(method: str) -> None:
-    """A student trained with previous text could not be given any; in another layout it would not know it."""
+    """A student trained with previous text could not be given any; in another layout it would not know it.
+
+    With `condition_on_prev_tokens`, later windows are prompted with the text before them, the prompt given or not.
+    """
     model, processor = talking_whisper(4), toy_processor()
     model.generation_config.alignment_heads = [[1, 0]]
-    plain = METHODS[method](model, processor)
     read: list[list[int]] = []
     model.get_decoder().embed_tokens.register_forward_pre_hook(lambda _, args: read.append(args[0][0].tolist()))
+    plain = METHODS[method](model, processor)
+    previous = model.generation_config.prev_sot_token_id
+    assert any(row[0] == previous for row in read) == (method == "conditioned")
+    read.clear()
     prompted = METHODS[method](model, processor, prompt=PROMPT)
     label = make_labels(processor.tokenizer, "", timestamps=False, previous=PROMPT).decoder_input_ids
     layout = label[: label.index(model.generation_config.decoder_start_token_id) + 1]

@@ -94,18 +94,6 @@ def test_scores_and_settings_of_a_window_are_not_kept(monkeypatch: pytest.Monkey
     assert "_retrieve_segment" not in vars(model)
 
 
-def test_previous_text_is_the_prompt_of_the_next_window() -> None:
-    """Without the prompt, `condition_on_prev_tokens` has no effect and no one notices."""
-    model = talking_whisper(4)
-    previous = model.generation_config.prev_sot_token_id
-    prompted: list[bool] = []
-    model.get_decoder().embed_tokens.register_forward_pre_hook(lambda _, args: prompted.append(previous in args[0]))
-    transcribe_sequential(model, toy_processor(), toy_audio(40))
-    assert not any(prompted)
-    transcribe_sequential(model, toy_processor(), toy_audio(40), condition_on_prev_tokens=True)
-    assert any(prompted)
-
-
 def test_language_reaches_every_window_and_the_encoder_no_second_time() -> None:
     """Without its language, a multilingual model detects one and runs the encoder once more."""
     model = multilingual_whisper()
