@@ -18,7 +18,9 @@ from toy_models import toy_audio, toy_processor, toy_whisper
 from toy_training import logged, small_args
 
 
-def speech(processor: WhisperProcessor, count: int = 6, *, train: bool = True) -> SpeechDataset:
+def speech(
+    processor: WhisperProcessor, count: int = 6, *, train: bool = True, language: str | None = None
+) -> SpeechDataset:
     """Windows of a second, labelled with timestamps, each with the text before it."""
     rows = [
         {
@@ -31,12 +33,14 @@ def speech(processor: WhisperProcessor, count: int = 6, *, train: bool = True) -
         }
         for index in range(count)
     ]
-    options = {"transcript_column": "whisper_transcript" if train else "text", "train": train}
+    options = {"transcript_column": "whisper_transcript" if train else "text", "train": train, "language": language}
     return SpeechDataset(Dataset.from_list(rows), processor, condition_on_prev_probability=0.5, **options)
 
 
 def trained_on_speech(folder: Path, student, teacher, processor: WhisperProcessor, **changes) -> DistillationTrainer:
-    data = {"train_dataset": speech(processor), "eval_dataset": {"speech": speech(processor, 4, train=False)}}
+    options = {"language": changes.get("language")}
+    evaluation = {"speech": speech(processor, 4, train=False, **options)}
+    data = {"train_dataset": speech(processor, **options), "eval_dataset": evaluation}
     args = small_args(folder, per_device_train_batch_size=3, **changes)
     trainer = DistillationTrainer(student, teacher, args, processing_class=processor, **data)
     trainer.train()
