@@ -22,6 +22,7 @@ from hf_distil_whisper.data.sources import (
     write_row_index,
 )
 from toy_files import tar_sample, write_tar, write_toy_corpus
+from toy_models import toy_audio
 
 SPEECH = Path(__file__).parents[2].parent / "shared" / "speech"
 needs_speech = pytest.mark.skipif(not SPEECH.is_dir(), reason="../shared/speech with real recordings is missing")
@@ -595,3 +596,23 @@ def test_an_archive_that_was_rewritten_is_read_again(tmp_path: Path) -> None:
         if text == "new":
             os.utime(file, ns=(1, 1))
         assert list(load_source(file)["text"]) == [text]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_each_channel_of_a_call_is_a_row(tmp_path: Path, streaming: bool) -> None:
+    """Mixed, two people speak at once; a transcript of the call is of neither."""
+    left, right = (toy_audio(1.0, seed=seed) for seed in (0, 1))
+    soundfile.write(tmp_path / "call.wav", np.stack([left, right], axis=1), 16_000)
+    soundfile.write(tmp_path / "mono.wav", left, 16_000)
+    for name in ("call", "mono"):
+        (tmp_path / f"{name}.txt").write_text("the dog")
+    rows = list(load_source(tmp_path, channel="each", streaming=streaming))
+    assert [row["text"] for row in rows] == [None, None, "the dog"]
+    assert [row["id"][-2:] for row in rows[:2]] == ["-0", "-1"]
+    for row, samples in zip(rows, (left, right, left), strict=True):
+        np.testing.assert_allclose(load_audio(row["audio"]), samples, atol=1e-4)
+    first = list(load_source(tmp_path, channel=0, streaming=streaming))
+    assert [row["text"] for row in first] == ["the dog"] * 2
+    np.testing.assert_allclose(load_audio(first[0]["audio"]), left, atol=1e-4)
+    with pytest.raises(ValueError, match="expected a number from 0 on"):
+        load_source(tmp_path, channel="left", streaming=streaming)

@@ -209,6 +209,9 @@ class DataSource:
     language_column: str | None = setting(None, "Column of each row's language (code or name), for mixed languages.")
     id_column: str | None = setting(None, "Column of the row's id (default: split and row index).")
     max_samples: int | None = setting(None, "Read only the first rows, this many.")
+    channel: int | str | None = setting(
+        None, 'Channel of the recordings, from 0; or "each": a row of every channel (default: they are mixed).'
+    )
     share: float | None = setting(
         None, "Read only this fraction of the rows, drawn at random; a larger share contains a smaller one."
     )
@@ -228,6 +231,12 @@ class DataSource:
             ("path", str, lambda _: True, "text"),
             ("split", str, lambda _: True, "text"),
             ("max_samples", int, lambda value: value >= 1, "a whole number above 0"),
+            (
+                "channel",
+                (int, str),
+                lambda value: value == "each" or (type(value) is int and value >= 0),
+                '0, 1, ... or "each"',
+            ),
             ("share", number, lambda value: 0 < value <= 1, "a fraction of the rows, more than 0 and at most 1"),
             ("weight", number, lambda value: value > 0, "a number above 0"),
             ("wer_threshold", number, lambda value: 0 <= value <= 1, "a fraction up to 1, such as 0.1 (10 % WER)"),

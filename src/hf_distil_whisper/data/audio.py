@@ -178,6 +178,25 @@ def audio_duration(audio: Any, *, name: str | None = None) -> float:
     return part.frames(total, rate, name)[1] / rate
 
 
+def num_channels(audio: Any, *, name: str | None = None) -> int:
+    """Number of channels of a recording, from its header; arguments and errors are those of [`audio_duration`]."""
+    source, name = _source(audio, name)
+    if source is None:
+        samples, _ = _array(audio, name)
+        return 1 if samples.ndim == 1 else samples.shape[1]
+    with _open(source, name) as file:
+        try:
+            with _SoundFile(file) as sound:
+                return int(sound.channels)
+        except soundfile.LibsndfileError as reason:
+            try:
+                with _open_with_ffmpeg(file) as container:
+                    stream = container.streams.best("audio")
+                    return 1 if stream is None else int(stream.codec_context.channels)
+            except av.FFmpegError as error:
+                raise _unreadable(file, name, reason, error) from error
+
+
 def encode_flac(array: np.ndarray) -> bytes:
     """Encodes samples as FLAC (mono, 16 kHz, 16 bit); `load_audio` returns them to within half a step of 2⁻¹⁵.
 

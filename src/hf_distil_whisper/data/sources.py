@@ -34,7 +34,7 @@ from pyarrow.dataset import ParquetFragmentScanOptions
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from hf_distil_whisper.data.audio import AudioError, audio_duration
+from hf_distil_whisper.data.audio import AudioError, audio_duration, num_channels
 from hf_distil_whisper.data.shards import RUN, ShardStore
 
 logger = logging.get_logger(__name__)
@@ -159,6 +159,7 @@ def load_source(
     revision: str | None = ...,
     columns: Columns | None = ...,
     max_samples: int | None = ...,
+    channel: int | Literal["each"] | None = ...,
     streaming: Literal[False] = ...,
     **column_names: str | None,
 ) -> Dataset: ...
@@ -173,6 +174,7 @@ def load_source(
     revision: str | None = ...,
     columns: Columns | None = ...,
     max_samples: int | None = ...,
+    channel: int | Literal["each"] | None = ...,
     streaming: Literal[True],
     **column_names: str | None,
 ) -> IterableDataset: ...
@@ -186,6 +188,7 @@ def load_source(
     revision: str | None = None,
     columns: Columns | None = None,
     max_samples: int | None = None,
+    channel: int | Literal["each"] | None = None,
     streaming: bool = False,
     **column_names: str | None,
 ) -> Dataset | IterableDataset:
@@ -208,6 +211,9 @@ def load_source(
         revision (`str`, *optional*): of a data set on the Hub.
         columns ([`Columns`], *optional*): names of the columns in the data set.
         max_samples (`int`, *optional*): only the first `max_samples` rows; by default all.
+        channel (`int` or `"each"`, *optional*): of recordings whose row does not name one, counted from 0; "each"
+            makes a row of every channel, its number behind the id, without the text, which belongs to all of them. By
+            default channels are mixed.
         streaming (`bool`, *optional*, defaults to `False`): whether to return a stream: nothing is downloaded or
             copied before it is read. Rows without an id are named after their audio, since a stream has no row
             numbers.
@@ -260,9 +266,39 @@ def load_source(
             rows = _as_strings(rows, "language")
         parts.append(_with_ids(rows, name))
     joined = parts[0] if len(parts) == 1 else concatenate_datasets(parts)
-    if max_samples is None:
-        return joined
-    return joined.take(max_samples if streaming else min(max_samples, len(joined)))
+    if max_samples is not None:
+        joined = joined.take(max_samples if streaming else min(max_samples, len(joined)))
+    return joined if channel is None else _by_channel(joined, channel)
+
+
+def _by_channel(rows: Any, channel: int | str) -> Dataset | IterableDataset:
+    if channel != "each" and not (isinstance(channel, int) and channel >= 0):
+        raise ValueError(f'`channel`: expected a number from 0 on, or "each", got {channel!r}.')
+    audio = rows.features["audio"] if isinstance(rows.features["audio"], dict) else PLAIN_AUDIO
+    features = Features({**rows.features, "audio": {**audio, "channel": Value("int64")}})
+    return rows.map(_pick_channels, batched=True, batch_size=100, fn_kwargs={"channel": channel}, features=features)
+
+
+def _pick_channels(batch: dict[str, list], channel: int | str) -> dict[str, list]:
+    picked: dict[str, list] = {name: [] for name in batch}
+    for row in (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)):
+        numbers: list[int | None] = [None if channel == "each" else int(channel)]
+        if (row["audio"] or {}).get("channel") is not None:
+            numbers = [row["audio"]["channel"]]
+        elif channel == "each":
+            try:
+                count = num_channels(row["audio"])
+            except AudioError:  # whoever reads the row lists it
+                count = 1
+            if count > 1:
+                numbers = [*range(count)]
+        for number in numbers:
+            changed = {**row, "audio": row["audio"] and {**row["audio"], "channel": number}}
+            if len(numbers) > 1:
+                changed |= {"id": f"{row['id']}-{number}"} | ({"text": None} if "text" in row else {})
+            for name, values in picked.items():
+                values.append(changed[name])
+    return picked
 
 
 def _merge_column_names(columns: Columns, names: Mapping[str, str | None]) -> Columns:
