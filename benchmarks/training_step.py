@@ -35,10 +35,9 @@ from hf_distil_whisper import (
 )
 from hf_distil_whisper.cli.config import InputError, setting
 from hf_distil_whisper.cli.inputs import best_device
-from hf_distil_whisper.data.collator import TEACHER_ARRAYS
 from hf_distil_whisper.inference.encoder import encode
-from hf_distil_whisper.training.fused_loss import top_k_logits
 from hf_distil_whisper.training.losses import IGNORE_INDEX
+from hf_distil_whisper.training.teacher_cache import TEACHER_DTYPE
 from inputs import check_flags
 from memory import anonymous_bytes, in_new_process, peak_while
 from tables import machine, table
@@ -54,7 +53,7 @@ SHAPES = {
 """Width, layers of encoder and decoder, heads, mel bins and vocabulary of OpenAI's checkpoints."""
 
 PLAIN, TRIMMED = "plain, labels padded to 448", "plain, labels trimmed"
-EXACT, CACHED_STATES, CACHED_BOTH, LORA = "exact", "cached states", "cached states and logits", "exact, LoRA"
+EXACT, CACHED_STATES, CACHED_BOTH, LORA = "exact", "cached states", "both cached", "exact, LoRA"
 
 Whisper, Batch, Loss = WhisperForConditionalGeneration, dict[str, Tensor], Callable[[], Tensor]
 
@@ -163,7 +162,6 @@ def measure_training(
     *,
     decoder_layers: int = 2,
     rounds: int = 5,
-    top_k: int = 64,
     bf16: bool = False,
     with_padding: bool = True,
 ) -> TrainingSpeed:
@@ -172,9 +170,7 @@ def measure_training(
     batch = {name: value.to(device) for name, value in batch.items()}
     student, adapted = (create_student(teacher, decoder_layers=decoder_layers).to(device) for _ in range(2))
     with tempfile.TemporaryDirectory() as folder:
-        args = DistillationTrainingArguments(
-            output_dir=folder, use_cpu=device.type == "cpu", bf16=bf16, report_to=[], teacher_cache_top_k=top_k
-        )
+        args = DistillationTrainingArguments(output_dir=folder, use_cpu=device.type == "cpu", bf16=bf16, report_to=[])
         trainer = DistillationTrainer(student, teacher, args)
         with_lora = DistillationTrainer(adapted, teacher, dataclasses.replace(args, lora={}))
     losses = _losses(trainer, student, teacher, batch, with_padding)
@@ -210,16 +206,15 @@ def _losses(
     trainer: DistillationTrainer, student: Whisper, teacher: Whisper, batch: Batch, with_padding: bool
 ) -> dict[str, Loss]:
     """The loss of the batch by mode, computed when it is called."""
-    args, head = trainer.args, teacher.proj_out.weight
+    args = trainer.args
     with torch.no_grad(), trainer.autocast_smart_context_manager():
         states = encode(student, batch["input_features"])
         hidden = teacher.model.decoder(
-            input_ids=batch["decoder_input_ids"], encoder_hidden_states=states.to(head.dtype), use_cache=False
+            input_ids=batch["decoder_input_ids"], encoder_hidden_states=states.to(teacher.dtype), use_cache=False
         ).last_hidden_state
-        arrays = top_k_logits(hidden, head, batch["labels"], k=args.teacher_cache_top_k, temperature=args.temperature)
     texts = {name: batch[name] for name in ("decoder_input_ids", "labels")}
     with_states = {**texts, "encoder_states": states.to(torch.bfloat16 if args.bf16 else states.dtype)}
-    with_both = with_states | dict(zip(TEACHER_ARRAYS, arrays, strict=True))
+    with_both = with_states | {"teacher_states": hidden.to(TEACHER_DTYPE)}
     weights = {"temperature": args.temperature, "kl_weight": args.kl_weight, "pl_weight": args.pl_weight}
 
     def plain(inputs: Batch) -> Tensor:
@@ -383,7 +378,6 @@ class TrainingStepArguments:
     shortest: int = setting(51, "Tokens of the shortest label.")
     longest: int = setting(128, "Tokens of the longest label.")
     rounds: int = setting(5, "Steps of each mode, in turn, after one that is not counted.")
-    top_k: int = setting(64, "Tokens of the teacher's distributions in the cache.")
     bf16: bool = setting(False, "Mixed precision.")
     padded_step: bool = setting(True, "Also measure the plain step with labels padded to 448.")
     memory: bool = setting(False, "Also measure the memory of the loss alone, on the CPU; needs 10 GB.")
@@ -392,7 +386,7 @@ class TrainingStepArguments:
 def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(TrainingStepArguments, argv=argv, command="benchmarks/training_step.py")
-    check_flags(args, whole=("decoder_layers", "batch_size", "rounds", "top_k"))
+    check_flags(args, whole=("decoder_layers", "batch_size", "rounds"))
     if not 1 <= args.shortest <= args.longest <= 447:
         raise InputError(
             f"--shortest, --longest: expected 1 <= shortest <= longest <= 447, got {args.shortest} and {args.longest}"
@@ -402,7 +396,7 @@ def main(argv: Sequence[str]) -> None:
         teacher = random_whisper(args.shape, torch.bfloat16 if args.bf16 else torch.float32)
     speed = measure_training(
         teacher, random_batch(teacher.config, args.batch_size, args.shortest, args.longest),
-        decoder_layers=args.decoder_layers, rounds=args.rounds, top_k=args.top_k, bf16=args.bf16,
+        decoder_layers=args.decoder_layers, rounds=args.rounds, bf16=args.bf16,
         with_padding=args.padded_step,
     )  # fmt: skip
     print(training_table(speed, args.batch_size))

@@ -34,7 +34,7 @@ def test_the_plain_step_is_the_formula_padded_or_not() -> None:
 def test_every_mode_takes_every_step_and_ours_is_the_plain_one() -> None:
     teacher = small()
     speed = training_step.measure_training(teacher, random_batch(teacher.config, 2, 4, 8), decoder_layers=1, rounds=2)
-    cached = "cached states", "cached states and logits"
+    cached = "cached states", "both cached"
     assert list(speed.steps) == [training_step.PLAIN, TRIMMED, EXACT, *cached, LORA]
     for mode, step in speed.steps.items():
         assert len(step.seconds) == 2

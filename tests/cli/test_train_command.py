@@ -104,7 +104,7 @@ def test_a_cache_is_filled_before_the_training_that_reads_it(tmp_path, printed, 
     cache = tmp_path / "cache"
     argv = training(tmp_path / "run", "--decoder_layers", "2", "--teacher_cache", "both")[1:]
     assert "--teacher_cache_dir is missing" in refused("cache", *argv)
-    argv += ["--teacher_cache_dir", str(cache), "--teacher_cache_top_k", "8"]
+    argv += ["--teacher_cache_dir", str(cache)]
     plan = printed("cache", *argv, "--dry_run")
     assert "cache encoder outputs and teacher logits in" in plan
     assert "train 2 steps" not in plan

@@ -111,7 +111,7 @@ class TrainArguments(StudentArguments):
             *("kl_weight", "pl_weight", "mse_weight", "temperature", "freeze_encoder", "freeze_embed_positions"),
             *("freeze_decoder", "loss_chunk_size"),
         ),
-        "cache": ("teacher_cache", "teacher_cache_dir", "teacher_cache_top_k"),
+        "cache": ("teacher_cache", "teacher_cache_dir"),
         "evaluation": (
             *("predict_with_generate", "normalizer", "metric_for_best_model", "greater_is_better"),
             *("early_stopping_patience", "early_stopping_threshold", "sample_predictions"),

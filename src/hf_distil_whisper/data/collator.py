@@ -14,8 +14,6 @@ from transformers import WhisperProcessor
 from hf_distil_whisper.data.labels import IGNORE_INDEX
 
 DECODER_POSITIONS = 448
-TEACHER_ARRAYS = ("teacher_ids", "teacher_log_probs", "teacher_log_tail")
-"""Arrays that a teacher cache adds to an item, with one row for each label that counts."""
 
 
 @dataclass
@@ -55,13 +53,13 @@ class DataCollatorSpeechSeq2SeqWithPadding:
         Args:
             features (`Sequence[dict]`): each with `input_features` (mel bins, frames) or `encoder_states` (frames,
                 width), and `decoder_input_ids` and `labels` of the same length. Items with `labels` alone, as a
-                tokenizer makes them with `<|startoftranscript|>` in front, are shifted here. Arrays of a teacher cache
-                (`teacher_ids`, ...) are concatenated. Other entries are dropped.
+                tokenizer makes them with `<|startoftranscript|>` in front, are shifted here. `teacher_states` (labels
+                that count, width) of a teacher cache are placed at their labels. Other entries are dropped.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_features` (batch, mel bins, frames) or `encoder_states` (batch, frames,
             width), `decoder_input_ids` (batch, length), and `labels` (batch, length) with -100 on prompts and padding;
-            `teacher_ids` and so on (labels that count, ...).
+            `teacher_states` (batch, length, width), 0 on prompts and padding.
         """
         source = "encoder_states" if "encoder_states" in features[0] else "input_features"
         pairs = [self._tokens(item) for item in features]
@@ -76,10 +74,10 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             "decoder_input_ids": _pad([ids for ids, _ in pairs], length, tokenizer.eos_token_id),
             "labels": _pad([labels for _, labels in pairs], length, IGNORE_INDEX),
         }
-        for name in TEACHER_ARRAYS:
-            if name in features[0]:
-                # Rows of different length: one after the other, as `labels != -100` selects positions of the batch.
-                batch[name] = torch.cat([item[name] for item in features])
+        if "teacher_states" in features[0]:
+            states = torch.cat([item["teacher_states"] for item in features])  # (labels that count, width)
+            batch["teacher_states"] = states.new_zeros(*batch["labels"].shape, states.shape[1])
+            batch["teacher_states"][batch["labels"] != IGNORE_INDEX] = states
         return batch
 
     def _tokens(self, item: dict[str, Any]) -> tuple[list[int], list[int]]:

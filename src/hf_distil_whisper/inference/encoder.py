@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,34 +30,41 @@ def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Te
     return states[0] if len(states) == 1 else torch.cat(states)
 
 
-class EncoderCache:
-    """Encoder hidden states by the content of the recording, in memory or in a local folder that processes share.
+class StateCache:
+    """Hidden states by key, in memory or in a local folder that processes share.
+
+    Args:
+        dtype (`torch.dtype`): that they are stored in.
+        folder (`Path`, *optional*): by default they are in memory.
+        identity (`dict`, *optional*): what they depend on, for the folder.
 
     Raises:
         ValueError: if the folder is a URL.
-        StaleRunError: if the folder holds hidden states of another encoder or dtype.
+        StaleRunError: if the folder holds hidden states of another identity.
     """
 
-    def __init__(self, encoder: nn.Module, dtype: torch.dtype, folder: str | Path | None = None):
+    def __init__(self, dtype: torch.dtype, folder: Path | None = None, identity: dict[str, Any] | None = None):
         self.dtype = dtype
         if folder is None:
             self._store = ArrayStore()
         else:
-            identity = {"encoder": module_fingerprint(encoder), "dtype": str(dtype)}
-            self._store = ArrayStore(Path(folder, "states"), identity)
+            self._store = ArrayStore(folder, identity)
             self._store.remove_damaged()
+
+    def __len__(self) -> int:
+        return len(self._store)
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._store
 
     def add(self, key: bytes, states: Tensor) -> None:
-        """Adds the hidden states (frames, d_model) of a recording with this [`recording_key`], unless it has them."""
+        """Adds hidden states (positions, d_model) under a key, unless it has them."""
         if key not in self._store:
             states = states.detach().to("cpu", self.dtype, copy=True)
             self._store.add(key, {"states": states.view(_BITS[self.dtype.itemsize]).numpy()})
 
     def get(self, key: bytes) -> Tensor | None:
-        """A copy of the hidden states of one recording, (frames, d_model); None if they are not cached."""
+        """A copy of the hidden states of a key, (positions, d_model); None if they are not cached."""
         arrays = self._store.get(key)
         return None if arrays is None else torch.from_numpy(arrays["states"].copy()).view(self.dtype)
 
@@ -67,6 +75,22 @@ class EncoderCache:
     def reload(self) -> None:
         """Reads the hidden states that other processes have committed."""
         self._store.reload()
+
+
+class EncoderCache(StateCache):
+    """Encoder hidden states by the content of the recording ([`recording_key`]), shared by labelling and training.
+
+    Raises:
+        ValueError: if the folder is a URL.
+        StaleRunError: if the folder holds hidden states of another encoder or dtype.
+    """
+
+    def __init__(self, encoder: nn.Module, dtype: torch.dtype, folder: str | Path | None = None):
+        if folder is None:
+            super().__init__(dtype)
+        else:
+            identity = {"encoder": module_fingerprint(encoder), "dtype": str(dtype)}
+            super().__init__(dtype, Path(folder, "states"), identity)
 
 
 def encode_cached(model: WhisperForConditionalGeneration, input_features: Tensor, cache: EncoderCache) -> Tensor:

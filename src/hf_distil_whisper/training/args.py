@@ -66,12 +66,11 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         > Cache
 
         teacher_cache (`str`, *optional*, defaults to `"none"`): "encoder" stores the frozen encoder's hidden states of
-            all training rows, so that it runs once per row instead of once per row and epoch; "logits" the teacher's
-            top-k log-probs of all label variants that will be drawn, so that the teacher does not run during training,
-            with a KL that is a lower bound of the exact one; "both" both.
+            all training rows, so that it runs once per row instead of once per row and epoch; "logits" what the
+            teacher's logits are computed from, the last hidden states of its decoder, of all label variants that will
+            be drawn, so that the teacher does not run during training; "both" both.
         teacher_cache_dir (`str`, *optional*): folder on a local disk, shared by runs with the same models and rows; by
             default the cache is in memory. It is filled in batches of `per_device_eval_batch_size`.
-        teacher_cache_top_k (`int`, *optional*, defaults to 64): vocabulary entries stored per token by "logits".
 
         > Evaluation
 
@@ -116,7 +115,6 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         "none", "Compute once per row: 'encoder' hidden states, the teacher's 'logits', 'both' or 'none'."
     )
     teacher_cache_dir: str | None = _argument(None, "Local folder of the teacher cache. Default: in memory.")
-    teacher_cache_top_k: int = _argument(64, "Vocabulary entries stored per token in the cache of logits.")
     # Evaluation
     early_stopping_patience: int | None = _argument(
         None, "Evaluations without a better metric_for_best_model after which training ends."
@@ -197,11 +195,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
             )
         if self.teacher_cache in CACHES_OF_LOGITS and self.mse_weight > 0:
             raise ValueError(
-                f"{cache} stores no hidden states of the teacher's decoder, but --mse_weight is {self.mse_weight}. "
-                "Set it to 0, or set --teacher_cache encoder."
+                f"{cache} stores the last hidden states of the teacher's decoder only, but --mse_weight is "
+                f"{self.mse_weight}. Set it to 0, or set --teacher_cache encoder."
             )
-        if self.teacher_cache_top_k < 1:
-            raise ValueError(f"--teacher_cache_top_k: expected at least 1 token, got {self.teacher_cache_top_k}.")
         if self.teacher_cache_dir is not None and self.teacher_cache == "none":
             raise ValueError(
                 f"--teacher_cache_dir is {self.teacher_cache_dir}, but --teacher_cache is none: nothing would be "

@@ -1,11 +1,9 @@
 """Distillation losses from decoder hidden states, a chunk of tokens at a time, without the logits of all tokens.
 
-The gradients are computed in closed form along with the loss. The teacher is given by its hidden states and head, or
-by the top-k log-probs of a cache. The plain formulas are in `losses`.
+The gradients are computed in closed form along with the loss. The plain formulas are in `losses`.
 """
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -33,21 +31,6 @@ class DistillationLoss(NamedTuple):
     num_tokens: int
 
 
-class TopKLogits(NamedTuple):
-    """The teacher's distributions as a cache stores them: of each labelled token, in the order of the batch.
-
-    Args:
-        ids (`torch.Tensor` of shape `(tokens, k)`): the likeliest entries of the vocabulary.
-        log_probs (`torch.Tensor` of shape `(tokens, k)`): their log-probabilities at the temperature of the KL. In
-            half precision these are more precise than logits: to 0.001 near 0, where a logit of 30 is to 0.016.
-        log_tail (`torch.Tensor` of shape `(tokens,)`): log of the probability of all other entries together.
-    """
-
-    ids: torch.Tensor
-    log_probs: torch.Tensor
-    log_tail: torch.Tensor
-
-
 def fused_distillation_loss(
     student_states: torch.Tensor,
     student_head: torch.Tensor,
@@ -66,8 +49,7 @@ def fused_distillation_loss(
     Logits take (tokens x vocabulary) floats, several times over: 28 GiB for 32 windows at full length. Here only the
     labelled tokens get logits, in chunks, and the gradients are computed along with the loss, so that nothing of size
     (tokens, vocab) is saved for the backward pass, which only scales them. Value and gradients are those of the plain
-    formulas. Only `loss` carries gradients, to the student's states and head. When to use: in every training step;
-    with a cached teacher, [`top_k_distillation_loss`].
+    formulas. Only `loss` carries gradients, to the student's states and head. When to use: in every training step.
 
     Args:
         student_states (`torch.Tensor` of shape `(batch, length, width)`): last decoder states, after the final norm.
@@ -98,84 +80,8 @@ def fused_distillation_loss(
     """
     settings = _Settings(temperature, kl_weight, pl_weight, chunk_size, torch.is_grad_enabled())
     inputs = _Inputs.select(student_states, student_head, labels, settings)
-    teacher = _exact_teacher(teacher_states, teacher_head, inputs, kl_weight)
-    return _summed(student_head, inputs._replace(divergence=teacher), settings, reduction)
-
-
-def top_k_distillation_loss(
-    student_states: torch.Tensor,
-    student_head: torch.Tensor,
-    teacher: TopKLogits,
-    labels: torch.Tensor,
-    *,
-    temperature: float = 2.0,
-    kl_weight: float = 0.8,
-    pl_weight: float = 1.0,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
-    reduction: str = "mean",
-) -> DistillationLoss:
-    """The loss of [`fused_distillation_loss`] from a cache of the teacher's top-k log-probs.
-
-    All other entries of the vocabulary count as one, with their total probability. Such a grouping can only lower a
-    divergence: the KL is a lower bound of the exact one, equal to it if k is the whole vocabulary, and 0 if the
-    student agrees with the teacher. When to use: in trainings of several epochs, whose teacher runs once per row.
-
-    `teacher` comes from [`top_k_logits`] with the same labels and temperature. All other arguments are those of
-    [`fused_distillation_loss`].
-
-    Returns:
-        `DistillationLoss`: all zero if every label is -100.
-
-    Raises:
-        ValueError: if the cache is of another number of tokens, and as for `fused_distillation_loss`.
-    """
-    settings = _Settings(temperature, kl_weight, pl_weight, chunk_size, torch.is_grad_enabled())
-    inputs = _Inputs.select(student_states, student_head, labels, settings)
-    if len(teacher.ids) != len(inputs.targets):
-        raise ValueError(
-            f"The teacher cache holds {len(teacher.ids)} tokens, but the batch has {len(inputs.targets)} labels: both "
-            "must come from the same samples, in the same order."
-        )
-    return _summed(student_head, inputs._replace(divergence=partial(_top_k_divergence, teacher)), settings, reduction)
-
-
-@torch.no_grad()
-def top_k_logits(
-    teacher_states: torch.Tensor,
-    teacher_head: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    k: int = 64,
-    temperature: float = 2.0,
-    chunk_size: int = DEFAULT_CHUNK_SIZE,
-) -> TopKLogits:
-    """The teacher's distributions for a cache: the k likeliest tokens, and the probability of all others.
-
-    `k` is the number of entries to store. All other arguments are those of [`fused_distillation_loss`].
-
-    Raises:
-        ValueError: on labels outside the vocabulary, a k that is not between 1 and its size, or hidden states that are
-            NaN or Inf.
-    """
-    vocab = teacher_head.shape[0]
-    if not 1 <= k <= vocab:
-        raise ValueError(
-            f"k: expected a number of tokens from 1 to the vocabulary's {vocab}, got {k}; set --teacher_cache_top_k."
-        )
-    inputs = _Inputs.select(teacher_states, teacher_head, labels, _Settings(temperature, 0.0, 0.0, chunk_size, False))
-    states = inputs.student
-    parts = [TopKLogits(states.new_zeros(0, k).long(), *(precise(states.new_zeros(size)) for size in ((0, k), (0,))))]
-    for start in range(0, len(states), chunk_size):
-        logits = precise(states[start : start + chunk_size] @ inputs.student_head.T) / temperature
-        log_probs = F.log_softmax(logits, dim=-1)
-        top, ids = log_probs.topk(k, dim=-1)
-        if not torch.isfinite(top).all():
-            raise ValueError(
-                "The teacher's hidden states are NaN or Inf, which must not be cached. Half precision may be too "
-                "narrow for it: set --bf16 instead of --fp16. If that changes nothing, its checkpoint is damaged."
-            )
-        parts.append(TopKLogits(ids, top, log_probs.scatter_(1, ids, -torch.inf).logsumexp(-1)))
-    return TopKLogits(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    inputs = inputs.with_teacher(teacher_states, teacher_head, kl_weight)
+    return _summed(student_head, inputs, settings, reduction)
 
 
 @torch.no_grad()
@@ -201,7 +107,7 @@ def distillation_token_losses(
     """
     settings = _Settings(temperature, 0.0, 0.0, chunk_size, with_gradients=False)
     inputs = _Inputs.select(student_states, student_head, labels, settings)
-    inputs = inputs._replace(divergence=_exact_teacher(teacher_states, teacher_head, inputs, kl_weight=0.0))
+    inputs = inputs.with_teacher(teacher_states, teacher_head, kl_weight=0.0)
     with torch.autocast(labels.device.type, enabled=False):
         chunks = list(_chunks(inputs, settings))
     nothing = precise(inputs.student.new_zeros(0))
@@ -218,11 +124,6 @@ class _Settings(NamedTuple):
     with_gradients: bool
 
 
-_Divergence = Callable[[slice, torch.Tensor, _Settings], tuple[torch.Tensor, torch.Tensor | None]]
-"""From log-softmax(student logits / T) of a chunk, which it may overwrite: temperature² * KL of each token, and the
-softened student minus the softened teacher if gradients are needed."""
-
-
 class _Inputs(NamedTuple):
     """The labelled tokens and the head, in the dtype of the matrix products: autocast's, else that of the head."""
 
@@ -230,7 +131,8 @@ class _Inputs(NamedTuple):
     targets: torch.Tensor
     student: torch.Tensor
     student_head: torch.Tensor
-    divergence: _Divergence | None = None
+    teacher: torch.Tensor | None = None
+    teacher_head: torch.Tensor | None = None
 
     @classmethod
     def select(cls, states: torch.Tensor, head: torch.Tensor, labels: torch.Tensor, settings: _Settings) -> "_Inputs":
@@ -244,63 +146,27 @@ class _Inputs(NamedTuple):
         # Prompt and padding get no logits: (tokens, width) in place of (batch, length, width).
         return cls(mask, targets, states[mask].to(head.dtype), head)
 
+    def with_teacher(self, states: torch.Tensor | None, head: torch.Tensor | None, kl_weight: float) -> "_Inputs":
+        """The same with the teacher's states and head, if there is a teacher."""
+        if states is None or head is None:
+            if kl_weight > 0:
+                raise ValueError(
+                    f"kl_weight is {kl_weight}, but there is no teacher: pass its states and head, or set kl_weight "
+                    "to 0 to train on the labels alone."
+                )
+            return self
+        if len(self.student_head) != len(head):
+            raise ValueError(
+                f"The student's head has {len(self.student_head)} tokens, the teacher's {len(head)}: KL "
+                "compares them token by token, so student and teacher need the same vocabulary."
+            )
+        head = head.detach().to(_product_dtype(head))
+        return self._replace(teacher=states.detach()[self.mask].to(head.dtype), teacher_head=head)
+
 
 def _product_dtype(head: torch.Tensor) -> torch.dtype:
     device = head.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
-
-
-def _exact_teacher(
-    states: torch.Tensor | None, head: torch.Tensor | None, inputs: _Inputs, kl_weight: float
-) -> _Divergence | None:
-    if states is None or head is None:
-        if kl_weight > 0:
-            raise ValueError(
-                f"kl_weight is {kl_weight}, but there is no teacher: pass its states and head, or set kl_weight "
-                "to 0 to train on the labels alone."
-            )
-        return None
-    if len(inputs.student_head) != len(head):
-        raise ValueError(
-            f"The student's head has {len(inputs.student_head)} tokens, the teacher's {len(head)}: KL "
-            "compares them token by token, so student and teacher need the same vocabulary."
-        )
-    head = head.detach().to(_product_dtype(head))
-    return partial(_exact_divergence, states.detach()[inputs.mask].to(head.dtype), head)
-
-
-def _exact_divergence(
-    states: torch.Tensor, head: torch.Tensor, part: slice, log_student: torch.Tensor, settings: _Settings
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    temperature = settings.temperature
-    log_teacher = F.log_softmax(precise(states[part] @ head.T).div_(temperature), dim=-1)
-    teacher = log_teacher.exp()
-    kl = temperature**2 * (log_teacher.sub_(log_student).mul_(teacher)).sum(-1)
-    return kl, log_student.exp_().sub_(teacher) if settings.with_gradients else None
-
-
-def _top_k_divergence(
-    top_k: TopKLogits, part: slice, log_student: torch.Tensor, settings: _Settings
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """As `_exact_divergence`, over k + 1 groups: the k stored entries of the vocabulary, and all others as one."""
-    ids = top_k.ids[part].long()  # (chunk, k)
-    # Rounded to half precision they do not quite sum to 1, which would move a student that agrees: normalise again.
-    log_teacher = torch.cat([top_k.log_probs[part].to(log_student), top_k.log_tail[part, None].to(log_student)], dim=1)
-    log_teacher = log_teacher.log_softmax(-1)
-    top = log_student.gather(1, ids)
-    others = log_student.scatter(1, ids, -torch.inf)
-    tail = others.logsumexp(-1, keepdim=True)
-    differences = log_teacher - torch.cat([top, tail], dim=1)
-    differences[:, -1].masked_fill_(log_teacher[:, -1].isneginf(), 0.0)  # empty tail: k is the whole vocabulary
-    teacher = log_teacher.exp()
-    kl = settings.temperature**2 * (teacher * differences).sum(-1)
-    if not settings.with_gradients:
-        return kl, None
-    # In the tail, an entry's target is its share of the teacher's tail: teacher's tail * student / student's tail. The
-    # gradient is student - target. Computed in log space, where a small tail of the student does not overflow.
-    target = others.add_(log_teacher[:, -1:] - tail).exp_()
-    difference = log_student.exp_().sub_(target)
-    return kl, difference.scatter_(1, ids, top.exp() - teacher[:, :-1])
 
 
 class _Chunk(NamedTuple):
@@ -324,12 +190,16 @@ def _chunks(inputs: _Inputs, settings: _Settings) -> Iterator[_Chunk]:
         if settings.with_gradients:  # of pl: student - one-hot
             gradient = log_student.exp_().scatter_add_(1, index, -torch.ones_like(pl)[:, None])
             gradient.mul_(settings.pl_weight)
-        if inputs.divergence is not None:
+        if inputs.teacher is not None and inputs.teacher_head is not None:
             softened = F.log_softmax(logits.div_(temperature), dim=-1)
             del logits
-            kl, difference = inputs.divergence(part, softened, settings)
-            if gradient is not None and difference is not None:  # of kl: T * (student - teacher), both softened
-                gradient.add_(difference, alpha=settings.kl_weight * temperature)
+            teacher_logits = precise(inputs.teacher[part] @ inputs.teacher_head.T)
+            log_teacher = F.log_softmax(teacher_logits.div_(temperature), dim=-1)
+            del teacher_logits
+            teacher = log_teacher.exp()
+            kl = temperature**2 * (log_teacher.sub_(softened).mul_(teacher)).sum(-1)
+            if gradient is not None:  # of kl: T * (student - teacher), both softened
+                gradient.add_(softened.exp_().sub_(teacher), alpha=settings.kl_weight * temperature)
         yield _Chunk(part, kl, pl, gradient)
 
 

@@ -1,4 +1,4 @@
-"""Cache of encoder hidden states and teacher top-k log-probs, computed once per training example.
+"""Cache of encoder hidden states and of the teacher's last decoder states, computed once per training example.
 
 In memory, or in shards on a local disk that are shared by runs and processes.
 """
@@ -17,15 +17,18 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, EncoderDecoderCache, WhisperConfig, WhisperForConditionalGeneration
 
 from hf_distil_whisper.checkpoints import weights_fingerprint
-from hf_distil_whisper.data.array_store import ArrayStore, content_key
-from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.data.array_store import content_key
+from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.dataset import MANY_EPOCHS
-from hf_distil_whisper.inference.encoder import EncoderCache, encode, encoder_cache_bytes
+from hf_distil_whisper.data.labels import IGNORE_INDEX
+from hf_distil_whisper.inference.encoder import EncoderCache, StateCache, encode, encoder_cache_bytes
 from hf_distil_whisper.training.args import CACHES_OF_LOGITS, CACHES_OF_STATES, DistillationTrainingArguments
-from hf_distil_whisper.training.fused_loss import top_k_logits
 
 TOKENS_PER_WINDOW = 130
 """Mean number of labels of a packed window in the paper's corpora, to estimate the size of a cache of logits."""
+
+TEACHER_DTYPE = torch.bfloat16
+"""Of the teacher's decoder states: the divergence from the distribution of the float32 states is 1e-5 nats."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,9 @@ class CacheSettings:
     """What a teacher cache stores, where, and how it is filled.
 
     Args:
-        kind (`str`): "encoder" for the encoder's hidden states, "logits" for the teacher's top-k log-probs, or "both".
+        kind (`str`): "encoder" for the encoder's hidden states, "logits" for the last hidden states of the teacher's
+            decoder, from which its head makes the logits again, or "both".
         dtype (`torch.dtype`): of the hidden states, and of the teacher's forward pass on them.
-        top_k (`int`, *optional*, defaults to 64): vocabulary entries stored per token.
-        temperature (`float`, *optional*, defaults to 2.0): of the KL divergence that reads the cache.
         folder (`str`, *optional*): on a local disk; None for memory.
         epochs (`int`, *optional*): the teacher runs on the label variants that this many epochs draw; by default on
             all variants.
@@ -46,8 +48,6 @@ class CacheSettings:
 
     kind: str
     dtype: torch.dtype
-    top_k: int = 64
-    temperature: float = 2.0
     folder: str | None = None
     epochs: int | None = None
     batch_size: int = 8
@@ -59,8 +59,6 @@ class CacheSettings:
         return cls(
             args.teacher_cache,
             dtype,
-            args.teacher_cache_top_k,
-            args.temperature,
             args.teacher_cache_dir,
             epochs=planned_epochs(rows_per_epoch, args),
             batch_size=args.per_device_eval_batch_size,
@@ -69,11 +67,11 @@ class CacheSettings:
 
 
 class TeacherCacheDataset(Dataset):
-    """A dataset whose items hold `encoder_states` instead of `input_features`, `teacher_ids` and so on, or both.
+    """A dataset whose items hold `encoder_states` instead of `input_features`, `teacher_states`, or both.
 
     Labels are still drawn anew in every epoch by the wrapped dataset: the teacher runs once on every variant of a row
     that will be drawn. The hidden states of a window take 1500 x width numbers (3.8 MB at width 1280 in bfloat16);
-    the log-probs of a token 256 bytes at k = 64 and up to 65,536 tokens, about 26 KB for a variant of 100 tokens.
+    the teacher's of a token width x 2 bytes, 256 KB for a variant of 100 tokens.
 
     Args:
         dataset (`SpeechDataset`): or any dataset whose items hold `input_features` and the `index` of their row, with
@@ -106,11 +104,12 @@ class TeacherCacheDataset(Dataset):
         num_processes: int = 1,
     ):
         self.dataset, self.settings, self.collator = dataset, settings, collator
-        self._states = self._logits = None
+        self._states: EncoderCache | None = None
+        self._teacher_states: StateCache | None = None
         if settings.kind in CACHES_OF_STATES:
             self._states = EncoderCache(student.model.encoder, settings.dtype, settings.folder)
         if settings.kind in CACHES_OF_LOGITS:
-            self._logits = _open_logits(teacher, settings)
+            self._teacher_states = _open_teacher_states(teacher, settings)
         self._audio_keys = [dataset.audio_key(index) for index in range(len(dataset))]
         rows = range(len(dataset))
         if settings.folder is not None:  # memory is not shared: there each process computes all rows
@@ -119,8 +118,8 @@ class TeacherCacheDataset(Dataset):
         student.eval()  # dropout would be stored, and learned from in every epoch
         if self._states is not None:
             self._compute_states(self._states, student, rows)
-        if self._logits is not None and teacher is not None:
-            self._compute_logits(self._logits, student, teacher, rows, shares_encoder)
+        if self._teacher_states is not None and teacher is not None:
+            self._compute_teacher_states(self._teacher_states, student, teacher, rows, shares_encoder)
         student.train(was_training)
 
     def _compute_states(self, cache: EncoderCache, student: WhisperForConditionalGeneration, rows: range) -> None:
@@ -130,15 +129,15 @@ class TeacherCacheDataset(Dataset):
                 cache.add(self._audio_keys[row], states)
         cache.flush()
 
-    def _compute_logits(
+    def _compute_teacher_states(
         self,
-        store: ArrayStore,
+        cache: StateCache,
         student: WhisperForConditionalGeneration,
         teacher: WhisperForConditionalGeneration,
         rows: range,
         shares_encoder: bool,
     ) -> None:
-        missing = [row for row in rows if any(self._variant_key(item) not in store for item in self._variants(row))]
+        missing = [row for row in rows if any(self._variant_key(item) not in cache for item in self._variants(row))]
         # Rows of similar length share a batch: its padded length is that of the longest label.
         missing.sort(key=lambda row: len(self.dataset.label_item(row)["labels"]))
         batches: Iterable[tuple[Tensor, list[int]]]
@@ -149,8 +148,8 @@ class TeacherCacheDataset(Dataset):
             windows = self._windows(missing, "teacher cache")
             batches = ((encode(encoder, features.to(encoder.device)), indices) for features, indices in windows)
         for states, indices in batches:  # (batch, frames, width)
-            self._run_teacher(store, teacher, states.to(teacher.device), indices)
-        store.flush()
+            self._run_teacher(cache, teacher, states.to(teacher.device), indices)
+        cache.flush()
 
     def _windows(self, rows: list[int], description: str) -> Iterable[tuple[Tensor, list[int]]]:
         """Features (batch, mel bins, frames) and their row indices: an unreadable row is replaced by another one."""
@@ -172,9 +171,9 @@ class TeacherCacheDataset(Dataset):
             yield torch.stack([state for state in states if state is not None]), batch
 
     def _run_teacher(
-        self, store: ArrayStore, teacher: WhisperForConditionalGeneration, states: Tensor, rows: list[int]
+        self, cache: StateCache, teacher: WhisperForConditionalGeneration, states: Tensor, rows: list[int]
     ) -> None:
-        """Stores the teacher's log-probs of every label variant of a batch of rows."""
+        """Stores the teacher's decoder states of every label variant of a batch of rows."""
         variants = [self._variants(row) for row in rows]
         # Cross-attention keys and values, (batch, heads, frames, width / heads) in each layer: computed with the first
         # variant of a row, reused for all others.
@@ -187,59 +186,58 @@ class TeacherCacheDataset(Dataset):
                 cross_kv.batch_select_indices(indices)
                 active, states = [active[position] for position in remaining], states[indices]
             items = [variants[row][number] for row in active]
-            for item, arrays in zip(items, self._top_k(teacher, states, cross_kv, items), strict=True):
-                key = self._variant_key(item)
-                if key not in store:
-                    store.add(key, arrays)
+            for item, hidden in zip(items, self._decode(teacher, states, cross_kv, items), strict=True):
+                cache.add(self._variant_key(item), hidden)
 
     @torch.no_grad()
-    def _top_k(
+    def _decode(
         self,
         teacher: WhisperForConditionalGeneration,
         states: Tensor,
         cross_kv: DynamicCache,
         items: list[dict[str, Any]],
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """The arrays of each item; fills `cross_kv` if it is empty."""
+    ) -> Iterator[Tensor]:
+        """The last decoder states of each item, (labels that count, width); fills `cross_kv` if it is empty."""
         batch = self.collator([{**item, "encoder_states": state} for item, state in zip(items, states, strict=True)])
-        labels = batch["labels"].to(states.device)
-        head = teacher.proj_out.weight
-        output = teacher.eval().model.decoder(
-            input_ids=batch["decoder_input_ids"].to(states.device),
-            encoder_hidden_states=states.to(head.dtype),
-            past_key_values=EncoderDecoderCache(DynamicCache(), cross_kv),
-            use_cache=True,
-        )
-        top = top_k_logits(
-            output.last_hidden_state, head, labels, k=self.settings.top_k, temperature=self.settings.temperature
-        )
-        # 4 bytes an entry with Whisper's 51,866 tokens: an id in 16 bits, a log-prob in half precision.
-        ids = top.ids.cpu().numpy().astype(np.uint16 if len(head) <= 2**16 else np.int32)
-        log_probs, log_tail = (values.half().cpu().numpy() for values in (top.log_probs, top.log_tail))
-        # `top` holds the labelled tokens of all items end to end.
-        ends = np.cumsum([sum(label != -100 for label in row) for row in batch["labels"].tolist()])
-        for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            yield dict(zip(TEACHER_ARRAYS, (array[start:end] for array in (ids, log_probs, log_tail)), strict=True))
+        hidden = (
+            teacher.eval()
+            .model.decoder(
+                input_ids=batch["decoder_input_ids"].to(states.device),
+                encoder_hidden_states=states.to(teacher.proj_out.weight.dtype),
+                past_key_values=EncoderDecoderCache(DynamicCache(), cross_kv),
+                use_cache=True,
+            )
+            .last_hidden_state
+        )  # (batch, length, width)
+        for row, labels in zip(hidden, batch["labels"].to(hidden.device), strict=True):
+            # Nothing is stored of prompt and padding, which no loss reads.
+            labelled = row[labels != IGNORE_INDEX]
+            if not torch.isfinite(labelled).all():
+                raise ValueError(
+                    "The teacher's hidden states are NaN or Inf, which must not be cached. Half precision may be too "
+                    "narrow for it: set --bf16 instead of --fp16. If that changes nothing, its checkpoint is damaged."
+                )
+            yield labelled
 
     def __len__(self) -> int:
         return len(self._audio_keys)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         item = self.dataset.label_item(index) if self._states is not None else self.dataset[index]
-        # An unusable row is replaced by another one: label, hidden states and log-probs must be of the same row.
+        # An unusable row is replaced by another one: label and hidden states must be of the same row.
         if self._states is not None:
             while (states := self._states.get(self._audio_keys[item["index"]])) is None:
                 item = self.dataset.label_item((item["index"] + 1) % len(self))
             item["encoder_states"] = states
-        if self._logits is not None:
-            arrays = self._logits.get(self._variant_key(item))
-            if arrays is None:
+        if self._teacher_states is not None:
+            hidden = self._teacher_states.get(self._variant_key(item))
+            if hidden is None:
                 raise KeyError(
-                    f"row {item['index']}: the teacher cache has no logits for these labels. It holds the label "
+                    f"row {item['index']}: the teacher cache has no states for these labels. It holds the label "
                     "variants of the planned number of epochs, and expected what the dataset draws to be among them. "
                     "Create a new trainer to train for more epochs."
                 )
-            item |= {name: torch.from_numpy(_writable(arrays[name])) for name in TEACHER_ARRAYS}
+            item["teacher_states"] = hidden
         return item
 
     def set_epoch(self, epoch: int) -> None:
@@ -248,9 +246,9 @@ class TeacherCacheDataset(Dataset):
 
     def reload(self) -> None:
         """Picks up the rows that the other processes computed."""
-        for store in (self._states, self._logits):
-            if store is not None:
-                store.reload()
+        for cache in (self._states, self._teacher_states):
+            if cache is not None:
+                cache.reload()
 
     def _variants(self, row: int) -> list[dict[str, Any]]:
         return self.dataset.variants(row, self.settings.epochs)
@@ -267,13 +265,13 @@ def expected_cache_bytes(
     size = encoder_cache_bytes(rows, config, dtype) if args.teacher_cache in CACHES_OF_STATES else 0
     if args.teacher_cache in CACHES_OF_LOGITS:
         variants = _expected_variants(planned_epochs(rows, args), args)
-        size += logits_cache_bytes(round(rows * variants * TOKENS_PER_WINDOW), config, args.teacher_cache_top_k)
+        size += teacher_states_bytes(round(rows * variants * TOKENS_PER_WINDOW), config)
     return size
 
 
-def logits_cache_bytes(num_tokens: int, config: WhisperConfig, top_k: int) -> int:
-    """Bytes of the teacher's top-k log-probs of `num_tokens` labels."""
-    return num_tokens * (top_k * (2 + (2 if config.vocab_size <= 2**16 else 4)) + 2)
+def teacher_states_bytes(num_tokens: int, config: WhisperConfig) -> int:
+    """Bytes of the teacher's decoder states of `num_tokens` labels."""
+    return num_tokens * config.d_model * TEACHER_DTYPE.itemsize
 
 
 def planned_epochs(rows_per_epoch: int, args: DistillationTrainingArguments) -> int:
@@ -292,23 +290,11 @@ def _expected_variants(epochs: int, args: DistillationTrainingArguments) -> floa
     return sum(1 - (1 - share) ** draws for share in shares)
 
 
-def _open_logits(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> ArrayStore:
+def _open_teacher_states(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> StateCache:
     if settings.folder is None:
-        return ArrayStore()
-    identity = {
-        "teacher": None if teacher is None else weights_fingerprint(teacher),
-        "dtype": str(settings.dtype),
-        "top_k": settings.top_k,
-        "temperature": settings.temperature,
-    }
-    store = ArrayStore(Path(settings.folder, "logits"), identity)
-    store.remove_damaged()
-    return store
-
-
-def _writable(array: np.ndarray) -> np.ndarray:
-    """A copy in a dtype that torch computes with: mapped shards are read-only."""
-    return array.astype(np.int32) if array.dtype == np.uint16 else np.array(array)
+        return StateCache(TEACHER_DTYPE)
+    identity = {"teacher": None if teacher is None else weights_fingerprint(teacher), "dtype": str(settings.dtype)}
+    return StateCache(TEACHER_DTYPE, Path(settings.folder, "teacher_states"), identity)
 
 
 def _stack_features(items: list[dict[str, Any]]) -> tuple[Tensor, list[int]]:

@@ -30,7 +30,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
 from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import check_compatible, save_generation_config, save_processor
-from hf_distil_whisper.data.collator import TEACHER_ARRAYS, DataCollatorSpeechSeq2SeqWithPadding
+from hf_distil_whisper.data.collator import DataCollatorSpeechSeq2SeqWithPadding
 from hf_distil_whisper.data.dataset import SpeechDataset
 from hf_distil_whisper.data.mixture import Mixture, check_same_sources
 from hf_distil_whisper.data.streaming import SpeechStream
@@ -39,10 +39,8 @@ from hf_distil_whisper.inference.chunked import CHUNK_LENGTH_ENTRY, chunk_length
 from hf_distil_whisper.inference.encoder import encode
 from hf_distil_whisper.training.args import DistillationTrainingArguments
 from hf_distil_whisper.training.fused_loss import (
-    TopKLogits,
     distillation_token_losses,
     fused_distillation_loss,
-    top_k_distillation_loss,
 )
 from hf_distil_whisper.training.lora import LoraStudent, lora_settings
 from hf_distil_whisper.training.losses import IGNORE_INDEX, hidden_state_mse_loss
@@ -78,13 +76,11 @@ class TeacherOutput(NamedTuple):
         last_hidden_state (`Tensor`, *optional*): of the decoder, (batch, length, width).
         head (`Tensor`, *optional*): weight of the language-model head, (vocab, width).
         hidden_states (`tuple[Tensor, ...]`, *optional*): of all decoder layers, if the MSE loss needs them.
-        top_k_logits (`TopKLogits`, *optional*): from the teacher cache, in place of all others.
     """
 
     last_hidden_state: Tensor | None = None
     head: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
-    top_k_logits: TopKLogits | None = None
 
 
 class DistillationTrainer(PushingTrainer):
@@ -250,16 +246,16 @@ class DistillationTrainer(PushingTrainer):
 
     def _teacher_forward(self, inputs: dict[str, Tensor], encoder_states: Tensor | None) -> TeacherOutput:
         """The teacher's decoder on the batch; reads the student's encoder states if the encoder is shared."""
-        if TEACHER_ARRAYS[0] in inputs:  # from the teacher cache, (tokens, k) and (tokens,)
-            return TeacherOutput(top_k_logits=TopKLogits(*(inputs[name] for name in TEACHER_ARRAYS)))
         teacher = self.teacher_model
         if teacher is None:
             return TeacherOutput()
+        head = teacher.proj_out.weight  # (vocab, teacher width)
+        if "teacher_states" in inputs:  # from the teacher cache, (batch, length, teacher width)
+            return TeacherOutput(inputs["teacher_states"].to(head.dtype), head)
         teacher.eval()
         states = encoder_states if self.shares_encoder else None
         if states is None:
             states = encode(teacher, inputs["input_features"])  # (batch, frames, teacher width)
-        head = teacher.proj_out.weight  # (vocab, teacher width)
         with torch.no_grad():
             # The decoder alone: the fused loss forms the logits itself, a chunk of tokens at a time.
             output = teacher.model.decoder(
@@ -298,10 +294,7 @@ class DistillationTrainer(PushingTrainer):
         }
         student = self._student_forward(inputs, encoder_states)
         states, head = student.last_hidden_state, self.model.proj_out.weight  # (batch, length, width), (vocab, width)
-        if teacher.top_k_logits is not None:
-            fused = top_k_distillation_loss(states, head, teacher.top_k_logits, labels, **settings)
-        else:
-            fused = fused_distillation_loss(states, head, teacher.last_hidden_state, teacher.head, labels, **settings)
+        fused = fused_distillation_loss(states, head, teacher.last_hidden_state, teacher.head, labels, **settings)
         loss, mse = fused.loss, torch.zeros_like(fused.kl)
         if teacher.hidden_states is not None:
             mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="sum")
