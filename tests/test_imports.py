@@ -14,6 +14,7 @@ import hf_distil_whisper
 PACKAGE = Path(hf_distil_whisper.__file__).parent
 LEVELS = {
     "checkpoints": 0,
+    "ctranslate2_format": 0,
     "metrics": 0,
     "student": 0,
     "hub.push": 0,  # imported by the trainer, although the rest of hub/ is above it; has a level of its own

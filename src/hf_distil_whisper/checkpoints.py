@@ -18,7 +18,10 @@ from transformers import (
     WhisperTokenizer,
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from transformers.utils import cached_file
 from whisper_normalizer.english import EnglishSpellingNormalizer
+
+from hf_distil_whisper.ctranslate2_format import load_ctranslate2
 
 START_TOKEN = "<|startoftranscript|>"
 
@@ -40,7 +43,7 @@ def load_model(
     subfolder: str = "",
     attn_implementation: str | None = None,
 ) -> WhisperForConditionalGeneration:
-    """Loads a Whisper with its language-model head, from safetensors only.
+    """Loads a Whisper with its language-model head, from safetensors or CTranslate2's format.
 
     A folder of a LoRA adapter gives its base model with the adapter merged. What the generation config lacks, or old
     versions of transformers left in it, is mended, see [`complete_generation_config`].
@@ -69,6 +72,13 @@ def load_model(
         config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), **location)
     except OSError as error:
         raise _not_found(name_or_path, "config.json and model.safetensors", error) from error
+    if "model_type" not in config and {"lang_ids", "suppress_ids"} & config.keys():
+        file = cached_file(str(name_or_path), "model.bin", **location)
+        model = load_ctranslate2(
+            Path(file), config, OFFICIAL_VOCABULARIES, dtype=dtype, attn_implementation=attn_implementation
+        )
+        model.generation_config = complete_generation_config(model.generation_config, model.config)
+        return model
     if config.get("model_type") != "whisper":
         raise ValueError(
             f"{name_or_path}: expected a Whisper checkpoint (model_type 'whisper' in config.json), got model_type "
