@@ -162,8 +162,10 @@ def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new_or_damag
         dataset = cached(windows, student, teacher, kind="both", folder=tmp_path)
         assert len(windows.decoded) == decoded
         for index in range(count):
-            for name in ("encoder_states", "teacher_states"):
-                assert torch.equal(dataset[index][name], in_memory[index][name]), (count, index, name)
+            item, other = dataset[index], in_memory[index]
+            assert torch.equal(item["encoder_states"], other["encoder_states"]), (count, index)
+            # A batch of other rows is padded to another length, which changes the last bit.
+            torch.testing.assert_close(item["teacher_states"], other["teacher_states"], rtol=1e-3, atol=1e-3)
 
 
 def test_each_process_fills_its_part_of_a_folder(tmp_path):
