@@ -133,7 +133,7 @@ def test_cells_of_every_kind_are_trained_for_an_equal_time(write_sweep: Any, toy
         "LoRA": {"lora": {"r": 2}},
         "stream": {"streaming": True, "train_dataset.path": str(tmp_path / "stream")},
     }
-    results = run(write_sweep(cells=cells, columns=["hours", "dropped", "parameters"], minutes=0.02))
+    results = run(write_sweep(cells=cells, columns=["hours", "dropped", "parameters"], minutes=0.05))
     assert all(one["steps"] > 2 for one in results.values())
     assert results["frozen"]["rows"] < results["trained"]["rows"]
     assert results["trained"]["errors"]["seen"] == scored(tmp_path / "sweep" / "trained-seed1", rows)
