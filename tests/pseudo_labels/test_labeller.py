@@ -91,7 +91,7 @@ def test_training_does_not_run_the_encoder_that_labelling_has_run(tmp_path: Path
     encoded, speech = count_encoder_windows(student), SpeechDataset(labelled, processor)
 
     def with_cache(folder: Path | None) -> TeacherCacheDataset:
-        cache = CacheSettings("both", teacher.dtype, 8, 2.0, folder and str(folder))
+        cache = CacheSettings("both", teacher.dtype, folder and str(folder))
         return TeacherCacheDataset(speech, student, teacher, cache, collate, shares_encoder=True)
 
     cached = with_cache(tmp_path / "cache")
