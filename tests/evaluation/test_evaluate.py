@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,7 @@ from hf_distil_whisper.evaluation.evaluate import (
     score,
 )
 from hf_distil_whisper.evaluation.long_form import evaluate_long_form
+from hf_distil_whisper.inference.generation import generate_tokens
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.metrics import WordErrors, get_normalizer
 from talking_models import multilingual_whisper, talking_whisper
@@ -203,6 +205,11 @@ def test_each_row_is_transcribed_and_scored_in_its_language() -> None:
         for row, code in zip(rows(["a", "b"]), ("de", "hi"), strict=True)
     ]
     assert [row["prediction"] for row in result.rows] == alone
+    english = [row | {"language": code} for row, code in zip(rows(["a", "b"]), ("en", "de"), strict=True)]
+    for options in ({}, {"generate": partial(generate_tokens, MODEL, max_new_tokens=2)}):
+        result = evaluate_model(MODEL, english, toy_processor(), **options)
+        assert [row["id"] for row in result.rows] == ["row-0"]
+        assert [name for name, _ in result.row_errors] == ["row-1"]
     for evaluate in (evaluate_model, evaluate_long_form):
         with pytest.raises(ValueError, match="`language` is missing"):
             evaluate(model, rows(["a"]), toy_processor())

@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset, Features, Value
+from torch import Tensor
 from transformers import WhisperForConditionalGeneration, WhisperProcessor
 from transformers.utils import logging
 
@@ -24,11 +25,11 @@ from hf_distil_whisper.checkpoints import check_compatible
 from hf_distil_whisper.data.audio import load_audio
 from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors, without_decoder
-from hf_distil_whisper.inference.dataset import generate_rows
+from hf_distil_whisper.inference.dataset import column_names, generate_rows, row_languages
 from hf_distil_whisper.inference.encoder import window_features
 from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import plain_text
-from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language, timestamp_begin
+from hf_distil_whisper.inference.prompt import is_multilingual, timestamp_begin
 from hf_distil_whisper.metrics import (
     WordErrors,
     character_errors,
@@ -440,15 +441,17 @@ def evaluate_model(
     dataset = readable_rows(dataset, text_column)
     errors = RowErrors()
     settings = replace(settings or GenerationSettings(), **keywords)
-    languages = row_languages(model, dataset, errors, settings.language, normalizer)
+    languages = spoken_languages(model, dataset, errors, settings.language, normalizer)
     if generate is None:
-        generate = partial(generate_tokens, model, settings=settings)
+        in_languages: Callable[..., list[TokenSequence]] = partial(generate_tokens, model, settings=settings)
         _warm_up(model, processor, settings.language)
-        in_batches = languages if is_multilingual(model) else None
     else:
-        in_batches = None
+
+        def in_languages(input_features: Tensor, languages: Sequence[str | None]) -> list[TokenSequence]:
+            return generate(input_features=input_features)  # whose language is its own
+
     outputs = generate_rows(
-        model, processor, dataset, errors, generate, load=load, languages=in_batches, batch_size=settings.batch_size
+        model, processor, dataset, errors, in_languages, load=load, languages=languages, batch_size=settings.batch_size
     )
     transcribed = []
     for index, sequence in outputs.sequences.items():
@@ -467,44 +470,32 @@ def evaluate_model(
     return score(transcribed, errors, outputs.seconds, normalizer=normalizer, unit=unit)
 
 
-def row_languages(
+def spoken_languages(
     model: WhisperForConditionalGeneration,
     dataset: Dataset | Sequence[Mapping],
     errors: RowErrors,
     language: str | None,
     normalizer: Callable[[str], str] | None,
 ) -> dict[int, str | None]:
-    """The language that each row is transcribed and scored in, by row index; None where it is to be detected.
-
-    It is that of the row's column `language`, else `language`; `errors` receives rows in a language that the model
-    does not know.
+    """The language that each row is transcribed and scored in; as [`row_languages`], "en" for English-only models.
 
     Raises:
-        ValueError: if a multilingual model gets neither, nor a normaliser: error rates depend on the language.
+        ValueError: if a multilingual model gets no language, nor a normaliser: error rates depend on the language.
     """
-    names = [name for name in ("id", "language") if name in _column_names(dataset)]
-    demanded = is_multilingual(model) and normalizer is None
-    if demanded and language is None and "language" not in names:
+    if not is_multilingual(model):
+        return dict.fromkeys(row_languages(model, dataset, errors, language), "en")
+    if normalizer is None and language is None and "language" not in column_names(dataset):
         raise ValueError(
             "`language` is missing: a multilingual model would detect it in every window, and error rates depend on "
             "it. Pass the language of the recordings, 'en' for example, name the column that has it with "
             "`language_column` when loading them, or pass a `normalizer`."
         )
-    columns = dataset.select_columns(names) if isinstance(dataset, Dataset) and names else dataset
-    codes: dict[int, str | None] = {}
-    for index, row in enumerate(columns if names else [{}] * len(dataset)):
-        try:
-            code = resolve_language(model, row.get("language") or language)
-            if code is None and demanded:
-                raise ValueError("no language is named, expected one since error rates depend on it")
-            codes[index] = code
-        except ValueError as error:
-            errors.add(row_id(row, index), f"column 'language': {error}")
-    return codes if is_multilingual(model) else dict.fromkeys(codes, "en")
-
-
-def _column_names(dataset: Dataset | Sequence[Mapping]) -> list[str]:
-    return dataset.column_names if isinstance(dataset, Dataset) else list(dataset[0])
+    codes = row_languages(model, dataset, errors, language)
+    for index in [index for index, code in codes.items() if code is None and normalizer is None]:
+        del codes[index]
+        reason = "no language is named, expected one since error rates depend on it"
+        errors.add(row_id(dataset[index], index), f"column 'language': {reason}")
+    return codes
 
 
 def readable_rows(dataset: Dataset | Sequence[Mapping], text_column: str) -> Dataset | Sequence[Mapping]:
@@ -513,7 +504,7 @@ def readable_rows(dataset: Dataset | Sequence[Mapping], text_column: str) -> Dat
         raise ValueError("The data set to evaluate has 0 rows. Check the source and its split.")
     if isinstance(dataset, Dataset):
         dataset = without_decoder(dataset)
-    columns = _column_names(dataset)
+    columns = column_names(dataset)
     for column in ("audio", text_column):
         if column not in columns:
             raise ValueError(

@@ -20,8 +20,8 @@ from hf_distil_whisper.evaluation.evaluate import (
     EvaluationResult,
     TranscribedRow,
     readable_rows,
-    row_languages,
     score,
+    spoken_languages,
 )
 from hf_distil_whisper.inference.chunked import transcribe_chunked
 from hf_distil_whisper.inference.output import Transcription
@@ -79,7 +79,7 @@ def evaluate_long_form(
     _check_options(method, options)
     dataset = readable_rows(dataset, text_column)
     transcribed, errors, seconds = [], RowErrors(), 0.0
-    languages = row_languages(model, dataset, errors, language, normalizer)
+    languages = spoken_languages(model, dataset, errors, language, normalizer)
     for index, spoken in logging.tqdm(languages.items(), desc=f"{method} transcription", unit="recording"):
         row = dataset[index]
         name = row_id(row, index)

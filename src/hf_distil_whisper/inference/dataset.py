@@ -16,6 +16,7 @@ from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.sources import RowErrors
 from hf_distil_whisper.inference.encoder import window_features, window_seconds
 from hf_distil_whisper.inference.generation import TokenSequence
+from hf_distil_whisper.inference.prompt import resolve_language
 
 TOKENS_PER_SECOND, PREFIX_TOKENS = 6.0, 6
 """Expected length of a transcript: fast English speech with timestamps, and the special tokens around it."""
@@ -45,7 +46,7 @@ def generate_rows(
 
     Rows have `audio` and optionally `id`; `load` turns the one into samples at 16 kHz and gets the other as `name`.
     `errors` receives the rows that are left out. `generate` is called with `input_features` (batch, mel bins, frames):
-    a `partial` of [`generate_tokens`], or another runtime's generator. With `languages`, codes by row index, it also
+    a `partial` of [`generate_tokens`], or another runtime's generator. With `languages`, of [`row_languages`], it also
     gets those of the batch, and other rows are left out.
     """
     sequences: dict[int, TokenSequence] = {}
@@ -62,6 +63,39 @@ def generate_rows(
             durations |= zip(batch.rows, batch.durations, strict=True)
             progress.update(len(batch.rows), sum(batch.durations))
     return RowTokens(dict(sorted(sequences.items())), durations, seconds)
+
+
+def row_languages(
+    model: WhisperForConditionalGeneration,
+    dataset: Dataset | Sequence[Mapping],
+    errors: RowErrors,
+    language: str | None = None,
+    task: str = "transcribe",
+) -> dict[int, str | None]:
+    """The code of each row's column `language`, else of `language`, by row index; see [`resolve_language`].
+
+    `errors` receives the rows in a language that the model does not know, which are missing.
+
+    Raises:
+        ValueError: without such a column, for a language or task that the model does not know.
+    """
+    names = [name for name in ("id", "language") if name in column_names(dataset)]
+    if "language" not in names:
+        return dict.fromkeys(range(len(dataset)), resolve_language(model, language, task))
+    if isinstance(dataset, Dataset):  # all other columns would be decoded along with every row
+        dataset = dataset.select_columns(names)
+    codes = {}
+    for index, row in enumerate(dataset):
+        try:
+            codes[index] = resolve_language(model, row.get("language") or language, task)
+        except ValueError as error:
+            errors.add(row_id(row, index), f"column 'language': {error}")
+    return codes
+
+
+def column_names(dataset: Dataset | Sequence[Mapping]) -> list[str]:
+    """The columns of a dataset, or of the first of several rows."""
+    return dataset.column_names if isinstance(dataset, Dataset) else list(dataset[0])
 
 
 @dataclass(frozen=True)

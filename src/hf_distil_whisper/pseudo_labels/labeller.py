@@ -23,13 +23,12 @@ from transformers.utils import logging
 
 from hf_distil_whisper.checkpoints import check_compatible, weights_fingerprint
 from hf_distil_whisper.data.audio import SAMPLING_RATE, load_audio
-from hf_distil_whisper.data.dataset import row_id
 from hf_distil_whisper.data.features import extractor_settings, recording_key
 from hf_distil_whisper.data.packing import PACKED_FEATURES, pack_utterances
 from hf_distil_whisper.data.shards import ShardStore
 from hf_distil_whisper.data.sources import END_OF_FILE, ROWS_FILE, RowErrors, load_shards, without_decoder
 from hf_distil_whisper.inference.ctranslate2 import BACKENDS, Ctranslate2Generator
-from hf_distil_whisper.inference.dataset import AudioProgress, feature_batches
+from hf_distil_whisper.inference.dataset import AudioProgress, feature_batches, row_languages
 from hf_distil_whisper.inference.encoder import EncoderCache, encode, window_features
 from hf_distil_whisper.inference.generation import GenerationSettings, TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import (
@@ -416,7 +415,7 @@ class _Labeller:
         source_rows_per_row = num_source_rows / max(len(rows), 1)
         # Only what reading needs: all other columns would be decoded along with every row.
         recordings = rows.select_columns([name for name in ("id", "audio") if name in rows.column_names])
-        languages = self._languages(rows, errors)
+        languages = row_languages(self.teacher, rows, errors, self.generation.language, self.generation.task)
         sequences: dict[int, TokenSequence] = {}
         durations: dict[int, float] = {}
         settings = self.generation
@@ -431,8 +430,7 @@ class _Labeller:
                 for row, state in zip(batch.rows, states, strict=True):
                     key = recording_key(recordings[row]["audio"], extractor_settings(self.processor), f"row {row}")
                     self.encoder_cache.add(key, state)
-            if languages is not None:
-                inputs["languages"] = [languages[row] for row in batch.rows]
+            inputs["languages"] = [languages[row] for row in batch.rows]
             sequences |= zip(batch.rows, self.generate(**inputs), strict=True)
             durations |= zip(batch.rows, batch.durations, strict=True)
             self.progress.update(len(batch.rows) * source_rows_per_row, sum(batch.durations))
@@ -483,19 +481,6 @@ class _Labeller:
             truncated=rest.truncated or len(tokens) > limit,
             mean_log_prob=float(np.average([sequence.mean_log_prob, rest.mean_log_prob], weights=weights)),
         )
-
-    def _languages(self, rows: Dataset, errors: RowErrors) -> dict[int, str | None] | None:
-        """Language codes by row index, without rows in unknown languages; None if there is no column `language`."""
-        if "language" not in rows.column_names:
-            return None
-        codes: dict[int, str | None] = {}
-        for index, row in enumerate(rows.select_columns([n for n in ("id", "language") if n in rows.column_names])):
-            try:
-                language = row["language"] or self.generation.language
-                codes[index] = resolve_language(self.teacher, language, self.generation.task)
-            except ValueError as error:
-                errors.add(row_id(row, index), f"column 'language': {error}")
-        return codes
 
     def _add_labels(
         self, rows: Dataset, sequences: Mapping[int, TokenSequence], durations: Mapping[int, float]
