@@ -1,29 +1,74 @@
 """Whisper models of a few thousand weights with all of Whisper's special tokens, built in milliseconds."""
 
-import sys
+import json
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperProcessor
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperProcessor,
+    WhisperTokenizer,
+)
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
-sys.path.insert(0, str(QUICKSTART))
-
-from vocabulary import build_processor, generation_config  # noqa: E402
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",
     "Mister Quilter is the apostle of the middle classes.",
     "How vexingly quick daft zebras jump!",
 ]
+NAMES = (
+    *("endoftext", "startoftranscript", *LANGUAGES, "translate", "transcribe"),
+    *("startoflm", "startofprev", "nospeech", "notimestamps"),
+)
+SPECIAL_TOKENS = [f"<|{name}|>" for name in NAMES]
+"""In OpenAI's order: a language's id is that of `<|startoftranscript|>` + 1 + its index."""
 
 
 @lru_cache(maxsize=1)
 def toy_processor() -> WhisperProcessor:
     """80 mel bins, 30 s windows, 300 byte-level tokens before the special ones. Shared: do not change it in a test."""
-    return build_processor(SENTENCES, vocab_size=300)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
+    vocab, merges = bpe.get_vocab(), json.loads(bpe.to_str())["model"]["merges"]
+    vocab |= {token: len(vocab) + index for index, token in enumerate(SPECIAL_TOKENS)}
+    special = [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    tokenizer = WhisperTokenizer(
+        vocab=vocab, merges=list(map(tuple, merges)), pad_token="<|endoftext|>", extra_special_tokens=special
+    )
+    tokenizer.add_tokens(
+        [AddedToken(f"<|{0.02 * step:.2f}|>", special=False, normalized=False) for step in range(1501)]
+    )
+    return WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
+
+
+def generation_config() -> GenerationConfig:
+    """What `generate` needs to know of an English-only Whisper with the toy vocabulary."""
+    ids = dict(zip(NAMES, toy_processor().tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True))
+    return GenerationConfig(
+        bos_token_id=ids["endoftext"],
+        eos_token_id=ids["endoftext"],
+        pad_token_id=ids["endoftext"],
+        decoder_start_token_id=ids["startoftranscript"],
+        no_timestamps_token_id=ids["notimestamps"],
+        prev_sot_token_id=ids["startofprev"],
+        begin_suppress_tokens=None,
+        suppress_tokens=list(ids.values())[1:-1],
+        is_multilingual=False,
+        max_initial_timestamp_index=50,
+        max_length=448,
+    )
 
 
 def toy_whisper(seed: int = 0, **changes: object) -> WhisperForConditionalGeneration:
@@ -33,11 +78,10 @@ def toy_whisper(seed: int = 0, **changes: object) -> WhisperForConditionalGenera
         seed (`int`, *optional*, defaults to 0): of the random weights.
         changes: entries of `WhisperConfig` to replace, for example `decoder_layers=2` or `d_model=32`.
     """
-    tokenizer = toy_processor().tokenizer
-    settings = generation_config(tokenizer)
+    settings = generation_config()
     config = WhisperConfig(
         **{
-            "vocab_size": len(tokenizer),
+            "vocab_size": len(toy_processor().tokenizer),
             "num_mel_bins": 80,
             "d_model": 16,
             "encoder_layers": 2,
