@@ -21,7 +21,7 @@ sweeps: $(BIN)/hf-distil-whisper runs/sweeps/chunks/table.md
 runs/sweeps/chunks/table.md: runs/quickstart/student/model.safetensors | $(BIN)/hf-distil-whisper
 	rm -rf $(@D)
 	$(BIN)/python benchmarks/paper/chunk_length.py \
-	    --model_name_or_path runs/quickstart/student --teacher_model_name_or_path examples/quickstart/teacher \
+	    --model_name_or_path runs/quickstart/student --teacher_model_name_or_path runs/quickstart/teacher \
 	    --dataset.path examples/quickstart/corpus --dataset.split longform \
 	    --strides 0 0.5 1 2 --output_dir $(@D)
 

@@ -1,9 +1,9 @@
 """Compare exports with transformers: equal texts, word error rate, size and speed.
 
-    python benchmarks/exports.py runs/quickstart/student examples/quickstart/corpus \
+    python benchmarks/exports.py runs/quickstart/student examples/quickstart/corpus --split test_kathleen \
         --format onnx --quantization float32 float16 int8
 
-prints a Markdown table of transformers and each export on the test split of a corpus. Speed is measured on the first
+prints a Markdown table of transformers and each export on the recordings of a corpus. Speed is measured on the first
 32 recordings: medians of three rounds in which all runtimes take turns, so that other load slows all of them alike.
 """
 
@@ -58,10 +58,10 @@ def seconds(model: Any, processor: Any, recordings: list, generate: Any, batch_s
     return time.perf_counter() - start
 
 
-def compare(name: str, corpus: str, runtime: str, quantizations: list[str], batch_size: int) -> str:
+def compare(name: str, corpus: str, split: str, runtime: str, quantizations: list[str], batch_size: int) -> str:
     """The table, as Markdown."""
     model, processor = load_model(name), load_processor(name)
-    rows = load_source(corpus, split="test")
+    rows = load_source(corpus, split=split)
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
     runs: list[tuple[str, str, int, Any]] = [("transformers", "float32", weights, partial(generate_tokens, model))]
     with tempfile.TemporaryDirectory() as work:
@@ -90,12 +90,13 @@ def main() -> None:
     """Parses the flags and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="name or folder of the model")
-    parser.add_argument("corpus", help="folder of a corpus with a test split")
+    parser.add_argument("corpus", help="recordings of up to 30 s with text")
+    parser.add_argument("--split", default="test", help="of the corpus (default: test)")
     parser.add_argument("--format", choices=tuple(EXPORTERS), default="ctranslate2")
     parser.add_argument("--quantization", nargs="+", default=["float32", "int8"])
     parser.add_argument("--batch_size", type=int, default=16, help="recordings per pass (default: 16)")
     args = parser.parse_args()
-    print(compare(args.model, args.corpus, args.format, args.quantization, args.batch_size))
+    print(compare(args.model, args.corpus, args.split, args.format, args.quantization, args.batch_size))
     print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}")
 
 

@@ -1,13 +1,13 @@
 """Speed of labelling beside plain `generate`, how much of the speech labels hold, and the steps around it.
 
-    python benchmarks/labelling.py --teacher_model_name_or_path examples/quickstart/teacher \
+    python benchmarks/labelling.py --teacher_model_name_or_path runs/quickstart/teacher \
         --dataset examples/quickstart/corpus --compute_types float32 int8
     python benchmarks/labelling.py windows --teacher_model_name_or_path openai/whisper-base --dataset utterances/
     python benchmarks/labelling.py silence --teacher_model_name_or_path openai/whisper-base \
         --datasets '{read: utterances}' --noise noises
     python benchmarks/labelling.py data
 
-The first labels the same 600 recordings of 1 to 30 s with every method, in turn: 15 minutes on two CPU cores. The
+The first labels the same 200 recordings of 1 to 30 s with every method, in turn: 20 minutes on two CPU cores. The
 second labels utterances packed to windows of several lengths: half an hour for one of speech and whisper-base. The
 third counts the labels of speech and of clips without any that the filter drops where there are no references. The
 last sends a million synthetic rows through the steps before and after, each in a new process: 20 minutes and 250 MB of
@@ -128,9 +128,15 @@ def measure_labelling(
     speeds = {}
     for name in methods:
         texts = [plain_text(sequence, processor.tokenizer, timestamp_begin(model)) for sequence in tokens[name]]
-        errors = errors_in_language([str(row["text"]) for row in rows], texts, language)
+        errors = known_errors([row["text"] for row in rows], texts, language)
         speeds[name] = LabellingSpeed(seconds[name], texts, errors)
     return speeds
+
+
+def known_errors(references: Sequence[str | None], texts: Sequence[str], language: str) -> WordErrors:
+    """Of the texts whose reference is known."""
+    known = [pair for pair in zip(references, texts, strict=True) if pair[0] is not None]
+    return errors_in_language([reference for reference, _ in known], [text for _, text in known], language)
 
 
 def _generate_by_length(
@@ -204,7 +210,7 @@ def measure_windows(
             )
             open_ends = [row for row in labels.remove_columns("audio") if row["truncated"]]
             texts = [plain_transcript(text) for text in labels["whisper_transcript"]]
-            errors = errors_in_language(list(labels["text"]), texts, language)
+            errors = known_errors(labels["text"], texts, language)
         lost = sum(row["duration"] - end_of_speech(row["whisper_transcript"]) for row in open_ends)
         labels_by_method[name] = WindowLabels(len(labels), errors, len(open_ends), lost)
     return labels_by_method
@@ -382,7 +388,7 @@ class LabellingArguments:
 
     teacher_model_name_or_path: str | None = setting(None, "Whisper that transcribes: Hub name or folder.")
     dataset: DataSource | str | None = source_setting("Utterances with text and speaker.")
-    rows: int = setting(600, "Recordings of up to 30 s; half of them are joined utterances.")
+    rows: int = setting(200, "Recordings of up to 30 s; half of them are joined utterances.")
     rounds: int = setting(3, "How often each method labels them all.")
     batch_size: int = setting(16, "Rows in one pass.")
     compute_types: list[str] = list_setting([], "Of CTranslate2, for example `float32 int8`; none by default.")

@@ -1,7 +1,8 @@
 """Latency of models in turn over batch sizes and attention implementations (Tables 5, 24 and 25).
 
     OMP_NUM_THREADS=1 python benchmarks/latency.py --model_name_or_path runs/quickstart/student \
-        --teacher_model_name_or_path examples/quickstart/teacher --dataset examples/quickstart/corpus --samples 64
+        --teacher_model_name_or_path runs/quickstart/teacher \
+        --dataset.path examples/quickstart/corpus --dataset.split test_kathleen --samples 64
 
 The defaults are the paper's protocol (appendix B.2), type and attention aside: 256 samples of each set; batch size 1
 takes the recordings one by one, larger batches the same speech in a row, in overlapping chunks of one window, where

@@ -1,12 +1,12 @@
 """Speculative decoding: what an assistant gains at each batch size, with the same text (Tables 9 and 22).
 
-    python benchmarks/speculative.py --model_name_or_path examples/quickstart/teacher \
-        --assistants runs/quickstart/student --dataset "{path: examples/quickstart/corpus, split: test}" \
+    python benchmarks/speculative.py --model_name_or_path runs/quickstart/teacher \
+        --assistants runs/quickstart/student --dataset "{path: examples/quickstart/corpus, split: test_kathleen}" \
         --long_form_dataset "{path: examples/quickstart/corpus, split: longform}" \
         --draft_lengths 1 2 4 8 12 16 --output_dir runs/assistant
 
 Utterances as they are, the same joined to windows of 30 s, and long recordings; from samples to text, all methods in
-turn. Cost: 20 minutes on two CPU cores.
+turn. Cost: about an hour on two CPU cores.
 """
 
 import statistics

@@ -1,7 +1,7 @@
 """Compare a student's word timestamps with its teacher's, each on its own transcript.
 
-    python benchmarks/word_timestamps.py runs/quickstart/student examples/quickstart/teacher \
-        examples/quickstart/corpus --heads config last-layer "[[1, 0]]"
+    python benchmarks/word_timestamps.py runs/quickstart/student runs/quickstart/teacher \
+        examples/quickstart/corpus --split test_kathleen --heads config last-layer "[[1, 0]]"
 
 prints a Markdown table with a row for each choice of the student's alignment heads: those of its generation config,
 all heads of its last decoder layer, or [layer, head] pairs. Words are paired by their text, in order, without case and

@@ -9,13 +9,11 @@ import pytest
 import soundfile
 from selenium import webdriver
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
 from hf_distil_whisper.cli.demo import load_app
-from hf_distil_whisper.data.audio import load_audio
-from hf_distil_whisper.data.sources import load_source
 from hf_distil_whisper.inference.transcribe import transcribe
 from hf_distil_whisper.student import create_student
-from toy_models import QUICKSTART
+from talking_models import talking_whisper
+from toy_models import toy_audio, toy_processor
 
 pytestmark = pytest.mark.slow
 
@@ -30,17 +28,16 @@ FLAGS = ["--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" f
 
 @pytest.fixture(scope="module")
 def models() -> tuple:
-    """The embedded teacher, a student of it that was never trained, and their processor."""
-    teacher = load_model(QUICKSTART / "teacher")
-    return teacher, create_student(teacher, decoder_layers=2).eval(), load_processor(QUICKSTART / "teacher")
+    """A toy teacher, a student of it that was never trained, and their processor."""
+    teacher = talking_whisper()
+    return teacher, create_student(teacher, decoder_layers=2).eval(), toy_processor()
 
 
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence of the corpus as a visitor has it."""
-    row = load_source(str(QUICKSTART / "corpus"), split="test", max_samples=1)[0]
-    file = tmp_path_factory.mktemp("upload") / "sentence.wav"
-    soundfile.write(file, load_audio(row["audio"]), 16_000)
+    """A recording as a visitor has it."""
+    file = tmp_path_factory.mktemp("upload") / "recording.wav"
+    soundfile.write(file, toy_audio(3), 16_000)
     return file
 
 

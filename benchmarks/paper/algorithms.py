@@ -1,7 +1,7 @@
 """Tables 7 and 18: sequential and chunked transcription of long recordings, word error rate and relative latency.
 
     python benchmarks/paper/algorithms.py --model_name_or_path runs/quickstart/student \
-        --teacher_model_name_or_path examples/quickstart/teacher \
+        --teacher_model_name_or_path runs/quickstart/teacher \
         --dataset.path examples/quickstart/corpus --dataset.split longform
 
 All models transcribe half a minute unmeasured, then take turns in every repetition. Of several sets, `--dataset

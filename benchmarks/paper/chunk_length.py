@@ -1,7 +1,7 @@
 """Table 23: word error rates of long recordings over length and overlap of their chunks.
 
     python benchmarks/paper/chunk_length.py --model_name_or_path runs/quickstart/student \
-        --teacher_model_name_or_path examples/quickstart/teacher --dataset.path examples/quickstart/corpus \
+        --teacher_model_name_or_path runs/quickstart/teacher --dataset.path examples/quickstart/corpus \
         --dataset.split longform --strides 0 0.5 1 2 --output_dir runs/sweeps/chunks
 
 Use a validation set: the best setting on a test set flatters that set. `make sweeps` runs it; `report.py --sweeps`

@@ -1,12 +1,13 @@
 """Figure 2: word error rates of models on one set of recordings, with noise at several levels.
 
     python benchmarks/paper/noise.py --model_name_or_path runs/quickstart/student \
-        --teacher_model_name_or_path examples/quickstart/teacher --dataset examples/quickstart/corpus \
+        --teacher_model_name_or_path runs/quickstart/teacher \
+        --dataset.path examples/quickstart/corpus --dataset.split test_kathleen \
         --noises white babble --babble_dataset.path examples/quickstart/corpus \
-        --babble_dataset.split test_unseen --output_dir runs/noise
+        --babble_dataset.split test_librispeech --output_dir runs/noise
 
 The noise is scaled to the power of each recording and is the same for every model and ratio. Several processes
-(`torchrun`) share the rows. Cost: 20 minutes on two CPU cores.
+(`torchrun`) share the rows. Cost: about half an hour on two CPU cores.
 """
 
 import json

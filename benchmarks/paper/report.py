@@ -4,7 +4,7 @@
 
 Writes `report.md`, `report.html`, which holds its pictures, and `results.json`, which a model card reads, and stores
 every figure in `measured`: what was measured with the same models, rows and settings, and on the same machine where it
-is a time, is not measured again. Tables 5 to 8, 16, 17, 19 and 24, Figure 2. Cost: 10 to 19 minutes on two CPU cores.
+is a time, is not measured again. Tables 5 to 8, 16, 17, 19 and 24, Figure 2. Cost: about 40 minutes on two CPU cores.
 """
 
 import hashlib

@@ -3,8 +3,8 @@
     python benchmarks/paper/sweep.py configs/sweeps/objective.yaml
 
 The YAML file names the recipe of `train` that all cells share, what varies, and the sets to score on; its folder gets
-`table.md`, `results.json` and `wer.png`, anew after every cell. A sweep that was stopped goes on there. Cost: 20 to 45
-minutes for each file of `configs/sweeps` on two CPU cores; `make sweeps` runs them all.
+`table.md`, `results.json` and `wer.png`, anew after every cell. A sweep that was stopped goes on there. Cost: one to
+two hours for each file of `configs/sweeps` on two CPU cores; `make sweeps` runs them all.
 """
 
 import hashlib
