@@ -1,13 +1,14 @@
 """Whispers that others have converted to CTranslate2 come back as they were."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from hf_distil_whisper.checkpoints import load_model, load_processor
+from hf_distil_whisper.checkpoints import load_model, load_processor, save_processor
 from hf_distil_whisper.inference.ctranslate2 import convert_to_ctranslate2
-from official_models import needs_files, official_whisper
+from official_models import WHISPER_FILES, needs_files, official_whisper
 
 pytest.importorskip("ctranslate2")
 pytestmark = needs_files
@@ -36,6 +37,8 @@ def test_a_converted_model_is_the_model_again(tmp_path: Path, name: str, quantiz
         assert ours == theirs
         assert torch.equal(weight, other), ours
     assert loaded.proj_out.weight is loaded.model.decoder.embed_tokens.weight
+    # CTranslate2 writes equal tensors once; here all biases are zeros.
+    assert len({weight.data_ptr() for weight in loaded.parameters()}) == len(list(loaded.parameters()))
     features = torch.randn(1, 80, 3000)
     inputs = {"input_features": features, "decoder_input_ids": torch.tensor([[50258, 50259, 50359]])}
     with torch.no_grad():
@@ -44,6 +47,37 @@ def test_a_converted_model_is_the_model_again(tmp_path: Path, name: str, quantiz
     for entry in ("is_multilingual", "lang_to_id", "suppress_tokens", "eos_token_id", "decoder_start_token_id"):
         assert ours.get(entry) == theirs.get(entry), entry
     assert load_processor(folder).tokenizer("a b").input_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "first_merge", "timestamps"),
+    [("whisper-tiny", False, False), ("whisper-tiny", False, True), ("whisper-tiny.en", True, False)],
+)
+def test_a_folder_with_a_tokenizer_alone_has_a_whole_processor(
+    tmp_path: Path, name: str, first_merge: bool, timestamps: bool
+) -> None:
+    """As faster-whisper publishes them: labels would be split into tokens that the teacher never writes."""
+    official = load_processor(WHISPER_FILES / name)
+    content = json.loads((WHISPER_FILES / name / "tokenizer.json").read_text())
+    if not first_merge:
+        assert content["model"]["merges"].pop(0) in ("Ġ t", ["Ġ", "t"])
+    if not timestamps:
+        content["added_tokens"] = [token for token in content["added_tokens"] if token["special"]]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with preprocessor_config\.json"):
+        load_processor(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"suppress_ids": [1], "lang_ids": [50259]}))
+    processor = load_processor(tmp_path)
+    ours, theirs = processor.tokenizer, official.tokenizer
+    text = "<|startoftranscript|><|notimestamps|> Over there, at ten to two.<|2.04|> Straße<|endoftext|>"
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours(text).input_ids == theirs(text).input_ids
+    for skip in (False, True):
+        ids = theirs(text).input_ids
+        assert ours.decode(ids, skip_special_tokens=skip) == theirs.decode(ids, skip_special_tokens=skip)
+    assert processor.feature_extractor.to_dict() == official.feature_extractor.to_dict()
+    save_processor(processor, tmp_path / "saved")
+    assert load_processor(tmp_path / "saved").tokenizer(text).input_ids == ours(text).input_ids
 
 
 def test_a_model_with_a_head_of_its_own_keeps_it(tmp_path: Path) -> None:

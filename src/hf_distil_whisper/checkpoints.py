@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    AddedToken,
     GenerationConfig,
     PreTrainedConfig,
     WhisperConfig,
+    WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
@@ -72,7 +74,7 @@ def load_model(
         config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), **location)
     except OSError as error:
         raise _not_found(name_or_path, "config.json and model.safetensors", error) from error
-    if "model_type" not in config and {"lang_ids", "suppress_ids"} & config.keys():
+    if _is_ctranslate2(config):
         file = cached_file(str(name_or_path), "model.bin", **location)
         model = load_ctranslate2(
             Path(file), config, OFFICIAL_VOCABULARIES, dtype=dtype, attn_implementation=attn_implementation
@@ -178,6 +180,9 @@ def _load_adapted(
 def load_processor(name_or_path: str | Path, *, revision: str | None = None, subfolder: str = "") -> WhisperProcessor:
     """Loads the feature extractor and tokenizer that lie beside a checkpoint.
 
+    What older conversions of Whisper left out is completed: the feature extractor of a CTranslate2 folder, timestamp
+    tokens, and the first merge of the multilingual vocabulary, without which " there" becomes two tokens.
+
     Args:
         name_or_path (`str` or `Path`): folder of a checkpoint, or name of a model on the Hub.
         revision (`str`, *optional*): branch, tag or commit on the Hub.
@@ -186,15 +191,50 @@ def load_processor(name_or_path: str | Path, *, revision: str | None = None, sub
     Raises:
         FileNotFoundError: if the files of a processor are missing.
     """
+    location = {"revision": revision, "subfolder": subfolder}
     try:
-        processor = WhisperProcessor.from_pretrained(str(name_or_path), revision=revision, subfolder=subfolder)
+        processor = WhisperProcessor.from_pretrained(str(name_or_path), **location)
     except OSError as error:
-        raise _not_found(name_or_path, "preprocessor_config.json and tokenizer.json", error) from error
+        try:
+            config, _ = PreTrainedConfig.get_config_dict(str(name_or_path), **location)
+            if not _is_ctranslate2(config):
+                raise error
+            tokenizer = WhisperTokenizer.from_pretrained(str(name_or_path), **location)
+        except OSError:
+            raise _not_found(name_or_path, "preprocessor_config.json and tokenizer.json", error) from error
+        # Those of faster-whisper before large-v3 have the tokenizer alone; all these have 80 mel bins.
+        processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
+    processor.tokenizer = _complete_tokenizer(processor.tokenizer)
     # OpenAI's files ask for a clean-up that transformers 5 ignores for byte-level BPE, with a warning at each start.
     # The second place is what `save_pretrained` writes: students must not inherit the warning.
     processor.tokenizer.clean_up_tokenization_spaces = False
     processor.tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
     return processor
+
+
+def _is_ctranslate2(config: dict[str, Any]) -> bool:
+    return "model_type" not in config and bool({"lang_ids", "suppress_ids"} & config.keys())
+
+
+def _complete_tokenizer(tokenizer: WhisperTokenizer) -> WhisperTokenizer:
+    """The same tokenizer, or one with the first merge and the timestamps that its file lacks."""
+
+    def known(token: str) -> bool:
+        return bool(tokenizer.convert_tokens_to_ids(token) != tokenizer.unk_token_id)
+
+    # A converter took the first line of merges.txt for a heading, which OpenAI's multilingual one does not have.
+    merge_lost = known("Ġt") and tokenizer.tokenize(" t") != ["Ġt"]
+    if not merge_lost and (known("<|0.00|>") or not known("<|notimestamps|>")):
+        return tokenizer
+    bpe = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [tuple(pair) for pair in ([["Ġ", "t"]] if merge_lost else []) + bpe["merges"]]
+    added = [token for _, token in sorted(tokenizer.added_tokens_decoder.items())]
+    complete = WhisperTokenizer(
+        vocab=bpe["vocab"], merges=merges, pad_token=tokenizer.eos_token,
+        extra_special_tokens=[token for token in added if token.special and str(token) != tokenizer.eos_token],
+    )  # fmt: skip
+    complete.add_tokens([AddedToken(f"<|{0.02 * step:.2f}|>", normalized=False) for step in range(NUM_TIMESTAMPS)])
+    return complete
 
 
 def save_checkpoint(model: WhisperForConditionalGeneration, processor: WhisperProcessor, folder: str | Path) -> None:

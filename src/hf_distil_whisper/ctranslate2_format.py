@@ -117,7 +117,7 @@ def _variables(stream: BinaryIO) -> dict[str, Tensor]:
         tensors[name] = tensor.view(torch.bfloat16) if kind == _BFLOAT16 else tensor
     for _ in range(take("I")):
         alias, target = text(), text()
-        tensors[alias] = tensors[target]
+        tensors[alias] = tensors[target].clone()  # equal weights, not shared ones: a training changes each of them
     return tensors
 
 
