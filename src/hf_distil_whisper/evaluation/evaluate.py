@@ -433,7 +433,7 @@ def evaluate_model(
 
     Example:
         ```python
-        >>> result = evaluate_model(student, load_source("quickstart", split="test"), processor)
+        >>> result = evaluate_model(student, load_source("corpus", split="test"), processor)
         >>> f"{result.errors.wer:.1%} of {result.errors.num_words} words, real-time factor {result.rtf:.3f}"
         ```
     """

@@ -24,7 +24,7 @@ def encode(model: WhisperForConditionalGeneration, input_features: Tensor) -> Te
     encoder = model.model.encoder
     features = input_features.to(encoder.dtype)
     # One window at a time on a CPU: the activations of a batch exceed the CPU's caches, and glibc gives tensors above
-    # 32 MB back to the system each time. For 16 windows of the quickstart's teacher this saves a quarter of the time.
+    # 32 MB back to the system each time.
     batches = features.split(1) if features.device.type == "cpu" else (features,)
     states = [encoder(batch).last_hidden_state for batch in batches]
     return states[0] if len(states) == 1 else torch.cat(states)
