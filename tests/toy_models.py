@@ -2,7 +2,6 @@
 
 import json
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,8 +15,6 @@ from transformers import (
     WhisperTokenizer,
 )
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
 
 SENTENCES = [
     "The quick brown fox jumps over the lazy dog.",

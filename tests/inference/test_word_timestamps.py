@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import run
 import torch
 from transformers import WhisperForConditionalGeneration, pipeline
 
@@ -32,7 +33,7 @@ from hf_distil_whisper.inference.word_timestamps import (
 )
 from inputs import LoadedModel
 from talking_models import count_encoder_windows, multilingual_whisper, talking_whisper
-from toy_models import QUICKSTART, toy_audio, toy_processor
+from toy_models import toy_audio, toy_processor
 
 HEADS = [[1, 0], [3, 1], [2, 1]]
 
@@ -242,7 +243,7 @@ def test_words_are_those_of_other_runtimes(tiny_en: LoadedModel, tmp_path: Path)
     """Heads that a checkpoint loses or another runtime reads in another way give times that look right."""
     model, processor = tiny_en
     save_checkpoint(model, processor, tmp_path / "saved")
-    audio = load_audio(load_source(QUICKSTART / "corpus", split="test_kathleen", max_samples=1)[0]["audio"])
+    audio = load_audio(load_source(run.CORPUS, split="test_kathleen", max_samples=1)[0]["audio"])
     words = transcribe(load_model(tmp_path / "saved"), processor, audio, return_timestamps="word")[0].words
     recognise = pipeline("automatic-speech-recognition", model=str(tmp_path / "saved"))
     chunks = recognise({"raw": audio, "sampling_rate": 16_000}, return_timestamps="word")["chunks"]
