@@ -8,9 +8,10 @@ TORCH := torch==2.13.0
 
 .PHONY: quickstart sweeps report test coverage soak check
 
-# The memory of large tensors is kept between two uses: glibc would give it back and fetch it anew, a fifth of the time.
+# Anew, but for the teacher's weights. The memory of large tensors is kept between two uses: glibc would give it back and
+# fetch it again, a fifth of the time.
 quickstart: $(BIN)/hf-distil-whisper
-	rm -rf runs/quickstart
+	rm -rf $(addprefix runs/quickstart/,labelled cache training student)
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN)/python examples/quickstart/run.py
 
 # Takes hours; an interrupted sweep resumes.

@@ -222,6 +222,9 @@ class DataSource:
         None,
         "Train only on rows whose pseudo-label has at most this WER against the text, as a fraction (paper: 0.1).",
     )
+    unit: str | None = setting(
+        None, 'What wer_threshold counts: "word" or "character" (default: that of the language).'
+    )
 
     is_split_given = True  # no field: whether `split` is the user's word, or the usual one of the flag
 
@@ -240,6 +243,7 @@ class DataSource:
             ("share", number, lambda value: 0 < value <= 1, "a fraction of the rows, more than 0 and at most 1"),
             ("weight", number, lambda value: value > 0, "a number above 0"),
             ("wer_threshold", number, lambda value: 0 <= value <= 1, "a fraction up to 1, such as 0.1 (10 % WER)"),
+            ("unit", str, lambda value: value in ("word", "character"), '"word" or "character"'),
         ):
             value = getattr(self, name)
             is_left_out = value is None and name not in ("path", "split")
@@ -248,7 +252,7 @@ class DataSource:
 
     def arguments(self) -> dict[str, Any]:
         """The keys that [`load_source`] takes, by the names of its parameters."""
-        of_training = ("path", "transcript_column", "share", "weight", "wer_threshold")
+        of_training = ("path", "transcript_column", "share", "weight", "wer_threshold", "unit")
         keys = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {"name_or_path": self.path, **{key: keys[key] for key in keys if key not in of_training}}
 
