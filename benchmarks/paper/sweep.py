@@ -92,7 +92,6 @@ class SweepArguments:
         None, "Flag of `train`: list of values; every combination is a cell. null takes a value of the recipe away."
     )
     cells: dict[str, Any] | str | None = setting(None, "Name: flags of `train`; instead of a grid.")
-    settings: dict[str, Any] | str | None = setting(None, "Flags of `train` for every cell, in place of the recipe's.")
     seeds: list[int] = list_setting([42], "Every cell is trained with each.")
     minutes: float | None = setting(
         None, "Of training for every cell, in place of a number of steps; filling a teacher cache does not count."
@@ -105,7 +104,7 @@ class SweepArguments:
     dry_run: bool = setting(False, "Check every cell's inputs only.")
 
     def __post_init__(self) -> None:
-        for name in ("grid", "cells", "settings"):
+        for name in ("grid", "cells"):
             value = getattr(self, name)
             setattr(self, name, parse_yaml(value) if isinstance(value, str) else value or {})
             if not isinstance(getattr(self, name), dict):
@@ -170,7 +169,7 @@ def cells_of(grid: Mapping[str, Sequence[Any]], cells: Mapping[str, Mapping[str,
 def sweep_cells(args: SweepArguments) -> list[Cell]:
     """All trainings, seed by seed, so that a first table is there after a part of the time."""
     # Steps that no training reaches in its minutes.
-    common = {**args.settings, **({"max_steps": 1_000_000} if args.minutes is not None else {})}
+    common = {} if args.minutes is None else {"max_steps": 1_000_000}
     cells = []
     for seed in args.seeds:
         for name, flags in cells_of(args.grid, args.cells).items():

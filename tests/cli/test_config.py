@@ -134,7 +134,7 @@ def test_a_dataset_is_a_path_with_keys_or_yaml_text(flags):
         ("train_dataset: {path: x, share: 2}", "train_dataset.share: expected a fraction of the rows"),
         ("train_dataset: {path: x, wer_threshold: ten}", "train_dataset.wer_threshold: expected a fraction"),
         ("train_dataset: {path: x, wer_threshold: 10}", "train_dataset.wer_threshold: expected a fraction up to 1"),
-        ("train_dataset: {path: x, unit: words}", "train_dataset.unit: expected \"word\" or \"character\""),
+        ("train_dataset: {path: x, unit: words}", 'train_dataset.unit: expected "word" or "character"'),
         ("eval_datasets: [a]", "eval_datasets: expected a mapping of names to datasets"),
         ("eval_datasets: {test: null}", "eval_datasets.test: expected a path or a mapping with the key 'path'"),
     ],

@@ -376,7 +376,11 @@ def _filter_rows(
         return rows, 0
     with plan.collect(f"{_flag(name)}.wer_threshold"):
         language = plan.training_args.normalizer or scoring_language(student, plan.training_args.language)
-        settings: dict[str, Any] = {"prediction_column": source.transcript_column, "language": language, "unit": source.unit}
+        settings: dict[str, Any] = {
+            "prediction_column": source.transcript_column,
+            "language": language,
+            "unit": source.unit,
+        }
         if isinstance(rows, IterableDataset):
             rows = filter_stream_by_wer(rows, threshold, **settings)
             plan.steps.append(f"keep the rows of {name} with WER ≤ {threshold:.1%}, as they come")
