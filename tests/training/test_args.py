@@ -64,6 +64,7 @@ def test_a_cache_that_yaml_switches_off_is_off(tmp_path, off):
         ({"teacher_cache": "logits", "kl_weight": 0}, "--kl_weight is 0: nothing would be learned"),
         ({"teacher_cache": "both", "mse_weight": 1.0}, "--mse_weight is 1.0. Set it to 0"),
         ({"teacher_cache": "both", "freeze_encoder": False}, "--freeze_encoder is off: they would be out of date"),
+        ({"freeze_decoder": True, "freeze_embed_tokens": True}, "--freeze_embed_tokens are all on: nothing would be"),
         ({"teacher_cache_dir": "x"}, "--teacher_cache_dir is x, but --teacher_cache is none"),
         ({"teacher_cache": "encoder", "freeze_encoder": False}, "--freeze_encoder is off: they would be out of date"),
         ({"task": "summarise"}, "--task: expected 'transcribe' or 'translate', got 'summarise'"),

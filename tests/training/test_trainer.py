@@ -108,6 +108,7 @@ def test_encoders_are_equal_by_shape_and_by_weights_in_the_lower_of_two_precisio
     [
         ({}, {"decoder.layers", "decoder.embed_tokens", "decoder.embed_positions", "decoder.layer_norm"}),
         ({"freeze_embed_positions": True}, {"decoder.layers", "decoder.embed_tokens", "decoder.layer_norm"}),
+        ({"freeze_embed_tokens": True}, {"decoder.layers", "decoder.embed_positions", "decoder.layer_norm"}),
         ({"freeze_decoder": True}, {"decoder.embed_tokens"}),
         (
             {"freeze_encoder": False, "freeze_decoder": True},

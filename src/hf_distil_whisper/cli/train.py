@@ -108,8 +108,8 @@ class TrainArguments(StudentArguments):
             *("language", "task", "timestamp_probability", "condition_on_prev_probability", "max_label_length"),
         ),
         "objective": (
-            *("kl_weight", "pl_weight", "mse_weight", "temperature", "freeze_encoder", "freeze_embed_positions"),
-            *("freeze_decoder", "loss_chunk_size"),
+            *("kl_weight", "pl_weight", "mse_weight", "temperature", "freeze_encoder"),
+            *("freeze_embed_positions", "freeze_embed_tokens", "freeze_decoder", "loss_chunk_size"),
         ),
         "cache": ("teacher_cache", "teacher_cache_dir"),
         "evaluation": (

@@ -71,6 +71,7 @@ _HYPER_PARAMETERS = (
     "temperature",
     "freeze_encoder",
     "freeze_embed_positions",
+    "freeze_embed_tokens",
     "freeze_decoder",
     "lora",
     "timestamp_probability",

@@ -637,7 +637,10 @@ def freeze(student: WhisperForConditionalGeneration, args: DistillationTrainingA
         module.requires_grad_(False)
     if args.freeze_embed_positions:
         student.model.decoder.embed_positions.requires_grad_(False)
-    student.proj_out.requires_grad_(True)  # the head, tied to the token embeddings, is always trained
+    # The head is the token embeddings, tied to it; `freeze_decoder` leaves it out.
+    student.proj_out.requires_grad_(not args.freeze_embed_tokens)
+    if args.freeze_embed_tokens:
+        student.model.decoder.embed_tokens.requires_grad_(False)
     return frozen
 
 
