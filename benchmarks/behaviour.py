@@ -6,7 +6,7 @@
 A change of structure must leave all of it as it was to the last bit: pseudo-labels of 48 windows, the losses of
 trainings with and without cached teacher outputs, transcripts (short, chunked, sequential, assisted, with word
 timestamps), error counts, what the exported models write, and the model card. Only public names are used, so that one
-script runs at both commits. About a quarter of an hour on one core, for the teacher of the quickstart.
+script runs at both commits. About half an hour on one core, for the teacher of the quickstart.
 """
 
 import argparse
@@ -180,19 +180,19 @@ def measure(teacher_folder: Path, corpus: Path, windows: int, steps: int) -> dic
                 f"{name}, sequential",
                 lambda m=model: [texts(transcribe_sequential(m, processor, row["audio"])) for row in long],
             )
-            record(
-                f"{name}, sequential with fallback",
-                lambda m=model: texts(
-                    transcribe_sequential(
-                        m, processor, long[0]["audio"], temperature_fallback=TemperatureFallback(),
-                        condition_on_prev_tokens=True,
-                    )
-                ),
-            )  # fmt: skip
             errors = evaluate_model(model, test, processor, language="en", batch_size=8)
             record(f"{name}, errors", lambda e=errors: [repr(e.errors), [row["prediction"] for row in e.rows]])
             result = evaluate_long_form(model, long, processor, language="en")
             record(f"{name}, errors in long form", lambda r=result: repr(r.errors))
+        record(
+            "sequential with fallback",
+            lambda: texts(
+                transcribe_sequential(
+                    teacher, processor, long[0]["audio"], temperature_fallback=TemperatureFallback(),
+                    condition_on_prev_tokens=True,
+                )
+            ),
+        )  # fmt: skip
         record(
             "assisted",
             lambda: texts(transcribe(teacher, processor, short_audio, assistant=assistant, batch_size=4)),
