@@ -1,6 +1,6 @@
 """The quickstart: OpenAI's whisper-tiny.en becomes a student with fewer decoder layers, on four hours of human speech.
 
-    python examples/quickstart/run.py [--output_dir runs/quickstart] [--teacher tiny.en] [--hours 4] [--seed 42]
+    python examples/quickstart/run.py [--output_dir runs/quickstart] [--teacher tiny.en] [--decoder_layers 0 1 3]
 
 Labels, filters, distils, scores and uses it, and ends with a table of the teacher and of the student before and after.
 Needs no GPU; the teacher's weights (75 MB) are fetched once.
@@ -47,8 +47,8 @@ SETS = {"kathleen": "test_kathleen", "AN4": "test_an4", "LibriSpeech": "test_lib
 UNITS = {"AN4": "character"}
 """Names are spelled and digits strung together there: "C L A R K" is right as "CLARK" and as "C-L-A-R-K"."""
 LAYERS = {"tiny.en": [0, 1, 3], "base": [0, 5]}
-"""Decoder layers that the student keeps."""
-SINGLE = 0.1
+"""Decoder layers that the student keeps by default."""
+SINGLE = 0.07
 """Share of the utterances that also have a window of their own."""
 RUNTIME = "ctranslate2" if find_spec("ctranslate2") else "transformers"
 """What labels: the same labels, the one sooner than the other."""
@@ -83,8 +83,10 @@ def distil(
         output_dir=folder / "training",
         per_device_train_batch_size=8,
         num_train_epochs=4,
-        learning_rate=2e-4,
+        learning_rate=3e-4,
         warmup_steps=30,
+        # They are three quarters of the student's weights, and the teacher's are right.
+        freeze_embed_tokens=True,
         teacher_cache="both",
         teacher_cache_dir=folder / "cache",
         save_strategy="no",
@@ -92,9 +94,11 @@ def distil(
         remove_unused_columns=False,
         seed=seed,
     )
+    student.set_attn_implementation("eager")  # a fifth faster than SDPA on a CPU, over the encoder's 1,500 frames
     dataset = SpeechDataset(labelled, processor, seed=seed)
     collator = DataCollatorSpeechSeq2SeqWithPadding(processor)
     DistillationTrainer(student, teacher, args, collator, dataset, processing_class=processor).train()
+    student.set_attn_implementation("sdpa")
     return args
 
 
@@ -114,7 +118,7 @@ def score(
         )
         for name, split in {**SETS, "non-speech": "non_speech"}.items()
     }
-    recordings = load_source(CORPUS, split="longform", max_samples=rows and rows // 8)
+    recordings = load_source(CORPUS, split="longform", max_samples=rows and 1)
     return scores | {"long form": evaluate_long_form(model, recordings, processor, language="en")}
 
 
@@ -150,6 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--teacher", choices=PACKAGES, default="tiny.en", help="OpenAI's Whisper of this name")
+    parser.add_argument("--decoder_layers", type=int, nargs="+", help="that the student keeps, from 0")
     parser.add_argument("--hours", type=float, default=4.0, help="of speech to train on; there are 3.6")
     parser.add_argument("--seed", type=int, default=42, help="of the training")
     args = parser.parse_args()
@@ -168,7 +173,7 @@ def main() -> None:
     step("2. labels that differ from the reference in more than 10 % of its characters are dropped")
     filtered, report = filter_by_wer(labelled, 0.10, language="en", unit="character")
     print(report.table())
-    layers = LAYERS[args.teacher]
+    layers = args.decoder_layers or LAYERS[args.teacher]
     step(f"3. a student with {len(layers)} of the {teacher.config.decoder_layers} decoder layers learns from it")
     student, before = (create_student(teacher, decoder_layers=len(layers), decoder_layer_ids=layers) for _ in range(2))
     training = distil(student, teacher, processor, filtered, folder, args.seed)
@@ -178,7 +183,7 @@ def main() -> None:
     states = EncoderCache(teacher.model.encoder, teacher.dtype)
     # The one that has not learnt to stop is slow: a part of each set has to do for it.
     scores = {
-        name: score(model, processor, states, rows=16 if model is before else None) for name, model in models.items()
+        name: score(model, processor, states, rows=8 if model is before else None) for name, model in models.items()
     }
     factors = real_time_factors(models, processor)
     step("5. saved with its card, and used")
