@@ -155,7 +155,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--teacher", choices=PACKAGES, default="tiny.en", help="OpenAI's Whisper of this name")
     parser.add_argument("--decoder_layers", type=int, nargs="+", help="that the student keeps, from 0")
-    parser.add_argument("--hours", type=float, default=4.0, help="of speech to train on; there are 3.6")
+    parser.add_argument("--hours", type=float, default=4.0, help="of speech to train on; there are 3.8")
     parser.add_argument("--seed", type=int, default=42, help="of the training")
     args = parser.parse_args()
     folder, start = args.output_dir, time.perf_counter()
