@@ -121,13 +121,14 @@ def test_empty_result_raises_with_the_table_and_the_best_row(caplog: pytest.LogC
     assert "dropped nearly all rows" in caplog.text
 
 
-def test_a_stream_keeps_the_rows_that_the_data_set_keeps() -> None:
+@pytest.mark.parametrize(("unit", "kept"), [(None, 2), ("character", 3)])
+def test_a_stream_keeps_the_rows_that_the_data_set_keeps(unit: str | None, kept: int) -> None:
     """Each row is judged as it comes: by its words, or by its own signs where there is nothing to compare with."""
     pairs = [(TEN_WORDS, TEN_WORDS), (TEN_WORDS, "thank you"), (None, "well"), (None, LOOP), (TEN_WORDS, None)]
-    labelled = rows(pairs, language=["en", None, "de", None, "en"])
-    filtered, _ = filter_by_wer(labelled, language="en")
-    assert list(filter_stream_by_wer(labelled.to_iterable_dataset(), language="en")) == list(filtered)
-    assert len(filtered) == 2
+    labelled = rows([*pairs, ("C L A R K", "Clark.")], language=["en", None, "de", None, "en", "en"])
+    filtered, _ = filter_by_wer(labelled, language="en", unit=unit)
+    assert list(filter_stream_by_wer(labelled.to_iterable_dataset(), language="en", unit=unit)) == list(filtered)
+    assert len(filtered) == kept
 
 
 def filter_stream(labelled: Dataset, **options: object) -> IterableDataset:

@@ -357,9 +357,10 @@ def filter_stream_by_wer(
     reference_column: str = "text",
     prediction_column: str = "whisper_transcript",
     language: str | None = None,
+    unit: str | None = None,
 ) -> IterableDataset:
     """The rows of a stream that [`filter_by_wer`] would keep, filtered on the fly and without a report."""
-    columns = _Columns(reference_column, prediction_column, language)
+    columns = _Columns(reference_column, prediction_column, language, unit)
     _check(rows, columns, threshold)
     return rows.filter(_row_passes, fn_kwargs={"columns": columns, "threshold": threshold})
 
@@ -370,7 +371,7 @@ class _Columns(NamedTuple):
     reference: str
     prediction: str
     language: str | None
-    unit: str | None = None
+    unit: str | None
 
 
 def _row_passes(row: Mapping[str, Any], columns: _Columns, threshold: float) -> bool:
