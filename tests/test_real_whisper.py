@@ -12,6 +12,7 @@ from hf_distil_whisper import (
     create_student,
     evaluate_model,
     filter_by_wer,
+    hidden_state_mse_loss,
     load_source,
     pseudo_label_dataset,
     transcribe,
@@ -105,19 +106,21 @@ def test_the_cached_teacher_is_the_teacher(base: LoadedModel) -> None:
     rows = load_source(SPEECH / "librispeech", max_samples=4)
     speech = SpeechDataset(rows, base.processor, transcript_column="text", language="en")
     collate = DataCollatorSpeechSeq2SeqWithPadding(base.processor)
-    settings = CacheSettings("both", torch.float32, batch_size=4)
+    settings = CacheSettings("both", torch.float32, batch_size=4, with_layers=True)
     cached = TeacherCacheDataset(speech, student, teacher, settings, collate, shares_encoder=True)
     batch = collate([cached[row] for row in range(4)])
-    inputs = {name: batch[name] for name in ("encoder_states", "decoder_input_ids")}
-    states, exact = (
-        model.model.decoder(inputs["decoder_input_ids"], encoder_hidden_states=inputs["encoder_states"])[0]
-        for model in (student, teacher)
+    inputs = {"input_ids": batch["decoder_input_ids"], "encoder_hidden_states": batch["encoder_states"]}
+    layers, exact_layers = (
+        model.model.decoder(**inputs, output_hidden_states=True).hidden_states for model in (student, teacher)
     )
-    head, stored = teacher.proj_out.weight, batch["teacher_states"].float()
+    stored_layers = batch["teacher_states"].float().chunk(2, dim=-1)
+    states, exact, stored, head = layers[-1], exact_layers[-1], stored_layers[-1], teacher.proj_out.weight
     losses = [
         fused_distillation_loss(states, student.proj_out.weight, one, head, batch["labels"]) for one in (exact, stored)
     ]
     assert losses[1].loss.item() == pytest.approx(losses[0].loss.item(), rel=1e-4)
     assert losses[1].kl.item() == pytest.approx(losses[0].kl.item(), rel=1e-4)
+    mse = hidden_state_mse_loss(layers, stored_layers, batch["labels"], layer_map=[0, 1]).item()
+    assert mse == pytest.approx(hidden_state_mse_loss(layers, exact_layers, batch["labels"]).item(), rel=1e-4)
     kl, _ = distillation_token_losses(stored, head, exact, head, batch["labels"], temperature=2.0)
     assert 0 <= kl.sum().item() / losses[0].num_tokens < 1e-6

@@ -108,6 +108,8 @@ def test_a_cache_is_filled_before_the_training_that_reads_it(tmp_path, printed, 
     plan = printed("cache", *argv, "--dry_run")
     assert "cache encoder outputs and teacher logits in" in plan
     assert "train 2 steps" not in plan
+    with_mse = printed("cache", *argv, "--mse_weight", "1", "--dry_run")
+    assert "encoder outputs and teacher logits, with 2 decoder layers for MSE, in" in with_mse
     assert not cache.exists()
     assert "6 rows: cached both in" in printed("cache", *argv)
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.npy")}

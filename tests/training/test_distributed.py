@@ -39,7 +39,7 @@ def train(folder: Path, **changes) -> dict:
         {},
         {"freeze_encoder": False},
         {"teacher_cache": "encoder"},
-        {"teacher_cache": "both", "teacher_cache_dir": "cache", "mse_weight": 0.0},
+        {"teacher_cache": "both", "teacher_cache_dir": "cache"},
     ],
     ids=str,
 )

@@ -8,6 +8,7 @@ import torch
 
 from hf_distil_whisper.data.shards import StaleRunError
 from hf_distil_whisper.inference.encoder import encoder_cache_bytes
+from hf_distil_whisper.student import create_student
 from hf_distil_whisper.training.teacher_cache import (
     TOKENS_PER_WINDOW,
     CacheSettings,
@@ -16,7 +17,7 @@ from hf_distil_whisper.training.teacher_cache import (
     teacher_states_bytes,
 )
 from talking_models import count_encoder_windows
-from toy_training import RandomWindows, collate, logged, small_pair, small_whisper, trained
+from toy_training import RandomWindows, collate, logged, small_pair, small_trainer, small_whisper, trained
 
 
 class TwoVariants(RandomWindows):
@@ -32,8 +33,11 @@ class TwoVariants(RandomWindows):
         return [item, cut][:epochs]
 
 
-def cached(windows, model, teacher=None, *, kind="encoder", dtype=torch.float32, folder=None, **process):
-    settings = CacheSettings(kind, dtype, folder=None if folder is None else str(folder), batch_size=2)
+def cached(
+    windows, model, teacher=None, *, kind="encoder", dtype=torch.float32, folder=None, with_layers=False, **process
+):
+    path = None if folder is None else str(folder)
+    settings = CacheSettings(kind, dtype, path, batch_size=2, with_layers=with_layers)
     return TeacherCacheDataset(windows, model, teacher, settings, collate, shares_encoder=True, **process)
 
 
@@ -53,17 +57,19 @@ def test_cached_states_are_those_of_the_encoder_in_the_datasets_order():
         assert "input_features" not in item
 
 
-def test_the_expected_size_is_what_the_cache_takes():
+@pytest.mark.parametrize(("with_layers", "layers"), [(False, 1), (True, 2)])
+def test_the_expected_size_is_what_the_cache_takes(with_layers, layers):
     """The plan of a run announces it before hours of decoding."""
-    model, windows = small_whisper(), RandomWindows(3)
-    dataset = cached(windows, model, model, kind="both", dtype=torch.bfloat16)
+    (model, teacher), windows = small_pair(), RandomWindows(3)
+    dataset = cached(windows, model, teacher, kind="both", dtype=torch.bfloat16, with_layers=with_layers)
     items = [dataset[index] for index in range(3)]
     states = [item["encoder_states"] for item in items]
     assert {state.dtype for state in states} == {torch.bfloat16}
     assert encoder_cache_bytes(3, model.config, torch.bfloat16) == sum(state.nbytes for state in states) == 3 * 50 * 32
     tokens = sum(label != -100 for item in items for label in item["labels"])
     size = sum(item["teacher_states"].nbytes for item in items)
-    assert teacher_states_bytes(tokens, model.config) == size == tokens * 16 * 2
+    expected = teacher_states_bytes(tokens, model.config, with_layers=with_layers)
+    assert expected == size == tokens * 16 * 2 * layers
 
 
 def test_a_replaced_row_keeps_label_and_states_together():
@@ -84,7 +90,8 @@ def test_a_replaced_row_keeps_label_and_states_together():
     assert torch.equal(dataset[2]["encoder_states"], dataset[3]["encoder_states"])
 
 
-def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_path):
+@pytest.mark.parametrize("objective", [{}, {"mse_weight": 0.5}, {"kl_weight": 0.0, "mse_weight": 0.5}], ids=str)
+def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_path, objective):
     """A cache that changes the result, or that is computed and not used."""
     losses = {}
     # Steps of 4 rows, 8 rows: each passes the encoder once to fill the cache, and the teacher in 4 batches for two
@@ -95,11 +102,30 @@ def test_training_on_a_cache_gives_the_same_losses_and_runs_no_model_twice(tmp_p
         encoded, decoder_runs = count_encoder_windows(student), []
         teacher.model.decoder.register_forward_hook(lambda *_, calls=decoder_runs: calls.append(True))
         windows = TwoVariants(8)
-        settings = {"teacher_cache": cache} | {"num_train_epochs": 3, "max_steps": 6, "learning_rate": 1e-2}
+        settings = {"teacher_cache": cache, "num_train_epochs": 3, "max_steps": 6, "learning_rate": 1e-2, **objective}
         losses[cache] = logged(trained(tmp_path, student, teacher, train=windows, **settings), "loss")
         assert losses[cache] == pytest.approx(losses["none"], rel=1e-4)
         assert (encoded(), len(decoder_runs), len(windows.decoded)) == runs
         assert sorted(set(windows.epochs)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("decoder_layers", [1, 2, 3])
+def test_losses_and_gradients_from_the_cache_are_those_of_the_teacher(tmp_path, decoder_layers):
+    """MSE with the wrong layers trains as smoothly; the last one stored twice would only take disk."""
+    results = []
+    for cache in ("none", "both"):
+        teacher = small_whisper()
+        student = create_student(teacher, decoder_layers=decoder_layers)
+        trainer = small_trainer(tmp_path, student, teacher, teacher_cache=cache, mse_weight=0.5)
+        batch = next(iter(trainer.get_train_dataloader()))
+        loss, components = trainer.compute_loss(student, batch, return_outputs=True)
+        loss.backward()
+        gradients = [weight.grad.flatten() for weight in student.parameters() if weight.grad is not None]
+        results.append((components, torch.cat(gradients)))
+    (exact, gradient), (from_cache, gradient_from_cache) = results
+    assert batch["teacher_states"].shape[2] == decoder_layers * 16
+    torch.testing.assert_close(from_cache, exact, rtol=1e-4, atol=0)
+    assert (gradient_from_cache - gradient).norm() < 1e-4 * gradient.norm()
 
 
 def test_a_teacher_with_another_encoder_runs_its_own(tmp_path):
@@ -121,6 +147,7 @@ def test_a_teacher_with_another_encoder_runs_its_own(tmp_path):
         ({"max_steps": 3, "gradient_accumulation_steps": 2}, 3, 2 * (1 - 0.6**3) + 2 * (1 - 0.9**3)),
         ({"max_steps": 3, "timestamp_probability": 0.0}, 2, 2 - 0.8**2 - 0.2**2),
         ({"max_steps": 34}, 17, 4.0),
+        ({"max_steps": 1, "mse_weight": 1.0}, 1, 1.0),
     ],
 )
 def test_the_teacher_runs_on_the_variants_that_the_epochs_draw(tmp_path, changes, epochs, expected):
@@ -136,8 +163,8 @@ def test_the_teacher_runs_on_the_variants_that_the_epochs_draw(tmp_path, changes
     assert planned == {epochs}
     assert len(trainer.train_dataset._teacher_states) == 8 * min(epochs, 2)
     tokens = round(8 * expected * TOKENS_PER_WINDOW)
-    size = teacher_states_bytes(tokens, teacher.config)
-    assert expected_cache_bytes(8, teacher.config, torch.float32, trainer.args) == size
+    size = teacher_states_bytes(tokens, trainer.model.config, with_layers="mse_weight" in changes)
+    assert expected_cache_bytes(8, trainer.model.config, torch.float32, trainer.args) == size
 
 
 def test_the_cache_is_filled_once_for_several_runs_of_one_trainer(tmp_path):
@@ -147,10 +174,11 @@ def test_the_cache_is_filled_once_for_several_runs_of_one_trainer(tmp_path):
     assert len(windows.decoded) == 8
 
 
-def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new_or_damaged(tmp_path):
+@pytest.mark.parametrize("with_layers", [False, True])
+def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new_or_damaged(tmp_path, with_layers):
     """The second run would pay for the teacher again; a new text, or a flipped bit, would be trained on unseen."""
     student, teacher = small_pair()
-    in_memory = cached(TwoVariants(8), student, teacher, kind="both")
+    in_memory = cached(TwoVariants(8), student, teacher, kind="both", with_layers=with_layers)
     for count, decoded, damaged in ((6, 6, False), (6, 0, False), (8, 2, False), (8, 6, True)):
         if damaged:
             path = max(tmp_path.glob("states/*/array-states.npy"), key=lambda path: path.stat().st_size)
@@ -159,7 +187,7 @@ def test_a_folder_is_filled_once_for_all_runs_and_only_with_what_is_new_or_damag
             path.write_bytes(content)
         windows = TwoVariants(8)
         windows.features = windows.features[:count]
-        dataset = cached(windows, student, teacher, kind="both", folder=tmp_path)
+        dataset = cached(windows, student, teacher, kind="both", folder=tmp_path, with_layers=with_layers)
         assert len(windows.decoded) == decoded
         for index in range(count):
             item, other = dataset[index], in_memory[index]
@@ -191,6 +219,17 @@ def test_a_folder_of_another_teacher_is_refused(tmp_path):
     for name, models in (("encoder", (other_student, teacher)), ("teacher", (student, other_teacher))):
         with pytest.raises(StaleRunError, match=rf"{name}: '\w+' there, '\w+' asked for"):
             cached(RandomWindows(2), *models, kind="both", folder=tmp_path)
+
+
+def test_trainings_with_and_without_mse_share_a_folder_but_other_layers_are_refused(tmp_path):
+    """Layer 3 in place of layer 2 has the same shape; the encoder would run again for every objective."""
+    teacher = small_whisper()
+    for layers, with_layers, decoded in ((2, False, 2), (2, True, 0), (3, False, 0)):
+        student, windows = create_student(teacher, decoder_layers=layers), RandomWindows(2)
+        cached(windows, student, teacher, kind="both", folder=tmp_path, with_layers=with_layers)
+        assert len(windows.decoded) == decoded
+    with pytest.raises(StaleRunError, match=r"layers: \[2, 4\] there, \[1, 3, 4\] asked for"):
+        cached(RandomWindows(2), student, teacher, kind="both", folder=tmp_path, with_layers=True)
 
 
 def test_labels_that_are_not_in_the_cache_are_refused():

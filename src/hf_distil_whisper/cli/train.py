@@ -46,7 +46,7 @@ from hf_distil_whisper.inference.prompt import is_multilingual, resolve_language
 from hf_distil_whisper.metrics import language_code
 from hf_distil_whisper.pseudo_labels.filtering import filter_by_wer, filter_stream_by_wer
 from hf_distil_whisper.student import create_student
-from hf_distil_whisper.training.args import DistillationTrainingArguments
+from hf_distil_whisper.training.args import CACHES_OF_LOGITS, DistillationTrainingArguments
 from hf_distil_whisper.training.teacher_cache import expected_cache_bytes
 from hf_distil_whisper.training.trainer import DistillationTrainer
 
@@ -213,7 +213,10 @@ def plan_training(
     has_cache = training_args.teacher_cache != "none" and not args.streaming
     if has_cache and plan.data is not None and student is not None:
         where = "in memory" if training_args.teacher_cache_dir is None else f"in {training_args.teacher_cache_dir}"
-        plan.steps.append(f"cache {_CACHED[training_args.teacher_cache]} {where}")
+        cached = _CACHED[training_args.teacher_cache]
+        if training_args.mse_weight > 0 and training_args.teacher_cache in CACHES_OF_LOGITS:
+            cached += f", with {student.config.decoder_layers} decoder layers for MSE,"
+        plan.steps.append(f"cache {cached} {where}")
         dtype = torch.bfloat16 if training_args.bf16 else torch.float16 if training_args.fp16 else torch.float32
         size = expected_cache_bytes(len(plan.data.train), student.config, dtype, training_args)
         plan.figures["teacher cache"] = gigabytes(size)

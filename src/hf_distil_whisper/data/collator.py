@@ -54,12 +54,12 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             features (`Sequence[dict]`): each with `input_features` (mel bins, frames) or `encoder_states` (frames,
                 width), and `decoder_input_ids` and `labels` of the same length. Items with `labels` alone, as a
                 tokenizer makes them with `<|startoftranscript|>` in front, are shifted here. `teacher_states` (labels
-                that count, width) of a teacher cache are placed at their labels. Other entries are dropped.
+                that count, layers * width) of a teacher cache are placed at their labels. Other entries are dropped.
 
         Returns:
             `dict[str, torch.Tensor]`: `input_features` (batch, mel bins, frames) or `encoder_states` (batch, frames,
             width), `decoder_input_ids` (batch, length), and `labels` (batch, length) with -100 on prompts and padding;
-            `teacher_states` (batch, length, width), 0 on prompts and padding.
+            `teacher_states` (batch, length, layers * width), 0 on prompts and padding.
         """
         source = "encoder_states" if "encoder_states" in features[0] else "input_features"
         pairs = [self._tokens(item) for item in features]
@@ -75,7 +75,7 @@ class DataCollatorSpeechSeq2SeqWithPadding:
             "labels": _pad([labels for _, labels in pairs], length, IGNORE_INDEX),
         }
         if "teacher_states" in features[0]:
-            states = torch.cat([item["teacher_states"] for item in features])  # (labels that count, width)
+            states = torch.cat([item["teacher_states"] for item in features])  # (labels that count, layers * width)
             batch["teacher_states"] = states.new_zeros(*batch["labels"].shape, states.shape[1])
             batch["teacher_states"][batch["labels"] != IGNORE_INDEX] = states
         return batch

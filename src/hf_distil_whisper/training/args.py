@@ -71,7 +71,8 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         teacher_cache (`str`, *optional*, defaults to `"none"`): "encoder" stores the frozen encoder's hidden states of
             all training rows, so that it runs once per row instead of once per row and epoch; "logits" what the
             teacher's logits are computed from, the last hidden states of its decoder, of all label variants that will
-            be drawn, so that the teacher does not run during training; "both" both.
+            be drawn, so that the teacher does not run during training; "both" both. With `mse_weight` above 0,
+            "logits" and "both" also store the decoder layers that are compared with the student's.
         teacher_cache_dir (`str`, *optional*): folder on a local disk, shared by runs with the same models and rows; by
             default the cache is in memory. It is filled in batches of `per_device_eval_batch_size`.
 
@@ -116,7 +117,9 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
     loss_chunk_size: int = _argument(DEFAULT_CHUNK_SIZE, "Tokens whose logits are in memory at once.")
     # Cache
     teacher_cache: str = _argument(
-        "none", "Compute once per row: 'encoder' hidden states, the teacher's 'logits', 'both' or 'none'."
+        "none",
+        "Compute once per row: 'encoder' hidden states, the teacher's 'logits' (for MSE also its layers), 'both' or "
+        "'none'.",
     )
     teacher_cache_dir: str | None = _argument(None, "Local folder of the teacher cache. Default: in memory.")
     # Evaluation
@@ -197,15 +200,10 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
                 f"{cache} stores the hidden states of a frozen encoder, but --freeze_encoder is off: they would be "
                 "out of date after one step. Freeze the encoder, or set --teacher_cache none."
             )
-        if self.teacher_cache in CACHES_OF_LOGITS and self.kl_weight == 0:
+        if self.teacher_cache in CACHES_OF_LOGITS and self.kl_weight == self.mse_weight == 0:
             raise ValueError(
-                f"{cache} stores the teacher's distributions, but --kl_weight is 0: nothing would be learned from "
-                "them. Raise it, or set --teacher_cache encoder."
-            )
-        if self.teacher_cache in CACHES_OF_LOGITS and self.mse_weight > 0:
-            raise ValueError(
-                f"{cache} stores the last hidden states of the teacher's decoder only, but --mse_weight is "
-                f"{self.mse_weight}. Set it to 0, or set --teacher_cache encoder."
+                f"{cache} stores the teacher's decoder states, but --kl_weight and --mse_weight are 0: nothing would "
+                "be learned from them. Raise one, or set --teacher_cache encoder."
             )
         if self.teacher_cache_dir is not None and self.teacher_cache == "none":
             raise ValueError(

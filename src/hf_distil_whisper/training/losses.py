@@ -102,7 +102,7 @@ def hidden_state_mse_loss(
     """
     num_student, num_teacher = len(student_states) - 1, len(teacher_states) - 1
     if layer_map is None:
-        layer_map = [round(layer * num_teacher / num_student) for layer in range(1, num_student + 1)]
+        layer_map = paired_layers(num_student, num_teacher)
     if len(layer_map) != num_student or not all(0 <= layer <= num_teacher for layer in layer_map):
         raise ValueError(
             f"layer_map: expected {num_student} numbers from 0 to {num_teacher}, one teacher state for each layer of "
@@ -119,6 +119,11 @@ def hidden_state_mse_loss(
         for state, paired in zip(student_states[1:], layer_map, strict=True)
     ]
     return reduce_losses(torch.stack(losses).sum(0), mask, reduction)
+
+
+def paired_layers(num_student: int, num_teacher: int) -> list[int]:
+    """The teacher state that is compared with each layer of the student, the last one with the last (equation 11)."""
+    return [round(layer * num_teacher / num_student) for layer in range(1, num_student + 1)]
 
 
 def select_tokens(labels: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:

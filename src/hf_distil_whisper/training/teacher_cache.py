@@ -1,4 +1,4 @@
-"""Cache of encoder hidden states and of the teacher's last decoder states, computed once per training example.
+"""Cache of encoder hidden states and of the teacher's decoder states, computed once per training example.
 
 In memory, or in shards on a local disk that are shared by runs and processes.
 """
@@ -23,13 +23,14 @@ from hf_distil_whisper.data.dataset import MANY_EPOCHS
 from hf_distil_whisper.data.labels import IGNORE_INDEX
 from hf_distil_whisper.inference.encoder import EncoderCache, StateCache, encode, encoder_cache_bytes
 from hf_distil_whisper.training.args import CACHES_OF_LOGITS, CACHES_OF_STATES, DistillationTrainingArguments
+from hf_distil_whisper.training.losses import paired_layers
 
 TOKENS_PER_WINDOW = 130
 """Mean number of labels of a packed window in the paper's corpora, to estimate the size of a cache of logits."""
 
 TEACHER_DTYPE = torch.float16
-"""Of the teacher's decoder states, which its last norm keeps far from the limits of half precision: eight times closer
-to float32 than bfloat16, whose error moved the KL of an untrained student by 2e-4 of its value."""
+"""Of the teacher's decoder states, which are far from the limits of half precision: eight times closer to float32
+than bfloat16, whose error moved the KL of an untrained student by 2e-4 of its value."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class CacheSettings:
             all variants.
         batch_size (`int`, *optional*, defaults to 8): windows per forward pass of the models.
         num_workers (`int`, *optional*, defaults to 0): processes that decode audio meanwhile.
+        with_layers (`bool`, *optional*, defaults to `False`): store the hidden states of all teacher layers that the
+            MSE compares with the student's, not only the last.
     """
 
     kind: str
@@ -53,6 +56,7 @@ class CacheSettings:
     epochs: int | None = None
     batch_size: int = 8
     num_workers: int = 0
+    with_layers: bool = False
 
     @classmethod
     def from_args(cls, args: DistillationTrainingArguments, dtype: torch.dtype, rows_per_epoch: int) -> Self:
@@ -64,6 +68,7 @@ class CacheSettings:
             epochs=planned_epochs(rows_per_epoch, args),
             batch_size=args.per_device_eval_batch_size,
             num_workers=args.dataloader_num_workers,
+            with_layers=args.mse_weight > 0,
         )
 
 
@@ -72,7 +77,8 @@ class TeacherCacheDataset(Dataset):
 
     Labels are still drawn anew in every epoch by the wrapped dataset: the teacher runs once on every variant of a row
     that will be drawn. The hidden states of a window take 1500 x width numbers (3.8 MB at width 1280 in bfloat16);
-    the teacher's of a token width x 2 bytes, 256 KB for a variant of 100 tokens.
+    the teacher's of a token width x 2 bytes, 256 KB for a variant of 100 tokens. With `settings.with_layers` that is
+    for each layer of the student: the paired states of the teacher are side by side, (labels, layers x width).
 
     Args:
         dataset (`SpeechDataset`): or any dataset whose items hold `input_features` and the `index` of their row, with
@@ -89,7 +95,7 @@ class TeacherCacheDataset(Dataset):
         num_processes (`int`, *optional*, defaults to 1): that fill the folder.
 
     Raises:
-        StaleRunError: if the folder holds what other models or settings computed.
+        StaleRunError: if the folder holds what other models or settings computed, or other layers.
     """
 
     def __init__(
@@ -107,10 +113,13 @@ class TeacherCacheDataset(Dataset):
         self.dataset, self.settings, self.collator = dataset, settings, collator
         self._states: EncoderCache | None = None
         self._teacher_states: StateCache | None = None
+        self._layers: list[int] = []
+        if settings.with_layers and teacher is not None:
+            self._layers = paired_layers(student.config.decoder_layers, teacher.config.decoder_layers)
         if settings.kind in CACHES_OF_STATES:
             self._states = EncoderCache(student.model.encoder, settings.dtype, settings.folder)
         if settings.kind in CACHES_OF_LOGITS:
-            self._teacher_states = _open_teacher_states(teacher, settings)
+            self._teacher_states = _open_teacher_states(teacher, settings, self._layers)
         self._audio_keys = [dataset.audio_key(index) for index in range(len(dataset))]
         rows = range(len(dataset))
         if settings.folder is not None:  # memory is not shared: there each process computes all rows
@@ -198,18 +207,18 @@ class TeacherCacheDataset(Dataset):
         cross_kv: DynamicCache,
         items: list[dict[str, Any]],
     ) -> Iterator[Tensor]:
-        """The last decoder states of each item, (labels that count, width); fills `cross_kv` if it is empty."""
+        """The decoder states of each item, (labels that count, layers * width); fills `cross_kv` if it is empty."""
         batch = self.collator([{**item, "encoder_states": state} for item, state in zip(items, states, strict=True)])
-        hidden = (
-            teacher.eval()
-            .model.decoder(
-                input_ids=batch["decoder_input_ids"].to(states.device),
-                encoder_hidden_states=states.to(teacher.proj_out.weight.dtype),
-                past_key_values=EncoderDecoderCache(DynamicCache(), cross_kv),
-                use_cache=True,
-            )
-            .last_hidden_state
-        )  # (batch, length, width)
+        output = teacher.eval().model.decoder(
+            input_ids=batch["decoder_input_ids"].to(states.device),
+            encoder_hidden_states=states.to(teacher.proj_out.weight.dtype),
+            past_key_values=EncoderDecoderCache(DynamicCache(), cross_kv),
+            use_cache=True,
+            output_hidden_states=bool(self._layers),
+        )
+        hidden = output.last_hidden_state  # (batch, length, width)
+        if self._layers:
+            hidden = torch.cat([output.hidden_states[layer] for layer in self._layers], dim=-1)
         for row, labels in zip(hidden, batch["labels"].to(hidden.device), strict=True):
             # Nothing is stored of prompt and padding, which no loss reads.
             labelled = row[labels != IGNORE_INDEX].to(TEACHER_DTYPE)
@@ -266,13 +275,14 @@ def expected_cache_bytes(
     size = encoder_cache_bytes(rows, config, dtype) if args.teacher_cache in CACHES_OF_STATES else 0
     if args.teacher_cache in CACHES_OF_LOGITS:
         variants = _expected_variants(planned_epochs(rows, args), args)
-        size += teacher_states_bytes(round(rows * variants * TOKENS_PER_WINDOW), config)
+        tokens = round(rows * variants * TOKENS_PER_WINDOW)
+        size += teacher_states_bytes(tokens, config, with_layers=args.mse_weight > 0)
     return size
 
 
-def teacher_states_bytes(num_tokens: int, config: WhisperConfig) -> int:
-    """Bytes of the teacher's decoder states of `num_tokens` labels."""
-    return num_tokens * config.d_model * TEACHER_DTYPE.itemsize
+def teacher_states_bytes(num_tokens: int, config: WhisperConfig, *, with_layers: bool = False) -> int:
+    """Bytes of the teacher's decoder states of `num_tokens` labels, for the `config` of the student."""
+    return num_tokens * config.d_model * TEACHER_DTYPE.itemsize * (config.decoder_layers if with_layers else 1)
 
 
 def planned_epochs(rows_per_epoch: int, args: DistillationTrainingArguments) -> int:
@@ -291,11 +301,16 @@ def _expected_variants(epochs: int, args: DistillationTrainingArguments) -> floa
     return sum(1 - (1 - share) ** draws for share in shares)
 
 
-def _open_teacher_states(teacher: WhisperForConditionalGeneration | None, settings: CacheSettings) -> StateCache:
+def _open_teacher_states(
+    teacher: WhisperForConditionalGeneration | None, settings: CacheSettings, layers: list[int]
+) -> StateCache:
     if settings.folder is None:
         return StateCache(TEACHER_DTYPE)
     identity = {"teacher": None if teacher is None else weights_fingerprint(teacher), "dtype": str(settings.dtype)}
-    return StateCache(TEACHER_DTYPE, Path(settings.folder, "teacher_states"), identity)
+    if not layers:
+        return StateCache(TEACHER_DTYPE, Path(settings.folder, "teacher_states"), identity)
+    # Beside them, so that trainings with and without MSE can share the encoder's hidden states.
+    return StateCache(TEACHER_DTYPE, Path(settings.folder, "teacher_layers"), {**identity, "layers": layers})
 
 
 def _stack_features(items: list[dict[str, Any]]) -> tuple[Tensor, list[int]]:

@@ -43,7 +43,7 @@ from hf_distil_whisper.training.fused_loss import (
     fused_distillation_loss,
 )
 from hf_distil_whisper.training.lora import LoraStudent, lora_settings
-from hf_distil_whisper.training.losses import IGNORE_INDEX, hidden_state_mse_loss
+from hf_distil_whisper.training.losses import IGNORE_INDEX, hidden_state_mse_loss, paired_layers
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
 from hf_distil_whisper.training.validation import (
     COMPONENTS,
@@ -75,12 +75,12 @@ class TeacherOutput(NamedTuple):
     Args:
         last_hidden_state (`Tensor`, *optional*): of the decoder, (batch, length, width).
         head (`Tensor`, *optional*): weight of the language-model head, (vocab, width).
-        hidden_states (`tuple[Tensor, ...]`, *optional*): of all decoder layers, if the MSE loss needs them.
+        layers (`tuple[Tensor, ...]`, *optional*): decoder states to compare with each layer of the student, for MSE.
     """
 
     last_hidden_state: Tensor | None = None
     head: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    layers: tuple[Tensor, ...] | None = None
 
 
 class DistillationTrainer(PushingTrainer):
@@ -250,8 +250,10 @@ class DistillationTrainer(PushingTrainer):
         if teacher is None:
             return TeacherOutput()
         head = teacher.proj_out.weight  # (vocab, teacher width)
-        if "teacher_states" in inputs:  # from the teacher cache, (batch, length, teacher width)
-            return TeacherOutput(inputs["teacher_states"].to(head.dtype), head)
+        with_layers = self.args.mse_weight > 0
+        if "teacher_states" in inputs:  # from the teacher cache, (batch, length, layers * teacher width)
+            layers = inputs["teacher_states"].to(head.dtype).split(head.shape[1], dim=-1)
+            return TeacherOutput(layers[-1], head, layers if with_layers else None)
         teacher.eval()
         states = encoder_states if self.shares_encoder else None
         if states is None:
@@ -262,9 +264,12 @@ class DistillationTrainer(PushingTrainer):
                 input_ids=inputs["decoder_input_ids"],
                 encoder_hidden_states=states.to(head.dtype),
                 use_cache=False,
-                output_hidden_states=self.args.mse_weight > 0,
+                output_hidden_states=with_layers,
             )
-        return TeacherOutput(output.last_hidden_state, head, output.hidden_states)
+        if not with_layers:
+            return TeacherOutput(output.last_hidden_state, head)
+        paired = paired_layers(self.model.config.decoder_layers, teacher.config.decoder_layers)
+        return TeacherOutput(output.last_hidden_state, head, tuple(output.hidden_states[layer] for layer in paired))
 
     def _student_forward(self, inputs: dict[str, Tensor], encoder_states: Tensor | None) -> Seq2SeqModelOutput:
         """The student without its head; runs its encoder, with gradient, if no states are given."""
@@ -296,8 +301,8 @@ class DistillationTrainer(PushingTrainer):
         states, head = student.last_hidden_state, self.model.proj_out.weight  # (batch, length, width), (vocab, width)
         fused = fused_distillation_loss(states, head, teacher.last_hidden_state, teacher.head, labels, **settings)
         loss, mse = fused.loss, torch.zeros_like(fused.kl)
-        if teacher.hidden_states is not None:
-            mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="sum")
+        if (layers := teacher.layers) is not None:
+            mse = hidden_state_mse_loss(student.decoder_hidden_states, layers, labels, range(len(layers)), "sum")
             loss = loss + args.mse_weight * mse
         return loss, torch.stack([fused.kl, fused.pl, mse.detach()])
 
@@ -466,8 +471,8 @@ class DistillationTrainer(PushingTrainer):
             chunk_size=args.loss_chunk_size,
         )
         mse = torch.zeros_like(ce)
-        if teacher.hidden_states is not None:
-            mse = hidden_state_mse_loss(student.decoder_hidden_states, teacher.hidden_states, labels, reduction="none")
+        if (layers := teacher.layers) is not None:
+            mse = hidden_state_mse_loss(student.decoder_hidden_states, layers, labels, range(len(layers)), "none")
         loss = args.kl_weight * kl + args.pl_weight * ce + args.mse_weight * mse
         return torch.stack([values.sum(1) for values in (loss, kl, ce, mse, (labels != IGNORE_INDEX).to(ce))], dim=1)
 
