@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 # Anew, but for the teacher's weights. The memory of large tensors is kept between two uses: glibc would give it back and
 # fetch it again, a fifth of the time.
 quickstart: $(BIN)/hf-distil-whisper
-	rm -rf $(addprefix runs/quickstart/,labelled cache training student)
+	rm -rf $(addprefix runs/quickstart/,labelled cache cache-bf16 training student)
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 $(BIN)/python examples/quickstart/run.py
 
 # Takes hours; an interrupted sweep resumes.

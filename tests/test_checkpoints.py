@@ -31,6 +31,7 @@ from hf_distil_whisper.checkpoints import (
     load_processor,
     repair_generation_config,
     save_checkpoint,
+    weights_fingerprint,
 )
 from hf_distil_whisper.evaluation.evaluate import evaluate_model
 from hf_distil_whisper.export.ctranslate2 import export_ctranslate2
@@ -111,6 +112,14 @@ def test_files_of_a_checkpoint_tell_other_weights_and_settings_apart(tmp_path):
     settings = checkpoint_fingerprint(tmp_path / "second")
     save_checkpoint(toy_whisper(seed=1), toy_processor(), tmp_path / "second")
     assert len({first, settings, checkpoint_fingerprint(tmp_path / "second")}) == 3
+
+
+def test_a_teacher_in_half_precision_is_known_as_the_one_that_training_casts():
+    """Labels made in bfloat16 and a training with --bf16 share a cache; the teacher is loaded in float32 there."""
+    fingerprint = weights_fingerprint(toy_whisper().bfloat16())
+    assert weights_fingerprint(toy_whisper(), torch.bfloat16) == fingerprint
+    others = [weights_fingerprint(toy_whisper()), weights_fingerprint(toy_whisper(seed=1), torch.bfloat16)]
+    assert len({fingerprint, *others}) == 3
 
 
 def test_saving_leaves_the_model_alone_and_repairs_only_the_file(tmp_path):

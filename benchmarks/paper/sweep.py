@@ -92,6 +92,7 @@ class SweepArguments:
         None, "Flag of `train`: list of values; every combination is a cell. null takes a value of the recipe away."
     )
     cells: dict[str, Any] | str | None = setting(None, "Name: flags of `train`; instead of a grid.")
+    flags: dict[str, Any] | str | None = setting(None, "Flags of `train` for every cell, on top of the recipe.")
     seeds: list[int] = list_setting([42], "Every cell is trained with each.")
     minutes: float | None = setting(
         None, "Of training for every cell, in place of a number of steps; filling a teacher cache does not count."
@@ -104,7 +105,7 @@ class SweepArguments:
     dry_run: bool = setting(False, "Check every cell's inputs only.")
 
     def __post_init__(self) -> None:
-        for name in ("grid", "cells"):
+        for name in ("grid", "cells", "flags"):
             value = getattr(self, name)
             setattr(self, name, parse_yaml(value) if isinstance(value, str) else value or {})
             if not isinstance(getattr(self, name), dict):
@@ -174,7 +175,7 @@ def sweep_cells(args: SweepArguments) -> list[Cell]:
     for seed in args.seeds:
         for name, flags in cells_of(args.grid, args.cells).items():
             folder = Path(args.output_dir or "", re.sub(r"[^\w.=-]", "_", name) + f"-seed{seed}")
-            cells.append(Cell(name, seed, folder, {**common, **flags}))
+            cells.append(Cell(name, seed, folder, {**common, **(args.flags or {}), **flags}))
     return cells
 
 

@@ -335,15 +335,19 @@ def repair_generation_config(
     return repaired
 
 
-def weights_fingerprint(model: WhisperForConditionalGeneration) -> str:
+def weights_fingerprint(model: WhisperForConditionalGeneration, dtype: torch.dtype | None = None) -> str:
     """16 hexadecimal digits over weights, dtypes and generation config: identifies the model behind cached outputs."""
-    return module_fingerprint(model, settings=model.generation_config.to_json_string())
+    return module_fingerprint(model, model.generation_config.to_json_string(), dtype)
 
 
-def module_fingerprint(module: nn.Module, settings: str = "") -> str:
-    """Fingerprint of a part of a model, for example its encoder, and of a text that its outputs depend on."""
+def module_fingerprint(module: nn.Module, settings: str = "", dtype: torch.dtype | None = None) -> str:
+    """Fingerprint of a part of a model, for example its encoder, and of a text that its outputs depend on.
+
+    With `dtype`, of its weights in that type: a teacher in bfloat16 has the encoder of the float32 student made from it.
+    """
     digest = hashlib.sha256(settings.encode())
     for name, weight in sorted(module.state_dict().items()):
+        weight = weight if dtype is None else weight.to(dtype)
         digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
         digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

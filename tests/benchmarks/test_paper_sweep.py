@@ -89,11 +89,12 @@ def test_a_sweep_scores_by_the_normaliser_of_its_recipe_and_goes_on_where_it_was
     digits = write_texts(write_toy_corpus(tmp_path / "digits", train=2), "one two three")
     seen = {"path": digits, "split": "train"}
     sets = {"eval_datasets": {"seen": seen}, "ood_datasets": {"new": {**seen, "max_samples": 1}}}
-    file, folder = write_sweep({"normalizer": "basic"}, snrs=[10.0], **sets), tmp_path / "sweep"
+    # The recipe's two steps, but for the flags of all cells.
+    file, folder = write_sweep({"normalizer": "basic"}, flags={"max_steps": 3}, snrs=[10.0], **sets), tmp_path / "sweep"
     results = run(file)
     rates = "ID Average WER / % | OOD Average WER / % | Average WER / % | WER at 10 dB / %"
     assert f"| Objective | Steps | Params / M | {rates} |" in (folder / "table.md").read_text()
-    assert {name: one["steps"] for name, one in results.items()} == {"PL": 2, "PL + KL": 2}
+    assert {name: one["steps"] for name, one in results.items()} == {"PL": 3, "PL + KL": 3}
     # The report copies this picture alone: the noise must be in it.
     assert [axes.get_title() for axes in drawn[-1].axes] == ["", "white noise"]
     rows, options = load_source(seen["path"]), {"normalizer": get_normalizer("basic")}
@@ -202,6 +203,8 @@ def test_a_cell_of_other_settings_data_or_weights_is_refused(write_sweep: Any, t
         ({"grid": {"seed": [1]}}, ["both"]),
         ({"grid": {"seed": 3}, "cells": {}}, ["grid.seed"]),
         ({"cells": {"one": 3}}, ["cells.one"]),
+        ({"flags": "fast"}, ["flags: expected a mapping, got 'fast'"]),
+        ({"flags": {"max_step": 1}}, ["did you mean '--max_steps'"]),
         ({"recipe": None}, ["--recipe is missing"]),
         ({"ood_datasets": {"seen": "x"}}, ["'seen' is also the name"]),
         ({"seeds": [42, 42]}, ["--seeds: expected at least one, and each once, got [42, 42]"]),

@@ -44,7 +44,9 @@ def log_mel(extractor: WhisperFeatureExtractor, recordings: Sequence[np.ndarray]
     needed = max((len(recording) for recording in recordings), default=0) + 2 * extractor.n_fft
     # Dithered silence has no single value.
     length = window if getattr(extractor, "dither", 0.0) else min(-(-needed // hop) * hop, window)
-    extracted = extractor(list(recordings), sampling_rate=SAMPLING_RATE, max_length=length, return_tensors="pt")
+    # A training in bf16 on a CPU reads within autocast, in which the extractor would compute in bf16.
+    with torch.autocast("cpu", enabled=False):
+        extracted = extractor(list(recordings), sampling_rate=SAMPLING_RATE, max_length=length, return_tensors="pt")
     features: Tensor = extracted.input_features.to(torch.float32)
     return F.pad(features, (0, window // hop - features.shape[2]), mode="replicate")
 

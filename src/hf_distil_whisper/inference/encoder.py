@@ -89,7 +89,7 @@ class EncoderCache(StateCache):
         if folder is None:
             super().__init__(dtype)
         else:
-            identity = {"encoder": module_fingerprint(encoder), "dtype": str(dtype)}
+            identity = {"encoder": module_fingerprint(encoder, dtype=dtype), "dtype": str(dtype)}
             super().__init__(dtype, Path(folder, "states"), identity)
 
 

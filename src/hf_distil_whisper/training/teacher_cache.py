@@ -306,7 +306,8 @@ def _open_teacher_states(
 ) -> StateCache:
     if settings.folder is None:
         return StateCache(TEACHER_DTYPE)
-    identity = {"teacher": None if teacher is None else weights_fingerprint(teacher), "dtype": str(settings.dtype)}
+    fingerprint = None if teacher is None else weights_fingerprint(teacher, settings.dtype)
+    identity = {"teacher": fingerprint, "dtype": str(settings.dtype)}
     if not layers:
         return StateCache(TEACHER_DTYPE, Path(settings.folder, "teacher_states"), identity)
     # Beside them, so that trainings with and without MSE can share the encoder's hidden states.
