@@ -1,4 +1,4 @@
-"""Speculative decoding: what an assistant gains at each batch size, with the same text (Tables 9 and 22).
+"""Greedy search and speculative decoding: the gain at each batch size, with the same text (Tables 9 and 22).
 
     python benchmarks/speculative.py --model_name_or_path runs/quickstart/teacher \
         --assistants runs/quickstart/student --dataset "{path: examples/quickstart/corpus, split: test_kathleen}" \
@@ -6,7 +6,8 @@
         --draft_lengths 1 2 4 8 12 16 --output_dir runs/assistant
 
 Utterances as they are, the same joined to windows of 30 s, and long recordings; from samples to text, all methods in
-turn. Cost: about an hour on two CPU cores.
+turn. Without `--assistants`, this library's greedy search is compared with `generate` and the pipeline. Cost: about an
+hour on two CPU cores.
 """
 
 import statistics
@@ -206,6 +207,11 @@ def measure_methods(
     return times
 
 
+def baseline_seconds(of_size: Mapping[str, MethodTimes], baselines: Sequence[str]) -> float:
+    """The fastest baseline's median over all recordings: 1.00 in the table."""
+    return min(of_size[baseline].median for baseline in baselines if baseline in of_size)
+
+
 def methods_table(times: Times, parameters: Mapping[str, int], baselines: Sequence[str]) -> str:
     """Relative latencies by batch size, as Markdown: Tables 9 and 22."""
     heads = ["", "parameters", *(f"batch size {size}" for size in times), "same text", "accepted", "passes saved"]
@@ -214,7 +220,7 @@ def methods_table(times: Times, parameters: Mapping[str, int], baselines: Sequen
         measured = {size: of_size[name] for size, of_size in times.items() if name in of_size}
         cells = [name, f"{parameters[name] / 1e6:.2f} M" if name in parameters else ""]
         for size, of_size in times.items():
-            best = min(of_size[baseline].median for baseline in baselines if baseline in of_size)
+            best = baseline_seconds(of_size, baselines)
             cells.append(f"{best / measured[size].median:.2f}" if size in measured else "")
         same, drafts = min(one.num_same for one in measured.values()), _sum([one.drafts for one in measured.values()])
         cells.append(f"{same} of {next(iter(measured.values())).num_recordings}")
@@ -266,7 +272,8 @@ def main(argv: Sequence[str]) -> None:
     """Entry point."""
     (args,) = parse_arguments(SpeculativeArguments, argv=argv, command="benchmarks/speculative.py")
     whole = ["samples", "windows", "batch_sizes", "repeats", *["draft_lengths"] * bool(args.draft_lengths)]
-    check_flags(args, "model_name_or_path", "assistants", "dataset", whole=whole, folder=args.output_dir)
+    assisted = ["assistants"] * bool(args.draft_lengths or args.long_form_dataset)
+    check_flags(args, "model_name_or_path", *assisted, "dataset", whole=whole, folder=args.output_dir)
     if args.compute_types:
         import_runtime("ctranslate2", "ct2")
     sources = {"dataset": args.dataset, "long_form_dataset": args.long_form_dataset}
@@ -310,10 +317,10 @@ def main(argv: Sequence[str]) -> None:
         f"batch size {size}": _by_draft_length(whisper, next(iter(assistants.values()))[1], windows, size, args)
         for size in (args.batch_sizes if args.draft_lengths and windows else [])
     }
-    methods = {ALONE: by_library(whisper, args.language)}
-    methods |= {name: by_library(whisper, args.language, assistant=one) for name, (_, one) in assistants.items()}
+    methods = {ALONE: by_library(whisper, args.language), GENERATE: by_generate(whisper, args.language)}
+    methods |= {f"with {name}": by_library(whisper, args.language, assistant=a) for name, (_, a) in assistants.items()}
     checked = measure_methods(methods, utterances, batch_size=16, repeats=1)
-    same = ", ".join(f"{name} {checked[name].num_same}" for name in assistants)
+    same = ", ".join(f"{name} {one.num_same}" for name, one in checked.items() if name != ALONE)
     print(f"same text on all {len(utterances)} utterances in batches: {same}")
     print(f"{args.repeats} repetitions in turn, medians, {args.dtype}, {machine()}\n{errors.summary()}")
     if args.output_dir is not None:
@@ -323,6 +330,8 @@ def main(argv: Sequence[str]) -> None:
 def _print(title: str, times: Times, parameters: dict[str, int], baselines: list[str]) -> None:
     count = next(iter(next(iter(times.values())).values())).num_recordings
     print(f"{title} ({count}), times as fast as the model alone:\n\n{methods_table(times, parameters, baselines)}\n")
+    seconds = {size: baseline_seconds(of_size, baselines) for size, of_size in times.items()}
+    print(f"1.00 is {', '.join(f'{median:.2f} s at batch size {size}' for size, median in seconds.items())}\n")
     sys.stdout.flush()
 
 

@@ -7,7 +7,7 @@ import torch
 from transformers import WhisperConfig, WhisperForAudioClassification
 
 from hf_distil_whisper.student import create_student, select_layers
-from toy_models import toy_whisper
+from toy_models import toy_processor, toy_whisper
 from toy_training import assert_same_weights
 
 
@@ -77,8 +77,12 @@ def test_the_student_is_in_float32_and_eval_mode_whatever_the_teacher_is():
 
 
 def test_the_generation_config_fits_the_student_and_forces_nothing():
-    """A forced language refuses all others, a missing length cuts at 20 tokens, and heads of missing layers crash."""
+    """A forced language refuses all others, a missing length cuts at 20 tokens, and heads of missing layers crash.
+
+    The Trainer replaces token ids that are not the tokenizer's, with a warning; English-only configs have such a bos.
+    """
     teacher = toy_whisper()
+    teacher.config.bos_token_id = teacher.generation_config.bos_token_id = teacher.config.decoder_start_token_id
     changes = {"alignment_heads": [[1, 0], [3, 1], [0, 1]], "forced_decoder_ids": [[1, 302]], "max_length": None}
     for name, value in changes.items():
         setattr(teacher.generation_config, name, value)
@@ -87,6 +91,9 @@ def test_the_generation_config_fits_the_student_and_forces_nothing():
     settings = student.generation_config
     assert (settings.alignment_heads, settings.max_length, settings.num_beams) == ([[1, 1], [0, 1]], 448, 1)
     assert (settings.forced_decoder_ids, student.config.forced_decoder_ids) == (None, None)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = {getattr(one, name) for one in (settings, student.config, toy_processor().tokenizer)}
+        assert len(ids) == 1
     assert {name: getattr(teacher.generation_config, name) for name in changes} == changes
 
 

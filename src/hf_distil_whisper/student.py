@@ -91,6 +91,8 @@ def create_student(
     student_config.encoder_layers = len(encoder_ids)
     student_config.dtype = torch.float32
     student_config.forced_decoder_ids = None  # old checkpoints force a language from here too
+    # The tokenizer's. Nothing reads it, but the Trainer warns of the <|startoftranscript|> of English-only configs.
+    student_config.bos_token_id = config.eos_token_id
     with torch.device("meta"):  # no random initialisation that is overwritten anyway
         student = WhisperForConditionalGeneration(student_config)
     weights = _renumber(teacher.state_dict(), "model.decoder.layers.", decoder_ids)
@@ -101,6 +103,7 @@ def create_student(
     student.generation_config = repair_generation_config(
         teacher.generation_config, len(decoder_ids), decoder_ids, max_length=config.max_target_positions
     )
+    student.generation_config.bos_token_id = config.eos_token_id
     return student.eval()
 
 

@@ -50,6 +50,8 @@ ASSISTED = "--model_name_or_path {toys}/teacher --assistants {toys}/student --da
         ("memory", "--model_name_or_path toy --temperature_fallback", "belongs to --method sequential"),
         ("speculative", ASSISTED + "--samples 0", "--samples: expected whole numbers above 0, got 0"),
         ("speculative", ASSISTED + "--draft_lengths 2 0", "--draft_lengths: expected whole numbers above 0"),
+        ("speculative", MODEL + "--draft_lengths 2", "--assistants is missing"),
+        ("speculative", MODEL + "--long_form_dataset {toys}/corpus", "--assistants is missing"),
         ("speculative", ASSISTED + "--assistants nowhere", "nowhere"),
         ("speculative", ASSISTED + "--assistants {other}", "4000 tokens"),  # its drafts would mean other words
         ("speculative", ASSISTED + "--language de", "--language"),

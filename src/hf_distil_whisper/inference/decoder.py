@@ -1,7 +1,6 @@
 """Whisper decoding with a KV cache: `KVCacheDecoder`, `greedy_decode` and the rules for allowed tokens.
 
-`GenerationMixin.generate` prepares inputs, masks and outputs anew for every token, a third of the time of a two-layer
-student on a CPU, and computes finished rows until the last one ends.
+The rows of a batch may be at different positions, as batched speculative decoding needs, and leave it when they end.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,8 +26,8 @@ Assistant: TypeAlias = WhisperForCausalLM | WhisperForConditionalGeneration
 class KVCacheDecoder:
     """Whisper decoder with a KV cache that grows up to `max_length`; rows may be at different positions.
 
-    Batched speculative decoding needs that: each row accepts a different number of drafted tokens. Rejected ones stay
-    in the cache until the next forward pass overwrites them.
+    In speculative decoding each row accepts a different number of drafted tokens. Rejected ones stay in the cache
+    until the next forward pass overwrites them.
     """
 
     def __init__(self, model: Assistant, encoder_hidden_states: Tensor, max_length: int):
@@ -151,7 +150,7 @@ def greedy_decode(
     max_new_tokens: int,
     min_new_tokens: int = 0,
 ) -> Tensor:
-    """Appends the most probable allowed token until every row has ended: the tokens of `generate`, faster.
+    """Appends the most probable allowed token until every row has ended: the tokens of `generate`.
 
     Takes encoder hidden states (batch, frames, d_model) and a prefix (batch, prefix), and returns (batch, prefix + new
     tokens), padded with `eos_token_id`. `rules`, [`WhisperLogitsRules`] or a `LogitsProcessorList`, get the tokens so
