@@ -206,11 +206,15 @@ def test_an_adapter_is_merged_into_its_base_model(saved, tmp_path):
 
 
 def test_what_old_versions_left_in_a_checkpoint_is_mended_as_it_is_loaded(saved, tmp_path):
-    """20 tokens cut a transcript; the clean-up warns at every start, in each student too."""
+    """20 tokens cut a transcript; the clean-up warns at every start, and no padding token means no batches.
+
+    All three would be in each student too.
+    """
     shutil.copytree(saved, tmp_path / "old")
+    (tmp_path / "old" / "special_tokens_map.json").unlink()  # it names the padding token too
     for file, entry in (
         ("generation_config", {"max_length": 20}),
-        ("tokenizer_config", {"clean_up_tokenization_spaces": True}),
+        ("tokenizer_config", {"clean_up_tokenization_spaces": True, "pad_token": None}),
     ):
         path = tmp_path / "old" / f"{file}.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | entry))
@@ -220,6 +224,9 @@ def test_what_old_versions_left_in_a_checkpoint_is_mended_as_it_is_loaded(saved,
     save_checkpoint(model, processor, tmp_path / "student")
     written = json.loads((tmp_path / "student" / "tokenizer_config.json").read_text())
     assert not written["clean_up_tokenization_spaces"]
+    recognise = pipeline("automatic-speech-recognition", model=str(tmp_path / "student"))
+    silence = np.zeros(16_000, dtype=np.float32)
+    assert len(recognise([silence] * 2, batch_size=2, max_new_tokens=4)) == 2
 
 
 @pytest.mark.parametrize(

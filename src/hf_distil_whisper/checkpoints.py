@@ -181,7 +181,8 @@ def load_processor(name_or_path: str | Path, *, revision: str | None = None, sub
     """Loads the feature extractor and tokenizer that lie beside a checkpoint.
 
     What older conversions of Whisper left out is completed: the feature extractor of a CTranslate2 folder, timestamp
-    tokens, and the first merge of the multilingual vocabulary, without which " there" becomes two tokens.
+    tokens, the first merge of the multilingual vocabulary, without which " there" becomes two tokens, and the padding
+    token of English-only models, without which the pipeline takes no batches.
 
     Args:
         name_or_path (`str` or `Path`): folder of a checkpoint, or name of a model on the Hub.
@@ -205,6 +206,8 @@ def load_processor(name_or_path: str | Path, *, revision: str | None = None, sub
         # Those of faster-whisper before large-v3 have the tokenizer alone; all these have 80 mel bins.
         processor = WhisperProcessor(WhisperFeatureExtractor(feature_size=80), tokenizer)
     processor.tokenizer = _complete_tokenizer(processor.tokenizer)
+    if processor.tokenizer.pad_token is None:  # of English-only models: the pipeline would refuse batches
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
     # OpenAI's files ask for a clean-up that transformers 5 ignores for byte-level BPE, with a warning at each start.
     # The second place is what `save_pretrained` writes: students must not inherit the warning.
     processor.tokenizer.clean_up_tokenization_spaces = False
