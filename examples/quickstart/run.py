@@ -60,8 +60,11 @@ def training_windows(hours: float) -> Dataset:
     From full windows a student learns most in a second of computing. But only a window with one utterance teaches it
     to stop there; without any it goes on into the silence.
     """
-    rows = load_source(CORPUS, split="train")
-    rng = random.Random(0)
+    rows, rng = load_source(CORPUS, split="train"), random.Random(0)
+    # Of AN4 every second speaker: after more of it, a student spells what it does not understand, and cannot stop.
+    spellers = {name for name, source in zip(rows["speaker"], rows["source"], strict=True) if source == "CMU AN4"}
+    left_out = sorted(spellers)[::2]
+    rows = rows.select([index for index, name in enumerate(rows["speaker"]) if name not in left_out])
     windows = list(pack_utterances(rows, gap=0.2))
     windows = rng.sample(windows, round(len(windows) * min(1.0, hours / (sum(rows["duration"]) / 3600))))
     chosen = {name for window in windows for name in window["ids"]}
@@ -82,7 +85,7 @@ def distil(
     args = DistillationTrainingArguments(
         output_dir=folder / "training",
         per_device_train_batch_size=8,
-        num_train_epochs=4,
+        num_train_epochs=5,
         learning_rate=3e-4,
         warmup_steps=30,
         # They are three quarters of the student's weights, and the teacher's are right.
@@ -155,7 +158,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--teacher", choices=PACKAGES, default="tiny.en", help="OpenAI's Whisper of this name")
     parser.add_argument("--decoder_layers", type=int, nargs="+", help="that the student keeps, from 0")
-    parser.add_argument("--hours", type=float, default=4.0, help="of speech to train on; there are 3.8")
+    parser.add_argument("--hours", type=float, default=4.0, help="of speech to train on; there are 3.5")
     parser.add_argument("--seed", type=int, default=42, help="of the training")
     args = parser.parse_args()
     folder, start = args.output_dir, time.perf_counter()
