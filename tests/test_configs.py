@@ -55,7 +55,6 @@ def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
     """A flag that `train` does not know would fail after the cells before it."""
     (args,) = parse_arguments(SweepArguments, argv=[str(path)])
     assert f"python benchmarks/paper/sweep.py configs/sweeps/{path.name}" in heading(path)
-    assert args.minutes
     for cell in sweep_cells(args):
         training, training_args = cell.arguments(args.recipe)
         assert training_args.seed == cell.seed
@@ -106,7 +105,7 @@ def test_keys_beside_a_corpus_win_and_an_unknown_one_is_refused_with_those_that_
 def test_a_recipe_has_known_keys_and_is_headed_by_cost_and_commands_that_work(path: Path) -> None:
     """A command in a comment is copied by everyone and run by nobody who changes a flag."""
     args, training_args = parse(str(path))
-    assert args.train_dataset.path
+    assert args.train_dataset
     assert training_args.output_dir.startswith("runs/")
     text = heading(path).replace("\\\n", " ")
     assert "Cost" in text

@@ -52,6 +52,7 @@ SINGLE = 0.07
 """Share of the utterances that also have a window of their own."""
 BF16 = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 """Whether this CPU has matrix instructions for bfloat16: labelling and training take half the time there."""
+CACHE = "cache-bf16" if BF16 else "cache"
 
 
 def training_windows(hours: float) -> Dataset:

@@ -346,7 +346,7 @@ def weights_fingerprint(model: WhisperForConditionalGeneration, dtype: torch.dty
 def module_fingerprint(module: nn.Module, settings: str = "", dtype: torch.dtype | None = None) -> str:
     """Fingerprint of a part of a model, for example its encoder, and of a text that its outputs depend on.
 
-    With `dtype`, of its weights in that type: a teacher in bfloat16 has the encoder of the float32 student made from it.
+    With `dtype`, of its weights in that type: a teacher in bfloat16 has the encoder of the student made from it.
     """
     digest = hashlib.sha256(settings.encode())
     for name, weight in sorted(module.state_dict().items()):

@@ -90,7 +90,8 @@ def test_a_sweep_scores_by_the_normaliser_of_its_recipe_and_goes_on_where_it_was
     seen = {"path": digits, "split": "train"}
     sets = {"eval_datasets": {"seen": seen}, "ood_datasets": {"new": {**seen, "max_samples": 1}}}
     # The recipe's two steps, but for the flags of all cells.
-    file, folder = write_sweep({"normalizer": "basic"}, flags={"max_steps": 3}, snrs=[10.0], **sets), tmp_path / "sweep"
+    file = write_sweep({"normalizer": "basic"}, flags={"max_steps": 3}, snrs=[10.0], **sets)
+    folder = tmp_path / "sweep"
     results = run(file)
     rates = "ID Average WER / % | OOD Average WER / % | Average WER / % | WER at 10 dB / %"
     assert f"| Objective | Steps | Params / M | {rates} |" in (folder / "table.md").read_text()
