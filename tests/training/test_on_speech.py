@@ -62,13 +62,19 @@ def test_equal_models_agree_on_prompted_and_timed_samples(tmp_path):
 def test_worker_processes_and_cached_states_give_the_samples_of_a_single_process(tmp_path):
     """Workers that draw their own timestamps, or never see a new epoch, train something else in silence."""
     losses = []
-    for changes in ({}, {"dataloader_num_workers": 2}, {"teacher_cache": "encoder"}):
+    # In bf16 on a CPU the rows are read within autocast.
+    for changes in (
+        {},
+        {"dataloader_num_workers": 2},
+        {"teacher_cache": "encoder"},
+        {"teacher_cache": "both", "bf16": True},
+    ):
         teacher = toy_whisper()
         trainer = trained_on_speech(
             tmp_path, create_student(teacher), teacher, toy_processor(), max_steps=4, **changes
         )
         losses.append(logged(trainer, "loss"))
-        assert losses[-1] == pytest.approx(losses[0], rel=1e-4)
+        assert losses[-1] == pytest.approx(losses[0], rel=0.01 if "bf16" in changes else 1e-4)
 
 
 @needs_files
