@@ -10,7 +10,15 @@ import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 
-from hf_distil_whisper.cli.config import Corpus, InputError, as_source, load_corpora, load_recipe, parse_arguments
+from hf_distil_whisper.cli.config import (
+    Corpus,
+    InputError,
+    as_source,
+    as_training_sources,
+    load_corpora,
+    load_recipe,
+    parse_arguments,
+)
 from hf_distil_whisper.cli.create_student import CreateStudentArguments
 from hf_distil_whisper.cli.evaluate import EvaluateArguments
 from hf_distil_whisper.cli.filter import FilterArguments
@@ -55,10 +63,14 @@ def test_every_cell_of_every_sweep_is_a_training(path: Path) -> None:
     """A flag that `train` does not know would fail after the cells before it."""
     (args,) = parse_arguments(SweepArguments, argv=[str(path)])
     assert f"python benchmarks/paper/sweep.py configs/sweeps/{path.name}" in heading(path)
+    budgets = set()  # of all but a student that is its teacher: cells of unequal length say nothing of what varies
     for cell in sweep_cells(args):
         training, training_args = cell.arguments(args.recipe)
+        if training_args.learning_rate:
+            budgets.add((args.minutes, training_args.max_steps, training_args.num_train_epochs))
         assert training_args.seed == cell.seed
         assert training.train_dataset.path == "runs/quickstart/labelled"
+    assert len(budgets) == 1
 
 
 @each("reports/*.yaml")
@@ -105,7 +117,7 @@ def test_keys_beside_a_corpus_win_and_an_unknown_one_is_refused_with_those_that_
 def test_a_recipe_has_known_keys_and_is_headed_by_cost_and_commands_that_work(path: Path) -> None:
     """A command in a comment is copied by everyone and run by nobody who changes a flag."""
     args, training_args = parse(str(path))
-    assert args.train_dataset
+    assert all(source.path for source in as_training_sources(args.train_dataset, "train_dataset").values())
     assert training_args.output_dir.startswith("runs/")
     text = heading(path).replace("\\\n", " ")
     assert "Cost" in text

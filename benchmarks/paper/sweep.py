@@ -175,7 +175,7 @@ def sweep_cells(args: SweepArguments) -> list[Cell]:
     for seed in args.seeds:
         for name, flags in cells_of(args.grid, args.cells).items():
             folder = Path(args.output_dir or "", re.sub(r"[^\w.=-]", "_", name) + f"-seed{seed}")
-            cells.append(Cell(name, seed, folder, {**common, **(args.flags or {}), **flags}))
+            cells.append(Cell(name, seed, folder, {**common, **args.flags, **flags}))
     return cells
 
 
