@@ -1,48 +1,32 @@
-"""Compare exports with transformers: equal texts, word error rate, size and speed.
+"""Exports of a model beside transformers: equal texts, word error rate, size and speed.
 
-    python benchmarks/exports.py runs/quickstart/student examples/quickstart/corpus --split test_kathleen \
-        --format onnx --quantization float32 float16 int8
+    OMP_NUM_THREADS=1 python benchmarks/exports.py --model_name_or_path runs/quickstart/student \
+        --dataset.path examples/quickstart/corpus --dataset.split test_kathleen \
+        --exports onnx/float32 onnx/int8 ctranslate2/float32 ctranslate2/int8 ggml/float16 ggml/q8_0
 
-prints a Markdown table of transformers and each export on the recordings of a corpus. Speed is measured on the first
-32 recordings: medians of three rounds in which all runtimes take turns, so that other load slows all of them alike.
+All runtimes take turns on the same recordings, from samples to tokens, so that other load slows all of them alike.
+Needs the extras `onnx`, `ct2` and `ggml` for what is compared. Cost: 20 minutes on one CPU core.
 """
 
-import argparse
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
+from datasets import Dataset
 
-from hf_distil_whisper import (
-    evaluate_model,
-    export_ctranslate2,
-    export_ggml,
-    export_onnx,
-    load_audio,
-    load_model,
-    load_processor,
-    load_source,
-)
-from hf_distil_whisper.export.ggml import GgmlGenerator
-from hf_distil_whisper.export.onnx import OnnxGenerator
-from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
+from hf_distil_whisper import evaluate_model, load_audio, parse_arguments, run_script
+from hf_distil_whisper.cli.config import DataSource, InputError, as_source, setting, source_setting
+from hf_distil_whisper.cli.export import FORMATS
 from hf_distil_whisper.inference.encoder import window_features
 from hf_distil_whisper.inference.generation import generate_tokens
-from tables import table
-
-EXPORTERS = {"ctranslate2": export_ctranslate2, "ggml": export_ggml, "onnx": export_onnx}
-TIMED_ROWS, ROUNDS = 32, 3
-
-
-GENERATORS = {
-    "ctranslate2": lambda model, processor, folder: Ctranslate2Generator(model, processor, folder=folder),
-    "ggml": lambda model, _, folder: GgmlGenerator(model, folder),
-    "onnx": lambda model, _, folder: OnnxGenerator(model, folder),
-}
+from inputs import LoadedModel, ScoringArguments, check_flags, list_setting, load_scored_models, load_sets, ready
+from tables import machine, table
 
 
 def weight_bytes(folder: Path) -> int:
@@ -50,29 +34,35 @@ def weight_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and file.suffix != ".json")
 
 
-def seconds(model: Any, processor: Any, recordings: list, generate: Any, batch_size: int) -> float:
+def seconds(loaded: LoadedModel, recordings: list, generate: Any, batch_size: int) -> float:
     """Time of features and generation for all recordings."""
     start = time.perf_counter()
     for index in range(0, len(recordings), batch_size):
-        generate(input_features=window_features(model, processor, recordings[index : index + batch_size]))
+        generate(input_features=window_features(*loaded, recordings[index : index + batch_size]))
     return time.perf_counter() - start
 
 
-def compare(name: str, corpus: str, split: str, runtime: str, quantizations: list[str], batch_size: int) -> str:
-    """The table, as Markdown."""
-    model, processor = load_model(name), load_processor(name)
-    rows = load_source(corpus, split=split)
+def compare(
+    loaded: LoadedModel, rows: Dataset, exports: Sequence[tuple[str, str]], timed: int, repeats: int, batch_size: int,
+    **scoring: Any,
+) -> str:  # fmt: skip
+    """The table, as Markdown; `exports`: format and quantization of each."""
+    model, processor = loaded
+    language = scoring["language"]
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    runs: list[tuple[str, str, int, Any]] = [("transformers", "float32", weights, partial(generate_tokens, model))]
+    precision = str(model.dtype).removeprefix("torch.")
+    runs = [("transformers", precision, weights, partial(generate_tokens, model, language=language))]
     with tempfile.TemporaryDirectory() as work:
-        for quantization in quantizations:
-            folder = EXPORTERS[runtime](model, processor, Path(work, quantization), quantization=quantization)
-            generate = GENERATORS[runtime](model, processor, folder)
+        for runtime, quantization in exports:
+            form, folder = FORMATS[runtime], Path(work, runtime, quantization)
+            form.export(model, processor, folder, quantization=quantization)
+            generate = form.load(model, processor, str(folder), language)
             runs.append((runtime, quantization, weight_bytes(folder), generate))
-        results = [evaluate_model(model, rows, processor, batch_size=batch_size)]
-        results += [evaluate_model(model, rows, processor, batch_size=batch_size, generate=run[3]) for run in runs[1:]]
-        recordings = [load_audio(rows[index]["audio"]) for index in range(min(TIMED_ROWS, len(rows)))]
-        rounds = [[seconds(model, processor, recordings, run[3], batch_size) for run in runs] for _ in range(ROUNDS)]
+        results = [
+            evaluate_model(model, rows, processor, batch_size=batch_size, generate=run[3], **scoring) for run in runs
+        ]
+        recordings = [load_audio(row["audio"]) for row in rows.select(range(min(timed, len(rows))))]
+        rounds = [[seconds(loaded, recordings, run[3], batch_size) for run in runs] for _ in range(repeats)]
     times = [median(column) for column in zip(*rounds, strict=True)]
     duration = sum(map(len, recordings)) / 16_000
     heads = ["runtime", "precision", "equal texts", "WER / %", "MB on disk", "RTF / 10⁻³", "times as fast"]
@@ -86,19 +76,44 @@ def compare(name: str, corpus: str, split: str, runtime: str, quantizations: lis
     return table(heads, lines, left=2)
 
 
-def main() -> None:
-    """Parses the flags and prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="name or folder of the model")
-    parser.add_argument("corpus", help="recordings of up to 30 s with text")
-    parser.add_argument("--split", default="test", help="of the corpus (default: test)")
-    parser.add_argument("--format", choices=tuple(EXPORTERS), default="ctranslate2")
-    parser.add_argument("--quantization", nargs="+", default=["float32", "int8"])
-    parser.add_argument("--batch_size", type=int, default=16, help="recordings per pass (default: 16)")
-    args = parser.parse_args()
-    print(compare(args.model, args.corpus, args.split, args.format, args.quantization, args.batch_size))
-    print(f"\n{torch.get_num_threads()} threads, torch {torch.__version__}")
+@dataclass
+class ExportsArguments(ScoringArguments):
+    """Flags of the script."""
+
+    model_name_or_path: str | None = setting(None, "Model to export: Hub name or folder.")
+    dataset: DataSource | str | None = source_setting("Recordings of up to 30 s with text.")
+    exports: list[str] = list_setting(["ctranslate2/float32", "ctranslate2/int8"], "Format and quantization of each.")
+    samples: int = setting(32, "Recordings that are timed; texts are compared on all.")
+    repeats: int = setting(3, "Repetitions over these, the runtimes in turn.")
+    batch_size: int = setting(16, "Recordings in one pass.")
+
+    def parsed_exports(self) -> list[tuple[str, str]]:
+        """Format and quantization of each export."""
+        pairs = []
+        for name in self.exports:
+            runtime, _, quantization = name.partition("/")
+            if runtime not in FORMATS or quantization not in FORMATS[runtime].quantizations:
+                known = "; ".join(f"{one}/ {', '.join(form.quantizations)}" for one, form in FORMATS.items())
+                raise InputError(f"--exports: expected a format and a quantization ({known}), got {name!r}")
+            pairs.append((runtime, quantization))
+        return pairs
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point."""
+    (args,) = parse_arguments(ExportsArguments, argv=argv, command="benchmarks/exports.py")
+    check_flags(args, "model_name_or_path", "dataset", whole=("samples", "repeats", "batch_size"))
+    exports = args.parsed_exports()
+    models = load_scored_models({"model": args.model_name_or_path}, args)
+    sets = load_sets({"dataset": as_source(args.dataset, "dataset")}, ("audio", "text"))
+    if not ready(models, sets, args.dry_run):
+        return
+    print(
+        compare(models["model"], sets["dataset"], exports, args.samples, args.repeats, args.batch_size, **args.scoring)
+    )
+    total, timed = len(sets["dataset"]), min(args.samples, len(sets["dataset"]))
+    print(f"\ntexts of {total}, times of {timed} recordings: medians of {args.repeats}, {args.dtype}, {machine()}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_script(main))

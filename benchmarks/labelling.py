@@ -53,7 +53,7 @@ from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
 from hf_distil_whisper.inference.dataset import generate_rows
 from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import plain_text
-from hf_distil_whisper.inference.prompt import timestamp_begin
+from hf_distil_whisper.inference.prompt import is_multilingual, timestamp_begin
 from hf_distil_whisper.metrics import errors_in_language
 from hf_distil_whisper.pseudo_labels.filtering import passing_rows
 from inputs import LoadedModel, check_flags, list_setting, load_models, load_sets, ready
@@ -107,11 +107,12 @@ def measure_labelling(
 ) -> dict[str, LabellingSpeed]:
     """Labels the same rows with every method, in turn within every round."""
     model, processor = teacher
+    spoken = {"language": language} if is_multilingual(model) else {}
     methods: dict[str, Callable[[], tuple[list[list[int]], float]]] = {
-        PLAIN: partial(_generate_in_order, teacher, rows, batch_size)
+        PLAIN: partial(_generate_in_order, teacher, rows, batch_size, spoken)
     }
     for beams in (1, *num_beams):
-        settings: dict[str, Any] = {"return_timestamps": True, "num_beams": beams}
+        settings: dict[str, Any] = {"return_timestamps": True, "num_beams": beams, **spoken}
         suffix = "" if beams == 1 else f", {beams} beams"
         generate: Callable[..., list[TokenSequence]] = partial(generate_tokens, model, statistics=True, **settings)
         methods[f"transformers{suffix}"] = partial(_generate_by_length, teacher, rows, generate, batch_size)
@@ -151,7 +152,7 @@ def _generate_by_length(
 
 @torch.inference_mode()
 def _generate_in_order(
-    teacher: LoadedModel, rows: Sequence[Mapping[str, Any]], batch_size: int
+    teacher: LoadedModel, rows: Sequence[Mapping[str, Any]], batch_size: int, spoken: Mapping[str, str]
 ) -> tuple[list[list[int]], float]:
     model, processor = teacher
     tokens: list[list[int]] = []
@@ -161,7 +162,7 @@ def _generate_in_order(
         start = time.perf_counter()
         features = processor.feature_extractor(recordings, sampling_rate=SAMPLING_RATE, return_tensors="pt")
         windows = features.input_features.to(model.device, model.dtype)
-        sequences = model.generate(windows, return_timestamps=True).tolist()
+        sequences = model.generate(windows, return_timestamps=True, **spoken).tolist()
         seconds += time.perf_counter() - start
         tokens += [row[: row.index(end)] if end in row else row for row in sequences]
     return tokens, seconds
@@ -393,7 +394,7 @@ class LabellingArguments:
     batch_size: int = setting(16, "Rows in one pass.")
     compute_types: list[str] = list_setting([], "Of CTranslate2, for example `float32 int8`; none by default.")
     num_beams: list[int] = list_setting([], "Labels by beam search too, for example `5`; not by default.")
-    language: str = setting("en", "Whose normaliser scores the labels.")
+    language: str = setting("en", "Of the speech; its normaliser scores the labels.")
     dtype: Literal["float32", "bfloat16", "float16"] = setting("float32", "Type of the teacher's weights.")
     dry_run: bool = setting(False, "Load teacher and utterances only.")
 

@@ -45,6 +45,8 @@ ASSISTED = "--model_name_or_path {toys}/teacher --assistants {toys}/student --da
         ("latency", PAIR + "--language de", "--language: "),
         ("latency", PAIR + "--dataset.split none", "no split 'none'"),
         ("latency", "--dataset {toys}/corpus", "--model_name_or_path is missing"),
+        ("exports", MODEL + "--exports onnx", "--exports: expected a format and a quantization (ctranslate2/ float32"),
+        ("exports", MODEL + "--exports ggml/int8", "got 'ggml/int8'"),
         ("memory", "", "--model_name_or_path is missing"),
         ("memory", "--model_name_or_path toy --minutes 5 5", "--minutes: expected different lengths"),
         ("memory", "--model_name_or_path toy --temperature_fallback", "belongs to --method sequential"),

@@ -13,7 +13,7 @@ from hf_distil_whisper.data.audio import encode_flac
 from hf_distil_whisper.inference import ctranslate2
 from inputs import LoadedModel
 from labelling import PLAIN, LabellingSpeed, StepSpeed, data_table, labelling_table, measure_data
-from talking_models import talking_whisper
+from talking_models import multilingual_whisper, talking_whisper
 from toy_models import toy_audio, toy_processor
 
 
@@ -32,6 +32,26 @@ def test_recordings_are_of_all_lengths_and_every_utterance_is_in_one() -> None:
     assert len(ids) == len(set(ids))
     with pytest.raises(ValueError, match=r"5 utterances make .* recordings of up to 30 s, 40 were asked for"):
         labelling.mixed_recordings(utterances(5), 40)
+
+
+def test_a_multilingual_teacher_is_told_the_language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose language one method hears and another does not says nothing of either."""
+    monkeypatch.setattr(ctranslate2, "HF_HOME", str(tmp_path))
+    teacher = LoadedModel(multilingual_whisper(), toy_processor())
+    heard: list[str | None] = []
+    monkeypatch.setattr(
+        teacher.model,
+        "generate",
+        lambda windows, **options: heard.append(options["language"]) or windows.new_zeros(len(windows), 1).long(),
+    )
+    texts = {}
+    for language in ("en", "de"):
+        rows, options = list(utterances(4, seconds=2.0)), {"compute_types": ["float32"], "rounds": 1}
+        speeds = labelling.measure_labelling(teacher, rows, language=language, **options)
+        assert speeds["transformers"].texts == speeds["ctranslate2 float32"].texts
+        texts[language] = speeds["transformers"].texts
+    assert heard == ["en", "de"]
+    assert texts["en"] != texts["de"]
 
 
 def test_every_method_labels_every_row_in_every_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
