@@ -29,9 +29,7 @@ runs/sweeps/chunks/table.md: runs/quickstart/student/model.safetensors | $(BIN)/
 runs/quickstart/student/model.safetensors:
 	@echo "make sweeps: $@ is missing, which the sweeps start from: run \`make quickstart\` first" >&2; exit 1
 
-# What `make sweeps` left here, or else what is stored.
-NAMES = $(sort $(notdir $(wildcard runs/sweeps/* docs/report/sweeps/*)))
-SWEEPS = $(patsubst %/table.md,%,$(foreach name,$(NAMES),$(firstword $(wildcard $(addsuffix /$(name)/table.md,runs/sweeps docs/report/sweeps)))))
+SWEEPS = $(patsubst %/table.md,%,$(wildcard runs/sweeps/*/table.md))
 report: $(BIN)/hf-distil-whisper
 	$(BIN)/python benchmarks/paper/report.py configs/reports/quickstart.yaml $(if $(SWEEPS),--sweeps $(SWEEPS))
 
