@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import torch
 from datasets import Dataset, Value, concatenate_datasets
@@ -11,13 +12,16 @@ from hf_distil_whisper import (
     SpeechDataset,
     create_student,
     evaluate_model,
+    export_onnx,
     filter_by_wer,
     hidden_state_mse_loss,
+    load_audio,
     load_source,
     pseudo_label_dataset,
     transcribe,
 )
 from hf_distil_whisper.data.labels import plain_text
+from hf_distil_whisper.inference.encoder import encode, window_features
 from hf_distil_whisper.metrics import errors_in_language
 from hf_distil_whisper.training.fused_loss import distillation_token_losses, fused_distillation_loss
 from hf_distil_whisper.training.teacher_cache import CacheSettings, TeacherCacheDataset
@@ -124,3 +128,15 @@ def test_the_cached_teacher_is_the_teacher(base: LoadedModel) -> None:
     assert mse == pytest.approx(hidden_state_mse_loss(layers, exact_layers, batch["labels"]).item(), rel=1e-4)
     kl, _ = distillation_token_losses(stored, head, exact, head, batch["labels"], temperature=2.0)
     assert 0 <= kl.sum().item() / losses[0].num_tokens < 1e-6
+
+
+def test_the_encoder_of_an_8_bit_export_is_close(base: LoadedModel, tmp_path: Path) -> None:
+    """With all 36 products in 8 bits it is 13 % off, from one of them: a student makes 70 % errors in place of 29."""
+    features = window_features(
+        *base, [load_audio(row["audio"]) for row in load_source(SPEECH / "kathleen", max_samples=2)]
+    )
+    export_onnx(*base, tmp_path / "export", quantization="int8")
+    session = onnxruntime.InferenceSession(str(tmp_path / "export" / "onnx" / "encoder_model_quantized.onnx"))
+    (states,) = session.run(None, {"input_features": features.numpy()})
+    exact = encode(base.model, features)
+    assert (torch.from_numpy(states) - exact).norm() < 0.09 * exact.norm()

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ USE_CACHE_BRANCH = "use_cache_branch"
 MAX_FILE_BYTES = 1_900_000_000
 """Bytes of weights that fit into the graph's file (protobuf: 2 GiB); more of them go to `<name>.onnx_data`."""
 
+OUTLIER = 8.0
+"""How far a token may rise above the others before a product: further, and one 8-bit scale does not fit them all."""
+
 _OPSET = 18
 
 
@@ -72,7 +75,7 @@ def export_onnx(
         folder (`str` or `Path`): new or empty; written completely or not at all.
         quantization (`str`, *optional*, defaults to `"float32"`): of the weights; "float16" (files `…_fp16.onnx`,
             inputs and outputs stay float32) or "int8" (`…_quantized.onnx`, matrix products with 8-bit weights, one
-            scale per column, and dynamically quantised activations).
+            scale per column, and dynamically quantised activations; see [`products_with_outliers`]).
         word_timestamps (`bool`, *optional*): return the cross-attentions; by default if the generation config has
             `alignment_heads`, without which they have no use.
 
@@ -108,8 +111,10 @@ def export_onnx(
         save_generation_config(model, part)
         save_processor(processor, part)
         (part / ONNX_FOLDER).mkdir()
+        exact = products_with_outliers(model) if quantization == "int8" else set()
         graphs = {
-            name: _with_precision(graph, quantization) for name, graph in _traced(model, bool(word_timestamps)).items()
+            name: _with_precision(graph, quantization, exact)
+            for name, graph in _traced(model, bool(word_timestamps)).items()
         }
         graphs["decoder_model_merged"] = merge_decoders(graphs["decoder_model"], graphs["decoder_with_past_model"])
         for name, graph in graphs.items():
@@ -318,7 +323,36 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _with_precision(graph: "ModelProto", quantization: str) -> "ModelProto":
+@torch.inference_mode()
+def products_with_outliers(model: WhisperForConditionalGeneration) -> set[bytes]:
+    """Digests of the weights that stay float32 in "int8": those of layers in whose input a few tokens tower above all.
+
+    A dynamically quantised product has one scale for all tokens. In a feed-forward layer or two of Whisper's encoder,
+    some tokens are 20 to 40 times as large as the others (Sun et al., Massive Activations in Large Language Models,
+    2024), which leaves those a dozen of 255 steps. They show without any speech, so a silent window is looked at.
+    """
+    found: set[bytes] = set()
+
+    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        largest = inputs[0].abs().amax(dim=-1)  # of each token
+        if largest.max() > OUTLIER * largest.median():
+            found.add(_digest(cast(nn.Linear, layer).weight.detach().T.numpy()))
+
+    source = copy.deepcopy(model).cpu().float().eval()
+    for layer in source.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(look)
+    silence = torch.full((1, model.config.num_mel_bins, 2 * model.config.max_source_positions), -1.5)  # its log-mel
+    source(input_features=silence, decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id]]))
+    return found
+
+
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).digest()
+
+
+def _with_precision(graph: "ModelProto", quantization: str, exact: set[bytes]) -> "ModelProto":
+    """The graph in another precision; in "int8", products with a weight of a digest in `exact` stay as they are."""
     if quantization == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
@@ -331,12 +365,14 @@ def _with_precision(graph: "ModelProto", quantization: str) -> "ModelProto":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
         _fold_transposed_weights(graph)
+        kept = {one.name for one in graph.graph.initializer if _digest(onnx.numpy_helper.to_array(one)) in exact}
         with tempfile.TemporaryDirectory() as work, _quiet():
             file = Path(work, "int8.onnx")
             # Matrix products with a weight and embeddings; convolutions and products of activations stay in float32.
             quantize_dynamic(
                 graph, file, op_types_to_quantize=["MatMul", "Gather"], per_channel=True,
                 weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
+                nodes_to_exclude=[node.name for node in graph.graph.node if kept.intersection(node.input)],
             )  # fmt: skip
             return onnx.load(file)
     return graph
@@ -360,7 +396,7 @@ def merge_decoders(first: "ModelProto", further: "ModelProto") -> "ModelProto":
     from onnx import TensorProto, helper
 
     # An `If` has no inputs: its branches read tokens, caches and weights, each stored once, from the graph around it.
-    shared: dict[str, TensorProto] = {}
+    shared: dict[bytes, TensorProto] = {}
     branches = {name: _branch(model.graph, name, shared) for name, model in (("further", further), ("first", first))}
     _add_empty_outputs(branches["further"], first.graph)
     outputs = [_free_shape(output) for output in first.graph.output]
@@ -378,7 +414,7 @@ def merge_decoders(first: "ModelProto", further: "ModelProto") -> "ModelProto":
     return merged
 
 
-def _branch(graph: "GraphProto", name: str, shared: dict[str, "TensorProto"]) -> "GraphProto":
+def _branch(graph: "GraphProto", name: str, shared: dict[bytes, "TensorProto"]) -> "GraphProto":
     """A subgraph that reads inputs and weights from the outer graph; equal weights are `shared`, by their digest."""
     from onnx import GraphProto, numpy_helper
 
@@ -386,7 +422,7 @@ def _branch(graph: "GraphProto", name: str, shared: dict[str, "TensorProto"]) ->
     renamed = {value.name: value.name for value in graph.input}
     for weight in graph.initializer:
         array = numpy_helper.to_array(weight)
-        digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
+        digest = _digest(array)
         if digest not in shared:
             shared[digest] = type(weight)()
             shared[digest].CopyFrom(weight)
