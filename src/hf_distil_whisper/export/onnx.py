@@ -338,12 +338,12 @@ def products_with_outliers(model: WhisperForConditionalGeneration) -> set[bytes]
         if largest.max() > OUTLIER * largest.median():
             found.add(_digest(cast(nn.Linear, layer).weight.detach().T.numpy()))
 
-    source = copy.deepcopy(model).cpu().float().eval()
-    for layer in source.modules():
+    # Inputs of the decoder's products are few tokens at a time, or normalised.
+    encoder = copy.deepcopy(model.get_encoder()).cpu().float().eval()
+    for layer in encoder.modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_pre_hook(look)
-    silence = torch.full((1, model.config.num_mel_bins, 2 * model.config.max_source_positions), -1.5)  # its log-mel
-    source(input_features=silence, decoder_input_ids=torch.tensor([[model.config.decoder_start_token_id]]))
+    encoder(torch.full((1, model.config.num_mel_bins, 2 * model.config.max_source_positions), -1.5))  # log-mel silence
     return found
 
 
