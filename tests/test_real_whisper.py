@@ -131,7 +131,7 @@ def test_the_cached_teacher_is_the_teacher(base: LoadedModel) -> None:
 
 
 def test_the_encoder_of_an_8_bit_export_is_close(base: LoadedModel, tmp_path: Path) -> None:
-    """With all 36 products in 8 bits it is 13 % off, from one of them: a student makes 70 % errors in place of 29."""
+    """With one scale for all tokens of a product it is 13 % off: a student makes 70 % errors in place of 29."""
     features = window_features(
         *base, [load_audio(row["audio"]) for row in load_source(SPEECH / "kathleen", max_samples=2)]
     )
@@ -139,4 +139,4 @@ def test_the_encoder_of_an_8_bit_export_is_close(base: LoadedModel, tmp_path: Pa
     session = onnxruntime.InferenceSession(str(tmp_path / "export" / "onnx" / "encoder_model_quantized.onnx"))
     (states,) = session.run(None, {"input_features": features.numpy()})
     exact = encode(base.model, features)
-    assert (torch.from_numpy(states) - exact).norm() < 0.09 * exact.norm()
+    assert (torch.from_numpy(states) - exact).norm() < 0.05 * exact.norm()

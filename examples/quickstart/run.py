@@ -48,6 +48,8 @@ UNITS = {"AN4": "character"}
 """Names are spelled and digits strung together there: "C L A R K" is right as "CLARK" and as "C-L-A-R-K"."""
 LAYERS = {"tiny.en": [0, 1, 3], "base": [0, 5]}
 """Decoder layers that the student keeps by default."""
+EPOCHS = {"tiny.en": 4, "base": 12}
+"""Of training by default."""
 SINGLE = 0.07
 """Share of the utterances that also have a window of their own."""
 BF16 = bool(torch.cpu.get_capabilities().get("amx_bf16"))
@@ -80,13 +82,14 @@ def distil(
     processor: WhisperProcessor,
     labelled: Dataset,
     folder: Path,
+    epochs: float,
     seed: int,
 ) -> DistillationTrainingArguments:
     """Trains the student in place; returns the settings."""
     args = DistillationTrainingArguments(
         output_dir=folder / "training",
         per_device_train_batch_size=8,
-        num_train_epochs=4,
+        num_train_epochs=epochs,
         learning_rate=3e-4,
         warmup_steps=30,
         # They are three quarters of the student's weights, and the teacher's are right.
@@ -160,6 +163,7 @@ def main() -> None:
     parser.add_argument("--teacher", choices=PACKAGES, default="tiny.en", help="OpenAI's Whisper of this name")
     parser.add_argument("--decoder_layers", type=int, nargs="+", help="that the student keeps, from 0")
     parser.add_argument("--hours", type=float, default=4.0, help="of speech to train on; there are 3.5")
+    parser.add_argument("--epochs", type=float, help="of training")
     parser.add_argument("--seed", type=int, default=42, help="of the training")
     args = parser.parse_args()
     folder, start = args.output_dir, time.perf_counter()
@@ -180,7 +184,8 @@ def main() -> None:
     teacher, layers = load_model(source), args.decoder_layers or LAYERS[args.teacher]
     step(f"3. a student with {len(layers)} of the {teacher.config.decoder_layers} decoder layers learns from it")
     student, before = (create_student(teacher, decoder_layers=len(layers), decoder_layer_ids=layers) for _ in range(2))
-    training = distil(student, labeller, processor, filtered, folder, args.seed)
+    epochs = args.epochs or EPOCHS[args.teacher]
+    training = distil(student, labeller, processor, filtered, folder, epochs, args.seed)
     save_checkpoint(student, processor, folder / "student")
     step("4. both are scored, beside the student as it was before")
     models = {"teacher": teacher, "student before": before, "student": student}

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,8 +46,8 @@ USE_CACHE_BRANCH = "use_cache_branch"
 MAX_FILE_BYTES = 1_900_000_000
 """Bytes of weights that fit into the graph's file (protobuf: 2 GiB); more of them go to `<name>.onnx_data`."""
 
-OUTLIER = 8.0
-"""How far a token may rise above the others before a product: further, and one 8-bit scale does not fit them all."""
+BLOCK = 128
+"""Weights of a column, and numbers of a token, that share a scale in "int8"."""
 
 _OPSET = 18
 
@@ -74,8 +74,8 @@ def export_onnx(
         processor (`WhisperProcessor`): of the model.
         folder (`str` or `Path`): new or empty; written completely or not at all.
         quantization (`str`, *optional*, defaults to `"float32"`): of the weights; "float16" (files `…_fp16.onnx`,
-            inputs and outputs stay float32) or "int8" (`…_quantized.onnx`, matrix products with 8-bit weights, one
-            scale per column, and dynamically quantised activations; see [`products_with_outliers`]).
+            inputs and outputs stay float32) or "int8" (`…_quantized.onnx`, matrix products of 8 bits with a
+            scale for every `BLOCK` weights and activations).
         word_timestamps (`bool`, *optional*): return the cross-attentions; by default if the generation config has
             `alignment_heads`, without which they have no use.
 
@@ -111,11 +111,8 @@ def export_onnx(
         save_generation_config(model, part)
         save_processor(processor, part)
         (part / ONNX_FOLDER).mkdir()
-        exact = products_with_outliers(model) if quantization == "int8" else set()
-        graphs = {
-            name: _with_precision(graph, quantization, exact)
-            for name, graph in _traced(model, bool(word_timestamps)).items()
-        }
+        traced = _traced(model, bool(word_timestamps))
+        graphs = {name: _with_precision(graph, quantization) for name, graph in traced.items()}
         graphs["decoder_model_merged"] = merge_decoders(graphs["decoder_model"], graphs["decoder_with_past_model"])
         for name, graph in graphs.items():
             _save(graph, part / ONNX_FOLDER / f"{name}{SUFFIXES[quantization]}.onnx")
@@ -310,49 +307,24 @@ def _graph(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silences the exporter's and quantiser's warnings about optional packages, names and steps."""
-    loggers = [logging.getLogger("torch.onnx"), logging.getLogger()]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    root, disabled = logging.getLogger(), logging.root.manager.disable
+    handlers, level = root.handlers[:], root.level
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-@torch.inference_mode()
-def products_with_outliers(model: WhisperForConditionalGeneration) -> set[bytes]:
-    """Digests of the weights that stay float32 in "int8": those of layers in whose input a few tokens tower above all.
-
-    A dynamically quantised product has one scale for all tokens. In a feed-forward layer or two of Whisper's encoder,
-    some tokens are 20 to 40 times as large as the others (Sun et al., Massive Activations in Large Language Models,
-    2024), which leaves those a dozen of 255 steps. They show without any speech, so a silent window is looked at.
-    """
-    found: set[bytes] = set()
-
-    def look(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        largest = inputs[0].abs().amax(dim=-1)  # of each token
-        if largest.max() > OUTLIER * largest.median():
-            found.add(_digest(cast(nn.Linear, layer).weight.detach().T.numpy()))
-
-    # Inputs of the decoder's products are few tokens at a time, or normalised.
-    encoder = copy.deepcopy(model.get_encoder()).cpu().float().eval()
-    for layer in encoder.modules():
-        if isinstance(layer, nn.Linear):
-            layer.register_forward_pre_hook(look)
-    encoder(torch.full((1, model.config.num_mel_bins, 2 * model.config.max_source_positions), -1.5))  # log-mel silence
-    return found
+        logging.disable(disabled)
+        root.handlers[:] = handlers  # the quantiser calls `basicConfig` when it is imported
+        root.setLevel(level)
 
 
 def _digest(array: np.ndarray) -> bytes:
     return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).digest()
 
 
-def _with_precision(graph: "ModelProto", quantization: str, exact: set[bytes]) -> "ModelProto":
-    """The graph in another precision; in "int8", products with a weight of a digest in `exact` stay as they are."""
+def _with_precision(graph: "ModelProto", quantization: str) -> "ModelProto":
     if quantization == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
         from onnxruntime.transformers.onnx_model import OnnxModel
@@ -362,19 +334,21 @@ def _with_precision(graph: "ModelProto", quantization: str, exact: set[bytes]) -
         return halved.model
     if quantization == "int8":
         import onnx
-        from onnxruntime.quantization import QuantType, quantize_dynamic
 
         _fold_transposed_weights(graph)
-        kept = {one.name for one in graph.graph.initializer if _digest(onnx.numpy_helper.to_array(one)) in exact}
         with tempfile.TemporaryDirectory() as work, _quiet():
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+            from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+            # Embeddings and matrix products with a weight; convolutions and products of activations stay in float32.
             file = Path(work, "int8.onnx")
-            # Matrix products with a weight and embeddings; convolutions and products of activations stay in float32.
-            quantize_dynamic(
-                graph, file, op_types_to_quantize=["MatMul", "Gather"], per_channel=True,
-                weight_type=QuantType.QInt8, extra_options={"MatMulConstBOnly": True},
-                nodes_to_exclude=[node.name for node in graph.graph.node if kept.intersection(node.input)],
-            )  # fmt: skip
-            return onnx.load(file)
+            quantize_dynamic(graph, file, op_types_to_quantize=["Gather"], weight_type=QuantType.QInt8)
+            # `quantize_dynamic` has one scale for all tokens of a product. In a feed-forward layer or two of Whisper's
+            # encoder some are 20 to 40 times as large as the others (Sun et al., Massive Activations in Large Language
+            # Models, 2024), which leaves those a dozen of 255 steps, and the text is lost.
+            quantizer = MatMulNBitsQuantizer(onnx.load(file), bits=8, block_size=BLOCK, accuracy_level=4)
+            quantizer.process()
+        return quantizer.model.model
     return graph
 
 
