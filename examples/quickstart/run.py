@@ -166,6 +166,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, help="of training")
     parser.add_argument("--seed", type=int, default=42, help="of the training")
     args = parser.parse_args()
+    if args.epochs is not None and not args.epochs > 0:
+        parser.error(f"--epochs: expected more than 0, got {args.epochs}")
     folder, start = args.output_dir, time.perf_counter()
 
     def step(name: str) -> None:

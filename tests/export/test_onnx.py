@@ -60,36 +60,44 @@ def test_tokens_are_those_of_transformers(exports: dict[str, Path], language: st
     assert len(set(map(tuple, expected))) > 1
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_the_merged_decoder_computes_what_the_two_decoders_compute(exports: dict[str, Path], precision: str) -> None:
-    """It is the one that transformers.js loads, and no other test runs it."""
-    folder, end = exports[precision] / "onnx", module.SUFFIXES[precision]
+PREFIX, TOKEN = np.array([[5, 6, 7], [8, 9, 10]]), np.array([[11], [12]])
+HIDDEN = np.random.default_rng(0).standard_normal((2, 1500, 16)).astype(np.float32)
+
+
+def decoded(folder: Path, end: str = "") -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Outputs for PREFIX, then for TOKEN, of the two decoders and of the merged one."""
     first, further, merged = (_session(folder / f"{name}{end}.onnx") for name in FILES[:1] + FILES[2:3] + FILES[1:2])
-    rng = np.random.default_rng(0)
-    prefix = {"input_ids": np.array([[5, 6, 7], [8, 9, 10]])}
-    hidden = {"encoder_hidden_states": rng.standard_normal((2, 1500, 16)).astype(np.float32)}
+    prefix, hidden = {"input_ids": PREFIX}, {"encoder_hidden_states": HIDDEN}
     empty = {name: np.zeros((2, 2, 0, 8), dtype=np.float32) for name in cache_names("past_key_values", 2)}
     expected = first.run(None, prefix | hidden)
     result = merged.run(None, prefix | hidden | empty | {USE_CACHE_BRANCH: np.array([False])})
     past = dict(zip(empty, expected[1:-2], strict=True))
-    token = {"input_ids": np.array([[11], [12]])}
+    token = {"input_ids": TOKEN}
     outputs = ["logits", *cache_names("present", 2, ("decoder",)), *ATTENTIONS]
     expected += further.run(outputs, token | past)
     result += merged.run(outputs, token | hidden | past | {USE_CACHE_BRANCH: np.array([True])})
+    return expected, result
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_the_merged_decoder_computes_what_the_two_decoders_compute(exports: dict[str, Path], precision: str) -> None:
+    """It is the one that transformers.js loads, and no other test runs it."""
+    expected, result = decoded(exports[precision] / "onnx", module.SUFFIXES[precision])
     for ours, theirs in zip(result, expected, strict=True):
         assert np.allclose(ours, theirs, atol=1e-5)
-    if precision != "float32":
-        return
-    # Word timestamps of transformers.js are read from these, joined along the tokens.
+
+
+def test_the_attentions_of_prefix_and_token_join_to_those_of_the_model(exports: dict[str, Path]) -> None:
+    """Word timestamps of transformers.js are read from these, joined along the tokens."""
+    _, result = decoded(exports["float32"] / "onnx")
+    of_prefix, of_token = result[1 + len(cache_names("present", 2)) :][:2], result[-2:]
     model = student()
     model.set_attn_implementation("eager")
-    tokens = torch.from_numpy(np.concatenate([prefix["input_ids"], token["input_ids"]], axis=1))
-    states = torch.from_numpy(hidden["encoder_hidden_states"])
+    tokens, states = torch.from_numpy(np.concatenate([PREFIX, TOKEN], axis=1)), torch.from_numpy(HIDDEN)
     with torch.no_grad():
         attentions = model.get_decoder()(tokens, encoder_hidden_states=states, output_attentions=True).cross_attentions
-    for layer, theirs in enumerate(attentions):
-        of_prefix, of_token = result[len(first.get_outputs()) - 2 + layer], result[-2 + layer]
-        assert np.allclose(np.concatenate([of_prefix, of_token], axis=2), theirs.numpy(), atol=1e-5)
+    for *ours, theirs in zip(of_prefix, of_token, attentions, strict=True):
+        assert np.allclose(np.concatenate(ours, axis=2), theirs.numpy(), atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("float16", 0.03), ("int8", 0.3)])

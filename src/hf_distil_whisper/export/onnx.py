@@ -320,10 +320,6 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _digest(array: np.ndarray) -> bytes:
-    return hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).digest()
-
-
 def _with_precision(graph: "ModelProto", quantization: str) -> "ModelProto":
     if quantization == "float16":
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -370,7 +366,7 @@ def merge_decoders(first: "ModelProto", further: "ModelProto") -> "ModelProto":
     from onnx import TensorProto, helper
 
     # An `If` has no inputs: its branches read tokens, caches and weights, each stored once, from the graph around it.
-    shared: dict[bytes, TensorProto] = {}
+    shared: dict[str, TensorProto] = {}
     branches = {name: _branch(model.graph, name, shared) for name, model in (("further", further), ("first", first))}
     _add_empty_outputs(branches["further"], first.graph)
     outputs = [_free_shape(output) for output in first.graph.output]
@@ -388,7 +384,7 @@ def merge_decoders(first: "ModelProto", further: "ModelProto") -> "ModelProto":
     return merged
 
 
-def _branch(graph: "GraphProto", name: str, shared: dict[bytes, "TensorProto"]) -> "GraphProto":
+def _branch(graph: "GraphProto", name: str, shared: dict[str, "TensorProto"]) -> "GraphProto":
     """A subgraph that reads inputs and weights from the outer graph; equal weights are `shared`, by their digest."""
     from onnx import GraphProto, numpy_helper
 
@@ -396,7 +392,7 @@ def _branch(graph: "GraphProto", name: str, shared: dict[bytes, "TensorProto"]) 
     renamed = {value.name: value.name for value in graph.input}
     for weight in graph.initializer:
         array = numpy_helper.to_array(weight)
-        digest = _digest(array)
+        digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode() + array.tobytes()).hexdigest()
         if digest not in shared:
             shared[digest] = type(weight)()
             shared[digest].CopyFrom(weight)
