@@ -34,7 +34,6 @@ import torch
 from datasets import Dataset, Value, concatenate_datasets
 
 from hf_distil_whisper import (
-    RowErrors,
     WordErrors,
     evaluate_model,
     load_audio,
@@ -47,11 +46,9 @@ from hf_distil_whisper import (
 from hf_distil_whisper.cli.config import DataSource, InputError, as_source, as_sources, setting, source_setting
 from hf_distil_whisper.data.audio import SAMPLING_RATE, encode_flac
 from hf_distil_whisper.data.labels import plain_text as plain_transcript
+from hf_distil_whisper.data.shards import ShardStore
 from hf_distil_whisper.data.sources import write_row_index
 from hf_distil_whisper.evaluation.results import non_speech_text
-from hf_distil_whisper.inference.ctranslate2 import Ctranslate2Generator
-from hf_distil_whisper.inference.dataset import generate_rows
-from hf_distil_whisper.inference.generation import TokenSequence, generate_tokens
 from hf_distil_whisper.inference.output import plain_text
 from hf_distil_whisper.inference.prompt import is_multilingual, timestamp_begin
 from hf_distil_whisper.metrics import errors_in_language
@@ -68,7 +65,7 @@ PLAIN = "generate"
 class LabellingSpeed:
     """One method over all rounds."""
 
-    seconds: list[float]  # of features and search, one entry a round; reading and decoding of files not counted
+    seconds: list[float]  # from recordings to labels, one entry a round
     texts: list[str]  # the labels without timestamps
     errors: WordErrors  # of the labels
 
@@ -106,32 +103,30 @@ def measure_labelling(
     language: str = "en",
 ) -> dict[str, LabellingSpeed]:
     """Labels the same rows with every method, in turn within every round."""
-    model, processor = teacher
-    spoken = {"language": language} if is_multilingual(model) else {}
-    methods: dict[str, Callable[[], tuple[list[list[int]], float]]] = {
+    spoken = {"language": language} if is_multilingual(teacher.model) else {}
+    methods: dict[str, Callable[[], tuple[list[str], float]]] = {
         PLAIN: partial(_generate_in_order, teacher, rows, batch_size, spoken)
     }
     for beams in (1, *num_beams):
-        settings: dict[str, Any] = {"return_timestamps": True, "num_beams": beams, **spoken}
         suffix = "" if beams == 1 else f", {beams} beams"
-        generate: Callable[..., list[TokenSequence]] = partial(generate_tokens, model, statistics=True, **settings)
-        methods[f"transformers{suffix}"] = partial(_generate_by_length, teacher, rows, generate, batch_size)
+        settings: dict[str, Any] = {"num_beams": beams, "batch_size": batch_size, **spoken}
+        methods[f"transformers{suffix}"] = partial(_pseudo_label, teacher, rows, **settings)
         for compute_type in compute_types:
-            generate = Ctranslate2Generator(model, processor, compute_type=compute_type, **settings)
-            name = f"ctranslate2 {compute_type}{suffix}"
-            methods[name] = partial(_generate_by_length, teacher, rows, generate, batch_size)
+            backend = {"backend": "ctranslate2", "compute_type": compute_type}
+            methods[f"ctranslate2 {compute_type}{suffix}"] = partial(
+                _pseudo_label, teacher, rows, **backend, **settings
+            )
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    tokens: dict[str, list[list[int]]] = {}
+    texts: dict[str, list[str]] = {}
     for _ in range(rounds):
         for name, label in methods.items():
-            tokens[name], spent = label()
+            texts[name], spent = label()
             seconds[name].append(spent)
-    speeds = {}
-    for name in methods:
-        texts = [plain_text(sequence, processor.tokenizer, timestamp_begin(model)) for sequence in tokens[name]]
-        errors = known_errors([row["text"] for row in rows], texts, language)
-        speeds[name] = LabellingSpeed(seconds[name], texts, errors)
-    return speeds
+    references = [row["text"] for row in rows]
+    return {
+        name: LabellingSpeed(seconds[name], texts[name], known_errors(references, texts[name], language))
+        for name in methods
+    }
 
 
 def known_errors(references: Sequence[str | None], texts: Sequence[str], language: str) -> WordErrors:
@@ -140,32 +135,31 @@ def known_errors(references: Sequence[str | None], texts: Sequence[str], languag
     return errors_in_language([reference for reference, _ in known], [text for _, text in known], language)
 
 
-def _generate_by_length(
-    teacher: LoadedModel,
-    rows: Sequence[Mapping[str, Any]],
-    generate: Callable[..., list[TokenSequence]],
-    batch_size: int,
-) -> tuple[list[list[int]], float]:
-    result = generate_rows(teacher.model, teacher.processor, rows, RowErrors(), generate, batch_size=batch_size)
-    return [sequence.tokens for sequence in result.sequences.values()], result.seconds
+def _pseudo_label(teacher: LoadedModel, rows: Sequence[Mapping[str, Any]], **settings: Any) -> tuple[list[str], float]:
+    """Texts of `pseudo_label_dataset`, and the seconds that it recorded; converting the teacher does not count."""
+    recordings = Dataset.from_list([{"id": str(row), "audio": one["audio"]} for row, one in enumerate(rows)])
+    with tempfile.TemporaryDirectory() as folder:
+        labelled = pseudo_label_dataset(recordings, *teacher, output_dir=folder, **settings)
+        texts = dict(zip(labelled["id"], map(plain_transcript, labelled["whisper_transcript"]), strict=True))
+        seconds = sum(shard.info["seconds"] for shard in ShardStore(folder).shards())
+    return [texts[str(row)] for row in range(len(rows))], seconds
 
 
 @torch.inference_mode()
 def _generate_in_order(
     teacher: LoadedModel, rows: Sequence[Mapping[str, Any]], batch_size: int, spoken: Mapping[str, str]
-) -> tuple[list[list[int]], float]:
+) -> tuple[list[str], float]:
     model, processor = teacher
     tokens: list[list[int]] = []
-    seconds, end = 0.0, model.generation_config.eos_token_id
+    end, start = model.generation_config.eos_token_id, time.perf_counter()
     for first in range(0, len(rows), batch_size):
         recordings = [load_audio(row["audio"]) for row in rows[first : first + batch_size]]
-        start = time.perf_counter()
         features = processor.feature_extractor(recordings, sampling_rate=SAMPLING_RATE, return_tensors="pt")
         windows = features.input_features.to(model.device, model.dtype)
         sequences = model.generate(windows, return_timestamps=True, **spoken).tolist()
-        seconds += time.perf_counter() - start
         tokens += [row[: row.index(end)] if end in row else row for row in sequences]
-    return tokens, seconds
+    texts = [plain_text(sequence, processor.tokenizer, timestamp_begin(model)) for sequence in tokens]
+    return texts, time.perf_counter() - start
 
 
 def labelling_table(speeds: Mapping[str, LabellingSpeed]) -> str:

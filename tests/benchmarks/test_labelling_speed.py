@@ -64,7 +64,7 @@ def test_every_method_labels_every_row_in_every_round(tmp_path: Path, monkeypatc
     greedy = [PLAIN, "transformers", "ctranslate2 float32"]
     assert list(speeds) == [*greedy, "transformers, 2 beams", "ctranslate2 float32, 2 beams"]
     assert speeds["transformers, 2 beams"].texts != speeds["transformers"].texts
-    # Plain `generate` starts a second window where a toy's last timestamp is early, as no trained model does.
+    # Not those of plain `generate`, which goes on behind a toy's last timestamp, however often.
     assert speeds["transformers"].texts == speeds["ctranslate2 float32"].texts
     for one in speeds.values():
         assert (len(one.texts), len(one.seconds), one.errors.num_words) == (5, 2, 8)
