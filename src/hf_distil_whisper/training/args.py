@@ -208,7 +208,7 @@ class DistillationTrainingArguments(Seq2SeqTrainingArguments):
         if self.teacher_cache_dir is not None and self.teacher_cache == "none":
             raise ValueError(
                 f"--teacher_cache_dir is {self.teacher_cache_dir}, but --teacher_cache is none: nothing would be "
-                "stored there. Set --teacher_cache to encoder, logits or both."
+                "stored there. Set --teacher_cache to encoder, logits or both, or --teacher_cache_dir null."
             )
 
     def _checked_lora(self, lora: dict | str) -> dict:
